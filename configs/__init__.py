@@ -1,0 +1,1 @@
+"""Makes this folder part of the wheel; it holds YAML only."""

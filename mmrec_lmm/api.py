@@ -1,0 +1,59 @@
+"""Everything that a plugin author imports, and all that stays stable between versions.
+
+Names are fetched on first use (PEP 562): a plugin that only registers specs imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .contracts import DotProduct as DotProduct
+    from .contracts import ItemEncoder as ItemEncoder
+    from .contracts import Recommender as Recommender
+    from .contracts import Scorer as Scorer
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import MMRecError as MMRecError
+    from .errors import WeightsMissing as WeightsMissing
+    from .features import ItemFeatures as ItemFeatures
+    from .hookspecs import API_VERSION as API_VERSION
+    from .hookspecs import hookimpl as hookimpl
+    from .specs import DatasetSpec as DatasetSpec
+    from .specs import EncoderSpec as EncoderSpec
+    from .specs import MetricSpec as MetricSpec
+    from .specs import ModelSpec as ModelSpec
+    from .types import Batch as Batch
+    from .types import Dataset as Dataset
+    from .types import EpochReport as EpochReport
+    from .types import FeatureTable as FeatureTable
+    from .types import Interactions as Interactions
+    from .types import ItemCatalog as ItemCatalog
+    from .types import RawItem as RawItem
+    from .types import RunResult as RunResult
+    from .types import RunSpec as RunSpec
+    from .types import TrainingData as TrainingData
+
+_HOME = {
+    "contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
+    "errors": ("ConfigError", "DataError", "MMRecError", "WeightsMissing"),
+    "features": ("ItemFeatures",),
+    "hookspecs": ("API_VERSION", "hookimpl"),
+    "specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec"),
+    "types": (
+        "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
+        "RunSpec", "TrainingData",
+    ),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"mmrec_lmm.api has no {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(f".{_MODULE[name]}", __package__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

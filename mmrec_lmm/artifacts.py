@@ -1,0 +1,124 @@
+"""The content-addressed store: every derived file is named by a hash of all that it depends on.
+
+A stale cache is therefore impossible: change the encoder, its weights, the preprocessing or the catalogue, and the
+name changes. Files appear whole or not at all (written beside, then renamed), and two processes that want the same
+artefact make it once.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import platformdirs
+
+from .errors import DataError, RunError
+
+
+def home() -> Path:
+    """The folder of everything that outlives a run: `MMREC_LMM_HOME`, else the platform's cache folder."""
+    chosen = os.environ.get("MMREC_LMM_HOME")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("mmrec-lmm"))
+
+
+def fingerprint(value: Any) -> str:
+    """A 32-digit hex hash of plain data: dataclasses, mappings (in any order), sequences, scalars, paths, arrays."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it; the same for equal content, whatever the container."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return {"array": [str(value.dtype), list(value.shape), hash_bytes(np.ascontiguousarray(value))]}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def hash_bytes(data: Any) -> str:
+    """SHA-256 of anything with the buffer interface, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hex; remembered by path, size and time of change, so that a big file is read
+    once. A file replaced within the clock's grain and of equal size is the one case this can't see."""
+    stat = path.stat()
+    key = fingerprint([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    memo = home() / "file-hashes" / key[:2] / key
+    try:
+        return memo.read_text()
+    except OSError:
+        pass
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
+        write_bytes(memo, digest.encode())
+    return digest
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the new one whole.
+
+    Raises RunError where the disk is full; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise RunError(f"{path}: no space left on the disk; nothing was lost, free some and start again") from None
+        raise
+    return path
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means a full disk; safetensors wraps the system's error in its own, so the text counts too."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Atomically write `data`."""
+    return write_atomic(path, lambda temporary: _discard(temporary.write_bytes(data)))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Atomically write `value` as indented JSON, with whatever plain form its parts have."""
+    return write_bytes(path, (json.dumps(plain(value), indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; DataError names the file where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock named after `path` (a `.lock` file beside it), waiting for another process if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(str(path.with_name(f"{path.name}.lock"))):
+        yield
+
+
+def _discard(_: object) -> None:
+    return None

@@ -1,0 +1,1 @@
+"""Data on its way from disk to batches: loading, splits, sampling."""

@@ -1,0 +1,48 @@
+"""What can go wrong, one class per kind, each with the exit code that the command line returns for it.
+
+Every message says who (file, key, plugin), what, what is allowed and the likely correction.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MMRecError(Exception):
+    """Base of every error that a user can cause or mend; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class RunError(MMRecError):
+    """A run failed: another process holds it, or the disk is full."""
+
+
+class TrainingDiverged(RunError):
+    """The loss, a gradient or the scores became NaN or infinite before any state worth keeping existed."""
+
+
+class ConfigError(MMRecError):
+    """A name, key, value or combination that configuration doesn't allow."""
+
+    exit_code = 2
+
+
+class PluginError(ConfigError):
+    """A plugin that was asked for can't be used: it failed to import, or two plugins claim one name."""
+
+
+class DataError(MMRecError):
+    """A data file is missing, damaged, or disagrees with another."""
+
+    exit_code = 4
+
+
+class WeightsMissing(DataError):
+    """Pretrained weights are neither here nor downloadable; the message names URL, file and place."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: ``; did you mean X?`` for the closest known name, else an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""

@@ -1,0 +1,75 @@
+"""ItemFeatures: what a model calls for its inputs, frozen or joint.
+
+Whether an encoder is trained with the recommender is a property of this object, not of the model: a model file has no
+branch for it. Frozen features are constants; joint features are leaves that collect the gradient of the loss, which
+the trainer hands to the encoder.
+
+Shapes: I items, D feature width of a modality.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .types import FeatureTable
+
+
+class ItemFeatures:
+    """Feature tables by modality. `features()` gives {"image": (I, D), ...}: live, so call it at every use."""
+
+    def __init__(self, tables: Mapping[str, Tensor], present: Mapping[str, Tensor], *, joint: bool = False) -> None:
+        self.joint = joint
+        self.version = 0
+        self.present: dict[str, Tensor] = dict(present)  # modality -> (I,) bool
+        self._tables = {modality: table.detach() for modality, table in tables.items()}
+        self._memo: dict[str, tuple[int, Any]] = {}
+        if joint:
+            self._tables = {modality: table.clone().requires_grad_() for modality, table in self._tables.items()}
+
+    @classmethod
+    def from_tables(
+        cls, tables: Mapping[str, FeatureTable], device: torch.device | str = "cpu", *, joint: bool = False
+    ) -> "ItemFeatures":
+        """Feature tables on `device`; frozen ones share memory with the arrays where that is possible."""
+        values = {name: torch.as_tensor(table.values, device=device) for name, table in tables.items()}
+        present = {name: torch.as_tensor(table.present, device=device) for name, table in tables.items()}
+        return cls(values, present, joint=joint)
+
+    def __call__(self) -> dict[str, Tensor]:
+        return dict(self._tables)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self._tables)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {modality: table.shape[1] for modality, table in self._tables.items()}
+
+    def derived(self, name: str, fn: Callable[[], Any], *, differentiable: bool = True) -> Any:
+        """What follows from features alone, computed by `fn` no more often than needed.
+
+        Frozen: once. Joint: at every call, so that gradient flows through `fn`; or, where `differentiable` is false
+        (an item graph), without gradient and once per `version`.
+        """
+        if self.joint and differentiable:
+            return fn()
+        known = self._memo.get(name)
+        if known is None or known[0] != self.version:
+            with torch.no_grad():
+                known = self._memo[name] = (self.version, fn())
+        return known[1]
+
+    @torch.no_grad()
+    def refresh(self, modality: str, rows: Tensor, values: Tensor) -> None:
+        """Write `values` (R, D) into joint features at items `rows` (R,); absent items stay zero."""
+        self._tables[modality][rows] = values * self.present[modality][rows].unsqueeze(1)
+        self.version += 1

@@ -1,0 +1,49 @@
+"""The hooks of mmrec-lmm: nothing else. A plugin is a module (or object) with functions of these names, marked with
+`hookimpl`, behind an entry point of the group `mmrec_lmm`.
+
+Register hooks return specs; they never receive a registry. Observer hooks receive frozen reports and return nothing.
+Arguments are only ever added.
+"""
+
+from collections.abc import Iterable
+
+import pluggy
+
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec
+from .types import EpochReport, RunResult, RunSpec
+
+NAMESPACE = "mmrec_lmm"
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(NAMESPACE)
+hookimpl = pluggy.HookimplMarker(NAMESPACE)
+
+
+@hookspec
+def mmrec_register_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-body]
+    """The item encoders that this plugin brings."""
+
+
+@hookspec
+def mmrec_register_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
+    """The recommenders that this plugin brings."""
+
+
+@hookspec
+def mmrec_register_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-body]
+    """The data sets that this plugin can make or read."""
+
+
+@hookspec
+def mmrec_register_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
+    """The ranking metrics that this plugin can compute."""
+
+
+@hookspec
+def mmrec_epoch_finished(run: RunSpec, epoch: EpochReport) -> None:
+    """Called after each training epoch (and its evaluation, if it had one)."""
+
+
+@hookspec
+def mmrec_run_finished(run: RunSpec, result: RunResult) -> None:
+    """Called once the result of a run is on disk."""

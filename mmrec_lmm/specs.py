@@ -1,0 +1,90 @@
+"""What a plugin's hooks return: frozen descriptions of a model, an encoder, a data set or a metric.
+
+Nothing here imports torch. A spec may name its class, schema or function as "module:attribute", so that listing
+plugins imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .contracts import ItemEncoder, Recommender
+    from .types import Dataset
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Registers a model.
+
+    `config` is the frozen dataclass that is the model's schema: field types and defaults. `configs` is a folder
+    that may hold `model/<name>.yaml`, `preset/<preset>/<name>.yaml` and `grid/<grid>/<name>.yaml`.
+    """
+
+    name: str
+    cls: type[Recommender] | str
+    config: type | str
+    summary: str = ""
+    paper: str = ""
+    uses_features: bool = True
+    configs: Path | None = None
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Registers an encoder. `weights_id(config)` returns a string naming the weights and their content (a hash),
+    without loading them where possible; it may raise WeightsMissing. `version` rises when the same weights would
+    give other features (a change in preprocessing)."""
+
+    name: str
+    cls: type[ItemEncoder] | str
+    config: type | str
+    modalities: tuple[str, ...]
+    weights_id: Callable[[Any], str] | str
+    version: int = 1
+    summary: str = ""
+    paper: str = ""
+    licence: str = ""
+    dims: Mapping[str, int] | None = None  # at default settings, for listings
+    configs: Path | None = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Registers a data set. `make(folder)` creates it on first use, `load(folder, name, settings)` reads it;
+    where `load` is None, the host's own loader of MMRec's layout does."""
+
+    name: str
+    summary: str = ""
+    make: Callable[[Path], None] | str | None = None
+    load: Callable[[Path, str, Any], Dataset] | str | None = None
+    default_encoder: str | None = None
+    licence: str = ""
+    configs: Path | None = None
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """Registers a metric: `fn(hits, n_positives, k)` -> (U,) float64, one value per evaluated user.
+
+    `hits` (U, K) bool: is the item at each rank one of the user's held-out items; K >= k is the largest cutoff.
+    `n_positives` (U,) int64: the number of held-out rows of each user.
+    """
+
+    name: str
+    fn: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | str
+    summary: str = ""
+
+
+def resolve(target: Any) -> Any:
+    """The object that a spec names: "module:attribute" is imported, anything else is returned as it is."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
