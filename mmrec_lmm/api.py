@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .artifacts import hash_file as hash_file
+    from .artifacts import home as home
     from .contracts import DotProduct as DotProduct
     from .contracts import ItemEncoder as ItemEncoder
     from .contracts import Recommender as Recommender
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
+    from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
     from .features import ItemFeatures as ItemFeatures
     from .hookspecs import API_VERSION as API_VERSION
@@ -34,8 +37,9 @@ if TYPE_CHECKING:
     from .types import TrainingData as TrainingData
 
 _HOME = {
+    "artifacts": ("hash_file", "home"),
     "contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
-    "errors": ("ConfigError", "DataError", "MMRecError", "WeightsMissing"),
+    "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing"),
     "features": ("ItemFeatures",),
     "hookspecs": ("API_VERSION", "hookimpl"),
     "specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec"),

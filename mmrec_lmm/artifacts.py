@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,26 @@ def hash_bytes(data: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex; remembered by path, size and time of change, so that a big file is read
-    once. A file replaced within the clock's grain and of equal size is the one case this can't see."""
-    stat = path.stat()
-    key = fingerprint([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    memo = home() / "file-hashes" / key[:2] / key
-    try:
+    """SHA-256 of a file's content, in hex."""
+    return hash_files([path])
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """One SHA-256 over the contents of files, in order; of one file, simply its own.
+
+    Remembered by the files' paths, sizes and times of change, so that big files are read once. A file replaced by one
+    of equal size within the clock's grain is the one case that this can't see.
+    """
+    stats = [(path, path.stat()) for path in paths]
+    key = fingerprint([(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    memo = home() / "file-hashes" / key
+    with suppress(OSError):
         return memo.read_text()
-    except OSError:
-        pass
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digest = digests[0] if len(digests) == 1 else hash_bytes("".join(digests).encode())
     with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
         write_bytes(memo, digest.encode())
     return digest

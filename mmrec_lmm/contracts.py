@@ -37,7 +37,7 @@ class Recommender(nn.Module, ABC):
         """Called before the first batch of each epoch; rebuild here what an epoch keeps fixed."""
 
     @abstractmethod
-    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Named scalar terms; the trainer sums, logs and checks each."""
 
     @abstractmethod

@@ -25,6 +25,7 @@ class ItemFeatures:
         self.present: dict[str, Tensor] = dict(present)  # modality -> (I,) bool
         self._tables = {modality: table.detach() for modality, table in tables.items()}
         self._memo: dict[str, tuple[int, Any]] = {}
+        self._buffers: dict[str, Tensor] = {}
         if joint:
             self._tables = {modality: table.clone().requires_grad_() for modality, table in self._tables.items()}
 
@@ -39,6 +40,23 @@ class ItemFeatures:
 
     def __call__(self) -> dict[str, Tensor]:
         return dict(self._tables)
+
+    def rows(self, items: Tensor) -> dict[str, Tensor]:
+        """The features of some items: {"image": (R, D), ...} for `items` (R,).
+
+        Frozen rows stand in a buffer that the next call overwrites: at 4,096 numbers a row, fresh memory for every
+        batch would cost more time than the arithmetic on it.
+        """
+        if self.joint:
+            return {modality: table.index_select(0, items) for modality, table in self._tables.items()}
+        return {modality: self._gather(modality, items) for modality in self._tables}
+
+    def _gather(self, modality: str, items: Tensor) -> Tensor:
+        table = self._tables[modality]
+        buffer = self._buffers.get(modality)
+        if buffer is None or len(buffer) < len(items):
+            buffer = self._buffers[modality] = table.new_empty(min(2 * len(items), len(table)), table.shape[1])
+        return torch.index_select(table, 0, items, out=buffer[: len(items)])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tables)

@@ -5,7 +5,7 @@ Models and encoders own theirs (the dataclass of their spec). A default here is 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
     learning_rate: float = 1e-3
     learning_rate_scheduler: tuple[float, ...] = (1.0, 50.0)  # rate x s0 ** (epoch / s1)
     weight_decay: float = 0.0  # L2 added to the gradient, as in Adam and not AdamW
-    clip_grad_norm: Mapping[str, float] | None = None  # {max_norm: 5, norm_type: 2}
+    clip_grad_norm: Mapping[str, Any] | None = None  # {max_norm: 5, norm_type: 2}
     zero_grad_to_none: bool = True  # False: torch 1's zero-filled gradients, under which Adam's momentum goes on moving
 
     # evaluation

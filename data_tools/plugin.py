@@ -1,0 +1,18 @@
+"""The entry point of the data tools: registers the demo data set, made on first use."""
+
+from collections.abc import Iterable
+
+from mmrec_lmm.api import DatasetSpec, hookimpl
+
+
+@hookimpl
+def mmrec_register_datasets() -> Iterable[DatasetSpec]:
+    return [
+        DatasetSpec(
+            name="demo",
+            summary="synthetic catalogue of rendered images and texts whose content decides who likes what",
+            make="mmrec_lmm_data_tools.demo:make",
+            default_encoder="basic",
+            licence="Apache-2.0",
+        )
+    ]

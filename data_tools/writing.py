@@ -1,0 +1,101 @@
+"""How a data set lies on disk, written so that it appears whole or not at all.
+
+    <name>.inter        tab-separated: userID itemID [rating timestamp] x_label; x_label 0 train, 1 valid, 2 test
+    items.tsv           itemID, raw_id, text columns (title brand categories description, others kept), image
+    images/             the files that items.tsv names: `image` is a path relative to this folder, empty where none
+    u_id_mapping.csv    user_id userID   (tab-separated in spite of the name, as in MMRec)
+    i_id_mapping.csv    asin itemID
+
+Text tables are UTF-8 with Unix line ends and CSV quoting; row i of items.tsv is item i.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from mmrec_lmm.artifacts import is_disk_full
+from mmrec_lmm.errors import ConfigError, RunError
+
+TEXT_COLUMNS = ("title", "brand", "categories", "description")
+
+
+@contextmanager
+def new_dataset(folder: Path, *, name: str, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed to it when the block ends well and removed when it doesn't.
+
+    Raises ConfigError where `folder` is in use: a data set gives way only to `force` (with everything in it), and
+    any other folder with content never does. Raises RunError where the disk is full.
+    """
+    folder = folder.absolute()
+    _check_free(folder, name, force)
+    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir(parents=True)
+        yield building
+        _check_free(folder, name, force)  # another process may have been quicker
+        _replace(folder, building)
+    except OSError as error:
+        if is_disk_full(error):
+            raise RunError(f"{folder}: no space left on the disk; nothing was changed, free some and repeat") from None
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_tables(
+    folder: Path,
+    *,
+    name: str,
+    interactions: pd.DataFrame,
+    raw_users: pd.Series,
+    raw_items: pd.Series,
+    items: pd.DataFrame | None,
+) -> None:
+    """Write all but the images into `folder`.
+
+    `interactions` has userID, itemID and x_label as internal ids, and any of rating and timestamp; `raw_users` and
+    `raw_items` hold the raw id of internal id i at place i; `items` (row i is item i) has text columns and `image`.
+    """
+    columns = [c for c in ("userID", "itemID", "rating", "timestamp", "x_label") if c in interactions.columns]
+    write_table(folder / f"{name}.inter", interactions.sort_values(["userID", "x_label"], kind="stable")[columns])
+    write_table(folder / "u_id_mapping.csv", pd.DataFrame({"user_id": raw_users, "userID": range(len(raw_users))}))
+    write_table(folder / "i_id_mapping.csv", pd.DataFrame({"asin": raw_items, "itemID": range(len(raw_items))}))
+    if items is not None:
+        write_table(
+            folder / "items.tsv",
+            pd.DataFrame({"itemID": range(len(raw_items)), "raw_id": raw_items}).join(items),
+        )
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` tab-separated with a header."""
+    table.to_csv(path, sep="\t", index=False, lineterminator="\n", encoding="utf-8")
+
+
+def _check_free(folder: Path, name: str, force: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / f"{name}.inter").is_file():
+        raise ConfigError(f"{folder}: exists and is no data set named {name}, so it is left alone; name another folder")
+    if not force:
+        raise ConfigError(f"{folder}: this data set exists already; name another folder, or replace it with --force")
+
+
+def _replace(folder: Path, building: Path) -> None:
+    """Rename `building` to `folder`; an older data set is moved aside first, so that it is lost only after that."""
+    if not folder.exists():
+        building.rename(folder)
+        return
+    old = building.with_suffix(".old")
+    folder.rename(old)
+    try:
+        building.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,63 @@
+"""Training states and weights on disk: safetensors, with the plain numbers as JSON in the header. No pickle.
+
+A checkpoint is two files: `state.safetensors`, and the best weights under a name that carries their epoch, written
+before the state that refers to them. Both appear whole or not at all, so a kill at any moment leaves the newest
+complete pair.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .artifacts import write_atomic
+from .errors import DataError
+from .trainer import TrainingState
+
+STATE = "state.safetensors"
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors atomically, whatever device they are on."""
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=dict(metadata) if metadata else None))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors onto the CPU; DataError names the file where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: can't be read as safetensors ({error})") from None
+
+
+def save_checkpoint(folder: Path, state: TrainingState) -> None:
+    """Make `state` the checkpoint in `folder`."""
+    best = folder / f"best-{state.numbers['best_epoch']}.safetensors"
+    if not best.exists():
+        save_weights(best, state.best)
+    save_weights(folder / STATE, state.tensors, {"numbers": json.dumps(state.numbers)})
+    for other in folder.glob("best-*.safetensors"):
+        if other != best:
+            other.unlink()
+
+
+def load_checkpoint(folder: Path) -> TrainingState | None:
+    """The checkpoint in `folder`, or None if there is none."""
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    tensors = load_weights(path)
+    with safe_open(path, framework="pt") as file:
+        numbers = json.loads(file.metadata()["numbers"])
+    return TrainingState(tensors, numbers, load_weights(folder / f"best-{numbers['best_epoch']}.safetensors"))
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete the checkpoint in `folder`, if any: the state first, so that no state ever lacks its best weights."""
+    (folder / STATE).unlink(missing_ok=True)
+    for path in folder.glob("best-*.safetensors"):
+        path.unlink()

@@ -1,0 +1,430 @@
+"""The command line: verbs, flags and exit codes. It parses, calls the library and prints; heavy imports wait for that.
+
+Exit codes: 0 ok; 1 a run failed; 2 usage or configuration; 4 data or weights missing or damaged; 130 interrupted, with
+the state saved. An error is one message on stderr; stdout carries results alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import ConfigError, DataError, MMRecError
+
+if TYPE_CHECKING:
+    from .config import Resolved
+    from .registry import Registry
+
+KINDS = ("models", "encoders", "datasets", "metrics", "plugins", "runs")
+EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data or weights, 130 interrupted"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Without a verb, flags mean `run`, as in MMRec."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        arguments.insert(0, "run")
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if not arguments:
+        parser.print_help()
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's kill saves the state, as Ctrl-C does
+    try:
+        options.overrides = _overrides(rest, allowed=options.takes_keys)
+        exit_code: int = options.handler(options)
+        return exit_code
+    except MMRecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; finished parts are kept, and the same command continues", file=sys.stderr)
+        return 130
+    except OSError as error:
+        from .artifacts import is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        print(
+            f"error: {error.filename or 'writing'}: no space left on the disk; earlier results are intact",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its flags."""
+    parser = argparse.ArgumentParser(
+        prog="mmrec-lmm", description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"mmrec-lmm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(
+        name: str, handler: Callable[[Any], int], summary: str, *, parent: Any = verbs, keys: bool = False
+    ) -> argparse.ArgumentParser:
+        about = f"{summary} Any configuration key may follow as --key=value." if keys else summary
+        sub: argparse.ArgumentParser = parent.add_parser(
+            name, help=summary, description=about, epilog=EXIT_CODES, allow_abbrev=False
+        )
+        sub.set_defaults(handler=handler, takes_keys=keys)
+        sub.add_argument(
+            "-p",
+            dest="plugins",
+            action="append",
+            default=[],
+            metavar="PLUGIN",
+            help="also load a plugin that isn't installed: a module or a .py file; no:NAME leaves one out",
+        )
+        return sub
+
+    run = verb("run", _run, "Train and evaluate a model, or each point of a grid.", keys=True)
+    _what_to_run(run)
+    _how_to_run(run)
+    run.add_argument("--grid", metavar="NAME", help="run a published grid: mmrec or lmm")
+    run.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+    demo = verb(
+        "demo",
+        _demo,
+        "Make the demo data and show what content is worth on it: VBPR with real and with shuffled features.",
+        keys=True,
+    )
+    demo.add_argument("--data-path", default="data", metavar="DIR", help="folder of data sets (default: data)")
+    demo.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+
+    config = verb("config", lambda options: _usage(config), "Look at configuration.")
+    show = verb(
+        "show",
+        _config_show,
+        "Print each value of a run and the file that it comes from.",
+        parent=config.add_subparsers(metavar="VERB"),
+        keys=True,
+    )
+    _what_to_run(show)
+    show.add_argument("--grid", metavar="NAME", help="with a published grid")
+
+    listing = verb("list", _list, "List what there is.")
+    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    listing.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+    info = verb("info", _info, "Describe a model, encoder, data set or metric and its configuration keys.")
+    info.add_argument("name")
+
+    encode = verb("encode", _encode, "Encode a data set's items; the features are kept and reused.", keys=True)
+    encode.add_argument("-d", "--dataset", required=True)
+    encode.add_argument("--encoder", required=True, metavar="NAME")
+    encode.add_argument("--modalities", type=_names, metavar="image,text")
+    encode.add_argument("--data-path", metavar="DIR")
+    encode.add_argument("--device", metavar="NAME")
+    encode.add_argument("--configs", type=Path, metavar="DIR")
+
+    doctor = verb("doctor", _doctor, "Check libraries, devices, plugins, weights and data.")
+    doctor.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR")
+
+    data = verb("data", lambda options: _usage(data), "Make, check and import data sets.")
+    data_verbs = data.add_subparsers(metavar="VERB")
+    data_demo = verb("demo", _data_demo, "Make the demo data set.", parent=data_verbs)
+    data_demo.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR")
+    data_demo.add_argument("--seed", type=int, help="another random catalogue")
+    data_demo.add_argument("--force", action="store_true", help="replace an existing data set")
+    check = verb("check", _data_check, "Read a data set and report its counts and gaps.", parent=data_verbs, keys=True)
+    check.add_argument("-d", "--dataset", required=True)
+    check.add_argument("--data-path", metavar="DIR")
+    check.add_argument("--configs", type=Path, metavar="DIR")
+    load = verb(
+        "import",
+        _data_import,
+        "Make a data set from an interactions table, an items table and images.",
+        parent=data_verbs,
+    )
+    load.add_argument("name", help="the new data set's name")
+    load.add_argument(
+        "--interactions",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a table of users and items, with or without a header",
+    )
+    load.add_argument(
+        "--items", type=Path, metavar="FILE", help="a table of items: id, title, brand, categories, description, image"
+    )
+    load.add_argument("--images", type=Path, metavar="DIR", help="the folder of the items table's images")
+    load.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR")
+    load.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    load.add_argument(
+        "--core", type=int, default=0, metavar="K", help="keep only users and items with K interactions or more"
+    )
+    load.add_argument(
+        "--drop-unknown", action="store_true", help="drop interactions with items that the items table lacks"
+    )
+    load.add_argument("--force", action="store_true", help="replace an existing data set")
+
+    recommend = verb("recommend", _recommend, "The best items for users, from a finished run.")
+    recommend.add_argument("run", help="a run's id, the start of one, or its folder")
+    recommend.add_argument("--users", type=_numbers, required=True, metavar="0,1,2", help="internal user ids")
+    recommend.add_argument("-k", type=int, default=10, help="items per user (default: 10)")
+    recommend.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)"
+    )
+    recommend.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return parser
+
+
+def _what_to_run(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is run."""
+    parser.add_argument("-m", "--model", required=True)
+    parser.add_argument("-d", "--dataset", required=True)
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="makes the item features; default: the data set's own feature files"
+    )
+    parser.add_argument(
+        "--paradigm", choices=("pt", "ft", "ete"), default="pt", help="pre-trained, fine-tuned or end-to-end encoder"
+    )
+    parser.add_argument("--modalities", type=_names, metavar="image,text", help="default: all that there are")
+    parser.add_argument(
+        "--features",
+        type=_feature_file,
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE.npy",
+        help="features of a modality from a file",
+    )
+    parser.add_argument(
+        "--control", choices=("shuffled", "random", "none"), help="a twin run whose features carry no content"
+    )
+    parser.add_argument(
+        "--preset", choices=("mmrec", "lmm", "paper"), help="set what differs between the sources as one of them has it"
+    )
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
+    parser.add_argument("--seed", metavar="N")
+    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+
+
+def _how_to_run(parser: argparse.ArgumentParser) -> None:
+    """The flags that change no number."""
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument("--force", action="store_true", help="run again what is finished")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
+
+
+# Verbs. Each returns an exit code.
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .logs import start_log
+    from .report import grid_text, run_text
+    from .results import document
+    from .study import run_grid
+
+    registry, resolved = _resolve(options)
+    first = resolved.runs[0]
+    log = start_log(
+        options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose
+    )
+    for key, source in resolved.unused.items():
+        print(f"note: {source}: key {key} is MMRec's and is read by nothing here", file=sys.stderr)
+    grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
+    if options.json:
+        points = [document(result) for result in grid.results]
+        failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
+        one = len(resolved.runs) == 1
+        _print_json(points[0] if one else {"winner": document(grid.best), "points": points, "failures": failures})
+    else:
+        print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
+        print(f"\n{grid.best.path}/  log: {log}")
+    for point, reason in grid.failures:
+        print(f"error: {dict(point)}: {reason}", file=sys.stderr)
+    return 1 if grid.failures else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import demo
+
+    print(demo(_load_registry(options), options.overrides, data_path=options.data_path, out=options.out))
+    return 0
+
+
+def _config_show(options: argparse.Namespace) -> int:
+    from .config import describe
+
+    print(describe(_resolve(options)[1]))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from . import report
+
+    if options.kind == "runs":
+        from .results import list_results
+
+        rows = report.run_rows(list_results(options.out))
+    else:
+        rows = report.catalogue_rows(_load_registry(options), options.kind)
+    if options.json:
+        _print_json(rows)
+    else:
+        print(report.table(rows) if rows else f"no {options.kind}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .report import info_text
+
+    print(info_text(_load_registry(options), options.name))
+    return 0
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from .inputs import encode_dataset
+    from .logs import start_log
+    from .report import encoded_text
+
+    options.model = None
+    registry, resolved = _resolve(options)
+    start_log(None, "encode", level="INFO", verbose=False)
+    print(encoded_text(encode_dataset(resolved.runs[0], registry, progress=True)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import doctor
+
+    text, healthy = doctor(_load_registry(options), options.data_path)
+    print(text)
+    return 0 if healthy else DataError.exit_code
+
+
+def _data_demo(options: argparse.Namespace) -> int:
+    from mmrec_lmm_data_tools.demo import SEED, make
+
+    folder = options.data_path / "demo"
+    make(folder, seed=SEED if options.seed is None else options.seed, force=options.force)
+    print(f"{folder} is ready; try: mmrec-lmm run -m VBPR -d demo --data-path {options.data_path}")
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from .inputs import open_dataset
+    from .report import dataset_text
+
+    options.model = options.encoder = None
+    registry, resolved = _resolve(options)
+    print(dataset_text(open_dataset(options.dataset, resolved.runs[0].settings, registry)))
+    return 0
+
+
+def _data_import(options: argparse.Namespace) -> int:
+    from mmrec_lmm_data_tools.importing import import_dataset
+
+    report = import_dataset(
+        options.interactions,
+        options.data_path / options.name,
+        items=options.items,
+        images=options.images,
+        seed=options.seed,
+        core=options.core,
+        drop_unknown=options.drop_unknown,
+        force=options.force,
+    )
+    print(report)
+    return 0
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from .recommend import recommend
+    from .report import table
+
+    rows = recommend(options.run, options.users, options.k, _load_registry(options), out=options.out)
+    if options.json:
+        _print_json(rows)
+    else:
+        print(table(rows))
+    return 0
+
+
+# What several verbs do
+
+
+def _load_registry(options: argparse.Namespace) -> Registry:
+    from .registry import load_registry
+
+    return load_registry(options.plugins)
+
+
+def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
+    """The registry, and the runs that the flags ask for."""
+    from .config import Request, resolve
+
+    registry = _load_registry(options)
+    typed = vars(options)
+    paradigm = typed.get("paradigm", "pt")
+    if paradigm != "pt":
+        raise ConfigError(f"--paradigm {paradigm} is not built yet; pt, the pre-trained encoder, is")
+    dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
+    encoder = options.encoder or (dataset.default_encoder if dataset else None)
+    flags = {"seed": typed.get("seed"), "data_path": typed.get("data_path"), "device": typed.get("device")}
+    request = Request(
+        model=options.model,
+        dataset=options.dataset,
+        encoder=encoder,
+        paradigm=paradigm,
+        modalities=typed.get("modalities"),
+        features=dict(typed.get("features", [])),
+        control=typed.get("control"),
+        preset=typed.get("preset"),
+        grid=typed.get("grid"),
+        configs=typed.get("configs"),
+        overrides={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+    )
+    return registry, resolve(
+        request,
+        model=registry.models.get(options.model) if options.model else None,
+        encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
+        dataset=dataset,
+    )
+
+
+def _overrides(rest: Sequence[str], *, allowed: bool) -> dict[str, str]:
+    """The configuration keys among the arguments that no flag took."""
+    overrides = {}
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not allowed or not argument.startswith("--") or not equals or not key:
+            hint = "; configuration keys are given as --key=value" if allowed else ""
+            raise ConfigError(f"unknown argument {argument}{hint}")
+        overrides[key] = value
+    return overrides
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _feature_file(text: str) -> tuple[str, Path]:
+    modality, equals, path = text.partition("=")
+    if not equals or not modality:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE.npy")
+    return modality, Path(path)
+
+
+def _usage(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 2
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))

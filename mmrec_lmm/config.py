@@ -1,0 +1,340 @@
+"""Configuration: MMRec's YAML layers and the command line become runs, and every value knows where it came from.
+
+Layers, later wins: the schemas' defaults < overall.yaml < dataset/<name>.yaml < model/<name>.yaml <
+encoder/<name>.yaml < preset/<preset>.yaml < preset/<preset>/<model>.yaml < grid/<grid>/<model>.yaml < command line.
+
+Keys are flat, as in MMRec, and a later layer replaces a value whole. `hyper_parameters` is the exception: its lists are
+joined over the layers. Each key that it names is a grid axis, and the grid is their product, the last key fastest.
+What MMRec never had stands in a section: `encoder:`, `ft:`, `ete:`. A folder of MMRec's loads unedited.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import layers
+from .errors import ConfigError, PluginError, did_you_mean
+from .layers import GRID, SECTIONS, Layer, Origin
+from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
+from .settings import MMREC_UNUSED
+from .specs import DatasetSpec, EncoderSpec, ModelSpec
+from .types import RunSpec
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+_SHARED = ("overall", "dataset", "preset")  # layers that serve every model, so they may hold keys of other models
+
+#: Keys of MMRec's models and of its text encoder: accepted in those layers, and unused where the model has no such key.
+_MMREC_MODEL_KEYS = frozenset({
+    "aggr_mode", "alpha", "cf_model", "cl_loss", "cl_weight", "degree_ratio", "dropout", "dropout_rate",
+    "embedding_size", "feat_embed_dim", "fusion_mode", "hidden_dropout_prob", "hidden_size", "hyper_num",
+    "image_knn_k", "keep_rate", "kl_weight", "knn_k", "lambda_coeff", "latent_embedding", "layer_norm_eps", "layer_num",
+    "max_img_size", "max_position_embeddings", "max_txt_len", "mess_dropout", "mm_fusion_mode", "mm_image_weight",
+    "mode", "n_hyper_layer", "n_layers", "n_mm_layers", "n_ui_layers", "neighbor_weight", "pad_token_id", "recdim",
+    "reg_weight", "shrink", "ssl_alpha", "ssl_task", "ssl_temp", "temp", "text_knn_k", "type_vocab_size",
+    "use_raw_features", "weight_size", "weighting",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user typed. `model` is empty for a verb that needs none (`encode`), `encoder` may be `name:variant`,
+    `overrides` holds the raw text of each `--key=value`."""
+
+    model: str
+    dataset: str
+    encoder: str | None = None
+    paradigm: str = "pt"
+    modalities: tuple[str, ...] | None = None
+    features: Mapping[str, Path] = field(default_factory=dict)
+    control: str | None = None
+    preset: str | None = None
+    grid: str | None = None
+    configs: Path | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def encoder_name(self) -> str | None:
+        """The encoder's name without its variant."""
+        return self.encoder.partition(":")[0] if self.encoder else None
+
+    @property
+    def encoder_variant(self) -> str | None:
+        return self.encoder.partition(":")[2] or None if self.encoder else None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """All runs of a request: the grid's points in product order, or the one run where there is no grid.
+
+    `origins` has every key, `axes` the values of the grid's keys in order, `unused` the keys of MMRec that stand in
+    a file and that nothing here reads, with that file.
+    """
+
+    runs: tuple[RunSpec, ...]
+    origins: Mapping[str, Origin]
+    axes: Mapping[str, tuple[Any, ...]]
+    unused: Mapping[str, str]
+
+
+def resolve(
+    request: Request, *, model: ModelSpec | None, encoder: EncoderSpec | None, dataset: DatasetSpec | None
+) -> Resolved:
+    """The runs that a request asks for. `dataset` is None where the data set is just a folder in MMRec's layout;
+    without a model the runs have an empty name and no model_config, and serve for their settings and encoder.
+
+    ConfigError has one line for each thing that is wrong, in all files at once; PluginError names a faulty schema.
+    """
+    of_model, of_encoder = _model_schema(model), _encoder_schema(encoder)
+    schemas = [schema for schema in (HOST, of_model, of_encoder) if schema]
+    merge = _Merge({name: key for schema in schemas for name, key in schema.keys.items()})
+    merge.add([*_files(request, model, encoder, dataset, merge.problems), _command_line(request, encoder, merge)])
+    merge.fail()
+
+    axes = {name: merge.points[name] for name in merge.axes}
+    origins = {
+        name: dataclasses.replace(origin, value=merge.points[name] if name in axes else merge.points[name][0])
+        for name, origin in merge.origins.items()
+    }
+    if not origins["use_gpu"].value and origins["device"].value == "auto":
+        origins["device"] = dataclasses.replace(origins["use_gpu"], value="cpu")  # MMRec's way of saying so
+    runs = []
+    for choice in itertools.product(*axes.values()):
+        point = dict(zip(axes, choice, strict=True))
+        values = {name: origin.value for name, origin in origins.items()} | point
+        run = RunSpec(
+            model=model.name if model else "",
+            dataset=_dataset_name(request, dataset),
+            settings=_build(HOST, values, merge),
+            model_config=_build(of_model, values, merge) if of_model else None,
+            encoder=encoder.name if encoder else None,
+            encoder_config=_build(of_encoder, values, merge) if of_encoder else None,
+            paradigm=request.paradigm,
+            modalities=request.modalities,
+            features=request.features,
+            control=request.control,
+            point=point,
+        )
+        runs.append(run)
+    merge.fail()
+    return Resolved(tuple(runs), origins, axes, merge.unused)
+
+
+def describe(resolved: Resolved) -> str:
+    """What `config show` prints: each key, its value as YAML (an axis: its values, with bars between), its origin."""
+    rows = []
+    for name, origin in resolved.origins.items():
+        values = origin.value if name in resolved.axes else (origin.value,)
+        rows.append((name, " | ".join(map(_as_yaml, values)), str(origin)))
+    rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows)
+
+
+def _as_yaml(value: Any) -> str:
+    plain = str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _model_schema(model: ModelSpec | None) -> Schema | None:
+    if model is None:
+        return None
+    schema = schema_of(model.config, f"model {model.name}")
+    for name in schema.keys:
+        if name in HOST.keys or name in (*SECTIONS, GRID):
+            raise PluginError(
+                f"model {model.name}: its schema has the key {name}, which is the host's; to ship another value of it, "
+                f"write that to model/{model.name.lower()}.yaml in the spec's configs folder"
+            )
+    return schema
+
+
+def _encoder_schema(encoder: EncoderSpec | None) -> Schema | None:
+    return schema_of(encoder.config, f"encoder {encoder.name}", prefix="encoder.") if encoder else None
+
+
+class _Merge:
+    """Layers become one: the last value of each key, read in its type, and the axes in order.
+
+    `points` holds a key's one value, or an axis's values. Every fault of every layer is noted in `problems`.
+    """
+
+    def __init__(self, keys: Mapping[str, Key]) -> None:
+        self.keys = keys
+        self.points: dict[str, tuple[Any, ...]] = {name: (key.default,) for name, key in keys.items()}
+        self.origins = {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
+        self.axes: list[str] = []
+        self.unused: dict[str, str] = {}
+        self.problems: list[str] = []
+
+    def add(self, stack: Iterable[Layer]) -> None:
+        stack = list(stack)
+        for layer in stack:  # all axes first: a file may hold the list of a key that a later one names
+            self._add_axes(layer)
+        for layer in stack:
+            for name in layer.values:
+                if name != GRID and self._knows(name, layer):
+                    self._set(name, layer)
+        self.problems += [
+            f"{name} has no default: set it to {describe_type(self.keys[name].hint)} in a file or with --{name}="
+            for name, points in self.points.items()
+            if MISSING in points
+        ]
+
+    def fail(self) -> None:
+        """Raise all problems at once, if there are any."""
+        if self.problems:
+            raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+
+    def _add_axes(self, layer: Layer) -> None:
+        try:
+            names = layer.grid_names()
+        except ValueError as error:
+            self.problems.append(f"{layer.origin(GRID)}: {GRID} {error}")
+            return
+        for name in names:
+            if name not in self.axes and self._knows(name, layer, in_grid=True):
+                self.axes.append(name)
+
+    def _set(self, name: str, layer: Layer) -> None:
+        try:
+            self.points[name] = self._read(name, layer)
+            self.origins[name] = layer.origin(name)
+        except ValueError as error:
+            self.points[name] = ()  # so that a key without default isn't called missing as well
+            self.problems.append(f"{layer.origin(name)}: {name.removeprefix(layer.prefix)} {error}")
+
+    def _read(self, name: str, layer: Layer) -> tuple[Any, ...]:
+        """The values that a layer gives a key: one, or an axis's without repeats. A list typed on the command line
+        makes its key an axis; in a file the key must be named. Raises ValueError."""
+        key, value = self.keys[name], layer.values[name]
+        if not key.is_axis(value):
+            return (key.read(value),)
+        if not value:
+            raise ValueError("is an empty list; a grid axis needs at least one value")
+        if name not in self.axes:
+            if layer.name != COMMAND_LINE:
+                shown = name.removeprefix(layer.prefix)
+                raise ValueError(f"must be {describe_type(key.hint)}; to make it a grid axis, add {GRID}: [{shown}]")
+            self.axes.append(name)
+        points = [key.read(point) for point in value]
+        return tuple(point for place, point in enumerate(points) if point not in points[:place])
+
+    def _knows(self, name: str, layer: Layer, *, in_grid: bool = False) -> bool:
+        """Whether a schema has the key. One that nothing reads is put down as unused, any other as a problem."""
+        if name in self.keys:
+            return True
+        section = name.partition(".")[0] if name.startswith(tuple(f"{section}." for section in SECTIONS)) else ""
+        idle_section = section and not any(key.startswith(f"{section}.") for key in self.keys)
+        of_mmrec = name in MMREC_UNUSED or (layer.name in _SHARED and name in _MMREC_MODEL_KEYS)
+        if layer.name != COMMAND_LINE and (of_mmrec or (idle_section and section == "encoder")):
+            self.unused[name] = layer.source
+            return False
+        shown = name.removeprefix(layer.prefix)
+        if of_mmrec:
+            reason = ", which MMRec's files may hold but nothing here reads"
+        elif idle_section:
+            reason = ": no encoder was asked for" if section == "encoder" else f": section {section} has no keys yet"
+        else:
+            reason = did_you_mean(shown, (key.removeprefix(layer.prefix) for key in self.keys))
+        what = f"{GRID} names the unknown key" if in_grid else "unknown key"
+        self.problems.append(f"{layer.origin(GRID if in_grid else name)}: {what} {shown}{reason}")
+        return False
+
+
+def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
+    """The schema's dataclass. What its own checks refuse is reported with the origins of the keys that they name."""
+    try:
+        built = schema.build(values)
+        if schema is HOST:
+            check_settings(built)
+        return built
+    except ValueError as error:
+        words = re.findall(r"\w+", str(error))
+        origins = dict.fromkeys(
+            str(merge.origins[schema.prefix + word]) for word in words if schema.prefix + word in schema.keys
+        )
+        merge.problems.append(f"{', '.join(origins) or schema.owner}: {error}")
+        return None
+
+
+def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
+    values = {name: _typed(text, merge.keys.get(name)) for name, text in request.overrides.items()}
+    if encoder and request.encoder_variant:  # `--encoder clip:tiny` says --encoder.variant=tiny
+        variant = "encoder.variant"
+        if variant not in merge.keys:
+            merge.problems.append(
+                f"{COMMAND_LINE}: encoder {encoder.name} has no variants, so {request.encoder} is none"
+            )
+        elif variant in values:
+            merge.problems.append(f"{COMMAND_LINE}: {request.encoder} and --{variant} both name a variant; give one")
+        else:
+            values[variant] = request.encoder_variant
+    return Layer(COMMAND_LINE, COMMAND_LINE, values)
+
+
+def _typed(text: str, key: Key | None) -> Any:
+    """What was typed, read as YAML; as it stands where only that suits its key: a file may be called 123."""
+    try:
+        value = layers.parse(text)
+    except yaml.YAMLError:
+        return text
+    return text if key and not key.is_axis(value) and not key.fits(value) and key.fits(text) else value
+
+
+def _files(
+    request: Request,
+    model: ModelSpec | None,
+    encoder: EncoderSpec | None,
+    dataset: DatasetSpec | None,
+    problems: list[str],
+) -> Iterator[Layer]:
+    """The layers that are files, in order. Files may be missing, except those of a preset or grid that was named."""
+    preset, grid = request.preset, request.grid
+    own, own_folder = (f"{model.name}.yaml", model.configs) if model else ("", None)
+    wanted: list[tuple[str, Path | None, tuple[str, ...]]] = [
+        ("overall", None, ("overall.yaml",)),
+        ("dataset", dataset.configs if dataset else None, ("dataset", f"{_dataset_name(request, dataset)}.yaml")),
+        ("model", own_folder, ("model", own)),
+    ]
+    if encoder:
+        wanted += [("encoder", encoder.configs, ("encoder", f"{encoder.name}.yaml"))]
+    if preset:
+        wanted += [
+            ("preset", None, ("preset", f"{preset}.yaml")),
+            ("model preset", own_folder, ("preset", preset, own)),
+        ]
+    if grid:
+        wanted += [("grid", own_folder, ("grid", grid, own))]
+
+    found = set()
+    for name, plugin_folder, parts in wanted:
+        if path := layers.find(layers.folders(request.configs, plugin_folder), *parts):
+            found.add(name)
+            try:
+                yield layers.read(path, name, prefix="encoder." if name == "encoder" else "")
+            except ConfigError as error:
+                problems.append(str(error))
+
+    places = layers.folders(request.configs, own_folder)
+    if preset and not found & {"preset", "model preset"}:
+        names = [entry.stem for place in places for entry in layers.entries(place / "preset")]
+        problems.append(_unknown("preset", preset, names))
+    if grid and "grid" not in found:
+        grids = [entry for place in places for entry in layers.entries(place / "grid")]
+        names = [entry.name for entry in grids if layers.find([entry], own)]
+        problems.append(_unknown(f"grid of model {request.model}", grid, names))
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    return f"unknown {kind}: {name}{did_you_mean(name, known) or ';'} known: {', '.join(sorted(set(known))) or 'none'}"
+
+
+def _dataset_name(request: Request, dataset: DatasetSpec | None) -> str:
+    return dataset.name if dataset else request.dataset

@@ -1,0 +1,180 @@
+"""MMRec's data set folder, read unedited and checked.
+
+A folder `<name>/` holds `<name>.inter` (a table of userID, itemID, x_label; 0 train, 1 valid, 2 test), optionally
+`items.tsv` (itemID, text columns, `image`: a path under `images/`) and ready feature files per modality. With a
+catalogue, the number of items is its number of rows and items without interactions are legal; without one it is the
+largest id + 1, and a gap is an error, since row i of every feature file must be item i.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..artifacts import fingerprint, hash_file, hash_files
+from ..errors import DataError, did_you_mean
+from ..settings import Settings
+from ..types import SPLITS, Dataset, Interactions, ItemCatalog
+
+NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
+
+
+def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
+    """The data set in `folder`. Raises DataError, with counts, for anything that can't be ranked honestly."""
+    inter = folder / (settings.inter_file_name or f"{name}.inter")
+    if not inter.is_file():
+        raise DataError(f"{inter}: no such file{_what_is_there(folder)}")
+    users, items, labels = read_interactions(inter, settings)
+    catalog = read_catalog(folder) if (folder / "items.tsv").is_file() else None
+
+    n_users = _count_ids(users, inter, settings.USER_ID_FIELD, gaps_allowed=False)
+    n_items = _count_ids(items, inter, settings.ITEM_ID_FIELD, gaps_allowed=catalog is not None)
+    if catalog is not None:
+        if n_items > len(catalog):
+            raise DataError(
+                f"{inter}: itemID {n_items - 1} is not in the catalogue, whose {len(catalog):,} rows end at "
+                f"{len(catalog) - 1} ({folder / 'items.tsv'}); add its row or drop its interactions"
+            )
+        n_items = len(catalog)
+
+    notes = []
+    splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
+    has_history = np.zeros(n_users, dtype=bool)
+    has_history[splits["train"].users] = True
+    if settings.filter_out_cod_start_users:
+        for split in ("valid", "test"):
+            kept = has_history[splits[split].users]
+            if not kept.all():
+                notes.append(f"{split}: dropped {np.sum(~kept):,} rows of users without a training row")
+            splits[split] = Interactions(splits[split].users[kept], splits[split].items[kept])
+    counts = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items())
+    for split, rows in splits.items():
+        if not len(rows):
+            raise DataError(
+                f"{inter}: the {split} split is empty ({counts} rows); column {settings.inter_splitting_label} "
+                f"must mark rows 0 (train), 1 (valid) and 2 (test)"
+            )
+    notes += _repeated(splits, n_items)
+
+    files = {"image": folder / settings.vision_feature_file, "text": folder / settings.text_feature_file}
+    return Dataset(
+        name=name,
+        n_users=n_users,
+        n_items=n_items,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
+        catalog=catalog,
+        feature_files={modality: path for modality, path in files.items() if path.is_file()},
+        fingerprint=fingerprint([hash_file(inter), n_users, n_items]),
+        notes=tuple(notes),
+    )
+
+
+def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users, items and split labels, each (N,) int64, in file order."""
+    columns = [settings.USER_ID_FIELD, settings.ITEM_ID_FIELD, settings.inter_splitting_label]
+    try:
+        header = list(pd.read_csv(path, sep=settings.field_separator, nrows=0).columns)
+        missing = [column for column in columns if column not in header]
+        if missing:
+            guess = did_you_mean(missing[0], header)
+            raise DataError(f"{path}: no column {missing[0]!r}; its header has {', '.join(header)}{guess}")
+        table = pd.read_csv(path, sep=settings.field_separator, usecols=columns)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a table separated by {settings.field_separator!r}: {error}") from None
+    arrays = []
+    for column in columns:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        bad = numbers.isna() | (numbers % 1 != 0)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise DataError(
+                f"{path}, line {first + 2}: {column} is {table[column].iloc[first]!r}, not an integer "
+                f"({int(bad.sum()):,} such rows of {len(table):,}); is the file truncated?"
+            )
+        arrays.append(numbers.to_numpy(dtype=np.int64))
+    users, items, labels = arrays
+    strange = ~np.isin(labels, range(len(SPLITS)))
+    if strange.any():
+        raise DataError(
+            f"{path}, line {int(np.flatnonzero(strange)[0]) + 2}: {columns[2]} is {labels[strange][0]}; "
+            f"allowed are 0 (train), 1 (valid) and 2 (test) ({int(strange.sum()):,} such rows)"
+        )
+    return users, items, labels
+
+
+def read_catalog(folder: Path) -> ItemCatalog:
+    """The catalogue `items.tsv`, sorted by itemID, its images resolved under `images/`."""
+    path = folder / "items.tsv"
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a tab-separated table with a header: {error}") from None
+    if "itemID" not in table:
+        raise DataError(f"{path}: no column 'itemID'; its header has {', '.join(table.columns)}")
+    ids = pd.to_numeric(table["itemID"], errors="coerce")
+    order = np.argsort(ids.to_numpy(), kind="stable")
+    if not np.array_equal(ids.to_numpy()[order], np.arange(len(table))):
+        raise DataError(
+            f"{path}: itemID must hold each of 0 ... {len(table) - 1} once, as row i of every feature table is item i; "
+            f"it has {ids.nunique():,} distinct numbers in {len(table):,} rows"
+        )
+    table = table.iloc[order]
+    raw_column = next((column for column in ("raw_id", "asin") if column in table), "itemID")
+    names = table["image"].tolist() if "image" in table else [""] * len(table)
+    images = tuple(folder / "images" / name if name else None for name in names)
+    fields = {column: tuple(table[column]) for column in table.columns if column not in NOT_TEXT}
+    existing = [image for image in images if image is not None and image.is_file()]
+    return ItemCatalog(
+        fields=fields,
+        images=images,
+        raw_ids=tuple(table[raw_column]),
+        fingerprint=fingerprint([fields, names, hash_files(existing)]),
+    )
+
+
+def _count_ids(ids: np.ndarray, path: Path, column: str, *, gaps_allowed: bool) -> int:
+    """The largest id + 1, after refusing negative ids and, unless allowed, ids that never occur."""
+    if not len(ids):
+        raise DataError(f"{path}: has a header but no rows")
+    if ids.min() < 0:
+        row = int(np.argmax(ids < 0))
+        raise DataError(f"{path}, line {row + 2}: {column} {ids[row]} is negative ({int(np.sum(ids < 0)):,} such rows)")
+    count = int(ids.max()) + 1
+    distinct = np.unique(ids)
+    if not gaps_allowed and len(distinct) < count:
+        gap = int(np.argmax(distinct != np.arange(len(distinct))))
+        raise DataError(
+            f"{path}: {column} must run from 0 to {count - 1} without gaps, but only {len(distinct):,} of {count:,} "
+            f"ids occur; the first missing is {gap}. Renumber the ids"
+            + (", or list all items in items.tsv beside it" if column == "itemID" else "")
+        )
+    return count
+
+
+def _repeated(splits: dict[str, Interactions], n_items: int) -> list[str]:
+    """Notes on pairs that occur twice within a split, or in training and again in a held-out split."""
+    keys = {split: rows.users * n_items + rows.items for split, rows in splits.items()}
+    notes = [
+        f"{split}: {len(pairs) - len(np.unique(pairs)):,} rows repeat a pair of the same split"
+        for split, pairs in keys.items()
+        if len(np.unique(pairs)) < len(pairs)
+    ]
+    for split in ("valid", "test"):
+        seen = int(np.isin(keys[split], keys["train"]).sum())
+        if seen:
+            notes.append(f"{split}: {seen:,} rows repeat a training pair; those items are masked, so they can't be hit")
+    return notes
+
+
+def _what_is_there(folder: Path) -> str:
+    """The end of a message about a missing file: what lies there instead."""
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.glob("*.inter"))
+        return f"; the folder has {', '.join(others)} (inter_file_name chooses one)" if others else ""
+    parent = folder.parent
+    if not parent.is_dir():
+        return f"; the folder {parent} doesn't exist (--data-path chooses another)"
+    names = sorted(path.name for path in parent.iterdir() if path.is_dir())
+    return f"; {parent} holds {', '.join(names) or 'no data set'}{did_you_mean(folder.name, names)}"

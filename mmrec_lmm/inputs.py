@@ -1,0 +1,132 @@
+"""What a run trains on: the data set, and a feature table per modality, from files or from an encoder."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .artifacts import locked
+from .data.loading import load_dataset
+from .encoding import control_tables, encode, mean_filled, read_feature_file
+from .errors import ConfigError
+from .machine import choose_device
+from .registry import Registry
+from .settings import Settings
+from .specs import resolve
+from .types import Dataset, FeatureTable, RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run trains on."""
+
+    dataset: Dataset
+    tables: Mapping[str, FeatureTable]
+    seconds: Mapping[str, float]
+
+
+def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
+    """The data set and a feature table for each modality that the run uses, from files or an encoder."""
+    settings, model = spec.settings, registry.models.get(spec.model)
+    started = time.perf_counter()
+    dataset = open_dataset(spec.dataset, settings, registry)
+    loaded = time.perf_counter()
+    for note in dataset.notes:
+        logger.warning("%s: %s", dataset.name, note)
+    tables = dict(feature_tables(spec, dataset, registry, progress=progress)) if model.uses_features else {}
+    if settings.missing == "mean":
+        tables = {modality: mean_filled(table) for modality, table in tables.items()}
+    if spec.control is not None:
+        tables = control_tables(tables, spec.control, settings.seed)
+    return Inputs(dataset, tables, {"load": loaded - started, "encode": time.perf_counter() - loaded})
+
+
+def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
+    """Just the features of a run: one table per modality."""
+    dataset = open_dataset(spec.dataset, spec.settings, registry)
+    return dict(feature_tables(spec, dataset, registry, progress=progress))
+
+
+def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
+    """The data set of that name under `data_path`; one that a plugin can make is made on first use."""
+    folder = Path(settings.data_path) / name
+    spec = registry.datasets.get(name) if name in registry.datasets else None
+    if spec is not None and spec.make is not None and not folder.exists():
+        with locked(folder.with_name(f".{name}")):
+            if not folder.exists():
+                logger.info("making the data set %s in %s", name, folder)
+                resolve(spec.make)(folder)
+    if spec is not None and spec.load is not None:
+        dataset: Dataset = resolve(spec.load)(folder, name, settings)
+        return dataset
+    return load_dataset(folder, name, settings)
+
+
+def feature_tables(
+    spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool
+) -> Iterator[tuple[str, FeatureTable]]:
+    """One table per modality: from the encoder if the run names one, else from the data set's own files; a file
+    given by `--features` comes first of all. `--modalities` picks among what there is."""
+    files = {**({} if spec.encoder else dataset.feature_files), **spec.features}
+    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
+    available = sorted({*files, *encodable})
+    wanted = spec.modalities if spec.modalities is not None else available
+    missing = [modality for modality in wanted if modality not in available]
+    if missing or not wanted:
+        raise ConfigError(_no_features(spec, dataset, missing, available, registry))
+    for modality in wanted:
+        if modality in files:
+            yield modality, read_feature_file(files[modality], modality=modality, n_items=dataset.n_items)
+    to_encode = tuple(modality for modality in wanted if modality not in files)
+    if to_encode:
+        assert spec.encoder is not None
+        assert dataset.catalog is not None
+        settings = spec.settings
+        yield from encode(
+            dataset.catalog,
+            registry.encoders.get(spec.encoder),
+            spec.encoder_config,
+            modalities=to_encode,
+            text_fields=settings.text_fields,
+            device=choose_device(settings),
+            batch_size=settings.encode_batch_size,
+            workers=settings.workers,
+            progress=progress,
+        ).items()
+
+
+def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:
+    """The modalities that the run's encoder can encode and that this catalogue has at all."""
+    assert spec.encoder is not None
+    catalog = dataset.catalog
+    has = {"image": catalog is not None and catalog.has_images, "text": catalog is not None and catalog.has_text}
+    encoder = registry.encoders.get(spec.encoder)
+    return tuple(modality for modality in encoder.modalities if has.get(modality, False))
+
+
+def _no_features(
+    spec: RunSpec, dataset: Dataset, missing: Sequence[str], available: Sequence[str], registry: Registry
+) -> str:
+    """Why a run has no features of a modality, and what to type."""
+    what = f"modality {', '.join(missing)}" if missing else "item features"
+    there = f"available are: {', '.join(available)}" if available else "none are available"
+    by_file = f"--features {missing[0] if missing else 'image'}=FILE.npy reads them from a file"
+    if spec.encoder is None:
+        encoders = ", ".join(registry.encoders.names())
+        return (
+            f"data set {dataset.name} has no feature file for {what} ({there}); "
+            f"--encoder NAME makes features from its catalogue ({encoders}), {by_file}"
+        )
+    encoder, catalog = registry.encoders.get(spec.encoder), dataset.catalog
+    if catalog is None:
+        content = "no catalogue (items.tsv)"
+    else:
+        images = sum(image is not None for image in catalog.images)
+        content = f"{images:,} of {len(catalog):,} items with an image, and text: {', '.join(catalog.fields) or 'none'}"
+    return (
+        f"encoder {encoder.name} can't make {what} for data set {dataset.name} ({there}): it encodes "
+        f"{', '.join(encoder.modalities)}, and the data set has {content}; {by_file}"
+    )

@@ -1,0 +1,160 @@
+"""Configuration's files: where each layer's YAML is looked for, and what it says, with line numbers.
+
+A layer is one file: the first folder that has it wins, `--configs DIR`, then ./configs, then the plugin's own folder
+(for the files of its own model, encoder or data set), then the folder shipped with mmrec-lmm.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+
+SECTIONS = ("encoder", "ft", "ete")  # what MMRec never had stands in these, everything else is flat
+GRID = "hyper_parameters"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A key's value, the layer that set it, and the file and line if it was a file. An axis has a tuple of values."""
+
+    value: Any
+    layer: str
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file, or the command line: flat keys (a section's are dotted) with their values and lines."""
+
+    name: str
+    source: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    prefix: str = ""  # the section that a whole file stands for, so that messages name keys as the file does
+
+    def origin(self, name: str) -> Origin:
+        return Origin(None, self.name, self.source, self.lines.get(name))
+
+    def grid_names(self) -> list[str]:
+        """The keys that `hyper_parameters` names here; ValueError where it holds something else."""
+        names = self.values.get(GRID) or []
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"must be a list of keys, got {names!r}")
+        return [name if name.startswith(self.prefix) else self.prefix + name for name in names]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number (as in MMRec), and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse(text: str) -> Any:
+    """The value that YAML gives a text, as in a configuration file; yaml.YAMLError where it isn't YAML."""
+    return _compose(text)[1]
+
+
+def _compose(text: str) -> tuple[yaml.Node | None, Any]:
+    """A text's YAML node, which knows its lines, and its value; a value that contains itself is refused."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return node, loader.construct_object(node, deep=True) if node else None
+    except (ValueError, RecursionError) as error:  # 2024-13-45 is no date; brackets in thousands
+        raise yaml.YAMLError(str(error)) from None
+
+
+def read(path: Path, name: str, *, prefix: str = "") -> Layer:
+    """A YAML file as the layer `name`; ConfigError names file and line of what isn't YAML, or isn't keys."""
+    try:
+        node, content = _compose(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: can't be read as YAML in UTF-8: {error}") from None
+    if node is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, got {str(content)[:40]!r}")
+
+    lines = {key if key == GRID else prefix + key: line for key, line in _lines(node)}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in SECTIONS or prefix:
+            values[key if key == GRID else f"{prefix}{key}"] = value
+        elif value is None or isinstance(value, dict):
+            values |= {f"{key}.{inner}": inner_value for inner, inner_value in (value or {}).items()}
+        else:
+            raise ConfigError(f"{path}:{lines[key]}: {key} is a section, so it holds keys of its own, got {value!r}")
+    return Layer(name, str(path), values, lines, prefix)
+
+
+def _lines(node: yaml.Node | None, outer: str = "") -> Iterator[tuple[str, int]]:
+    """Each key (dotted where mappings nest) and the number of its line."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        yield f"{outer}{key.value}", key.start_mark.line + 1
+        yield from _lines(value, f"{outer}{key.value}.")
+
+
+def shipped() -> Path:
+    """The folder of YAML that comes with mmrec-lmm: among the installed packages, or in the checkout."""
+    here = Path(__file__).resolve().parent.parent
+    installed = here / "mmrec_lmm_plugins" / "configs"
+    return installed if installed.is_dir() else here / "configs"
+
+
+def folders(chosen: Path | None, own: Path | None = None) -> list[Path]:
+    """Where a layer is looked for, in order. ConfigError where `chosen` is no folder of configuration."""
+    known = ("overall.yaml", "dataset", "model", "encoder", "preset", "grid")
+    if chosen and not any(_entry(chosen, name) for name in known):
+        raise ConfigError(f"--configs {chosen}: no folder that holds one of {', '.join(known)}")
+    return [folder for folder in (chosen, Path("configs"), own, shipped()) if folder]
+
+
+def find(places: Iterable[Path], *parts: str) -> Path | None:
+    """The first `place/part/part` that is a file, whatever the case of its letters (MMRec has VBPR.yaml)."""
+    for place in places:
+        path: Path | None = place
+        for part in parts:
+            path = _entry(path, part) if path else None
+        if path and path.is_file():
+            return path
+    return None
+
+
+def _entry(folder: Path, name: str) -> Path | None:
+    """The entry of that name, the exact spelling first; a name with a slash or `..` is no entry."""
+    same = [path for path in entries(folder) if path.name.lower() == name.lower()]
+    return min(same, key=lambda path: (path.name != name, path.name), default=None)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds; nothing if there is no such folder."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,76 @@
+"""The log in MMRec's lines, so that scripts which grep them go on working.
+
+Everything goes to `<out>/log/<model>-<data set>-<time>.log`; the console shows warnings, or all of it on request.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from .types import Dataset, EpochReport, Interactions
+
+logger = logging.getLogger(__name__)
+
+FILE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "%a %d %b %Y %H:%M:%S")
+CONSOLE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "%d %b %H:%M")
+
+
+def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> Path | None:
+    """Send the package's log to a new file in `folder` (none: no file) and to stderr; the file's path."""
+    root = logging.getLogger("mmrec_lmm")
+    root.setLevel(level)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(CONSOLE_FORMAT)
+    console.setLevel(logging.NOTSET if verbose else logging.WARNING)
+    root.addHandler(console)
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{datetime.now():%b-%d-%Y-%H-%M-%S}.log"
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(FILE_FORMAT)
+    root.addHandler(file)
+    return path
+
+
+def metric_line(metrics: Mapping[str, float]) -> str:
+    """`recall@5: 0.0123    recall@10: 0.0210 ...`"""
+    return "    ".join(f"{name}: {value:.4f}" for name, value in metrics.items())
+
+
+def log_statistics(dataset: Dataset) -> None:
+    """MMRec's lines on the data: users, items, interactions, sparsity, for all and for each split."""
+    splits = {"Training": dataset.train, "Validation": dataset.valid, "Testing": dataset.test}
+    users = np.concatenate([rows.users for rows in splits.values()])
+    items = np.concatenate([rows.items for rows in splits.values()])
+    logger.info("%s", _statistics(dataset.name, Interactions(users, items)))
+    for title, rows in splits.items():
+        logger.info("====%s====\n%s", title, _statistics(dataset.name, rows))
+
+
+def log_epoch(report: EpochReport, *, model: str, score: float | None) -> None:
+    """MMRec's lines on one epoch, without its test line: test is ranked once, at the end."""
+    loss = sum(report.losses.values())
+    logger.info("epoch %d training [time: %.2fs, train loss: %.4f]", report.epoch, report.train_seconds, loss)
+    if report.valid is None:
+        return
+    logger.info("epoch %d evaluating [time: %.2fs, valid_score: %.6f]", report.epoch, report.valid_seconds, score)
+    logger.info("valid result: \n%s", metric_line(report.valid))
+    if report.improved:
+        logger.info("██ %s--Best validation results updated!!!", model)
+
+
+def _statistics(name: str, rows: Interactions) -> str:
+    users, items = len(np.unique(rows.users)), len(np.unique(rows.items))
+    return (
+        f"{name}\nThe number of users: {users}\nAverage actions of users: {len(rows) / users}\n"
+        f"The number of items: {items}\nAverage actions of items: {len(rows) / items}\n"
+        f"The number of inters: {len(rows)}\nThe sparsity of the dataset: {100 * (1 - len(rows) / users / items)}%"
+    )

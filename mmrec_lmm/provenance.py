@@ -1,0 +1,67 @@
+"""What a result depends on, and what merely surrounded it: hashes, versions, machine."""
+
+import inspect
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import __version__
+from .artifacts import fingerprint, hash_files, plain
+from .contracts import Recommender
+from .inputs import Inputs
+from .registry import Registry
+from .settings import NOT_IDENTITY
+from .types import RunSpec
+
+NUMERICS_VERSION = 1  # rises when the same run would give other numbers; CHANGELOG says why
+
+
+def run_id(spec: RunSpec, inputs: Inputs) -> str:
+    """<model>-<data set>-<8 hex>: the hash of all that can change a number, and of nothing else."""
+    settings = {key: value for key, value in plain(spec.settings).items() if key not in NOT_IDENTITY}
+    identity = {
+        "numerics_version": NUMERICS_VERSION,
+        "model": [spec.model.lower(), spec.model_config],
+        "data": inputs.dataset.fingerprint,
+        "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
+        "paradigm": spec.paradigm,
+        "settings": {**settings, "threads": torch.get_num_threads()},
+    }
+    return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
+
+
+def provenance(
+    spec: RunSpec, inputs: Inputs, model: Recommender, registry: Registry, device: torch.device
+) -> dict[str, Any]:
+    """What a result depends on and what merely surrounded it: hashes, versions, machine."""
+    sources = [*sorted(Path(__file__).parent.rglob("*.py")), Path(inspect.getfile(type(model)))]
+    return {
+        "model": spec.model,
+        "dataset": spec.dataset,
+        "encoder": spec.encoder,
+        "paradigm": spec.paradigm,
+        "modalities": sorted(inputs.tables),
+        "control": spec.control,
+        "seed": spec.settings.seed,
+        "data": inputs.dataset.fingerprint,
+        "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
+        "present": {modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
+        "config": fingerprint(spec),
+        "code": hash_files(sources),
+        "numerics_version": NUMERICS_VERSION,
+        "plugin": registry.models.giver(spec.model),
+        "parameters_trained": sum(parameter.numel() for parameter in model.parameters()),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "mmrec_lmm": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,56 @@
+"""Recommendations from a finished run: its model is built again, takes its best weights, and ranks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import results
+from .checkpoint import load_weights
+from .errors import ConfigError, DataError
+from .evaluator import Ranker
+from .inputs import gather
+from .machine import choose_device
+from .registry import Registry
+from .runner import build_model
+
+
+def recommend(run: str, users: Sequence[int], k: int, registry: Registry, *, out: Path) -> list[dict[str, Any]]:
+    """The best `k` items of each user, training items left out: rows of user, rank, item, its own id and title.
+
+    Raises DataError where the data or features are no longer those of the run, ConfigError for unknown users.
+    """
+    folder = results.find_run(out, run)
+    spec = results.load_config(folder, registry)
+    inputs = gather(spec, registry)
+    record = results.load_result(folder)
+    assert record is not None
+    now = {
+        "data": inputs.dataset.fingerprint,
+        "features": {name: table.fingerprint for name, table in inputs.tables.items()},
+    }
+    for part, fingerprint in now.items():
+        if record.record[part] != fingerprint:
+            raise DataError(f"{folder.name}: the {part} changed since this run; run it again")
+    unknown = [user for user in users if not 0 <= user < inputs.dataset.n_users]
+    if unknown:
+        raise ConfigError(f"user {unknown[0]} is unknown; ids run from 0 to {inputs.dataset.n_users - 1}")
+    model = build_model(spec, inputs, registry, choose_device(spec.settings))
+    model.load_state_dict(load_weights(folder / results.WEIGHTS))
+    ranker = Ranker(np.unique(users), [inputs.dataset.train], inputs.dataset.n_items)
+    top = dict(zip(ranker.users.tolist(), ranker.top(model, k).tolist(), strict=True))
+    catalog = inputs.dataset.catalog
+    titles = catalog.fields.get("title") if catalog else None
+    return [
+        {
+            "user": user,
+            "rank": rank,
+            "item": item,
+            "id": catalog.raw_ids[item] if catalog else str(item),
+            "title": titles[item] if titles else "",
+        }
+        for user in users
+        for rank, item in enumerate(top[user], start=1)
+        if item >= 0
+    ]

@@ -1,0 +1,398 @@
+"""The registry: finds plugins, asks each what it brings, and gives out specs by name.
+
+Plugins are the entry points of the group `mmrec_lmm`, each named `<distribution>:<entry point>`, and whatever `-p`
+names: a module, or a .py file. The host's own metrics and the shipped models come the same way. Every plugin is called
+alone, so that each fault has a culprit: one that can't be imported, defines a hook wrongly or returns something else
+than specs is quarantined, which means that nothing of it is used and that it is listed with the reason. That is an
+error only where the plugin was asked for by `-p`; a name that nobody knows is one too, and its message then says who
+is in quarantine.
+
+    MMREC_LMM_BLOCK=NAME,NAME    leaves plugins out; NAME is a full name, a distribution or an entry point
+    MMREC_LMM_TRACE=1            writes every hook call to stderr
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import os
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Generic, Literal, TypeVar
+
+import pluggy
+
+from . import hookspecs
+from .errors import ConfigError, PluginError, did_you_mean
+from .hookspecs import API_VERSION, NAMESPACE
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, resolve
+from .types import EpochReport, RunResult, RunSpec
+
+logger = logging.getLogger(__name__)
+
+AnySpec = ModelSpec | EncoderSpec | DatasetSpec | MetricSpec
+Spec = TypeVar("Spec", bound=AnySpec)
+
+HOOKS = tuple(sorted(name for name in vars(hookspecs) if name.startswith("mmrec_")))
+REGISTERS: Mapping[str, type[AnySpec]] = {
+    "mmrec_register_models": ModelSpec,
+    "mmrec_register_encoders": EncoderSpec,
+    "mmrec_register_datasets": DatasetSpec,
+    "mmrec_register_metrics": MetricSpec,
+}
+SPEC_NAME = re.compile(r"\w[\w.:+-]*")  # names become parts of file names, and metrics are written name@k
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One plugin, for listings. `gives` maps a register hook to the names it gave; observer hooks give ()."""
+
+    name: str
+    status: Literal["ok", "blocked", "quarantined"]
+    reason: str = ""
+    distribution: str | None = None
+    version: str | None = None
+    gives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Catalogue(Generic[Spec]):
+    """All specs of one kind by name, whatever its case, in the order of names.
+
+    A name that two plugins claim belongs to neither: it isn't iterated, stands in `conflicts`, and asking for it is an
+    error. Other names are not affected, so that installing one more plugin can't stop work that doesn't use it.
+    """
+
+    def __init__(self, kind: str, offers: Iterable[tuple[Spec, str]], *, withheld: str = "") -> None:
+        """`offers` pairs each spec with its giver; `withheld` ends the message of an unknown name."""
+        self.kind = kind
+        self._withheld = withheld
+        self._offers: dict[str, list[tuple[Spec, str]]] = {}
+        for spec, giver in sorted(offers, key=lambda offer: (offer[0].name.lower(), offer[1])):
+            self._offers.setdefault(spec.name.lower(), []).append((spec, giver))
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._offers
+
+    def __iter__(self) -> Iterator[Spec]:
+        return (offers[0][0] for offers in self._offers.values() if len(offers) == 1)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self)
+
+    def get(self, name: str) -> Spec:
+        """The spec of that name. ConfigError if there is none, PluginError if two plugins claim it."""
+        return self._offer(name)[0]
+
+    def giver(self, name: str) -> str:
+        """The full name of the plugin that registered it; errors as `get`."""
+        return self._offer(name)[1]
+
+    def load(self, name: str, part: str) -> Any:
+        """What a spec names in its field `part` ("cls", "config", "fn" ...), imported now.
+
+        PluginError with the giver's name where that import fails: heavy libraries are met here for the first time.
+        """
+        spec, giver = self._offer(name)
+        target = getattr(spec, part)
+        try:
+            return resolve(target)
+        except Exception as error:
+            raise PluginError(
+                f"plugin {giver}: {part} of {self.kind} {spec.name}, {target}, can't be imported: {_reason(error)}"
+            ) from error
+
+    @property
+    def conflicts(self) -> tuple[str, ...]:
+        """One message for each name that more than one plugin claims."""
+        return tuple(self._conflict(offers) for offers in self._offers.values() if len(offers) > 1)
+
+    def _offer(self, name: str) -> tuple[Spec, str]:
+        offers = self._offers.get(name.lower())
+        if offers is None:
+            hint = did_you_mean(name, self.names()) or ";"
+            known = ", ".join(self.names()) or "none"
+            raise ConfigError(f"unknown {self.kind} {name}{hint} known: {known}{self._withheld}")
+        if len(offers) > 1:
+            raise PluginError(self._conflict(offers))
+        return offers[0]
+
+    def _conflict(self, offers: list[tuple[Spec, str]]) -> str:
+        givers = [giver for _, giver in offers]
+        return (
+            f"{self.kind} {offers[0][0].name} is registered by {' and by '.join(givers)}; "
+            f"leave one out, as with MMREC_LMM_BLOCK={givers[-1]}"
+        )
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything that the plugins of this process bring."""
+
+    models: Catalogue[ModelSpec]
+    encoders: Catalogue[EncoderSpec]
+    datasets: Catalogue[DatasetSpec]
+    metrics: Catalogue[MetricSpec]
+    plugins: tuple[PluginInfo, ...]
+    _manager: pluggy.PluginManager = field(repr=False)
+
+    @property
+    def conflicts(self) -> tuple[str, ...]:
+        """One message for each name that more than one plugin claims."""
+        catalogues = (self.models, self.encoders, self.datasets, self.metrics)
+        return tuple(message for catalogue in catalogues for message in catalogue.conflicts)
+
+    def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
+        """Tells every observer that an epoch is over; one that raises is logged and can't stop the run."""
+        self._notify("mmrec_epoch_finished", run=run, epoch=epoch)
+
+    def notify_run(self, run: RunSpec, result: RunResult) -> None:
+        """Tells every observer that a run's result is on disk; one that raises is logged and changes nothing."""
+        self._notify("mmrec_run_finished", run=run, result=result)
+
+    def _notify(self, hook: str, **report: Any) -> None:
+        for name in sorted({impl.plugin_name for impl in getattr(self._manager.hook, hook).get_hookimpls()}):
+            try:
+                _call_alone(self._manager, name, hook, **report)
+            except Exception as error:
+                logger.error("plugin %s: %s raised %s; the run goes on", name, hook, _reason(error), exc_info=True)
+
+
+def load_registry(extra: Sequence[str] = ()) -> Registry:
+    """A registry of all installed plugins and of `extra`, the values of `-p`: a module's name, the path of a .py file,
+    or `no:NAME`, which blocks as MMREC_LMM_BLOCK does. PluginError if a plugin of `extra` can't be used."""
+    manager = pluggy.PluginManager(NAMESPACE)
+    manager.add_hookspecs(hookspecs)
+    if os.environ.get("MMREC_LMM_TRACE", "0") not in ("", "0"):
+        _trace(manager)
+    candidates = [*_installed(), *(_extra(value) for value in dict.fromkeys(extra) if not value.startswith("no:"))]
+    blocked = _blocked(extra, candidates)
+    plugins: list[PluginInfo] = []
+    offers: dict[type[AnySpec], list[tuple[Any, str]]] = {spec_type: [] for spec_type in REGISTERS.values()}
+    for candidate in candidates:
+        info, given = _admit(manager, candidate, blocked)
+        plugins.append(info)
+        for hook, specs in given.items():
+            offers[REGISTERS[hook]] += [(spec, info.name) for spec in specs]
+    withheld = _withheld(plugins)
+    return Registry(
+        models=Catalogue("model", offers[ModelSpec], withheld=withheld),
+        encoders=Catalogue("encoder", offers[EncoderSpec], withheld=withheld),
+        datasets=Catalogue("data set", offers[DatasetSpec], withheld=withheld),
+        metrics=Catalogue("metric", offers[MetricSpec], withheld=withheld),
+        plugins=tuple(plugins),
+        _manager=manager,
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A plugin before it is imported; `aliases` are the names under which it can be blocked."""
+
+    name: str
+    load: Callable[[], object]
+    aliases: frozenset[str]
+    asked: bool = False  # by -p: a fault is an error rather than a quarantine
+    distribution: str | None = None
+    version: str | None = None
+
+
+def _installed() -> list[_Candidate]:
+    """The entry points, in the order of their names: installation order must decide nothing.
+
+    pluggy's own loader isn't used, since it silently skips the second of two entry points with one name.
+    """
+    candidates = []
+    for entry in importlib.metadata.entry_points(group=NAMESPACE):
+        distribution = _plain((entry.dist and entry.dist.name) or "unknown")  # damaged metadata has no name
+        name = f"{distribution}:{entry.name}"
+        candidates.append(
+            _Candidate(
+                name=name,
+                load=entry.load,
+                aliases=frozenset({_plain(name), distribution, _plain(entry.name)}),
+                distribution=distribution,
+                version=entry.dist.version if entry.dist else None,
+            )
+        )
+    return sorted(candidates, key=lambda candidate: candidate.name)
+
+
+def _extra(value: str) -> _Candidate:
+    if value.endswith(".py") or os.sep in value:
+        path = Path(value)
+        return _Candidate(value, lambda: _load_file(path), frozenset({_plain(value), _plain(path.stem)}), asked=True)
+    return _Candidate(value, lambda: importlib.import_module(value), frozenset({_plain(value)}), asked=True)
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The module in a .py file. Its name in `sys.modules` follows from the path, so that `f"{__name__}:Class"` in a
+    spec resolves, and that a second load gives the same classes."""
+    path = path.resolve()
+    if not path.is_file():
+        raise PluginError(f"there is no file {path}")
+    name = f"mmrec_lmm_file_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} isn't a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _blocked(extra: Sequence[str], candidates: Sequence[_Candidate]) -> frozenset[str]:
+    """The names to leave out. One that nothing bears is a warning: a shell's profile may serve many environments."""
+    names = os.environ.get("MMREC_LMM_BLOCK", "").split(",")
+    names += [value.removeprefix("no:") for value in extra if value.startswith("no:")]
+    blocked = {_plain(name): name.strip() for name in names if name.strip()}
+    aliases = {alias for candidate in candidates for alias in candidate.aliases}
+    for unknown in blocked.keys() - aliases:
+        hint = did_you_mean(unknown, aliases)
+        logger.warning("no plugin is called %s, so that blocking it does nothing%s", blocked[unknown], hint)
+    return frozenset(blocked)
+
+
+def _admit(
+    manager: pluggy.PluginManager, candidate: _Candidate, blocked: frozenset[str]
+) -> tuple[PluginInfo, Mapping[str, list[AnySpec]]]:
+    """Imports, checks, registers one plugin: what to list of it, and its specs by hook: none unless all are sound."""
+
+    def info(
+        status: Literal["ok", "blocked", "quarantined"],
+        reason: str = "",
+        gives: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    ) -> PluginInfo:
+        return PluginInfo(candidate.name, status, reason, candidate.distribution, candidate.version, gives)
+
+    if candidate.aliases & blocked:
+        return info("blocked"), {}
+    plugin: object = None
+    try:
+        plugin = candidate.load()
+        if candidate.asked and manager.is_registered(plugin):
+            return info("ok", f"is {manager.get_name(plugin)}"), {}
+        _check_plugin(manager, plugin)
+        manager.register(plugin, candidate.name)
+        _check_hooks(manager, plugin)
+        hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or ())
+        given = {hook: _specs(manager, candidate.name, hook) for hook in hooks if hook in REGISTERS}
+    except Exception as error:
+        if plugin is not None and manager.get_plugin(candidate.name) is plugin:
+            manager.unregister(name=candidate.name)
+        reason = _reason(error)
+        if candidate.asked:
+            raise PluginError(f"-p {candidate.name}: {reason}") from error
+        logger.warning("plugin %s is left out: %s", candidate.name, reason)
+        logger.debug("plugin %s", candidate.name, exc_info=True)
+        return info("quarantined", reason), {}
+    return info("ok", gives={hook: tuple(spec.name for spec in given.get(hook, ())) for hook in hooks}), given
+
+
+def _check_plugin(manager: pluggy.PluginManager, plugin: object) -> None:
+    """What pluggy wouldn't notice before registration. PluginError with the reason."""
+    if inspect.isclass(plugin):
+        raise PluginError(f"the entry point names the class {plugin.__name__}; name a module or an instance")
+    needs = getattr(plugin, "MMREC_LMM_API", API_VERSION)
+    if not isinstance(needs, int) or needs > API_VERSION:
+        raise PluginError(
+            f"needs version {needs!r} of the plugin API, and this mmrec-lmm has {API_VERSION}; upgrade mmrec-lmm"
+        )
+    for hook in HOOKS:
+        if inspect.isroutine(getattr(plugin, hook, None)) and manager.parse_hookimpl_opts(plugin, hook) is None:
+            raise PluginError(f"{hook} lacks the decorator @hookimpl")
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
+    """What pluggy accepts and would then silently do otherwise than meant. PluginError with the reason."""
+    callers = manager.get_hookcallers(plugin)
+    if not callers:
+        raise PluginError("implements no hook of mmrec-lmm")
+    for caller in callers:
+        if caller.name not in HOOKS:
+            raise PluginError(f"unknown hook {caller.name}{did_you_mean(caller.name, HOOKS)}")
+        for impl in caller.get_hookimpls():
+            if impl.plugin is plugin and impl.kwargnames:
+                raise PluginError(f"{caller.name}: pluggy never fills arguments with a default: {impl.kwargnames}")
+            if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
+                raise PluginError(f"{caller.name} is a hook wrapper; a plugin can't change what others give or see")
+
+
+def _specs(manager: pluggy.PluginManager, name: str, hook: str) -> list[AnySpec]:
+    """What a register hook of one plugin gives, checked. PluginError with the reason."""
+    expected = REGISTERS[hook]
+    wanted = f"{hook} must return a list of {expected.__name__}"
+    specs: list[AnySpec] = []
+    try:
+        for result in _call_alone(manager, name, hook) or [None]:  # pluggy drops None
+            if not isinstance(result, Iterable):
+                raise PluginError(f"{wanted}, and returned {reprlib.repr(result)}")
+            specs += result
+    except PluginError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{hook} raised {_reason(error)}") from error
+    for spec in specs:
+        if not isinstance(spec, expected):
+            raise PluginError(f"{wanted}, and {reprlib.repr(spec)} is in it")
+        if not SPEC_NAME.fullmatch(spec.name):
+            raise PluginError(f"{hook}: {spec.name!r} isn't a name: letters, digits and _ . : + - only")
+    return specs
+
+
+def _call_alone(manager: pluggy.PluginManager, name: str, hook: str, **arguments: Any) -> list[Any]:
+    """Calls a hook of one plugin through pluggy (so that tracing sees it): the results that aren't None."""
+    others = [plugin for other, plugin in manager.list_name_plugin() if plugin is not None and other != name]
+    return manager.subset_hook_caller(hook, others)(**arguments)
+
+
+def _trace(manager: pluggy.PluginManager) -> None:
+    """From now on, one line on stderr for each call of a hook: whose, with what, and what came of it."""
+
+    def after(
+        outcome: pluggy.Result[Any], hook: str, impls: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]
+    ) -> None:
+        plugin = ", ".join(impl.plugin_name for impl in impls)
+        said = ", ".join(f"{key}={reprlib.repr(value)}" for key, value in arguments.items())
+        end = f"raised {outcome.exception!r}" if outcome.exception else f"gave {reprlib.repr(outcome.get_result())}"
+        print(f"trace: {plugin}: {hook}({said}) {end}", file=sys.stderr)
+
+    manager.add_hookcall_monitoring(lambda *_: None, after)
+
+
+def _withheld(plugins: Iterable[PluginInfo]) -> str:
+    """The end of an unknown name's message: which plugins might have known it, and why they are not in use."""
+    quarantined = "; ".join(f"{info.name} ({info.reason})" for info in plugins if info.status == "quarantined")
+    blocked = ", ".join(info.name for info in plugins if info.status == "blocked")
+    return (f"; plugins in quarantine: {quarantined}" if quarantined else "") + (
+        f"; blocked plugins: {blocked}" if blocked else ""
+    )
+
+
+def _plain(name: str) -> str:
+    """A name as packaging compares names: lower case, runs of - _ . as one hyphen."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; ours speak for themselves, others' need their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"

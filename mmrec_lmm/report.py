@@ -1,0 +1,201 @@
+"""What the command line prints: plain text, made from results, specs and data sets. No work is done here."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigError, did_you_mean
+from .registry import Catalogue, Registry
+from .study import Grid
+from .types import SPLITS, Dataset, FeatureTable, RunResult
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as an aligned table: numbers to the right, floats with four decimals."""
+    header = list(rows[0])
+    cells = [[_cell(row[name]) for name in header] for row in rows]
+    right = [all(isinstance(row[name], int | float) or row[name] is None for row in rows) for name in header]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [header, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def run_text(result: RunResult) -> str:
+    """A finished run: where it ended, and its metrics by split, cutoffs down and metrics across."""
+    how = {
+        "patience": f"stopped early after {result.epochs} epochs",
+        "epochs": f"ran all {result.epochs} epochs",
+        "diverged": f"diverged in epoch {result.epochs - 1}",
+        "untrained": "was not trained",
+    }[result.stopped]
+    names = list(dict.fromkeys(name.partition("@")[0] for name in result.test))
+    cutoffs = list(dict.fromkeys(name.partition("@")[2] for name in result.test))
+    rows = [
+        {"split": split, "K": int(k), **{name: values[f"{name}@{k}"] for name in names}}
+        for split, values in (("valid", result.valid), ("test", result.test))
+        for k in cutoffs
+    ]
+    return f"{result.run_id}: {how}; best epoch {result.best_epoch}\n\n{table(rows)}"
+
+
+def grid_text(grid: Grid, valid_metric: str) -> str:
+    """Every point with its validation score, the winner marked; then the winner's metrics."""
+    metric = valid_metric.lower()
+    rows = [
+        {
+            "": "*" if result.run_id == grid.best.run_id else "",
+            **result.parameters,
+            f"valid {metric}": result.valid[metric],
+            f"test {metric}": result.test[metric],
+            "run": result.run_id,
+        }
+        for result in grid.results
+    ]
+    return f"{table(rows)}\n\n* best on validation ({metric}):\n{run_text(grid.best)}"
+
+
+def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """`list runs`: one row a finished run."""
+    return [
+        {
+            "run": result.run_id,
+            "encoder": result.record["encoder"],
+            "seed": result.record["seed"],
+            "control": result.record["control"],
+            "epochs": result.epochs,
+            **{
+                f"{split} {name}": values.get(name)
+                for name in ("recall@20", "ndcg@20")
+                for split, values in _splits(result)
+            },
+            "finished": result.record["finished"],
+        }
+        for result in results
+    ]
+
+
+def catalogue_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
+    """`list models` and its like: name, what it is, who brings it."""
+    if kind == "plugins":
+        return [
+            {
+                "plugin": plugin.name,
+                "version": plugin.version,
+                "status": plugin.status,
+                "gives": ", ".join(name for names in plugin.gives.values() for name in names),
+                "reason": plugin.reason,
+            }
+            for plugin in registry.plugins
+        ]
+    catalogue: Catalogue[Any] = getattr(registry, kind)
+    rows = []
+    for spec in catalogue:
+        row = {"name": spec.name, "summary": spec.summary}
+        if kind == "encoders":
+            dims = spec.dims or {}
+            row["encodes"] = ", ".join(f"{name} {dims[name]}" if name in dims else name for name in spec.modalities)
+            row["licence"] = spec.licence
+        rows.append({**row, "plugin": catalogue.giver(spec.name)})
+    return rows
+
+
+def info_text(registry: Registry, name: str) -> str:
+    """Everything known of one name: the spec, and the configuration keys with types and defaults."""
+    catalogues: dict[str, Catalogue[Any]] = {
+        "model": registry.models,
+        "encoder": registry.encoders,
+        "data set": registry.datasets,
+        "metric": registry.metrics,
+    }
+    parts = [_info(kind, catalogue, name) for kind, catalogue in catalogues.items() if name in catalogue]
+    if not parts:
+        known = [known for catalogue in catalogues.values() for known in catalogue.names()]
+        raise ConfigError(
+            f"nothing is called {name}{did_you_mean(name, known)}; `list models` and its like show what is"
+        )
+    return "\n\n".join(parts)
+
+
+def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
+    """`encode`: one row per modality."""
+    return table(
+        [
+            {
+                "modality": modality,
+                "items": len(encoded.values),
+                "present": int(encoded.present.sum()),
+                "width": encoded.dim,
+                "features": encoded.fingerprint,
+            }
+            for modality, encoded in tables.items()
+        ]
+    )
+
+
+def dataset_text(dataset: Dataset) -> str:
+    """`data check`: counts by split, what the catalogue has, feature files, and whatever loading remarked."""
+    rows = []
+    for split in SPLITS:
+        interactions = getattr(dataset, split)
+        rows.append(
+            {
+                "split": split,
+                "rows": len(interactions),
+                "users": len(np.unique(interactions.users)),
+                "items": len(np.unique(interactions.items)),
+            }
+        )
+    lines = [f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items", "", table(rows), ""]
+    if dataset.catalog is None:
+        lines.append("catalogue: none (items.tsv); an encoder needs one")
+    else:
+        images = sum(path is not None and path.is_file() for path in dataset.catalog.images)
+        named = sum(path is not None for path in dataset.catalog.images)
+        lines.append(
+            f"images: {images:,} of {dataset.n_items:,} items"
+            + (f" ({named - images:,} files missing)" if named > images else "")
+        )
+        lines += [
+            f"{field}: {sum(map(bool, column)):,} of {dataset.n_items:,} items"
+            for field, column in dataset.catalog.fields.items()
+        ]
+    lines += [f"features of {modality}: {path}" for modality, path in dataset.feature_files.items()]
+    cold = dataset.n_items - len(np.unique(dataset.train.items))
+    lines.append(f"items without a training row: {cold:,}")
+    return "\n".join([*lines, *dataset.notes])
+
+
+def _info(kind: str, catalogue: Catalogue[Any], name: str) -> str:
+    spec = catalogue.get(name)
+    lines = [f"{kind} {spec.name}: {spec.summary}"]
+    lines += [
+        f"{label}: {getattr(spec, attribute)}"
+        for label, attribute in (("paper", "paper"), ("licence", "licence"), ("default encoder", "default_encoder"))
+        if getattr(spec, attribute, None)
+    ]
+    if kind == "encoder":
+        lines.append(f"encodes: {', '.join(spec.modalities)}")
+    lines.append(f"plugin: {catalogue.giver(name)}")
+    if hasattr(spec, "config"):
+        keys = dataclasses.fields(catalogue.load(name, "config"))
+        prefix = "encoder." if kind == "encoder" else ""
+        lines += ["keys:", *(f"  --{prefix}{key.name}={key.default}" for key in keys)]
+    return "\n".join(lines)
+
+
+def _splits(result: RunResult) -> tuple[tuple[str, Mapping[str, float]], ...]:
+    return (("valid", result.valid), ("test", result.test))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and abs(value) < 1000 else str(value)

@@ -1,0 +1,142 @@
+"""The folder of a run: what is kept, how it is written and read back.
+
+    runs/<model>-<data set>-<8 hex of the run's identity>/
+        config.json              the resolved run: every value, enough to build it again
+        best.safetensors         the weights of the best epoch
+        per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user
+        topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
+        checkpoint/              while it trains: the state after the last evaluation
+        result.json              written last: where it stands, the run is finished
+
+Shapes: U evaluated users, K listed items.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from .artifacts import plain, read_json, write_atomic, write_json
+from .errors import DataError, RunError, did_you_mean
+from .registry import Registry
+from .settings import Settings
+from .types import RunResult, RunSpec
+
+CONFIG = "config.json"
+WEIGHTS = "best.safetensors"
+PER_USER = "per_user.safetensors"
+TOPK = "topk.tsv"
+RESULT = "result.json"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; RunError at once if another process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise RunError(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save_config(folder: Path, spec: RunSpec) -> None:
+    """Write the resolved run."""
+    write_json(folder / CONFIG, spec)
+
+
+def load_config(folder: Path, registry: Registry) -> RunSpec:
+    """The run that `folder` is of, with the plugins' own configuration classes."""
+    record = read_json(folder / CONFIG)
+    model_class = registry.models.load(record["model"], "config")
+    encoder = record["encoder"]
+    encoder_class = registry.encoders.load(encoder, "config") if encoder else None
+    return RunSpec(
+        **{
+            **record,
+            "settings": _dataclass(Settings, record["settings"]),
+            "model_config": _dataclass(model_class, record["model_config"]),
+            "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
+            "modalities": tuple(record["modalities"]) if record["modalities"] is not None else None,
+            "features": {modality: Path(path) for modality, path in record["features"].items()},
+        }
+    )
+
+
+def save_result(folder: Path, result: RunResult) -> None:
+    """Write `result.json`; from then on the run is finished."""
+    record = plain(result)
+    del record["path"]
+    write_json(folder / RESULT, record)
+
+
+def load_result(folder: Path) -> RunResult | None:
+    """The finished run in `folder`, or None."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    try:
+        return RunResult(path=folder, **record)
+    except TypeError as error:
+        raise DataError(f"{path}: not a result of this version ({error}); --force runs it again") from None
+
+
+def list_results(out: Path) -> list[RunResult]:
+    """All finished runs under `out`, by name."""
+    found = (load_result(path.parent) for path in sorted(out.glob(f"*/{RESULT}")))
+    return [result for result in found if result is not None]
+
+
+def find_run(out: Path, name: str) -> Path:
+    """The folder of a finished run, from its id, the start of its id, or a path."""
+    if (Path(name) / RESULT).is_file():
+        return Path(name)
+    runs = {path.parent.name: path.parent for path in out.glob(f"*/{RESULT}")}
+    matches = [folder for run_id, folder in runs.items() if run_id.lower().startswith(name.lower())]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise DataError(f"{name}: {len(matches)} runs start so: {', '.join(sorted(path.name for path in matches))}")
+    raise DataError(f"{name}: no finished run of that name in {out}{did_you_mean(name, runs)}; `list runs` shows them")
+
+
+def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write {"test": {"users": (U,), "recall@20": (U,), ...}, ...}."""
+    flat = {
+        f"{split}/{name}": np.ascontiguousarray(values)
+        for split, arrays in splits.items()
+        for name, values in arrays.items()
+    }
+    write_atomic(folder / PER_USER, lambda temporary: save_file(flat, temporary))
+
+
+def load_per_user(folder: Path) -> dict[str, np.ndarray]:
+    """{"test/users": (U,), "test/recall@20": (U,), ...}."""
+    return load_file(folder / PER_USER)
+
+
+def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
+    """Write the best items (U, K) of users (U,) as a table; -1 where a user ran out of candidates."""
+    columns = ["id", *(f"top_{rank}" for rank in range(items.shape[1]))]
+    table = pd.DataFrame(np.column_stack([users, items]), columns=columns)
+    write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
+
+
+def document(result: RunResult) -> dict[str, Any]:
+    """A result as `--json` prints it: run_id, path, parameters, valid, test, ..., and the record of its making."""
+    return dict(plain(result))
+
+
+def _dataclass(schema: type, record: Mapping[str, Any]) -> Any:
+    """An instance from its JSON form: lists become tuples again."""
+    return schema(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})

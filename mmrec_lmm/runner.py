@@ -1,0 +1,197 @@
+"""One run, top to bottom: load, encode, assemble, train, rank, record. Read this file first.
+
+    spec = resolve(...)                      config.py: what exactly is to be run
+    inputs = gather(spec, registry)          data set and feature tables; the encoder runs here, or its cache answers
+    result = run(spec, inputs, registry)     train on validation, rank test once, write the run's folder
+
+A grid (study.py) is the same for every point, with one `gather` for all that share their inputs.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import results
+from .checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
+from .contracts import Recommender
+from .data.sampling import TrainingRows
+from .errors import RunError
+from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
+from .features import ItemFeatures
+from .inputs import Inputs
+from .logs import log_epoch, metric_line
+from .machine import choose_device, peak_memory
+from .provenance import provenance, run_id
+from .registry import Registry
+from .settings import Settings
+from .trainer import Fit, Trainer, Validation
+from .types import Dataset, EpochReport, RunResult, RunSpec, TrainingData
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"  # folder within a run's
+
+
+class Interrupted(RunError):
+    """The user stopped a run; its state is saved."""
+
+    exit_code = 130
+
+
+def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch.device) -> Recommender:
+    """The run's model with fresh weights, drawn from the run's seed."""
+    dataset = inputs.dataset
+    features = ItemFeatures.from_tables(inputs.tables, device)
+    torch.manual_seed(spec.settings.seed)
+    model_class = registry.models.load(spec.model, "cls")
+    data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+    model: Recommender = model_class(data, features, spec.model_config).to(device)
+    return model
+
+
+def run(
+    spec: RunSpec,
+    inputs: Inputs,
+    registry: Registry,
+    *,
+    out: Path,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = False,
+) -> RunResult:
+    """Train, rank and record one run under `out`; a finished one is returned as it is unless `force`.
+
+    `resume` continues from the checkpoint of a run that was killed. Raises RunError if another process is at this run,
+    Interrupted at Ctrl-C (the state is saved), TrainingDiverged if the loss is NaN before any evaluation.
+    """
+    if spec.settings.threads:
+        torch.set_num_threads(spec.settings.threads)
+    device = choose_device(spec.settings)
+    name = run_id(spec, inputs)
+    folder = out / name
+    with results.claimed(folder):
+        finished = results.load_result(folder)
+        if finished is not None and not force:
+            logger.info("%s is finished: its stored result is returned (--force runs it again)", name)
+            return finished
+        results.save_config(folder, spec)
+        model = build_model(spec, inputs, registry, device)
+        metrics = _metric_functions(spec.settings, registry)
+        started = time.perf_counter()
+        fit = train(model, spec, inputs, registry, metrics, folder, resume=resume, progress=progress)
+        trained = time.perf_counter()
+        rankings = rank(model, inputs.dataset, spec.settings)
+        per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
+        seconds = {**inputs.seconds, "train": trained - started, "rank": time.perf_counter() - trained}
+        result = RunResult(
+            run_id=name,
+            path=folder,
+            parameters=spec.point,
+            valid=_means(per_user["valid"]),
+            test=_means(per_user["test"]),
+            best_epoch=fit.best_epoch,
+            epochs=fit.epochs,
+            stopped=fit.stopped,
+            record={
+                **provenance(spec, inputs, model, registry, device),
+                "seconds": seconds,
+                "peak_memory_bytes": peak_memory(device),
+            },
+        )
+        save_weights(folder / results.WEIGHTS, model.state_dict())
+        results.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
+        if spec.settings.save_recommended_topk:
+            results.save_topk(folder, rankings["test"].users, rankings["test"].items)
+        results.save_result(folder, result)
+        remove_checkpoint(folder / CHECKPOINT)
+    logger.info("best valid result: \n%s", metric_line(result.valid))
+    logger.info("test result: \n%s", metric_line(result.test))
+    registry.notify_run(spec, result)
+    return result
+
+
+def train(
+    model: Recommender,
+    spec: RunSpec,
+    inputs: Inputs,
+    registry: Registry,
+    metrics: Mapping[str, MetricFunction],
+    folder: Path,
+    *,
+    resume: bool,
+    progress: bool,
+) -> Fit:
+    """Fit the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
+    settings, dataset = spec.settings, inputs.dataset
+    name, checkpoint = folder.name, folder / CHECKPOINT
+    evaluator = Evaluator(dataset.valid, [dataset.train], dataset.n_items)
+    trainer = Trainer(
+        model,
+        TrainingRows(dataset.train, dataset.n_users, settings.train_batch_size, next(model.parameters()).device),
+        settings,
+        validate=lambda: validate(model, evaluator, metrics, settings),
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+    state = load_checkpoint(checkpoint) if resume else None
+    if state is not None:
+        trainer.restore(state)
+        logger.info("continuing %s after epoch %d", name, state.numbers["epoch"] - 1)
+    else:
+        remove_checkpoint(checkpoint)
+    logger.info("%s\nTrainable parameters: %d", model, sum(parameter.numel() for parameter in model.parameters()))
+    done = state.numbers["epoch"] if state is not None else 0
+    with tqdm(desc=name, total=settings.epochs, initial=done, unit="epoch", disable=None if progress else True) as bar:
+
+        def on_epoch(report: EpochReport) -> None:
+            score = None if report.valid is None else report.valid[settings.valid_metric.lower()]
+            log_epoch(report, model=spec.model, score=score)
+            valid = "" if score is None else f" {settings.valid_metric.lower()} {score:.4f}"
+            bar.set_postfix_str(f"loss {sum(report.losses.values()):.4f}{valid}")
+            bar.update()
+            registry.notify_epoch(spec, report)
+
+        try:
+            fit = trainer.fit(on_epoch=on_epoch, on_checkpoint=lambda state: save_checkpoint(checkpoint, state))
+        except KeyboardInterrupt:
+            saved = load_checkpoint(checkpoint)
+            where = f"the state after epoch {saved.numbers['epoch'] - 1} is saved" if saved else "no epoch was done yet"
+            raise Interrupted(f"{name}: interrupted; {where}; the same command with --resume continues") from None
+    logger.info("+++++Finished training, best eval result in epoch %d", fit.best_epoch)
+    return fit
+
+
+def validate(
+    model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
+) -> Validation:
+    """All metrics on validation, and the one that selects epochs and grid points. Nothing is rounded."""
+    found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
+    means = _means(metric_values(found, metrics, settings.topk))
+    return Validation(means[settings.valid_metric.lower()], means)
+
+
+def rank(model: Recommender, dataset: Dataset, settings: Settings) -> dict[str, Ranking]:
+    """Validation once more, and test for the only time, at the weights that the model has now."""
+    masked = {"valid": [dataset.train], "test": [dataset.train]}
+    if settings.mask_valid_in_test:
+        masked["test"].append(dataset.valid)
+    held_out = {"valid": dataset.valid, "test": dataset.test}
+    return {
+        split: Evaluator(rows, masked[split], dataset.n_items).rank(
+            model, max(settings.topk), batch_size=settings.eval_batch_size
+        )
+        for split, rows in held_out.items()
+    }
+
+
+def _metric_functions(settings: Settings, registry: Registry) -> dict[str, MetricFunction]:
+    """The functions of the reported metrics, by lower-case name."""
+    return {name.lower(): registry.metrics.load(name, "fn") for name in settings.metrics}
+
+
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(array.mean()) for name, array in values.items()}

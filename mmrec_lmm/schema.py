@@ -1,0 +1,269 @@
+"""What a configuration key may hold: the fields of frozen dataclasses, read as keys with types, defaults and limits.
+
+The host's keys are the fields of `Settings`; a model's and an encoder's are those of the dataclass that its spec
+names. Nothing is evaluated: a value is what YAML says, brought to the field's type or refused with a sentence.
+"""
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from . import specs
+from .errors import PluginError, did_you_mean
+from .settings import Settings
+
+_MISFIT = object()  # what `_coerce` returns where a value can't become the type; None is a value
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a type can't say of a value; `text` ends the sentence "must be ..."."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key. `name` is as users write it (`encoder.image_size`), `hint` the field's type, `default`
+    may be MISSING."""
+
+    name: str
+    hint: Any
+    default: Any
+    limit: Limit | None = None
+
+    def read(self, value: Any) -> Any:
+        """A value from YAML in the key's type; ValueError says what is allowed."""
+        result = _coerce(value, self.hint)
+        if result is _MISFIT:
+            meant = did_you_mean(str(value), map(str, _choices(self.hint)))
+            raise ValueError(f"must be {describe_type(self.hint)}, got {value!r}{meant}")
+        if self.limit and result is not None and not self.limit.holds(result):
+            raise ValueError(f"must be {self.limit.text}, got {value!r}")
+        return result
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` can be brought to the key's type."""
+        return _coerce(value, self.hint) is not _MISFIT
+
+    def is_axis(self, value: Any) -> bool:
+        """Whether a list holds several values of the key rather than one: it nests deeper than the key's type."""
+        return _depth(value) > _type_depth(self.hint)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The keys of one dataclass; `prefix` is the section that they stand in (`encoder.`), if any."""
+
+    owner: str  # for messages: "the host", "model VBPR"
+    cls: Any
+    keys: Mapping[str, Key]
+    prefix: str = ""
+
+    def build(self, values: Mapping[str, Any]) -> Any:
+        """The dataclass from the values of its keys, by full name; what its own checks raise passes through."""
+        return self.cls(**{name.removeprefix(self.prefix): values[name] for name in self.keys})
+
+
+def schema_of(config: Any, owner: str, *, prefix: str = "", limits: Mapping[str, Limit] | None = None) -> Schema:
+    """The schema that a dataclass (or the "module:Class" that names it) defines; PluginError names a faulty owner."""
+    try:
+        cls = specs.resolve(config)
+        hints = get_type_hints(cls)
+        fields = [field for field in dataclasses.fields(cls) if field.init]
+    except Exception as error:  # a plugin's module can raise anything while it is imported
+        raise PluginError(f"{owner}: its schema {config!r} is no usable dataclass: {error}") from error
+    for field in fields:
+        if not _is_supported(hints[field.name]):
+            raise PluginError(
+                f"{owner}: field {field.name} has the type {hints[field.name]}; a key may be int, float, bool, str, "
+                "Path, Literal, a tuple or Mapping of these, and | None"
+            )
+    keys = [
+        Key(prefix + field.name, hints[field.name], _default(field), (limits or {}).get(field.name)) for field in fields
+    ]
+    return Schema(owner, cls, {key.name: key for key in keys}, prefix)
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if hint in _SCALARS:
+        return _SCALARS[hint](value)
+    if origin in (Union, UnionType):
+        fits = [fit for arg in args if (fit := _coerce(value, arg)) is not _MISFIT]
+        same = [fit for fit in fits if type(fit) is type(value)]  # "3" stays text where `int | str` takes either
+        return (same + fits + [_MISFIT])[0]
+    if origin is Literal:
+        return _literal(value, args)
+    if origin is tuple:
+        return _tuple(value, args)
+    if not isinstance(value, Mapping):
+        return _MISFIT
+    pairs = {_coerce(name, args[0]): _coerce(item, args[1]) for name, item in value.items()}
+    return _MISFIT if _MISFIT in (*pairs, *pairs.values()) else pairs
+
+
+def _int(value: Any) -> Any:
+    """Whole numbers, also as `1e3` or text; True is no number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = _float(value)
+    return int(number) if number is not _MISFIT and math.isfinite(number) and number == int(number) else _MISFIT
+
+
+def _float(value: Any) -> Any:
+    """Numbers, also as text ("1e-4", which MMRec evaluates); True and NaN are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return _MISFIT
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return _MISFIT
+    return _MISFIT if math.isnan(number) else number
+
+
+def _literal(value: Any, allowed: tuple[Any, ...]) -> Any:
+    """The allowed value of the same text, in any case: MMRec's users write `Adam` and `adam`."""
+    if value is None:
+        return None if None in allowed else _MISFIT
+    return {str(one).lower(): one for one in allowed}.get(str(value).lower(), _MISFIT)
+
+
+def _tuple(value: Any, args: tuple[Any, ...]) -> Any:
+    """A list in each element's type; one value stands for a list of one."""
+    if value is None:
+        return _MISFIT
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    hints = [args[0]] * len(items) if args[1:] == (...,) else list(args)
+    if len(items) != len(hints):
+        return _MISFIT
+    fits = tuple(_coerce(item, hint) for item, hint in zip(items, hints, strict=True))
+    return _MISFIT if _MISFIT in fits else fits
+
+
+def _instance_of(cls: type, make: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], Any]:
+    return lambda value: make(value) if isinstance(value, cls) else _MISFIT
+
+
+_SCALARS: Mapping[Any, Callable[[Any], Any]] = {
+    int: _int,
+    float: _float,
+    bool: _instance_of(bool),
+    str: _instance_of(str),
+    Path: lambda value: Path(value) if isinstance(value, str | Path) else _MISFIT,
+    NoneType: _instance_of(NoneType),
+}
+
+_NAMES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    NoneType: "null",
+    Any: "anything",
+}
+
+
+def describe_type(hint: Any) -> str:
+    """A type in words: "a number", "one of adam, sgd", "a list of whole numbers"."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint in _NAMES:
+        return _NAMES[hint]
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple and args[1:] == (...,):
+        return f"a list, each item {describe_type(args[0])}"
+    if origin is tuple:
+        return f"a list of {len(args)} ({', '.join(map(describe_type, args))})"
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe_type, args))
+    return f"a mapping to {describe_type(args[1])}"
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The values that a Literal, or a type made with one, lists."""
+    args = get_args(hint)
+    return list(args) if get_origin(hint) is Literal else [choice for arg in args for choice in _choices(arg)]
+
+
+def _is_supported(hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint in _NAMES or origin is Literal:
+        return True
+    if origin is tuple:
+        return bool(args) and all(arg is ... or _is_supported(arg) for arg in args)
+    return origin in (Union, UnionType, Mapping, dict) and all(map(_is_supported, args))
+
+
+def _depth(value: Any) -> int:
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
+
+
+def _type_depth(hint: Any) -> int:
+    origin = get_origin(hint)
+    inner = max(map(_type_depth, get_args(hint)), default=0) if origin in (tuple, Union, UnionType) else 0
+    return inner + (origin is tuple)
+
+
+def _at_least(least: int) -> Limit:
+    return Limit(f"at least {least}", lambda value: value >= least)
+
+
+_LIMITS: Mapping[str, Limit] = {
+    **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), _at_least(1)),
+    **dict.fromkeys(("epochs", "stopping_step", "gpu_id", "threads", "workers"), _at_least(0)),
+    "seed": Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32),  # NumPy's range
+    "learning_rate": Limit("above 0 and finite", lambda rate: 0 < rate < math.inf),
+    "weight_decay": Limit("at least 0 and finite", lambda decay: 0 <= decay < math.inf),
+    "learning_rate_scheduler": Limit(
+        "two numbers above 0", lambda pair: len(pair) == 2 and all(0 < number < math.inf for number in pair)
+    ),
+    "clip_grad_norm": Limit(  # the arguments of torch.nn.utils.clip_grad_norm_
+        "{max_norm: NUMBER above 0}, perhaps with norm_type, error_if_nonfinite, foreach",
+        lambda norm: (
+            isinstance(norm.get("max_norm"), int | float)
+            and norm["max_norm"] > 0
+            and norm.keys() <= {"max_norm", "norm_type", "error_if_nonfinite", "foreach"}
+        ),
+    ),
+    "field_separator": Limit("a single character", lambda text: len(text) == 1),
+    "topk": Limit(
+        "different numbers of at least 1", lambda topk: topk and min(topk) >= 1 and len(set(topk)) == len(topk)
+    ),
+    "metrics": Limit(
+        "different metrics, at least one", lambda names: names and len({name.lower() for name in names}) == len(names)
+    ),
+    "valid_metric": Limit("METRIC@K, such as Recall@20", lambda text: re.fullmatch(r"\w+@[1-9]\d*", text) is not None),
+    "device": Limit(
+        "auto, cpu, mps, cuda or cuda:N", lambda text: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text) is not None
+    ),
+    "state": Limit("a log level, such as INFO", lambda text: text.upper() in logging.getLevelNamesMapping()),
+}
+
+
+#: The host's own schema.
+HOST = schema_of(Settings, "the host", limits=_LIMITS)
+
+
+def check_settings(settings: Settings) -> None:
+    """What concerns several of the host's keys at once: ValueError where the metric to stop by isn't computed."""
+    metric, _, k = settings.valid_metric.partition("@")
+    if metric.lower() not in map(str.lower, settings.metrics) or int(k) not in settings.topk:
+        raise ValueError(
+            f"valid_metric {settings.valid_metric} is not computed with metrics [{', '.join(settings.metrics)}] and "
+            f"topk [{', '.join(map(str, settings.topk))}]: add it there, or set valid_metric to one of these"
+        )

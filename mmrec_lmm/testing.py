@@ -1,0 +1,188 @@
+"""For every plugin author: small worlds whose answer is known, and checks that any model or encoder must pass.
+
+    from mmrec_lmm.testing import check_model
+    def test_my_model(): check_model(MyModel, MyConfig())
+
+Shapes: U users, I items, D feature width, B batch.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .contracts import ItemEncoder, Recommender
+from .data.sampling import TrainingRows
+from .features import ItemFeatures
+from .types import Batch, FeatureTable, Interactions, RawItem, TrainingData
+
+MODALITIES = ("image", "text")
+
+
+def checkerboard(n_users: int = 12, n_items: int = 16) -> tuple[TrainingData, Interactions]:
+    """Users like the items of their own colour, as on a chessboard: even users even items, odd users odd ones.
+
+    Each user's training rows are all but one item of their colour; that one is held out, so it is the one right
+    recommendation. Both numbers are even.
+    """
+    pairs = np.array([(user, item) for user in range(n_users) for item in range(user % 2, n_items, 2)])
+    users, items = pairs.T
+    held_out = items == 2 * (users // 2 % (n_items // 2)) + users % 2
+    train = Interactions(*pairs[~held_out].T.copy())
+    return TrainingData(n_users, n_items, train), Interactions(*pairs[held_out].T.copy())
+
+
+def checkerboard_features(n_items: int = 16, *, modalities: tuple[str, ...] = MODALITIES) -> dict[str, FeatureTable]:
+    """Features that tell an item's colour, with a little noise; the last item lacks every modality."""
+    rng = np.random.default_rng(0)
+    present = np.arange(n_items) < n_items - 1
+    tables = {}
+    for width, modality in enumerate(modalities, start=5):
+        values = rng.normal(scale=0.1, size=(n_items, width)).astype(np.float32)
+        values[:, 0] += np.where(np.arange(n_items) % 2, 1.0, -1.0)
+        tables[modality] = FeatureTable(modality, values * present[:, None], present, f"checkerboard-{modality}")
+    return tables
+
+
+def batch_of(data: TrainingData, size: int = 16, *, seed: int = 0) -> Batch:
+    """One training batch."""
+    rows = TrainingRows(data.train, data.n_users, size)
+    return next(rows.epoch(torch.Generator().manual_seed(seed)))
+
+
+class TinyEncoder(ItemEncoder):
+    """Two linear layers on the mean colour of the image and the length of the text: real, trainable, instant."""
+
+    def __init__(self, config: Any = None, modalities: tuple[str, ...] = MODALITIES) -> None:
+        super().__init__()
+        self.dims = dict.fromkeys(modalities, 4)
+        self.layers = nn.ModuleDict({"image": nn.Linear(3, 4), "text": nn.Linear(1, 4)})
+
+    def prepare(self, item: RawItem) -> dict[str, Tensor]:
+        pixels = np.zeros((1, 1, 3)) if item.image is None else np.asarray(item.image.convert("RGB")) / 255
+        return {
+            "pixels": torch.tensor(pixels.mean(axis=(0, 1)), dtype=torch.float32),
+            "length": torch.tensor([len(item.text) / 100], dtype=torch.float32),
+        }
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inputs = {"image": batch["pixels"], "text": batch["length"]}
+        return {modality: torch.tanh(self.layers[modality](inputs[modality])) for modality in self.dims}
+
+
+def check_model(
+    model_class: type[Recommender], config: Any, *, modalities: tuple[str, ...] = MODALITIES, joint: bool = False
+) -> None:
+    """Assert what the host relies on in every model, on the checkerboard.
+
+    The loss is a dict of finite scalars that train every parameter's model; scores are (B, I), finite, independent of
+    the batch and of training mode; `vectors`, where there are any, give the same scores; saving and loading changes
+    none; features are read live; joint features receive a gradient.
+    """
+    data, _ = checkerboard()
+    tables = checkerboard_features(modalities=modalities)
+
+    def build() -> Recommender:
+        torch.manual_seed(0)
+        return model_class(data, ItemFeatures.from_tables(tables, joint=joint), config)
+
+    model, batch = build(), batch_of(data)
+    name = model_class.__name__
+    parameters = list(model.parameters())
+    assert parameters, f"{name} has no parameter"
+
+    model.train()
+    model.on_epoch_start(0)
+    terms = model.training_loss(batch)
+    assert terms, f"{name}.training_loss returned no term"
+    assert all(isinstance(key, str) and term.ndim == 0 and term.isfinite() for key, term in terms.items()), (
+        f"{name}.training_loss must return named finite scalars, not {terms}"
+    )
+    torch.stack([*terms.values()]).sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in parameters), f"{name}: no gradient"
+    if joint:
+        for modality, leaf in model.features().items():
+            assert leaf.grad is not None, f"{name}: the loss doesn't reach joint features of {modality}"
+            assert leaf.grad.any(), f"{name}: the gradient of joint features of {modality} is zero"
+
+    scores = scores_of(model)
+    assert scores.shape == (data.n_users, data.n_items), f"{name}: scores are {tuple(scores.shape)}"
+    assert scores.isfinite().all(), f"{name}: a score isn't finite"
+    assert torch.equal(scores, scores_of(model)), f"{name}: scoring twice gives two answers"
+    halves = [model.scorer()(users) for users in torch.arange(data.n_users).split(5)]
+    torch.testing.assert_close(torch.cat(halves), scores, msg=f"{name}: a user's scores depend on the batch")
+    vectors = model.vectors()
+    if vectors is not None:
+        torch.testing.assert_close(vectors[0] @ vectors[1].T, scores, msg=f"{name}: vectors and scorer disagree")
+
+    twin = build()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(scores_of(twin), scores), f"{name}: loading saved weights changes scores"
+
+    if joint:
+        for modality, leaf in model.features().items():
+            model.features.refresh(modality, torch.arange(data.n_items), leaf.detach() + 1)
+        assert not torch.equal(scores_of(model), scores), f"{name} ignores refreshed features: it keeps a copy"
+
+
+def check_model_learns(model_class: type[Recommender], config: Any, *, steps: int = 300, lr: float = 0.01) -> None:
+    """Assert that on the checkerboard the one right item is every user's first recommendation."""
+    data, held_out = checkerboard()
+    torch.manual_seed(0)
+    model = model_class(data, ItemFeatures.from_tables(checkerboard_features()), config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    rows, generator = TrainingRows(data.train, data.n_users, 32), torch.Generator().manual_seed(0)
+    done = 0
+    while done < steps:
+        model.train()
+        model.on_epoch_start(done)
+        for batch in rows.epoch(generator):
+            optimizer.zero_grad()
+            torch.stack([*model.training_loss(batch).values()]).sum().backward()
+            optimizer.step()
+            done += 1
+    scores = scores_of(model)
+    scores[data.train.users, data.train.items] = -torch.inf
+    right = scores.argmax(dim=1)[held_out.users] == torch.from_numpy(held_out.items)
+    assert right.all(), f"{model_class.__name__} finds {int(right.sum())} of {len(right)} right items"
+
+
+def check_encoder(
+    encoder_class: Callable[[Any, tuple[str, ...]], ItemEncoder], config: Any, modalities: tuple[str, ...]
+) -> None:
+    """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch."""
+    from .encoding import pad_and_stack
+
+    for wanted in (modalities, *((modality,) for modality in modalities)):
+        torch.manual_seed(0)
+        encoder = encoder_class(config, wanted).eval()
+        name = type(encoder).__name__
+        assert set(encoder.dims) == set(wanted), f"{name}: dims {dict(encoder.dims)} for modalities {wanted}"
+        items = [
+            RawItem(0, Image.new("RGB", (40, 30), "red"), "a red box"),
+            RawItem(1, Image.new("RGB", (8, 90), "blue"), "a tall blue tower with a very long name indeed"),
+            RawItem(2, None, ""),
+        ]
+        prepared = [encoder.prepare(item) for item in items]
+        assert len({frozenset(tensors) for tensors in prepared}) == 1, f"{name}.prepare returns different keys"
+        with torch.inference_mode():
+            together = encoder(pad_and_stack(prepared, padding=encoder.padding, encoder=name))
+            alone = [encoder(pad_and_stack([each], padding=encoder.padding, encoder=name)) for each in prepared]
+        for modality in wanted:
+            values = together[modality]
+            assert values.shape == (3, encoder.dims[modality]), f"{name}: {modality} is {tuple(values.shape)}"
+            assert values.dtype == torch.float32, f"{name}: {modality} is {values.dtype}"
+            assert values.isfinite().all(), f"{name}: {modality} has a value that isn't finite"
+            assert not torch.equal(values[0], values[1]), f"{name}: two different items get the same {modality}"
+            single = torch.cat([each[modality] for each in alone])
+            torch.testing.assert_close(values, single, atol=1e-5, rtol=1e-5, msg=f"{name}: a row depends on its batch")
+
+
+@torch.no_grad()
+def scores_of(model: Recommender) -> Tensor:
+    """All users' scores (U, I) in eval mode."""
+    model.eval()
+    return model.scorer()(torch.arange(model.n_users))

@@ -1,0 +1,204 @@
+"""fit(): epochs of steps, early stopping, the best state. It knows no metric and no file format.
+
+The one thing it promises beyond learning: `state()` taken after an epoch and given to another trainer's `restore()`
+continues to the same weights, bit for bit, on the CPU at an equal number of threads. For that it owns every source of
+randomness: the generator of batches and negatives, and torch's default generator (dropout, sampling in models).
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import Recommender
+from .data.sampling import TrainingRows
+from .errors import TrainingDiverged
+from .settings import Settings
+from .types import EpochReport
+
+logger = logging.getLogger(__name__)
+
+LEARNERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one evaluation found: the score that selects the epoch (larger is better), and all metrics for the log."""
+
+    score: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that continues a training run: `tensors` (weights, optimiser, generators), plain `numbers`, and the best
+    weights so far with their epoch."""
+
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+    best: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The outcome: the model holds the best weights. `stopped` is "patience", "epochs", "diverged" or "untrained"."""
+
+    best_epoch: int
+    epochs: int
+    validation: Validation
+    stopped: str
+
+
+class Trainer:
+    """Trains `model` on `rows`; `validate()` scores the model as it stands, on validation data that only it can see."""
+
+    def __init__(
+        self,
+        model: Recommender,
+        rows: TrainingRows,
+        settings: Settings,
+        *,
+        validate: Callable[[], Validation],
+        generator: torch.Generator,
+    ) -> None:
+        self._model, self._rows, self._settings = model, rows, settings
+        self._validate, self._generator = validate, generator
+        self._optimizer = build_optimizer(model, settings)
+        self._epoch = 0  # epochs done
+        self._misses = 0  # evaluations since the last improvement
+        self._best_epoch = -1
+        self._best_validation = Validation(-math.inf, {})
+        self._best_weights: dict[str, Tensor] = {}
+
+    def fit(
+        self,
+        *,
+        on_epoch: Callable[[EpochReport], None] = lambda report: None,
+        on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
+    ) -> Fit:
+        """Train until patience or epochs run out, then put the best weights back into the model.
+
+        `on_epoch` sees a report of each epoch, `on_checkpoint` the state after each evaluation. A loss that is NaN or
+        infinite ends training and keeps the best weights so far; without any, TrainingDiverged is raised.
+        """
+        settings = self._settings
+        stopped = "epochs"
+        if not settings.epochs and not self._best_weights:
+            self._evaluate()
+            stopped = "untrained"
+        while self._epoch < settings.epochs:
+            if self._misses > settings.stopping_step:
+                stopped = "patience"
+                break
+            epoch, started = self._epoch, time.perf_counter()
+            losses = self._train_epoch(epoch)
+            trained = time.perf_counter()
+            self._epoch += 1
+            broken = [name for name, total in losses.items() if not math.isfinite(total)]
+            if broken:
+                message = f"loss term {broken[0]!r} became {losses[broken[0]]} in epoch {epoch}"
+                if not self._best_weights:
+                    raise TrainingDiverged(
+                        f"{message}, before any evaluation; a smaller learning_rate is the usual cure"
+                    )
+                logger.warning("%s; keeping the weights of epoch %d", message, self._best_epoch)
+                stopped = "diverged"
+                break
+            if self._epoch % settings.eval_step and self._epoch < settings.epochs:
+                on_epoch(EpochReport(epoch, losses, trained - started))
+                continue
+            validation = self._evaluate()
+            seconds = time.perf_counter() - trained
+            improved = self._misses == 0
+            on_epoch(EpochReport(epoch, losses, trained - started, validation.metrics, seconds, improved))
+            on_checkpoint(self.state())
+        self._model.load_state_dict(self._best_weights)
+        return Fit(self._best_epoch, self._epoch, self._best_validation, stopped)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over all rows; the sum of each loss term over its batches."""
+        model, settings, optimizer = self._model, self._settings, self._optimizer
+        s0, s1 = settings.learning_rate_scheduler
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * s0 ** (epoch / s1)
+        model.train()
+        model.on_epoch_start(epoch)
+        totals: dict[str, Tensor] = {}
+        for batch in self._rows.epoch(self._generator):
+            optimizer.zero_grad(set_to_none=settings.zero_grad_to_none)
+            terms = model.training_loss(batch)
+            torch.stack([*terms.values()]).sum().backward()
+            if settings.clip_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.clip_grad_norm)
+            optimizer.step()
+            for name, term in terms.items():
+                totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
+        return {name: total.item() for name, total in totals.items()}
+
+    def _evaluate(self) -> Validation:
+        """Validate, and keep the weights where they are the best so far. Only a strictly higher score is better."""
+        validation = self._validate()
+        if validation.score > self._best_validation.score:
+            self._best_epoch, self._best_validation, self._misses = max(0, self._epoch - 1), validation, 0
+            self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
+        else:
+            self._misses += 1
+        return validation
+
+    def state(self) -> TrainingState:
+        """A snapshot that shares memory with the live tensors: write it down before the next step."""
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        for index, slots in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        tensors |= {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["generator.cuda"] = torch.cuda.get_rng_state()
+        numbers = {
+            "epoch": self._epoch,
+            "misses": self._misses,
+            "best_epoch": self._best_epoch,
+            "best_score": self._best_validation.score,
+            "best_metrics": dict(self._best_validation.metrics),
+        }
+        return TrainingState(tensors, numbers, self._best_weights)
+
+    def restore(self, state: TrainingState) -> None:
+        """Continue from `state` instead of from the start."""
+        self._model.load_state_dict(_under("model.", state.tensors))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", state.tensors).items():
+            index, _, slot = name.partition(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": slots})
+        self._generator.set_state(state.tensors["generator.rows"])
+        torch.set_rng_state(state.tensors["generator.torch"])
+        if "generator.cuda" in state.tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state.tensors["generator.cuda"])
+        self._epoch, self._misses = state.numbers["epoch"], state.numbers["misses"]
+        self._best_epoch = state.numbers["best_epoch"]
+        self._best_validation = Validation(state.numbers["best_score"], state.numbers["best_metrics"])
+        self._best_weights = dict(state.best)
+
+
+def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:
+    """MMRec's learners over all parameters in one group. Adam is torch's fused one: the same step in one pass."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = {"fused": True} if settings.learner == "adam" and parameters[0].device.type in ("cpu", "cuda") else {}
+    return LEARNERS[settings.learner](
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, **fused
+    )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

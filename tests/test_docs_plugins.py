@@ -1,0 +1,98 @@
+"""docs/plugins.md: each listing is run as a reader would, and each signature is the real one."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
+from mmrec_lmm.data.loading import load_dataset
+from mmrec_lmm.registry import Registry, load_registry
+from mmrec_lmm.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
+TESTED = {"mean_colour.py", "parity.py", "f1.py", "diary.py"}
+SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
+
+
+def load(tmp_path: Path, name: str) -> Registry:
+    """A registry with the listing of that name as its one plugin."""
+    file = tmp_path / name
+    file.write_text(LISTINGS[name])
+    return load_registry(["no:mmrec-lmm", str(file)])
+
+
+def test_every_listing_has_a_test() -> None:
+    assert set(LISTINGS) == TESTED | SHIPPED
+    assert TEXT.count("```") == 2 * len(LISTINGS)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_the_example_plugin_is_printed_as_it_is(name: str) -> None:
+    assert LISTINGS[name] == (ROOT / "tests" / "plugin_example" / name).read_text(encoding="utf-8")
+
+
+def test_the_signatures_are_those_of_the_hooks() -> None:
+    tree = ast.parse((ROOT / "mmrec_lmm" / "hookspecs.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.returns:
+            assert f"| `{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}` |" in TEXT
+
+
+def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> None:
+    models = load(tmp_path, "mmrec_lmm_popular.py").models
+    train = Interactions(users=np.array([0, 1, 1]), items=np.array([2, 2, 1]))
+    model = models.load("popular", "cls")(
+        TrainingData(2, 3, train), ItemFeatures({}, {}), models.load("popular", "config")()
+    )
+    model.training_loss(Batch(torch.tensor([0]), torch.tensor([2]), torch.tensor([0])))["bpr"].backward()
+    assert model.weight.grad < 0
+    assert model.scorer()(torch.tensor([0, 1])).argsort(dim=1, descending=True).tolist() == [[2, 1, 0], [2, 1, 0]]
+
+
+def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path: Path) -> None:
+    encoders = load(tmp_path, "mean_colour.py").encoders
+    config = encoders.load("mean_colour", "config")()
+    encoder = encoders.load("mean_colour", "cls")(config, ("image",))
+    assert encoders.load("mean_colour", "weights_id")(config) == "none"
+    items = [RawItem(0, Image.new("RGB", (8, 8), (255, 0, 0)), ""), RawItem(1, None, "")]
+    batch = {"colour": torch.stack([encoder.prepare(item)["colour"] for item in items])}
+    assert encoder(batch)["image"].tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
+def test_the_data_set_is_made_and_loads(tmp_path: Path) -> None:
+    datasets = load(tmp_path, "parity.py").datasets
+    datasets.load("parity", "make")(tmp_path / "data" / "parity")
+    dataset = load_dataset(tmp_path / "data" / "parity", "parity", Settings())
+    assert (dataset.n_users, dataset.n_items) == (20, 20)
+    assert [len(split) for split in (dataset.train, dataset.valid, dataset.test)] == [160, 20, 20]
+    assert dataset.notes == ()
+
+
+def test_the_metric_is_the_harmonic_mean_of_precision_and_recall(tmp_path: Path) -> None:
+    f1 = load(tmp_path, "f1.py").metrics.load("f1", "fn")
+    precision, recall = 1 / 2, 1 / 3  # one hit among the first two, of three held-out items
+    assert f1(np.array([[True, False, True]]), np.array([3]), 2) == pytest.approx(
+        [2 * precision * recall / (precision + recall)]
+    )
+
+
+def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = load(tmp_path, "diary.py")
+    result = RunResult("VBPR-demo-1", tmp_path / "VBPR-demo-1", {}, {}, {"recall@20": 0.5}, 3, 5, "patience")
+    run: Any = SimpleNamespace(model="VBPR", dataset="demo")
+    epoch: Any = SimpleNamespace(epoch=4, losses={"bpr": 0.5})
+    with caplog.at_level("INFO"):
+        registry.notify_epoch(run, epoch)
+    registry.notify_run(run, result)
+    assert caplog.messages == ["VBPR on demo, epoch 4: {'bpr': 0.5}"]
+    assert json.loads((tmp_path / "diary.jsonl").read_text()) == {"run": "VBPR-demo-1", "test": {"recall@20": 0.5}}
