@@ -1,26 +1,27 @@
 """The demo data set: a small shop, synthesised, in which content truly decides who likes what.
 
 The planted truth
-    Items. Each of 640 items has a shape (8), a colour (8) and a pattern (5), every combination twice, and a
-    category (6). Newcomers apart, each has a popularity from a long-tailed distribution.
+    Items. Each of 960 items has a shape (8), a colour (8) and a pattern (5), every combination three times, a
+    category (6), and a popularity, log-normal.
     Images (64 x 64, PNG) show shape, colour and pattern on a pale backdrop. Position, size, hue and backdrop vary,
     so that no two are alike. The category can't be seen.
-    Texts name the category always, and shape, colour and pattern in one of several words each; a third of them keep
-    silent about one of the three. Brands and filler words mean nothing.
-    Users. Each of 800 users likes 2 shapes, 2 colours, 2 patterns and 2 categories; nothing else about a user
-    matters. They choose different items, one after the other, with probability proportional to
+    Texts always name the category and two of shape, colour and pattern; the third in two texts out of three. Titles
+    use one of several words for each, descriptions the usual one. Brands and filler sentences mean nothing.
+    Users. Each of 1,000 users belongs to one of 32 circles. A circle likes 2 shapes, 2 colours, 2 patterns and 2
+    categories; a member likes the same, except that each attribute's pair is the member's own with chance 1/5. Users
+    choose different items, one after the other, with probability proportional to
     popularity x exp(TASTE x number of the item's attributes that the user likes).
     Gaps. 20 items have no image, 20 others no text (not even a brand), 4 neither.
     Newcomers. 24 items came after training ended: 12 have interactions in validation and test only, 12 have none.
 
-So an item's attributes tell who will like it, image and text tell the attributes (each alone imperfectly), and
-the interactions alone tell them only with much more data than there is. `truth.tsv` beside the catalogue holds the
-attributes, for tests and slices; nothing that trains reads it.
+So an item's attributes tell who will like it; image and text tell the attributes, each alone imperfectly. A model
+of ids alone finds popularity and something of the circles, for which 7 training rows per item are few.
+`truth.tsv` beside the catalogue holds the attributes, for tests and slices; nothing that trains reads it.
 
-The same seed gives the same bytes: pixels are computed from additions, products and square roots, which every
-platform rounds alike, and no font is used. (Another release of Pillow may compress the same pixels differently.)
+The same seed gives the same bytes: pixels come from sums, products and comparisons, which every platform rounds
+alike, and no font is used. (Another release of Pillow may compress the same pixels into other bytes.)
 
-Shapes: I items, U users, A attributes, P pixels per side.
+Shapes: I items, U users, P pixels per side.
 """
 
 import colorsys
@@ -34,14 +35,16 @@ from .splitting import TEST, VALID, split_labels
 from .writing import TEXT_COLUMNS, new_dataset, write_table, write_tables
 
 SEED = 7
-N_USERS, N_ITEMS = 800, 640
-MEAN_INTERACTIONS, MIN_INTERACTIONS = 10.0, 5
-TASTE = 1.7  # a liked attribute makes an item exp(1.7) = 5.5 times as likely
+N_USERS, N_ITEMS = 1000, 960
+MEAN_INTERACTIONS, MIN_INTERACTIONS = 9, 5  # per user, geometrically distributed from the least on
+TASTE = 2.0  # a liked attribute makes an item exp(2) = 7 times as likely
+POPULARITY = 0.5  # standard deviation of its logarithm
+CIRCLES, OWN_TASTE = 32, 0.2
+LIKED = 2  # values of each attribute that somebody likes
 TELLS_ALL = 2 / 3  # of the descriptions
-LIKED = 2  # liked values of each attribute per user
 NO_IMAGE, NO_TEXT, NEITHER = 20, 20, 4  # items
-NEWCOMERS, NEWCOMERS_UNSEEN, NEWCOMER_INTERACTIONS = 24, 12, 6
-SIDE = 64  # pixels
+NEWCOMERS, UNSEEN_NEWCOMERS, NEWCOMER_INTERACTIONS = 24, 12, 6
+SIDE = 64  # P
 
 # What an attribute's value is called; the first word is its name.
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -199,12 +202,12 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 def _interactions(truth: pd.DataFrame, newcomers: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
     """userID, itemID and x_label: taste and popularity decide, MMRec's rule splits, newcomers join after training."""
     affinity = TASTE * _matches(truth, rng)  # (U, I)
-    popularity = np.log(rng.pareto(1.5, N_ITEMS) + 0.3)  # (I,)
+    popularity = POPULARITY * rng.standard_normal(N_ITEMS)  # (I,)
     popularity[newcomers] = -np.inf
-    counts = MIN_INTERACTIONS + rng.geometric(1 / (MEAN_INTERACTIONS - MIN_INTERACTIONS + 1), N_USERS) - 1  # (U,)
+    counts = MIN_INTERACTIONS - 1 + rng.geometric(1 / (MEAN_INTERACTIONS - MIN_INTERACTIONS + 1), N_USERS)  # (U,)
     users, items = _draw(affinity + popularity, counts, rng)
     labels = split_labels(users, rng)
-    late = newcomers[NEWCOMERS_UNSEEN:]
+    late = newcomers[UNSEEN_NEWCOMERS:]
     late_items, late_users = _draw(affinity.T[late], np.full(len(late), NEWCOMER_INTERACTIONS), rng)
     late_labels = np.where(np.arange(len(late_items)) % 2 == 0, VALID, TEST)
     return pd.DataFrame({
@@ -216,11 +219,18 @@ def _interactions(truth: pd.DataFrame, newcomers: np.ndarray, rng: np.random.Gen
 
 def _matches(truth: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     """How many of each item's attributes each user likes, (U, I)."""
+    circle = rng.integers(CIRCLES, size=N_USERS)
     matches = np.zeros((N_USERS, N_ITEMS))
     for attribute, values in WORDS.items():
-        liked = rng.random((N_USERS, len(values))).argsort(axis=1) < LIKED  # (U, values), LIKED of them true
+        shared, own = _likes(CIRCLES, len(values), rng)[circle], _likes(N_USERS, len(values), rng)  # (U, values) each
+        liked = np.where(rng.random((N_USERS, 1)) < OWN_TASTE, own, shared)
         matches += liked[:, pd.Categorical(truth[attribute], categories=list(values)).codes]
     return matches
+
+
+def _likes(n: int, n_values: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, n_values) bool, `LIKED` random values of each row."""
+    return rng.random((n, n_values)).argsort(axis=1) < LIKED
 
 
 def _draw(logits: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

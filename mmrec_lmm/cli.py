@@ -370,8 +370,11 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     paradigm = typed.get("paradigm", "pt")
     if paradigm != "pt":
         raise ConfigError(f"--paradigm {paradigm} is not built yet; pt, the pre-trained encoder, is")
+    model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
     encoder = options.encoder or (dataset.default_encoder if dataset else None)
+    if model is not None and not model.uses_features:
+        encoder = None
     flags = {"seed": typed.get("seed"), "data_path": typed.get("data_path"), "device": typed.get("device")}
     request = Request(
         model=options.model,
@@ -388,7 +391,7 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     )
     return registry, resolve(
         request,
-        model=registry.models.get(options.model) if options.model else None,
+        model=model,
         encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
         dataset=dataset,
     )

@@ -66,13 +66,13 @@ class Ranker:
         bounds = torch.searchsorted(self._masked, starts * self._n_items).tolist()
         masked = self._masked.to(device)
 
-        k = min(k, self._n_items)
-        top = torch.empty(len(users), k, dtype=torch.int64)  # (U, K)
+        top = torch.full((len(users), k), -1)  # (U, K)
         for number, (start, stop) in enumerate(pairwise(starts.tolist())):
             scores = score(users, slice(start, stop))  # (B, I)
             hidden = masked[bounds[number] : bounds[number + 1]] - start * self._n_items
             scores.view(-1)[hidden] = -torch.inf
-            top[start:stop] = top_items(scores, k)
+            best = top_items(scores, min(k, self._n_items))
+            top[start:stop, : best.shape[1]] = best
         return top
 
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class NoConfig:
+    """The schema of a plugin without configuration keys."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Registers a model.
 
@@ -29,7 +34,7 @@ class ModelSpec:
 
     name: str
     cls: type[Recommender] | str
-    config: type | str
+    config: type | str = NoConfig
     summary: str = ""
     paper: str = ""
     uses_features: bool = True

@@ -172,7 +172,9 @@ def _what_is_there(folder: Path) -> str:
     """The end of a message about a missing file: what lies there instead."""
     if folder.is_dir():
         others = sorted(path.name for path in folder.glob("*.inter"))
-        return f"; the folder has {', '.join(others)} (inter_file_name chooses one)" if others else ""
+        if others:
+            return f"; the folder has {', '.join(others)} (inter_file_name chooses one)"
+        return "; `data import` makes a data set from tables of interactions and items"
     parent = folder.parent
     if not parent.is_dir():
         return f"; the folder {parent} doesn't exist (--data-path chooses another)"

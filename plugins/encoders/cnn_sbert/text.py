@@ -26,7 +26,7 @@ class SbertEncoder(ItemEncoder):
             raise PluginError(
                 f"encoder cnn_sbert needs sentence-transformers ({error}): pip install 'mmrec-lmm[minilm]'"
             ) from None
-        transformers_logging.disable_progress_bar()  # loading takes a tenth of a second
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the host has its own
         folder = weights_folder()
         try:
             self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
