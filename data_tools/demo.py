@@ -25,6 +25,7 @@ Shapes: I items, U users, P pixels per side.
 """
 
 import colorsys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from PIL import Image
 from .splitting import TEST, VALID, split_labels
 from .writing import TEXT_COLUMNS, new_dataset, write_table, write_tables
 
-SEED = 7
+SEED = 7  # another gives another shop of the same kind
 N_USERS, N_ITEMS = 1000, 960
 MEAN_INTERACTIONS, MIN_INTERACTIONS = 9, 5  # per user, geometrically distributed from the least on
 TASTE = 2.0  # a liked attribute makes an item exp(2) = 7 times as likely
@@ -99,8 +100,9 @@ FILLERS = (
 
 HUES = {"red": 0, "orange": 28, "yellow": 54, "green": 115, "turquoise": 176, "blue": 222, "purple": 272, "pink": 325}
 
-# Figures and patterns as conditions on coordinates, which run from -1 to 1 across the figure.
-SHAPES = {
+# Shapes and patterns as conditions on coordinates, which run from -1 to 1 across the figure.
+Figure = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SHAPES: dict[str, Figure] = {
     "circle": lambda x, y: x * x + y * y < 0.85,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.8,
     "diamond": lambda x, y: abs(x) + abs(y) < 1.05,
@@ -110,7 +112,7 @@ SHAPES = {
     "ring": lambda x, y: (x * x + y * y < 0.95) & (x * x + y * y > 0.3),
     "crescent": lambda x, y: (x * x + y * y < 0.95) & ((x - 0.45) * (x - 0.45) + y * y > 0.5),
 }
-PATTERNS = {
+PATTERNS: dict[str, Figure] = {
     "plain": lambda x, y: np.zeros(np.broadcast(x, y).shape, dtype=bool),
     "striped": lambda x, y: np.floor(3 * y) % 2 == 0,
     "barred": lambda x, y: np.floor(3 * x) % 2 == 0,
@@ -142,8 +144,8 @@ def make(folder: Path, *, seed: int = SEED, force: bool = False) -> None:
             building,
             name="demo",
             interactions=_interactions(truth, newcomers, rng),
-            raw_users=pd.Series([f"U{user:04d}" for user in range(N_USERS)]),
-            raw_items=pd.Series([f"I{item:04d}" for item in range(N_ITEMS)]),
+            raw_users=[f"U{user:04d}" for user in range(N_USERS)],
+            raw_items=[f"I{item:04d}" for item in range(N_ITEMS)],
             items=items,
         )
         truth["newcomer"] = np.isin(np.arange(N_ITEMS), newcomers).astype(int)
@@ -180,16 +182,16 @@ def _images(truth: pd.DataFrame, rng: np.random.Generator) -> list[Image.Image]:
     """One picture per item, drawn at twice the size and averaged down, so that edges are smooth."""
     pixels = (np.arange(2 * SIDE) + 0.5) / SIDE - 1  # (2P,) from -1 to 1
     pictures = []
-    for item in truth.itertuples():
+    for shape, colour, pattern in zip(truth["shape"], truth["colour"], truth["pattern"], strict=True):
         size = rng.uniform(0.6, 0.8)
         x, y = (pixels - rng.uniform(-0.15, 0.15, (2, 1))) / size  # each (2P,), in the figure's own coordinates
         x, y = x[None, :], y[:, None]
-        hue = (HUES[item.colour] + rng.uniform(-6, 6)) % 360 / 360
+        hue = (HUES[colour] + rng.uniform(-6, 6)) % 360 / 360
         ink = _rgb(hue, rng.uniform(0.8, 0.95), rng.uniform(0.8, 0.95))
         second_ink = ink + 0.65 * (1 - ink)  # the same hue, paler
         backdrop = _rgb(rng.random(), rng.uniform(0.0, 0.08), rng.uniform(0.85, 1.0))
-        canvas = np.where(PATTERNS[item.pattern](x, y)[..., None], second_ink, ink)  # (2P, 2P, 3)
-        canvas = np.where(SHAPES[item.shape](x, y)[..., None], canvas, backdrop)
+        canvas = np.where(PATTERNS[pattern](x, y)[..., None], second_ink, ink)  # (2P, 2P, 3)
+        canvas = np.where(SHAPES[shape](x, y)[..., None], canvas, backdrop)
         canvas = canvas.reshape(SIDE, 2, SIDE, 2, 3).mean((1, 3))  # (P, P, 3)
         pictures.append(Image.fromarray((255 * canvas).round().astype(np.uint8)))
     return pictures

@@ -1,81 +1,69 @@
-"""Anyone's tables and images -> a data set: an interactions table, and where there are any, an items table and images.
+"""Anyone's tables and images -> a data set: an interactions table and, where there are any, an items table and images.
 
 Ids. Item i is row i of the items table (without one: the i-th item to appear in the interactions); users count in
-order of first appearance. Items without interactions are legal and keep their row. Only `core` removes items: what is
-left is then numbered anew, in the same order.
+order of first appearance. Items without interactions are legal and keep their row. Only `core` removes items; those
+left are numbered in the same order.
 Repeated pairs of a user and an item count once, the first. The split is MMRec's (`splitting.py`), drawn from `seed`:
 the same inputs and seed give byte-identical files. `import.json` beside them tells what was found; the layout stands
 in `writing.py`.
 """
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from mmrec_lmm.artifacts import fingerprint, hash_bytes, hash_file
+from mmrec_lmm.artifacts import fingerprint, hash_bytes, hash_file, write_json
 from mmrec_lmm.errors import ConfigError, DataError, did_you_mean
+from mmrec_lmm.types import SPLITS
 
 from .splitting import k_core, split_labels
 from .writing import TEXT_COLUMNS, new_dataset, write_tables
 
-logger = logging.getLogger(__name__)
-
 # Header names understood without being told, in lower case.
 KNOWN: Mapping[str, tuple[str, ...]] = {
-    "user": ("user", "userid", "user_id", "reviewerid", "uid"),
-    "item": ("item", "itemid", "item_id", "asin", "parent_asin", "movieid", "iid"),
+    "user": ("user", "userid", "user_id", "reviewerid"),
+    "item": ("item", "itemid", "item_id", "asin", "parent_asin", "movieid"),
     "rating": ("rating", "overall", "stars"),
     "timestamp": ("timestamp", "time", "unixreviewtime"),
 }
-POSITIONS = ("user", "item", "rating", "timestamp")  # of a table without a header, as in MovieLens' u.data
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import found and did: the content of `import.json`."""
+    """What an import found and did: the content of `import.json`. As a string it is for people."""
 
     name: str
     users: int
     items: int
     interactions: int
     splits: Mapping[str, int]  # rows of train, valid, test
-    texts: Mapping[str, int]  # items with a value, by text column
+    texts: Mapping[str, int]  # text column -> items with a value
     images: int  # items with an image
-    images_missing: tuple[str, ...]  # raw ids of items whose image isn't in the folder
+    images_missing: tuple[str, ...]  # raw ids of items whose image is named but not in the folder
     items_without_interactions: int
-    repeated: int  # interactions dropped because the pair occurred before
-    unknown: int  # interactions dropped because the items table lacks the item
-    outside_core: int  # interactions dropped by the k-core filter
+    dropped: Mapping[str, int]  # reason -> interactions
     seed: int
     core: int
-    inputs: Mapping[str, str]  # SHA-256 by file name; of the images as a whole, by their names and contents
+    inputs: Mapping[str, str]  # hashes of the tables, and one of all images with their names
 
     def __str__(self) -> str:
-        splits = ", ".join(f"{split} {rows:,}" for split, rows in self.splits.items())
         lines = [
-            f"{self.name}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions ({splits})",
-            f"texts: {', '.join(f'{column} {count:,}' for column, count in self.texts.items()) or 'none'}",
-            f"images: {self.images:,}",
+            f"{self.name}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions "
+            f"({_counts(self.splits)})",
+            f"{self.images:,} images; texts: {_counts(self.texts) or 'none'}",
         ]
         if self.images_missing:
-            lines.append(f"images named but not found: {len(self.images_missing):,} ({_few(self.images_missing)})")
-        if self.items_without_interactions:
-            lines.append(f"items without interactions: {self.items_without_interactions:,}, kept")
-        lines += [
-            f"dropped: {count:,} interactions, {why}"
-            for count, why in (
-                (self.repeated, "repeating a pair of user and item"),
-                (self.unknown, "with items that the items table lacks"),
-                (self.outside_core, f"outside the {self.core}-core"),
+            lines.append(
+                f"{len(self.images_missing):,} images named but not found, of items {_few(self.images_missing)}"
             )
-            if count
-        ]
+        if self.items_without_interactions:
+            lines.append(f"{self.items_without_interactions:,} items without interactions, kept")
+        if self.dropped:
+            lines.append(f"interactions dropped: {_counts(self.dropped)}")
         return "\n".join(lines)
 
 
@@ -89,7 +77,7 @@ def import_dataset(
     core: int = 0,
     user_column: str | None = None,
     item_column: str | None = None,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
     items_id_column: str | None = None,
     separator: str | None = None,
     drop_unknown: bool = False,
@@ -97,77 +85,273 @@ def import_dataset(
 ) -> ImportReport:
     """Make the data set `out` (its name is the folder's) and return what was found.
 
-    Tables are UTF-8 text with CSV quoting, separated by tabs or commas, whichever the first line has, or by
-    `separator`. An interactions table may lack a header: it is taken to have one if its first line holds a name that
-    we know (`KNOWN`) or were told (`user_column`, `item_column`); without one its columns are user, item, rating,
-    timestamp, or `columns`. The items table needs a header; the id is `items_id_column`, else a column of a known name,
-    else the first. `image` names a file in the folder `images`; without that column, `<raw id>.jpg` and the like do.
-    `core` = k > 0 keeps users and items with k interactions or more, as MMRec did with 5; by default everything
-    stays, since dropping somebody's data is theirs to decide.
+    Tables are UTF-8 text with CSV quoting, separated by `separator` or else by tabs or commas, whichever the first
+    line has. The interactions table has a header if its first line holds a name that we know (`KNOWN`) or were told,
+    or no number as its third value; without one its columns are user, item, rating, timestamp, or `columns`. The
+    items table needs a header; its id is `items_id_column`, else a column of a known name, else the first. Its column
+    `image` names files in the folder `images`; without that column the image of item X is `X.jpg` or the like.
+    `core` = k > 0 keeps users and items with k interactions or more, as MMRec did with 5; by default all stay, since
+    a filter changes what a benchmark measures.
 
     Raises DataError for an unknown column, an empty table or id, ids that aren't unique, and interactions with items
     that the items table lacks (dropped under `drop_unknown`); ConfigError where `out` is in use, unless `force`
     replaces the data set there.
     """
-    _keep_inputs_apart(out, interactions, items, images)
-    table = _read_interactions(interactions, user_column, item_column, columns, separator)
-    catalogue = None if items is None else _read_items(items, items_id_column)
+    out = out.absolute()
+    _keep_apart(out, [path for path in (interactions, items, images) if path is not None])
     with new_dataset(out, name=out.name, force=force) as building:
-        raw_items = pd.Index(pd.unique(table["item"])) if catalogue is None else pd.Index(catalogue.index)
-        n_rows = len(table)
-        table = table.drop_duplicates(["user", "item"])
-        repeated = n_rows - len(table)
-        unknown = ~table["item"].isin(raw_items)
-        if unknown.any() and not drop_unknown:
-            lacking = pd.unique(table.loc[unknown, "item"])
-            raise DataError(
-                f"{interactions}: {int(unknown.sum()):,} interactions name {len(lacking):,} items that {items} lacks "
-                f"({_few(lacking)}); add their rows there, or drop the interactions with --drop-unknown"
-            )
-        table = table[~unknown]
-        kept = _core_of(table, core)
-        outside = len(table) - int(kept.sum())
-        table = table[kept]
-        if not len(table):
-            raise DataError(f"{interactions}: no interactions are left ({unknown.sum():,} unknown, {outside:,} by core)")
+        table = _read_interactions(interactions, user_column, item_column, columns, separator)
+        if items is not None:
+            catalogue = _read_items(items, items_id_column, separator)
+            if not drop_unknown:
+                _require_known(table["item"], catalogue.index, interactions, items)
+        else:
+            catalogue = pd.DataFrame(index=pd.Index(table["item"].unique()))
+        table, dropped = _select(table, catalogue.index, core)
+        if table.empty:
+            raise DataError(f"{interactions}: no interaction is left; dropped: {_counts(dropped)}")
         if core:
-            raw_items = raw_items[raw_items.isin(table["item"])]
-        if catalogue is None and images is not None:
-            catalogue = pd.DataFrame(index=raw_items)
-        missing: list[str] = []
-        inputs = {path.name: hash_file(path) for path in (interactions, items) if path is not None}
-        if catalogue is not None:
-            catalogue = catalogue.loc[raw_items]
-            found, missing = _copy_images(catalogue, images, building / "images", inputs)
-            catalogue = catalogue.drop(columns="image", errors="ignore").assign(image=found).reset_index(drop=True)
+            catalogue = catalogue[catalogue.index.isin(table["item"])]
+
+        inputs = {"interactions": hash_file(interactions)}
+        if items is not None:
+            inputs["items"] = hash_file(items)
+        missing: tuple[str, ...] = ()
+        if images is not None:
+            names = _image_names(catalogue, images)
+            found, missing, inputs["images"] = _copy_images(names, images, building / "images")
+            catalogue = catalogue.assign(image=found)
+        elif "image" in catalogue:
+            catalogue = catalogue.assign(image="")  # names without a folder lead nowhere
 
         user_ids, raw_users = pd.factorize(table["user"])
-        item_ids = raw_items.get_indexer(table["item"])
+        item_ids = catalogue.index.get_indexer(pd.Index(table["item"]))
         labels = split_labels(user_ids, np.random.default_rng(seed))
         write_tables(
             building,
             name=out.name,
             interactions=table.assign(userID=user_ids, itemID=item_ids, x_label=labels),
-            raw_users=pd.Series(raw_users),
-            raw_items=pd.Series(raw_items),
-            items=catalogue,
+            raw_users=raw_users,
+            raw_items=catalogue.index,
+            items=None if items is None and images is None else catalogue,
         )
         report = ImportReport(
             name=out.name,
             users=len(raw_users),
-            items=len(raw_items),
+            items=len(catalogue),
             interactions=len(table),
-            splits=dict(zip(("train", "valid", "test"), np.bincount(labels, minlength=3).tolist(), strict=True)),
-            texts=_filled(catalogue, TEXT_COLUMNS),
-            images=_filled(catalogue, ("image",)).get("image", 0),
-            images_missing=tuple(missing),
-            items_without_interactions=len(raw_items) - len(np.unique(item_ids)),
-            repeated=repeated,
-            unknown=int(unknown.sum()),
-            outside_core=outside,
+            splits=dict(zip(SPLITS, np.bincount(labels, minlength=len(SPLITS)).tolist(), strict=True)),
+            texts={column: int((catalogue[column] != "").sum()) for column in TEXT_COLUMNS if column in catalogue},
+            images=int((catalogue["image"] != "").sum()) if "image" in catalogue else 0,
+            images_missing=missing,
+            items_without_interactions=len(catalogue) - len(np.unique(item_ids)),
+            dropped=dropped,
             seed=seed,
             core=core,
             inputs=inputs,
         )
-        (building / "import.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        write_json(building / "import.json", report)
     return report
+
+
+# Reading
+
+
+def _read_interactions(
+    path: Path,
+    user_column: str | None,
+    item_column: str | None,
+    columns: Sequence[str],
+    separator: str | None,
+) -> pd.DataFrame:
+    """The columns user, item and, where there are any, rating and timestamp, as strings, in file order."""
+    first = [cell.strip() for cell in _read_table(path, separator, header=None, nrows=1).iloc[0]]
+    told = {user_column, item_column} - {None}
+    names = {name for known in KNOWN.values() for name in known}
+    header = not columns and (
+        any(cell.lower() in names or cell in told for cell in first) or (len(first) > 2 and not _is_number(first[2]))
+    )
+    table = _read_table(path, separator, header=0 if header else None)
+    if not header:
+        # Columns beyond the known positions stay numbers, which no role matches.
+        given = list(columns) or [*KNOWN, *map(str, range(len(KNOWN), len(first)))][: len(first)]
+        if len(given) != len(first):
+            raise DataError(f"{path}: has {len(first)} columns, but {len(given)} names were given: {', '.join(given)}")
+        table.columns = pd.Index(given)
+    chosen = {
+        "user": _column(path, table, "user", user_column),
+        "item": _column(path, table, "item", item_column),
+        "rating": _find(table, "rating"),
+        "timestamp": _find(table, "timestamp"),
+    }
+    table = pd.DataFrame({role: table[column] for role, column in chosen.items() if column is not None})
+    if table.empty:
+        raise DataError(f"{path}: has no rows")
+    for role in ("user", "item"):
+        table[role] = table[role].str.strip()
+        empty = np.flatnonzero(table[role] == "")
+        if len(empty):
+            raise DataError(f"{path}, row {empty[0] + 1}: no {role} id ({len(empty):,} such rows of {len(table):,})")
+    return table
+
+
+def _read_items(path: Path, id_column: str | None, separator: str | None) -> pd.DataFrame:
+    """The items table, indexed by raw id, in file order; text and image columns in lower case, no line breaks."""
+    table = _read_table(path, separator, header=0)
+    if table.empty:
+        raise DataError(f"{path}: has no rows below its header ({', '.join(table.columns)})")
+    column = _column(path, table, "item", id_column or _find(table, "item") or table.columns[0])
+    usual = {name: name.lower() for name in table.columns if name.lower() in (*TEXT_COLUMNS, "image")}
+    table = table.rename(columns=usual).replace(r"[\t\r\n]+", " ", regex=True).apply(lambda cells: cells.str.strip())
+    table = table.set_index(column)
+    reserved = [name for name in ("itemID", "raw_id") if name in table]
+    if reserved:
+        raise DataError(f"{path}: column {reserved[0]} would clash with the data set's own; rename or remove it")
+    empty = np.flatnonzero(table.index == "")
+    if len(empty):
+        raise DataError(f"{path}, row {empty[0] + 1}: no id in column {column} ({len(empty):,} such rows)")
+    repeated = table.index[table.index.duplicated()].unique()
+    if len(repeated):
+        raise DataError(
+            f"{path}: {len(repeated):,} ids occur more than once in column {column} ({_few(repeated)}); "
+            f"each item needs one row"
+        )
+    return table
+
+
+def _read_table(path: Path, separator: str | None, *, header: int | None, nrows: int | None = None) -> pd.DataFrame:
+    """The table as strings, missing cells empty."""
+    try:
+        sep = separator or _sniff_separator(path)
+        table = pd.read_csv(
+            path,
+            sep=sep,
+            header=header,
+            nrows=nrows,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            engine="c" if len(sep) == 1 else "python",
+        )
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path}: not a table separated by {sep!r}: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DataError(f"{path}: its rows have more cells than its header")
+    return table.fillna("")  # rows that end early
+
+
+def _sniff_separator(path: Path) -> str:
+    with path.open(encoding="utf-8-sig") as file:
+        first = file.readline()
+    found = next((separator for separator in "\t," if separator in first), None)
+    if found is None:
+        raise DataError(
+            f"{path}: the first line has neither tab nor comma ({first.strip()[:80]!r}); name the separator"
+        )
+    return found
+
+
+def _column(path: Path, table: pd.DataFrame, role: str, told: str | None) -> str:
+    """The column that holds `role`: the one told, or one of a known name."""
+    if told is not None and told not in table:
+        there = ", ".join(table.columns)
+        raise DataError(f"{path}: no column {told!r}; it has {there}{did_you_mean(told, table.columns)}")
+    found = told or _find(table, role)
+    if found is None:
+        raise DataError(
+            f"{path}: none of its columns ({', '.join(table.columns)}) is known to hold the {role}; "
+            f"name it ({role}_column), or rename it to {KNOWN[role][0]}"
+        )
+    return found
+
+
+def _find(table: pd.DataFrame, role: str) -> str | None:
+    return next((column for column in table.columns if column.lower() in KNOWN[role]), None)
+
+
+def _is_number(text: str) -> bool:
+    return not np.isnan(pd.to_numeric(text, errors="coerce"))
+
+
+# Selecting
+
+
+def _require_known(items: pd.Series, catalogue: pd.Index, interactions: Path, table: Path) -> None:
+    unknown = items[~items.isin(catalogue)]
+    if len(unknown):
+        raise DataError(
+            f"{interactions}: {len(unknown):,} interactions are with {unknown.nunique():,} items that {table} lacks "
+            f"({_few(unknown.unique())}); add their rows there, or leave those interactions out with --drop-unknown"
+        )
+
+
+def _select(table: pd.DataFrame, catalogue: pd.Index, core: int) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The interactions to keep, and how many were dropped for each reason that occurred."""
+    dropped: dict[str, int] = {}
+
+    def keep(mask: np.ndarray, reason: str) -> None:
+        nonlocal table
+        if not mask.all():
+            dropped[reason] = int((~mask).sum())
+            table = table[mask]
+
+    keep(table["item"].isin(catalogue).to_numpy(), "item unknown")
+    keep(~table.duplicated(["user", "item"]).to_numpy(), "pair repeated")
+    keep(k_core(pd.factorize(table["user"])[0], pd.factorize(table["item"])[0], core), f"outside the {core}-core")
+    return table, dropped
+
+
+# Images
+
+
+def _image_names(catalogue: pd.DataFrame, folder: Path) -> dict[str, str]:
+    """raw id -> file name in `folder`, empty where the item has none."""
+    if "image" in catalogue:
+        return dict(zip(catalogue.index, catalogue["image"], strict=True))
+    by_stem = {path.stem: path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    return {raw_id: by_stem.get(raw_id, "") for raw_id in catalogue.index}
+
+
+def _copy_images(names: Mapping[str, str], source: Path, target: Path) -> tuple[list[str], tuple[str, ...], str]:
+    """Copy the images byte for byte. Returns each item's file name, empty where there is no such file; the raw ids
+    of items whose file is named but missing; and a hash of all names and contents."""
+    found, missing, hashes = [], [], {}
+    target.mkdir()
+    for raw_id, name in names.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"item {raw_id}: image {name!r} lies outside {source}; name files within it")
+        if name and not (source / path).is_file():
+            missing.append(raw_id)
+            name = ""
+        found.append(name)
+        if name and name not in hashes:
+            content = (source / path).read_bytes()
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(content)
+            hashes[name] = hash_bytes(content)
+    return found, tuple(missing), fingerprint(hashes)
+
+
+# Saying
+
+
+def _keep_apart(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to read from the folder that is about to be replaced."""
+    for path in inputs:
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{path}: lies in {out}, which the import would replace; give the data set another name")
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+
+
+def _few(names: Sequence[str] | pd.Index | np.ndarray) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

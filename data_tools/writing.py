@@ -11,7 +11,7 @@ Text tables are UTF-8 with Unix line ends and CSV quoting; row i of items.tsv is
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,24 +52,25 @@ def write_tables(
     *,
     name: str,
     interactions: pd.DataFrame,
-    raw_users: pd.Series,
-    raw_items: pd.Series,
+    raw_users: Sequence[str] | pd.Index,
+    raw_items: Sequence[str] | pd.Index,
     items: pd.DataFrame | None,
 ) -> None:
     """Write all but the images into `folder`.
 
     `interactions` has userID, itemID and x_label as internal ids, and any of rating and timestamp; `raw_users` and
-    `raw_items` hold the raw id of internal id i at place i; `items` (row i is item i) has text columns and `image`.
+    `raw_items` hold the raw id of internal id i at place i; `items` (row i is item i, whatever its index) has text
+    columns and `image`.
     """
     columns = [c for c in ("userID", "itemID", "rating", "timestamp", "x_label") if c in interactions.columns]
     write_table(folder / f"{name}.inter", interactions.sort_values(["userID", "x_label"], kind="stable")[columns])
     write_table(folder / "u_id_mapping.csv", pd.DataFrame({"user_id": raw_users, "userID": range(len(raw_users))}))
     write_table(folder / "i_id_mapping.csv", pd.DataFrame({"asin": raw_items, "itemID": range(len(raw_items))}))
     if items is not None:
-        write_table(
-            folder / "items.tsv",
-            pd.DataFrame({"itemID": range(len(raw_items)), "raw_id": raw_items}).join(items),
-        )
+        rest = items.drop(columns="image", errors="ignore").reset_index(drop=True)
+        image = items["image"].to_numpy() if "image" in items else ""
+        ids = pd.DataFrame({"itemID": range(len(raw_items)), "raw_id": raw_items})
+        write_table(folder / "items.tsv", ids.join(rest).assign(image=image))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -333,6 +333,11 @@ def _data_import(options: argparse.Namespace) -> int:
         images=options.images,
         seed=options.seed,
         core=options.core,
+        user_column=options.user_column,
+        item_column=options.item_column,
+        columns=options.columns,
+        items_id_column=options.items_id_column,
+        separator=options.separator,
         drop_unknown=options.drop_unknown,
         force=options.force,
     )

@@ -374,25 +374,30 @@ def mean_filled(table: FeatureTable) -> FeatureTable:
 
 
 def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) -> dict[str, FeatureTable]:
-    """Features that tell nothing of their item, to compare real ones with; who is present stays as it is.
+    """Features that tell nothing of their item, to compare real ones with.
 
     shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
-    with each other, and only the link between items and content is cut. random: Gaussian rows with each column's mean
-    and deviation. none: no features at all.
+    with each other, and only the link between items and content is cut; who is present stays as it is. random: Gaussian rows with each column's mean
+    and deviation. none: zero rows, nothing present, so that any model runs and has its ids alone.
     """
     if control not in CONTROLS:
         raise ConfigError(
             f"unknown control {control}; there are {', '.join(CONTROLS)}{did_you_mean(control, CONTROLS)}"
         )
-    if control == "none" or not tables:
+    if not tables:
         return {}
     sources = sorted((name, table.fingerprint) for name, table in tables.items())
     shuffled = _shuffled([tables[name].present for name, _ in sources], seed)
     controls = {}
     for name, table in tables.items():
-        values = table.values[shuffled] if control == "shuffled" else _random_like(table, seed)
-        fingerprint = artifacts.fingerprint([sources, name, control, seed])
-        controls[name] = FeatureTable(name, values, table.present, fingerprint)
+        present = table.present
+        if control == "shuffled":
+            values = table.values[shuffled]
+        elif control == "random":
+            values = _random_like(table, seed)
+        else:
+            values, present = np.zeros_like(table.values), np.zeros_like(present)
+        controls[name] = FeatureTable(name, values, present, artifacts.fingerprint([sources, name, control, seed]))
     return controls
 
 

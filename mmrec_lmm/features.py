@@ -55,7 +55,8 @@ class ItemFeatures:
         table = self._tables[modality]
         buffer = self._buffers.get(modality)
         if buffer is None or len(buffer) < len(items):
-            buffer = self._buffers[modality] = table.new_empty(min(2 * len(items), len(table)), table.shape[1])
+            size = max(len(items), min(2 * len(items), len(table)))  # room to grow, at most for all items once
+            buffer = self._buffers[modality] = table.new_empty(size, table.shape[1])
         return torch.index_select(table, 0, items, out=buffer[: len(items)])
 
     def __iter__(self) -> Iterator[str]:

@@ -266,18 +266,19 @@ def test_text_features_are_kept_when_only_an_image_changes(tmp_path):
 
 
 def damaged_images(folder: Path) -> list[Path | None]:
-    """Good, truncated, text, decompression bomb, missing file, no image, good."""
+    """Good, truncated, text, decompression bomb (for a limit of 5,000 pixels), missing file, no image, good."""
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 80).save(buffer, "JPEG")
     names = [folder / name for name in ("good.jpg", "cut.jpg", "text.jpg", "bomb.png", "gone.jpg")]
     names[0].write_bytes(buffer.getvalue())
     names[1].write_bytes(buffer.getvalue()[:900])
     names[2].write_text("not an image")
-    Image.new("1", (20_000, 20_000)).save(names[3])
+    Image.new("L", (100, 100)).save(names[3])
     return [*names, None, names[0]]
 
 
-def test_images_that_cannot_be_read_are_reported_by_raw_id_and_masked_and_shift_no_row(tmp_path, caplog):
+def test_images_that_cannot_be_read_are_reported_by_raw_id_and_masked_and_shift_no_row(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
     images = damaged_images(tmp_path)
     with caplog.at_level(logging.INFO):
         for _ in range(2):  # the second time from the store
@@ -296,6 +297,13 @@ def test_images_that_cannot_be_read_are_reported_by_raw_id_and_masked_and_shift_
     assert not table.values[1:6].any()
     np.testing.assert_array_equal(table.values[0], table.values[6])
     assert table.values[0].any()
+
+
+def test_the_row_of_an_unreadable_image_is_zero_whatever_the_encoder_makes_of_it(tmp_path):
+    spec = EncoderSpec("lengths", LengthEncoder, LengthConfig, ("image",), lambda config: "none")
+    items = catalog(images=damaged_images(tmp_path)[:2])
+    table = encoding.encode(items, spec, LengthConfig(), modalities=["image"])["image"]
+    assert table.values.tolist() == [[1, 0], [0, 0]]  # this encoder answers [1, 0] to an item without text
 
 
 def test_an_image_with_palette_or_transparency_is_read_as_rgb(tmp_path):

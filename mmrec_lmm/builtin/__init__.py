@@ -22,6 +22,7 @@ def mmrec_register_encoders() -> Iterable[EncoderSpec]:
             modalities=("image", "text"),
             weights_id="mmrec_lmm.builtin.basic:weights_id",
             summary="no weights: a downscaled image, hashed character n-grams of the text",
+            dims={"image": 384, "text": 1024},
             licence="Apache-2.0",
         )
     ]

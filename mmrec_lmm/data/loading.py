@@ -90,7 +90,7 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
             raise DataError(
-                f"{path}, line {first + 2}: {column} is {table[column].iloc[first]!r}, not an integer "
+                f"{path}, line {first + 2}: {column} is {str(table[column].iloc[first])!r}, not an integer "
                 f"({int(bad.sum()):,} such rows of {len(table):,}); is the file truncated?"
             )
         arrays.append(numbers.to_numpy(dtype=np.int64))

