@@ -377,8 +377,9 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
     """Features that tell nothing of their item, to compare real ones with.
 
     shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
-    with each other, and only the link between items and content is cut; who is present stays as it is. random: Gaussian rows with each column's mean
-    and deviation. none: zero rows, nothing present, so that any model runs and has its ids alone.
+    with each other, and only the link between items and content is cut; who is present stays as it is. random:
+    Gaussian rows with each column's mean and deviation. none: zero rows and nothing present, so that any model runs,
+    with its ids alone.
     """
     if control not in CONTROLS:
         raise ConfigError(

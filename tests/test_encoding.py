@@ -493,8 +493,14 @@ def test_a_control_is_the_same_for_the_same_seed_and_named_after_kind_and_seed()
     assert len({table.fingerprint for table in [*made, tables()["image"]]}) == 4
 
 
-def test_the_control_none_leaves_no_features_and_an_unknown_one_is_refused_with_a_suggestion():
-    assert encoding.control_tables(tables(), "none", seed=1) == {}
+def test_the_control_none_leaves_zero_rows_of_the_same_width_with_nothing_present():
+    for modality, table in encoding.control_tables(tables(), "none", seed=1).items():
+        assert table.values.shape == tables()[modality].values.shape
+        assert not table.values.any()
+        assert not table.present.any()
+
+
+def test_an_unknown_control_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"unknown control shufled; .*did you mean shuffled\?"):
         encoding.control_tables(tables(), "shufled", seed=1)
 
