@@ -77,7 +77,7 @@ def import_dataset(
     core: int = 0,
     user_column: str | None = None,
     item_column: str | None = None,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     items_id_column: str | None = None,
     separator: str | None = None,
     drop_unknown: bool = False,
@@ -161,7 +161,7 @@ def _read_interactions(
     path: Path,
     user_column: str | None,
     item_column: str | None,
-    columns: Sequence[str],
+    columns: Sequence[str] | None,
     separator: str | None,
 ) -> pd.DataFrame:
     """The columns user, item and, where there are any, rating and timestamp, as strings, in file order."""
@@ -174,7 +174,7 @@ def _read_interactions(
     table = _read_table(path, separator, header=0 if header else None)
     if not header:
         # Columns beyond the known positions stay numbers, which no role matches.
-        given = list(columns) or [*KNOWN, *map(str, range(len(KNOWN), len(first)))][: len(first)]
+        given = list(columns or ()) or [*KNOWN, *map(str, range(len(KNOWN), len(first)))][: len(first)]
         if len(given) != len(first):
             raise DataError(f"{path}: has {len(first)} columns, but {len(given)} names were given: {', '.join(given)}")
         table.columns = pd.Index(given)

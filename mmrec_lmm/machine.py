@@ -9,6 +9,14 @@ from .errors import ConfigError
 from .settings import Settings
 
 
+TORCH_THREADS = torch.get_num_threads()  # what torch chose for this machine, before any run changed it
+
+
+def cpu_threads(settings: Settings) -> int:
+    """The number of CPU threads that a run computes with."""
+    return settings.threads or TORCH_THREADS
+
+
 def choose_device(settings: Settings) -> torch.device:
     """The device of `--device`. "auto" is CUDA where there is one, else the CPU: MPS only on request, as untested."""
     if settings.device == "auto":

@@ -13,6 +13,7 @@ from . import __version__
 from .artifacts import fingerprint, hash_files, plain
 from .contracts import Recommender
 from .inputs import Inputs
+from .machine import cpu_threads
 from .registry import Registry
 from .settings import NOT_IDENTITY
 from .types import RunSpec
@@ -29,7 +30,7 @@ def run_id(spec: RunSpec, inputs: Inputs) -> str:
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
         "paradigm": spec.paradigm,
-        "settings": {**settings, "threads": torch.get_num_threads()},
+        "settings": {**settings, "threads": cpu_threads(spec.settings)},
     }
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
@@ -56,7 +57,7 @@ def provenance(
         "plugin": registry.models.giver(spec.model),
         "parameters_trained": sum(parameter.numel() for parameter in model.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
+        "threads": cpu_threads(spec.settings),
         "versions": {
             "mmrec_lmm": __version__,
             "python": platform.python_version(),

@@ -25,7 +25,7 @@ from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
 from .features import ItemFeatures
 from .inputs import Inputs
 from .logs import log_epoch, metric_line
-from .machine import choose_device, peak_memory
+from .machine import choose_device, cpu_threads, peak_memory
 from .provenance import provenance, run_id
 from .registry import Registry
 from .settings import Settings
@@ -69,8 +69,7 @@ def run(
     `resume` continues from the checkpoint of a run that was killed. Raises RunError if another process is at this run,
     Interrupted at Ctrl-C (the state is saved), TrainingDiverged if the loss is NaN before any evaluation.
     """
-    if spec.settings.threads:
-        torch.set_num_threads(spec.settings.threads)
+    torch.set_num_threads(cpu_threads(spec.settings))
     device = choose_device(spec.settings)
     name = run_id(spec, inputs)
     folder = out / name

@@ -89,7 +89,8 @@ class Trainer:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
         `on_epoch` sees a report of each epoch, `on_checkpoint` the state after each evaluation. A loss that is NaN or
-        infinite ends training and keeps the best weights so far; without any, TrainingDiverged is raised.
+        infinite, or a score that is NaN, ends training and keeps the best weights so far; without any,
+        TrainingDiverged is raised.
         """
         settings = self._settings
         stopped = "epochs"
@@ -117,7 +118,14 @@ class Trainer:
             if self._epoch % settings.eval_step and self._epoch < settings.epochs:
                 on_epoch(EpochReport(epoch, losses, trained - started))
                 continue
-            validation = self._evaluate()
+            try:
+                validation = self._evaluate()
+            except TrainingDiverged as error:  # the epoch's last step broke the weights, which no loss has met yet
+                if not self._best_weights:
+                    raise
+                logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
+                stopped = "diverged"
+                break
             seconds = time.perf_counter() - trained
             improved = self._misses == 0
             on_epoch(EpochReport(epoch, losses, trained - started, validation.metrics, seconds, improved))

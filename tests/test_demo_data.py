@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from mmrec_lmm_data_tools import demo, plugin
 from PIL import Image
 
 from mmrec_lmm.errors import ConfigError
+from mmrec_lmm_data_tools import demo, plugin
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from mmrec_lmm_data_tools.importing import import_dataset
 
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import ConfigError, DataError, MMRecError
 from mmrec_lmm.settings import Settings
+from mmrec_lmm_data_tools.importing import import_dataset
 
 
 def write(path: Path, *lines: str) -> Path:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmrec_lmm_data_tools.splitting import k_core, split_labels
 
 

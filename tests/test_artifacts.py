@@ -1,0 +1,197 @@
+"""The content-addressed store: names that follow content, files that appear whole or not at all."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmrec_lmm import artifacts
+from mmrec_lmm.errors import DataError, RunError
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 64
+    rate: float = 0.1
+
+
+def test_home_is_the_folder_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
+    assert artifacts.home() == tmp_path
+    monkeypatch.delenv("MMREC_LMM_HOME")
+    assert artifacts.home().name == "mmrec-lmm"
+
+
+# Fingerprints
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.floats(allow_nan=False)), max_size=4))
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys(content: dict[str, object]) -> None:
+    assert artifacts.fingerprint(content) == artifacts.fingerprint(dict(reversed(content.items())))
+
+
+def test_a_fingerprint_does_not_depend_on_the_container() -> None:
+    assert artifacts.fingerprint((1, 2)) == artifacts.fingerprint([1, 2])
+    assert artifacts.fingerprint({"b", "a"}) == artifacts.fingerprint({"a", "b"})
+    assert artifacts.fingerprint(Config()) == artifacts.fingerprint({"width": 64, "rate": 0.1})
+    assert artifacts.fingerprint(np.float64(0.5)) == artifacts.fingerprint(0.5)
+    assert artifacts.fingerprint(Path("a/b")) == artifacts.fingerprint("a/b")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Config(), Config(rate=0.2)),
+        ([1, 2], [2, 1]),
+        (1, 1.0),
+        (1, True),
+        (None, ""),
+        (np.arange(3), np.arange(3.0)),
+        (np.arange(4), np.arange(4).reshape(2, 2)),
+        (np.arange(4).reshape(2, 2), np.arange(4).reshape(2, 2).T),
+        (np.array([0.0]), np.array([1e-300])),
+    ],
+)
+def test_a_fingerprint_tells_values_types_order_and_arrays_apart(one: object, other: object) -> None:
+    assert artifacts.fingerprint(one) != artifacts.fingerprint(other)
+
+
+def test_an_arrays_layout_in_memory_is_no_content() -> None:
+    rows = np.arange(6).reshape(2, 3)
+    assert artifacts.fingerprint(rows) == artifacts.fingerprint(np.asfortranarray(rows))
+
+
+def test_a_fingerprint_is_the_same_in_every_process() -> None:
+    assert artifacts.fingerprint({"a": [1, None, "é"]}) == "0c9a0c0f5073bac54b0409dead1f054c"
+
+
+# Hashes of files
+
+
+def test_a_files_hash_is_its_sha256_and_follows_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    assert artifacts.hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    path.write_bytes(b"abcd")
+    assert artifacts.hash_file(path) == artifacts.hash_bytes(b"abcd")
+
+
+def test_a_file_that_did_not_change_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    first, stat = artifacts.hash_file(path), path.stat()
+    path.write_bytes(b"xyz")  # equal in size, and put back in time: the one change that can't be seen
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert artifacts.hash_file(path) == first
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert artifacts.hash_file(path) == artifacts.hash_bytes(b"xyz")
+
+
+def test_a_hash_of_several_files_follows_their_order(tmp_path: Path) -> None:
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.write_bytes(b"1")
+    two.write_bytes(b"2")
+    assert artifacts.hash_files([one, two]) != artifacts.hash_files([two, one])
+    assert artifacts.hash_files([one]) == artifacts.hash_file(one)
+
+
+def test_a_cache_that_cannot_be_written_costs_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("a file where a folder should be")
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
+    (tmp_path / "file").write_bytes(b"abc")
+    assert artifacts.hash_file(tmp_path / "file") == artifacts.hash_bytes(b"abc")
+
+
+# Writing
+
+
+def test_a_file_is_written_whole_in_a_folder_made_for_it(tmp_path: Path) -> None:
+    path = artifacts.write_bytes(tmp_path / "deep" / "file", b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def half_written(error: BaseException) -> Callable[[Path], None]:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EACCES, "denied")])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = artifacts.write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(type(error)):
+        artifacts.write_atomic(path, half_written(error))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError('I/O error: Os { code: 28, message: "No space left on device" }'),  # as safetensors says it
+    ],
+)
+def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_path: Path, error: Exception) -> None:
+    path = artifacts.write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(RunError) as caught:
+        artifacts.write_atomic(path, half_written(error))
+    assert str(caught.value) == f"{path}: no space left on the disk; nothing was lost, free some and start again"
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_really_full_is_recognised() -> None:
+    with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+    assert artifacts.is_disk_full(caught.value)
+    assert not artifacts.is_disk_full(OSError(errno.EACCES, "denied"))
+
+
+def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = artifacts.write_json(tmp_path / "file.json", {"config": Config(), "path": Path("a"), "n": np.int64(3)})
+    assert artifacts.read_json(path) == {"config": {"width": 64, "rate": 0.1}, "path": "a", "n": 3}
+
+
+def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text('{"a": ')
+    with pytest.raises(DataError) as caught:
+        artifacts.read_json(path)
+    assert str(caught.value).startswith(f"{path}: not valid JSON (")
+    assert str(caught.value).endswith("); delete it to have it made again")
+
+
+MAKE_ONCE = """
+import sys, time
+from pathlib import Path
+from mmrec_lmm.artifacts import locked, write_bytes
+path, log = Path(sys.argv[1]), Path(sys.argv[2])
+with locked(path):
+    if not path.exists():
+        with log.open("a") as file:
+            file.write("made\\n")
+        time.sleep(0.3)  # long enough for the other to arrive
+        write_bytes(path, b"artefact")
+"""
+
+
+def test_two_processes_that_want_one_artefact_make_it_once(tmp_path: Path) -> None:
+    path, log = tmp_path / "artefact", tmp_path / "log"
+    makers = [subprocess.Popen([sys.executable, "-c", MAKE_ONCE, str(path), str(log)]) for _ in range(2)]
+    assert [maker.wait(60) for maker in makers] == [0, 0]
+    assert path.read_bytes() == b"artefact"
+    assert log.read_text() == "made\n"

@@ -1,0 +1,232 @@
+"""The contract suite over every model and encoder that is registered, ours and others'; and that it can fail."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmrec_lmm.contracts import DotProduct, Recommender, Scorer
+from mmrec_lmm.errors import WeightsMissing
+from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.specs import EncoderSpec, ModelSpec, resolve
+from mmrec_lmm.testing import TinyEncoder, check_encoder, check_model, check_model_learns
+from mmrec_lmm.types import Batch, RawItem, TrainingData
+
+REGISTRY = load_registry()
+SUBSETS = [("image",), ("text",), ("image", "text"), ("audio", "image", "text")]
+
+models = pytest.mark.parametrize("spec", REGISTRY.models, ids=lambda spec: spec.name)
+encoders = pytest.mark.parametrize("spec", REGISTRY.encoders, ids=lambda spec: spec.name)
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["frozen", "joint"])
+@pytest.mark.parametrize("modalities", SUBSETS, ids="+".join)
+@models
+def test_every_model_keeps_the_contract_on_any_modalities(
+    spec: ModelSpec, modalities: tuple[str, ...], joint: bool
+) -> None:
+    if joint and not spec.uses_features:
+        pytest.skip(f"{spec.name} uses no features, so there is nothing to train jointly")
+    check_model(resolve(spec.cls), resolve(spec.config)(), modalities=modalities, joint=joint)
+
+
+@models
+def test_every_model_finds_the_one_right_item_of_each_user(spec: ModelSpec) -> None:
+    check_model_learns(resolve(spec.cls), resolve(spec.config)())
+
+
+@encoders
+def test_every_encoder_keeps_the_contract(spec: EncoderSpec) -> None:
+    config = resolve(spec.config)()
+    try:
+        assert resolve(spec.weights_id)(config)
+    except WeightsMissing as error:
+        pytest.skip(str(error))
+    check_encoder(resolve(spec.cls), config, spec.modalities)
+    if spec.dims is not None:
+        assert dict(resolve(spec.cls)(config, spec.modalities).dims) == dict(spec.dims)
+
+
+# The suite itself: each fault is found, and named
+
+
+class Sound(DotProduct):
+    """What a model should be: users by a projection of the first modality's features."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: Any) -> None:
+        super().__init__(data, features, config)
+        self.first = features.modalities[0]
+        self.users = nn.Parameter(torch.randn(data.n_users, features.dims[self.first]))
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.users, self.features()[self.first]
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        users, items = self.vectors()
+        difference = (users[batch.users] * (items[batch.positives] - items[batch.negatives])).sum(1)
+        return {"bpr": nn.functional.softplus(-difference).mean()}
+
+
+class Copies(Sound):
+    """Takes its features once and for all."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: Any) -> None:
+        super().__init__(data, features, config)
+        self.copy = features()[self.first]
+        self.stale = self.copy.detach().clone()
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.users, self.copy if self.training else self.stale
+
+
+class Detaches(Sound):
+    """Lets no gradient through to its features."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.users, self.features()[self.first].detach()
+
+
+class Looks(Sound):
+    """Scores a user by who else is in the block."""
+
+    def scorer(self) -> Scorer:
+        users, items = self.vectors()
+        return lambda ids: (users[ids] - users[ids].mean(0)) @ items.T
+
+
+class Disagrees(Sound):
+    """Has a scorer that isn't the product of its vectors."""
+
+    def scorer(self) -> Scorer:
+        return lambda ids: super(Disagrees, self).scorer()(ids) + torch.arange(self.n_items)
+
+
+class Forgets(Sound):
+    """Keeps what it ranks with outside of its saved state."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: Any) -> None:
+        super().__init__(data, features, config)
+        self.last = torch.zeros(())
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.last = self.last + 1
+        return super().training_loss(batch)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users + self.last, items
+
+
+class Wavers(Sound):
+    """Answers differently each time."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users + torch.randn(users.shape), items
+
+
+class Breaks(Sound):
+    """Has a loss that isn't a number."""
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"bpr": super().training_loss(batch)["bpr"] * float("nan")}
+
+
+class Rows(Sound):
+    """Has a loss per row of the batch."""
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"bpr": super().training_loss(batch)["bpr"].expand(len(batch))}
+
+
+class Narrow(Sound):
+    """Scores all items but one."""
+
+    def scorer(self) -> Scorer:
+        return lambda ids: super(Narrow, self).scorer()(ids)[:, 1:]
+
+
+FAULTS: list[tuple[type[Recommender], str]] = [
+    (Copies, "Copies ignores refreshed features: it keeps a copy"),
+    (Detaches, "Detaches: the loss doesn't reach joint features of image"),
+    (Looks, "Looks: a user's scores depend on the batch"),
+    (Disagrees, "Disagrees: vectors and scorer disagree"),
+    (Forgets, "Forgets: loading saved weights changes scores"),
+    (Wavers, "Wavers: scoring twice gives two answers"),
+    (Breaks, "Breaks.training_loss must return named finite scalars"),
+    (Rows, "Rows.training_loss must return named finite scalars"),
+    (Narrow, "Narrow: scores are"),
+]
+
+
+def test_a_sound_model_passes() -> None:
+    check_model(Sound, None, modalities=("image",), joint=True)
+
+
+@pytest.mark.parametrize(("model", "message"), FAULTS, ids=[model.__name__ for model, _ in FAULTS])
+def test_a_model_that_breaks_the_contract_is_found_out(model: type[Recommender], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_model(model, None, modalities=("image",), joint=True)
+
+
+def test_a_model_that_learns_nothing_is_found_out() -> None:
+    with pytest.raises(AssertionError, match=r"Sound finds \d+ of 12 right items"):
+        check_model_learns(Sound, None, steps=3, lr=0.0)
+
+
+def test_the_tiny_encoder_passes() -> None:
+    check_encoder(TinyEncoder, None, ("image", "text"))
+
+
+class Averages(TinyEncoder):
+    """Normalises over the batch."""
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return {modality: rows - rows.mean(0) for modality, rows in super().forward(batch).items()}
+
+
+class Ignores(TinyEncoder):
+    """Doesn't look."""
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return {modality: torch.ones_like(rows) for modality, rows in super().forward(batch).items()}
+
+
+class Halves(TinyEncoder):
+    """Answers in half precision."""
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return {modality: rows.half() for modality, rows in super().forward(batch).items()}
+
+
+class Omits(TinyEncoder):
+    """Prepares no picture where there is none."""
+
+    def prepare(self, item: RawItem) -> dict[str, Tensor]:
+        prepared = super().prepare(item)
+        return prepared if item.image else {"length": prepared["length"]}
+
+
+class Always(TinyEncoder):
+    """Encodes both modalities whatever it was built for."""
+
+    def __init__(self, config: Any, modalities: tuple[str, ...]) -> None:
+        super().__init__(config, ("image", "text"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (Averages, "Averages: a row depends on its batch"),
+        (Ignores, "Ignores: two different items get the same image"),
+        (Halves, "Halves: image is torch.float16"),
+        (Omits, "Omits.prepare returns different keys"),
+        (Always, "Always: dims .* for modalities"),
+    ],
+    ids=["averages", "ignores", "halves", "omits", "always"],
+)
+def test_an_encoder_that_breaks_the_contract_is_found_out(encoder: type[TinyEncoder], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_encoder(encoder, None, ("image", "text"))

@@ -1,0 +1,378 @@
+"""fit(): each rule of training in a world of a few weights, and continuing to the same bits."""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmrec_lmm import checkpoint
+from mmrec_lmm.checkpoint import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
+from mmrec_lmm.contracts import Recommender, Scorer
+from mmrec_lmm.data.sampling import TrainingRows
+from mmrec_lmm.errors import DataError, TrainingDiverged
+from mmrec_lmm.settings import Settings
+from mmrec_lmm.testing import checkerboard
+from mmrec_lmm.trainer import Fit, Trainer, TrainingState, Validation, build_optimizer
+from mmrec_lmm.types import Batch, EpochReport
+
+DATA, _ = checkerboard()  # 84 training rows
+PLAIN = {"learner": "sgd", "learning_rate": 0.5, "train_batch_size": 1000}  # one step of known length per epoch
+
+
+class Toy(Recommender):
+    """One weight per item, and the loss that a test gives: of the model and the number of the step."""
+
+    def __init__(self, loss: Callable[["Toy", int], Tensor], *, start: float = 1.0) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.full((DATA.n_items,), start))
+        self.other = nn.Parameter(torch.full((2,), start))
+        self.loss = loss
+        self.steps = 0
+        self.epochs_started: list[tuple[int, bool]] = []
+
+    def on_epoch_start(self, epoch: int) -> None:
+        self.epochs_started.append((epoch, self.training))
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.batch = batch
+        self.steps += 1
+        return {"loss": self.loss(self, self.steps - 1), "twice": 2 * self.loss(self, self.steps - 1).detach()}
+
+    def scorer(self) -> Scorer:
+        raise NotImplementedError
+
+
+def slope(model: Toy, step: int) -> Tensor:
+    """A loss whose gradient is one in each weight."""
+    return model.weight.sum()
+
+
+def noisy(model: Toy, step: int) -> Tensor:
+    """A loss with a minimum that depends on the batch, and on torch's default generator through dropout."""
+    dropped = nn.functional.dropout(model.weight, 0.3)
+    return (
+        (dropped[model.batch.positives] - dropped[model.batch.negatives] - 1) ** 2
+    ).mean() + model.other.square().sum()
+
+
+def trainer_of(
+    model: Recommender,
+    *,
+    scores: Iterable[float] | None = None,
+    seed: int = 0,
+    validate: Callable[[], Validation] | None = None,
+    **settings: Any,
+) -> Trainer:
+    """A trainer whose evaluations find `scores` in turn, or what `validate` says."""
+    found = iter(scores if scores is not None else range(10**6))
+
+    def next_score() -> Validation:
+        score = next(found)
+        return Validation(score, {"recall@20": score})
+
+    chosen = Settings(**{"epochs": 3, "train_batch_size": 32, **settings})
+    rows = TrainingRows(DATA.train, DATA.n_users, chosen.train_batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    return Trainer(model, rows, chosen, validate=validate or next_score, generator=generator)
+
+
+# When it stops, and what it keeps
+
+
+def test_it_stops_when_more_than_stopping_step_evaluations_bring_nothing_better() -> None:
+    trainer = trainer_of(Toy(slope), scores=[0.1, 0.3, 0.3, 0.2, 0.1], epochs=100, stopping_step=2)
+    fit = trainer.fit()
+    assert fit == Fit(best_epoch=1, epochs=5, validation=Validation(0.3, {"recall@20": 0.3}), stopped="patience")
+
+
+def test_an_improvement_however_small_starts_patience_anew() -> None:
+    fit = trainer_of(Toy(slope), scores=[0.1, 0.1, 0.1 + 1e-9, 0.0, 0.0], epochs=100, stopping_step=1).fit()
+    assert (fit.best_epoch, fit.epochs, fit.stopped) == (2, 5, "patience")
+
+
+def test_the_model_ends_with_the_weights_of_its_best_epoch() -> None:
+    model = Toy(slope, start=0.0)
+    fit = trainer_of(model, scores=[0.1, 0.9, 0.5], **PLAIN).fit()
+    assert (fit.best_epoch, fit.epochs, fit.stopped) == (1, 3, "epochs")
+    assert model.weight.tolist() == [-2 * 0.5] * DATA.n_items
+
+
+def test_epochs_without_evaluation_are_reported_without_one_and_the_last_always_has_one() -> None:
+    reports: list[EpochReport] = []
+    checkpoints: list[int] = []
+    trainer_of(Toy(slope), scores=[0.2, 0.1, 0.3], epochs=5, eval_step=2).fit(
+        on_epoch=reports.append, on_checkpoint=lambda state: checkpoints.append(state.numbers["epoch"])
+    )
+    assert [report.epoch for report in reports] == [0, 1, 2, 3, 4]
+    assert [report.valid for report in reports] == [
+        None,
+        {"recall@20": 0.2},
+        None,
+        {"recall@20": 0.1},
+        {"recall@20": 0.3},
+    ]
+    assert [report.improved for report in reports] == [False, True, False, False, True]
+    assert checkpoints == [2, 4, 5]
+
+
+def test_with_no_epochs_the_fresh_model_is_evaluated_once() -> None:
+    model = Toy(slope)
+    fit = trainer_of(model, scores=[0.4], epochs=0).fit()
+    assert fit == Fit(best_epoch=0, epochs=0, validation=Validation(0.4, {"recall@20": 0.4}), stopped="untrained")
+    assert model.steps == 0
+
+
+def test_a_report_holds_each_loss_term_summed_over_the_batches() -> None:
+    reports: list[EpochReport] = []
+    model = Toy(lambda model, step: 0 * model.weight.sum() + step)
+    trainer_of(model, epochs=2).fit(on_epoch=reports.append)  # 84 rows in batches of 32: three steps
+    assert [report.losses for report in reports] == [{"loss": 0 + 1 + 2, "twice": 6}, {"loss": 3 + 4 + 5, "twice": 24}]
+
+
+def test_each_epoch_starts_in_training_mode_whatever_the_evaluation_left() -> None:
+    model = Toy(slope)
+
+    def validate() -> Validation:
+        model.eval()
+        return Validation(0.0, {})
+
+    trainer_of(model, validate=validate).fit()
+    assert model.epochs_started == [(0, True), (1, True), (2, True)]
+
+
+# When numbers break
+
+
+def broken_at(step: int, value: float = math.nan) -> Callable[[Toy, int], Tensor]:
+    return lambda model, now: model.weight.sum() * (value if now == step else 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_loss_before_any_evaluation_is_an_error_that_names_term_and_epoch(value: float) -> None:
+    with pytest.raises(TrainingDiverged) as caught:
+        trainer_of(Toy(broken_at(2, value)), eval_step=3).fit()  # the last of the epoch's three steps
+    assert str(caught.value) == (
+        f"loss term 'loss' became {value} in epoch 0, before any evaluation; a smaller learning_rate is the usual cure"
+    )
+
+
+def test_a_broken_loss_after_an_evaluation_ends_training_and_keeps_the_best(caplog: pytest.LogCaptureFixture) -> None:
+    model = Toy(broken_at(2), start=0.0)
+    fit = trainer_of(model, scores=[0.5, 0.4], epochs=9, **PLAIN).fit()
+    assert (fit.best_epoch, fit.epochs, fit.stopped) == (0, 3, "diverged")
+    assert model.weight.tolist() == [-0.5] * DATA.n_items
+    assert "loss term 'loss' became nan in epoch 2; keeping the weights of epoch 0" in caplog.text
+
+
+def scores_that_break(at: int) -> Callable[[], Validation]:
+    """As the evaluator does when the last step of an epoch, whose loss was still sound, broke the weights."""
+    calls = iter(range(100))
+
+    def validate() -> Validation:
+        call = next(calls)
+        if call == at:
+            raise TrainingDiverged("a score is NaN")
+        return Validation(-call, {})
+
+    return validate
+
+
+def test_broken_scores_after_an_evaluation_end_training_and_keep_the_best(caplog: pytest.LogCaptureFixture) -> None:
+    model = Toy(slope, start=0.0)
+    fit = trainer_of(model, validate=scores_that_break(at=2), epochs=9, **PLAIN).fit()
+    assert (fit.best_epoch, fit.epochs, fit.stopped) == (0, 3, "diverged")
+    assert model.weight.tolist() == [-0.5] * DATA.n_items
+    assert "a score is NaN; keeping the weights of epoch 0" in caplog.text
+
+
+def test_broken_scores_at_the_first_evaluation_are_an_error() -> None:
+    with pytest.raises(TrainingDiverged, match="a score is NaN"):
+        trainer_of(Toy(slope), validate=scores_that_break(at=0)).fit()
+
+
+# The steps
+
+
+def test_the_learning_rate_follows_mmrecs_schedule() -> None:
+    model = Toy(slope, start=0.0)
+    trainer_of(model, learning_rate_scheduler=(0.5, 2.0), epochs=3, **PLAIN).fit()
+    assert model.weight[0].item() == pytest.approx(-0.5 * (1 + 0.5 ** (1 / 2) + 0.5))
+
+
+def test_weight_decay_is_added_to_the_gradient() -> None:
+    model = Toy(slope, start=2.0)
+    trainer_of(model, weight_decay=0.25, epochs=1, **PLAIN).fit()
+    assert model.weight[0].item() == pytest.approx(2 - 0.5 * (1 + 0.25 * 2))
+
+
+def test_the_gradients_norm_is_clipped_over_all_parameters() -> None:
+    model = Toy(lambda model, step: model.weight.sum() + 3 * model.other.sum(), start=0.0)
+    trainer_of(model, clip_grad_norm={"max_norm": 1.0}, epochs=1, **PLAIN).fit()
+    norm = math.sqrt(DATA.n_items + 2 * 9)
+    assert model.weight[0].item() == pytest.approx(-0.5 / norm, rel=1e-5)
+    assert model.other[0].item() == pytest.approx(-1.5 / norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_only_zero_filled_gradients_let_momentum_move_what_has_no_gradient(to_none: bool) -> None:
+    moved: list[float] = []
+
+    def first_step_only(model: Toy, step: int) -> Tensor:
+        moved.append(model.other[0].item())
+        return model.weight.sum() + (model.other.sum() if step == 0 else 0)
+
+    trainer_of(Toy(first_step_only), epochs=1, learner="adam", zero_grad_to_none=to_none).fit()
+    after_first, after_second = moved[2], moved[4]  # the loss is asked twice a step
+    assert after_first < 1
+    assert (after_second < after_first) == (not to_none)
+
+
+@pytest.mark.parametrize(
+    ("learner", "kind"),
+    [
+        ("adam", torch.optim.Adam),
+        ("sgd", torch.optim.SGD),
+        ("adagrad", torch.optim.Adagrad),
+        ("rmsprop", torch.optim.RMSprop),
+    ],
+)
+def test_each_of_mmrecs_learners_steps_as_torchs_plain_one_does(learner: Any, kind: type) -> None:
+    settings = Settings(learner=learner, learning_rate=0.01, weight_decay=0.1)
+    ours, theirs = Toy(slope), Toy(slope)
+    optimizers = [build_optimizer(ours, settings), kind(theirs.parameters(), lr=0.01, weight_decay=0.1)]
+    for step in range(10):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            ((model.weight - step) ** 2).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=1e-6)
+
+
+# Repeating and continuing
+
+
+def weights_after(seed: int) -> list[float]:
+    torch.manual_seed(seed)
+    model = Toy(noisy)
+    trainer_of(model, seed=seed).fit()
+    return model.weight.tolist()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    assert weights_after(1) == weights_after(1)
+    assert weights_after(1) != weights_after(2)
+
+
+class Stop(Exception):
+    """What ends a run from outside."""
+
+
+SCORES = [0.1, 0.3, 0.2, 0.4, 0.1, 0.2, 0.1]
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 4])
+@pytest.mark.parametrize("learner", ["adam", "sgd", "adagrad", "rmsprop"])
+def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_after: int, tmp_path: Path) -> None:
+    settings = {"learner": learner, "epochs": 7, "stopping_step": 1, "learning_rate_scheduler": (0.9, 2.0)}
+
+    def save(state: TrainingState) -> None:
+        save_checkpoint(tmp_path, state)
+
+    def remember(reports: list[Any], stop: int | None = None) -> Callable[[EpochReport], None]:
+        def on_epoch(report: EpochReport) -> None:
+            if report.epoch == stop:
+                raise Stop
+            reports.append((report.epoch, dict(report.losses), report.improved))
+
+        return on_epoch
+
+    torch.manual_seed(5)
+    whole, whole_reports = Toy(noisy), []
+    whole_fit = trainer_of(whole, scores=SCORES, **settings).fit(on_epoch=remember(whole_reports))
+
+    torch.manual_seed(5)
+    halted, reports = Toy(noisy), []
+    with pytest.raises(Stop):
+        trainer_of(halted, scores=SCORES, **settings).fit(
+            on_epoch=remember(reports, stop=stop_after + 1), on_checkpoint=save
+        )
+
+    torch.manual_seed(99)  # what a new process starts with is not what the stopped one had
+    resumed = Toy(noisy, start=7.0)
+    trainer = trainer_of(resumed, scores=SCORES[stop_after + 1 :], seed=99, **settings)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    trainer.restore(state)
+    fit = trainer.fit(on_epoch=remember(reports), on_checkpoint=save)
+    assert fit == whole_fit
+    assert reports == whole_reports
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.other, whole.other)
+
+
+# Checkpoints on disk
+
+
+def state(epoch: int, best_epoch: int) -> TrainingState:
+    numbers = {
+        "epoch": epoch,
+        "misses": 0,
+        "best_epoch": best_epoch,
+        "best_score": 0.1 + 0.2,
+        "best_metrics": {"a@1": 1 / 3},
+    }
+    return TrainingState({"model.w": torch.tensor([epoch / 3])}, numbers, {"w": torch.tensor([best_epoch / 3])})
+
+
+def test_a_checkpoint_comes_back_as_it_was_to_the_last_bit(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, state(4, 2))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded is not None
+    assert loaded.numbers == state(4, 2).numbers
+    assert torch.equal(loaded.tensors["model.w"], torch.tensor([4 / 3]))
+    assert torch.equal(loaded.best["w"], torch.tensor([2 / 3]))
+
+
+def test_a_newer_checkpoint_replaces_the_older_and_its_best_weights(tmp_path: Path) -> None:
+    for newer in (state(1, 0), state(2, 1), state(3, 1)):
+        save_checkpoint(tmp_path, newer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-1.safetensors", "state.safetensors"]
+
+
+def test_a_kill_between_the_two_files_leaves_the_older_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_and_die(path: Path, *content: Any) -> None:
+        if path.name == checkpoint.STATE:
+            raise Stop
+        save_weights(path, *content)
+
+    save_checkpoint(tmp_path, state(1, 0))
+    monkeypatch.setattr(checkpoint, "save_weights", save_and_die)
+    with pytest.raises(Stop):
+        save_checkpoint(tmp_path, state(2, 1))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded is not None
+    assert loaded.numbers["epoch"] == 1
+    assert torch.equal(loaded.best["w"], torch.tensor([0.0]))
+
+
+def test_a_removed_checkpoint_is_gone_and_removing_none_does_no_harm(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1, 0))
+    remove_checkpoint(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    remove_checkpoint(tmp_path / "never")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1, 0))
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match="can't be read as safetensors") as caught:
+        load_checkpoint(tmp_path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(DataError, match="can't be read as safetensors"):
+        load_weights(tmp_path / "none.safetensors")
