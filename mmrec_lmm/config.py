@@ -93,7 +93,8 @@ def resolve(
     """
     of_model, of_encoder = _model_schema(model), _encoder_schema(encoder)
     schemas = [schema for schema in (HOST, of_model, of_encoder) if schema]
-    merge = _Merge({name: key for schema in schemas for name, key in schema.keys.items()})
+    keys = {name: key for schema in schemas for name, key in schema.keys.items()}
+    merge = _Merge(keys, unread=model.unread if model else ())
     merge.add([*_files(request, model, encoder, dataset, merge.problems), _command_line(request, encoder, merge)])
     merge.fail()
 
@@ -165,8 +166,9 @@ class _Merge:
     `points` holds a key's one value, or an axis's values. Every fault of every layer is noted in `problems`.
     """
 
-    def __init__(self, keys: Mapping[str, Key]) -> None:
+    def __init__(self, keys: Mapping[str, Key], *, unread: Iterable[str] = ()) -> None:
         self.keys = keys
+        self.unread = MMREC_UNUSED.union(unread)
         self.points: dict[str, tuple[Any, ...]] = {name: (key.default,) for name, key in keys.items()}
         self.origins = {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
         self.axes: list[str] = []
@@ -232,7 +234,7 @@ class _Merge:
             return True
         section = name.partition(".")[0] if name.startswith(tuple(f"{section}." for section in SECTIONS)) else ""
         idle_section = section and not any(key.startswith(f"{section}.") for key in self.keys)
-        of_mmrec = name in MMREC_UNUSED or (layer.name in _SHARED and name in _MMREC_MODEL_KEYS)
+        of_mmrec = name in self.unread or (layer.name in _SHARED and name in _MMREC_MODEL_KEYS)
         if layer.name != COMMAND_LINE and (of_mmrec or (idle_section and section == "encoder")):
             self.unused[name] = layer.source
             return False

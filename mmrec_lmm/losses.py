@@ -1,17 +1,25 @@
 """Loss terms that several models share: pure functions of tensors. Each cites its equation.
 
-Shapes: B rows of a batch, D embedding.
+Shapes: B rows of a batch, C candidates, D embedding.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
 
 
 def bpr(positive: Tensor, negative: Tensor, *, gamma: float = 1e-10) -> Tensor:
     """-mean log(gamma + sigmoid(positive - negative)) over scores (B,).
 
-    Rendle et al., UAI 2009; `gamma` keeps the logarithm finite where the sigmoid underflows, as MMRec has it.
+    Rendle et al., UAI 2009; `gamma` keeps the logarithm finite where the sigmoid underflows, as MMRec has it. Without
+    it (0) the logarithm of the sigmoid is computed as one function, which doesn't underflow.
     """
+    if gamma == 0:
+        return -torch.nn.functional.logsigmoid(positive - negative).mean()
     return -(gamma + torch.sigmoid(positive - negative)).log().mean()
 
 
@@ -21,3 +29,41 @@ def batch_norms(*rows: Tensor) -> Tensor:
     MMRec's regulariser of BPR and VBPR: the norms are *not* squared, so a larger batch is regularised less.
     """
     return sum((torch.linalg.vector_norm(matrix) for matrix in rows), start=rows[0].new_zeros(())) / len(rows[-1])
+
+
+def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tensor:
+    """-mean_i log( exp(a_i.c_i / t) / sum_j exp(a_i.c_j / t) ) for anchors (B, D) and candidates (C, D), C >= B.
+
+    van den Oord et al., 2018, arXiv:1807.03748: candidate i is anchor i's positive, every other one a negative.
+    Rows are taken as they are; normalise them first where similarity is to be the cosine. The B x C similarities
+    are never kept: loss and gradient are computed together, block by block.
+    """
+    return _InfoNCE.apply(anchors, candidates, temperature)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """With P = softmax(A C' / t): dA = (P C - C_B) / (B t), dC = (P' A - A_B) / (B t)."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+        scaled, n = anchors / temperature, len(anchors)
+        of_anchors, of_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
+        similarities = anchors.new_empty(min(n, _BLOCK_ROWS), len(candidates))
+        total = -(scaled * candidates[:n]).sum()
+        for rows, gradient in zip(scaled.split(_BLOCK_ROWS), of_anchors.split(_BLOCK_ROWS), strict=True):
+            block = torch.mm(rows, candidates.T, out=similarities[: len(rows)])  # (block, C)
+            largest = block.amax(dim=1, keepdim=True)
+            sums = block.sub_(largest).exp_().sum(dim=1, keepdim=True)
+            total += (sums.log() + largest).sum()
+            torch.mm(block, candidates, out=gradient).div_(sums)
+            of_candidates.addmm_(block.T, rows / sums)
+        of_anchors.sub_(candidates[:n]).div_(n * temperature)
+        of_candidates[:n] -= scaled
+        ctx.save_for_backward(of_anchors, of_candidates.div_(n))
+        return total / n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_anchors, of_candidates = ctx.saved_tensors
+        return gradient * of_anchors, gradient * of_candidates, None

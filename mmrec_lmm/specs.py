@@ -29,7 +29,8 @@ class ModelSpec:
     """Registers a model.
 
     `config` is the frozen dataclass that is the model's schema: field types and defaults. `configs` is a folder
-    that may hold `model/<name>.yaml`, `preset/<preset>/<name>.yaml` and `grid/<grid>/<name>.yaml`.
+    that may hold `model/<name>.yaml`, `preset/<preset>/<name>.yaml` and `grid/<grid>/<name>.yaml`. `unread` names keys
+    that files written for another implementation hold and that mean nothing here: accepted, and listed as unused.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelSpec:
     paper: str = ""
     uses_features: bool = True
     configs: Path | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmrec_lmm.losses import batch_norms, bpr
+from mmrec_lmm.losses import batch_norms, bpr, info_nce
 
 
 def test_bpr_of_equal_scores_is_log_two_and_falls_as_the_positive_rises() -> None:
@@ -21,3 +21,31 @@ def test_batch_norms_are_not_squared_and_are_divided_by_the_rows_of_the_batch() 
     rows = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     assert batch_norms(rows).item() == pytest.approx(5 / 2)
     assert batch_norms(rows, rows, 2 * rows).item() == pytest.approx(20 / 2)
+
+
+def test_bpr_without_gamma_is_the_logarithm_of_the_sigmoid_however_far_down() -> None:
+    assert bpr(torch.tensor([math.log(3)]), torch.zeros(1), gamma=0).item() == pytest.approx(math.log(4 / 3))
+    assert bpr(torch.tensor([-1000.0]), torch.tensor([1000.0]), gamma=0).item() == pytest.approx(2000)
+
+
+def test_info_nce_by_hand() -> None:
+    """Anchor 0 likes its own candidate by ln 3, anchor 1 finds both equal."""
+    anchors, candidates = torch.tensor([[math.log(3)], [0.0]]), torch.tensor([[1.0], [0.0]])
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert info_nce(anchors, candidates, temperature=1.0).item() == pytest.approx(expected)
+    assert info_nce(anchors / 10, candidates, temperature=0.1).item() == pytest.approx(expected)
+    assert info_nce(1e4 * anchors[:1], candidates[:1], temperature=1.0).item() == 0  # a batch of one has no negative
+
+
+@pytest.mark.parametrize(("n", "more"), [(1, 0), (7, 0), (300, 0), (300, 123)])  # 256 rows are a block
+def test_info_nce_is_a_cross_entropy_in_value_and_gradient(n: int, more: int) -> None:
+    torch.manual_seed(0)
+    ours = [torch.randn(size, 5, dtype=torch.float64, requires_grad=True) for size in (n, n + more)]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    loss = info_nce(*ours, temperature=0.3)
+    expected = torch.nn.functional.cross_entropy(theirs[0] @ theirs[1].T / 0.3, torch.arange(n))
+    (2 * loss).backward()
+    (2 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item())
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)

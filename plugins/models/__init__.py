@@ -8,12 +8,60 @@ from .. import configs
 @hookimpl
 def mmrec_register_models() -> list[ModelSpec]:
     return [
-        ModelSpec(
-            name="VBPR",
-            cls=f"{__name__}.vbpr:VBPR",
-            config=f"{__name__}.vbpr:VBPRConfig",
-            summary="matrix factorisation with projected item features, BPR loss",
-            paper="He & McAuley, AAAI 2016, arXiv:1510.01784",
-            configs=configs(),
+        _spec(
+            "VBPR",
+            "matrix factorisation with projected item features, BPR loss",
+            "He & McAuley, AAAI 2016, arXiv:1510.01784",
+        ),
+        _spec(
+            "MMGCN",
+            "a graph convolution per modality, users' preferences learned for each",
+            "Wei et al., ACM MM 2019, doi:10.1145/3343031.3351034",
+            unread=("n_layers",),
+        ),
+        _spec(
+            "MMGCL",
+            "graph convolution of id and modalities, contrasted with a graph that lacks edges",
+            "Yi et al., SIGIR 2022, doi:10.1145/3477495.3532027",
+            unread=("mm_fusion_mode", "temp"),
+        ),
+        _spec(
+            "SLMRec",
+            "graph convolution of id and modalities, which self-supervision aligns",
+            "Tao et al., IEEE TMM 2022, doi:10.1109/TMM.2022.3187556",
+        ),
+        _spec(
+            "LATTICE",
+            "collaborative filtering with item graphs learned from modalities",
+            "Zhang et al., ACM MM 2021, arXiv:2104.09036",
+        ),
+        _spec(
+            "BPR",
+            "matrix factorisation, BPR loss: a control without features",
+            "Rendle et al., UAI 2009, arXiv:1205.2618",
+            uses_features=False,
+        ),
+        _spec(
+            "LightGCN",
+            "linear graph convolution of ids: a control without features",
+            "He et al., SIGIR 2020, arXiv:2002.02126",
+            uses_features=False,
         ),
     ]
+
+
+def _spec(
+    name: str, summary: str, paper: str, *, uses_features: bool = True, unread: tuple[str, ...] = ()
+) -> ModelSpec:
+    """The model whose file, class and schema are called by its name."""
+    module = f"{__name__}.{name.lower()}"
+    return ModelSpec(
+        name=name,
+        cls=f"{module}:{name}",
+        config=f"{module}:{name}Config",
+        summary=summary,
+        paper=paper,
+        uses_features=uses_features,
+        configs=configs(),
+        unread=unread,
+    )

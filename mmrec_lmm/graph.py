@@ -1,0 +1,517 @@
+"""Graphs that models share: the bipartite graph of training interactions, and item graphs of nearest neighbours.
+
+A matrix here is sparse, constant and knows its transpose, so that a propagation keeps nothing for its backward pass:
+the gradient of S x with respect to x is S' g, and S' is at hand (for a symmetric matrix it is S itself). Nothing
+that is items x items or users x items ever stands in memory.
+
+    graph = BipartiteGraph(data)                                            every training pair is an edge
+    adjacency = graph.adjacency("symmetric")                                D^-1/2 A D^-1/2
+    output = propagate_mean(adjacency, torch.cat([users, items]), layers=3)           (N, D)
+    view = graph.adjacency("symmetric", kept=graph.drop_edges(0.3))         the same with 30 % of the edges left out
+
+Shapes: U users, I items, N = U + I nodes (users first), E edges, D embedding, k neighbours.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .types import Interactions, TrainingData
+
+logger = logging.getLogger(__name__)
+with warnings.catch_warnings():  # torch says once per process that this layout is in beta: let it be now, and unheard
+    warnings.simplefilter("ignore")
+    torch.eye(1).to_sparse_csr()
+
+Normalisation = Literal["symmetric", "random_walk", "random_walk_with_self", "random_walk_plus_self", "plain"]
+Reduction = Literal["sum", "mean", "max"]
+Side = Literal["users", "items"]
+
+BLOCK_ROWS = 256  # of similarities at once in the search for neighbours: a block of products that caches can hold
+
+
+class SparseMatrix(nn.Module):
+    """A constant sparse matrix (R, C) in CSR form, with its transpose; it moves with the model that holds it.
+
+    Not part of the saved state: whoever holds it can build it again. A symmetric matrix stores no second form.
+    """
+
+    crow: Tensor  # (R + 1,)
+    col: Tensor  # (nnz,)
+    values: Tensor  # (nnz,)
+    t_crow: Tensor | None  # the same of the transpose; None where the matrix is symmetric
+    t_col: Tensor | None
+    t_values: Tensor | None
+    n_users: int | None = None  # of a bipartite matrix: no entry joins two users or two items, or a node with itself
+
+    def __init__(
+        self, forward: tuple[Tensor, Tensor, Tensor], transpose: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> None:
+        """Either form is (crow, col, values)."""
+        super().__init__()
+        own: Mapping[str, Tensor | None] = dict(zip(("crow", "col", "values"), forward, strict=True))
+        other = dict(zip(("t_crow", "t_col", "t_values"), transpose or (None, None, None), strict=True))
+        for name, tensor in {**own, **other}.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self._scratch = _Scratch()
+
+    @classmethod
+    def from_entries(cls, rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> "SparseMatrix":
+        """From `values` (nnz,) at `rows` and `cols`, in any order; values at one place add up."""
+        entries = values.detach()
+        return cls(_csr(rows, cols, entries, shape), _csr(cols, rows, entries, (shape[1], shape[0])))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.crow) - 1, len(self.crow if self.t_crow is None else self.t_crow) - 1
+
+    def csr(self, *, transposed: bool = False) -> Tensor:
+        """The matrix, or its transpose, as torch's own sparse tensor; shares memory."""
+        rows, columns = self.shape
+        if not transposed:
+            return _sparse(self.crow, self.col, self.values, (rows, columns))
+        if self.t_crow is None or self.t_col is None or self.t_values is None:
+            return self.csr()
+        return _sparse(self.t_crow, self.t_col, self.t_values, (columns, rows))
+
+    def rows_of(self, side: Side, *, transposed: bool = False) -> Tensor:
+        """The rows of one side of a bipartite matrix, (U, I) or (I, U), as torch's own sparse tensor."""
+        assert self.n_users is not None, "only a bipartite matrix falls into two blocks"
+        whole = self.csr(transposed=transposed)
+        crow, col, values = whole.crow_indices(), whole.col_indices(), whole.values()
+        users, entries = self.n_users, len(values) // 2  # each edge stands once in either block
+        shape = users, self.shape[0] - users
+        if side == "users":
+            block = crow[: users + 1], col[:entries] - users, values[:entries]
+        else:
+            block, shape = (crow[users:] - entries, col[entries:], values[entries:]), shape[::-1]
+        return _sparse(*block, shape)
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.t_values is None else "with transpose"
+        return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} entries, {kind}"
+
+
+class BipartiteGraph(nn.Module):
+    """The training interactions as a graph: distinct pairs, users 0 .. U-1 and items U .. N-1.
+
+    A pair that occurs twice is one edge. (MMRec's SLMRec and MMGCN would count it twice; the data sets that it ships
+    have none.)
+    """
+
+    users: Tensor  # (E,) ascending
+    items: Tensor  # (E,) ascending for each user
+    by_item: Tensor  # (E,) the order of edges by item, then user
+    crow: Tensor  # (N + 1,) of A = [[0, R], [R', 0]]: the edges by user, then the edges by item
+    col: Tensor  # (2E,)
+
+    def __init__(self, data: TrainingData) -> None:
+        super().__init__()
+        self.n_users, self.n_items = data.n_users, data.n_items
+        users, items = _distinct(data.train, data.n_items)
+        by_item = np.lexsort((users, items))
+        degrees = np.concatenate(
+            [np.bincount(users, minlength=self.n_users), np.bincount(items, minlength=self.n_items)]
+        )
+        crow = np.concatenate([[0], np.cumsum(degrees)])
+        col = np.concatenate([items + self.n_users, users[by_item]])
+        for name, array in {"users": users, "items": items, "by_item": by_item}.items():
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
+        for name, array in {"crow": crow, "col": col}.items():
+            self.register_buffer(name, torch.from_numpy(array).to(_index_dtype(len(col))), persistent=False)
+        self._scratch = _Scratch()
+
+    def __len__(self) -> int:
+        """The number of edges."""
+        return len(self.users)
+
+    @property
+    def n_nodes(self) -> int:
+        return self.n_users + self.n_items
+
+    def degrees(self, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The number of edges of each user (U,) and of each item (I,), as floats; only those `kept` (E,) count."""
+        ones = (torch.ones_like(self.users) if kept is None else kept).to(torch.get_default_dtype())
+        return scatter(ones, self.users, self.n_users), scatter(ones, self.items, self.n_items)
+
+    def adjacency(
+        self, normalisation: Normalisation = "symmetric", *, epsilon: float = 0.0, kept: Tensor | None = None
+    ) -> SparseMatrix:
+        """The (N, N) matrix of the edges, or of those `kept` (E,) bool, normalised by their degrees D:
+
+        symmetric D^-1/2 A D^-1/2 · random_walk D^-1 A · random_walk_with_self (D + 1)^-1 (A + 1) ·
+        random_walk_plus_self D^-1 A + 1 · plain A
+
+        `epsilon` is added to degrees. A node without edges has a row of zeros, besides its self loop. Dropped edges
+        stay as zeros on the sparsity pattern of the whole graph, which is why this is quick enough for every batch.
+        """
+        of_users, of_items = (degree + epsilon for degree in self.degrees(kept))
+        if normalisation == "random_walk_with_self":
+            of_users, of_items = of_users + 1, of_items + 1
+        to_users, to_items = of_users[self.users], of_items[self.items]  # (E,) the degrees at an edge's two ends
+        if normalisation == "plain":
+            by_user = by_item = torch.ones_like(to_users)
+        elif normalisation == "symmetric":
+            by_user = by_item = (to_users * to_items).rsqrt()
+        else:
+            by_user, by_item = to_users.reciprocal(), to_items.reciprocal()
+        if kept is not None:  # a degree of zero made infinities at dropped edges
+            by_user, by_item = by_user.where(kept, 0), by_item.where(kept, 0)
+        values = torch.cat([by_user, by_item[self.by_item]])  # (2E,)
+        if normalisation in ("symmetric", "plain"):
+            return self._bipartite((self.crow, self.col, values))
+        transposed = torch.cat([by_item, by_user[self.by_item]])  # the pattern is its own transpose
+        loops = {
+            "random_walk_with_self": torch.cat([of_users, of_items]).reciprocal(),
+            "random_walk_plus_self": values.new_ones(self.n_nodes),
+        }.get(normalisation)
+        if loops is None:
+            return self._bipartite((self.crow, self.col, values), (self.crow, self.col, transposed))
+        return self._matrix(self._with_loops(values, loops), self._with_loops(transposed, loops))
+
+    def _bipartite(self, *forms: tuple[Tensor, Tensor, Tensor]) -> SparseMatrix:
+        matrix = self._matrix(*forms)
+        matrix.n_users = self.n_users
+        return matrix
+
+    def _matrix(self, *forms: tuple[Tensor, Tensor, Tensor]) -> SparseMatrix:
+        matrix = SparseMatrix(*forms)
+        matrix._scratch = self._scratch  # views made anew for every batch share one scratch
+        return matrix
+
+    def _with_loops(self, values: Tensor, loops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The CSR form with a diagonal (N,) added: it goes first in users' rows, last in items' rows."""
+        nodes = torch.arange(self.n_nodes + 1, device=values.device, dtype=self.crow.dtype)
+        crow = self.crow + nodes
+        diagonal = torch.cat([crow[: self.n_users], crow[self.n_users + 1 :] - 1]).long()  # places of the loops
+        off = torch.ones(len(values) + self.n_nodes, dtype=torch.bool, device=values.device)
+        off[diagonal] = False
+        col, entries = self.col.new_empty(len(off)), values.new_empty(len(off))
+        col[diagonal], entries[diagonal] = nodes[:-1], loops
+        col[off], entries[off] = self.col, values
+        return crow, col, entries
+
+    def drop_edges(self, rate: float) -> Tensor:
+        """Which edges (E,) stay when a share of `rate` is dropped: exactly floor(E (1 - rate)), uniformly drawn
+        without replacement from torch's default generator."""
+        return _chosen(len(self), int(len(self) * (1 - rate)), self.users.device)
+
+    def drop_nodes(self, rate: float) -> Tensor:
+        """Which edges (E,) stay when floor(rate U) users and floor(rate I) items go with all their edges."""
+        device = self.users.device
+        users = _chosen(self.n_users, self.n_users - int(self.n_users * rate), device)
+        items = _chosen(self.n_items, self.n_items - int(self.n_items * rate), device)
+        return users[self.users] & items[self.items]
+
+
+def propagate(matrix: SparseMatrix, x: Tensor) -> Tensor:
+    """matrix @ x for x (C, D), with gradient for x. Several sources go side by side, as columns of one x."""
+    return _Propagation.apply(x, matrix)
+
+
+def propagate_mean(matrix: SparseMatrix, x: Tensor, layers: int) -> Tensor:
+    """The mean of x, S x, ..., S^layers x for a square matrix S and x (N, D), as in LightGCN.
+
+    Computed as x + S (x + S (x + ...)), forward and backward: no layer is kept, and one scratch buffer serves them all.
+    (Fresh memory for every layer would cost more time than the arithmetic, in page faults.)
+    """
+    return x if layers == 0 else _MeanOfLayers.apply(x.contiguous(), matrix, layers)
+
+
+def propagate_to(side: Side, matrix: SparseMatrix, x: Tensor) -> Tensor:
+    """One side's rows of matrix @ x in a bipartite graph, where they need only the other side's x: (I, D) -> (U, D)
+    for "users", (U, D) -> (I, D) for "items". Half the work of `propagate`."""
+    return _PropagationTo.apply(x, matrix, side)
+
+
+def propagate_mean_to(
+    side: Side, matrix: SparseMatrix, users: Tensor | None, items: Tensor | None, layers: int
+) -> Tensor:
+    """One side's rows of `propagate_mean` for users (U, D) and items (I, D), of which one may be None: zeros.
+
+    In a bipartite graph a layer of users needs only the layer of items before it, and so on: half the work.
+    """
+    if layers and matrix.n_users is not None:
+        return _MeanOfLayersTo.apply(users, items, matrix, side, layers)
+    known = items if users is None else users
+    assert known is not None, "of users and items, one must be given"
+    zeros = known.new_zeros(matrix.shape[0] - len(known), known.shape[1])
+    users, items = zeros if users is None else users, zeros if items is None else items
+    means = propagate_mean(matrix, torch.cat([users, items]), layers)
+    return means[: len(users)] if side == "users" else means[len(users) :]
+
+
+class _Propagation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: SparseMatrix) -> Tensor:
+        ctx.matrix = matrix
+        return _product(matrix.csr(), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _product(ctx.matrix.csr(transposed=True), gradient.contiguous()), None
+
+
+class _MeanOfLayers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: SparseMatrix, layers: int) -> Tensor:
+        ctx.matrix, ctx.layers = matrix, layers
+        return _mean_of_layers(matrix.csr(), x, layers, matrix._scratch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        transpose = ctx.matrix.csr(transposed=True)
+        return _mean_of_layers(transpose, gradient.contiguous(), ctx.layers, ctx.matrix._scratch), None, None
+
+
+class _PropagationTo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: SparseMatrix, side: Side) -> Tensor:
+        ctx.matrix, ctx.side = matrix, side
+        return _product(matrix.rows_of(side), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        transpose = ctx.matrix.rows_of(_OTHER[ctx.side], transposed=True)
+        return _product(transpose, gradient.contiguous()), None, None
+
+
+class _MeanOfLayersTo(torch.autograd.Function):
+    """users + R (items + R' (users + R items)), divided by the number of terms; and the same from the items' side."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, users: Tensor | None, items: Tensor | None, matrix: SparseMatrix, side: Side, layers: int
+    ) -> Tensor | None:
+        ctx.matrix, ctx.side, ctx.layers = matrix, side, layers
+        x: dict[Side, Tensor | None] = {"users": users, "items": items}
+        rows: dict[Side, Tensor] = {each: matrix.rows_of(each) for each in x}
+        turn = side if layers % 2 == 0 else _OTHER[side]
+        total = x[turn]
+        for layer in range(1, layers + 1):
+            turn = _OTHER[turn]
+            own, scale = x[turn], 1 / (layers + 1) if layer == layers else 1.0
+            if total is not None:
+                total = _product(rows[turn], total, plus=own, scale=scale)
+            elif own is not None:
+                total = own * scale
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        """The gradient walks back over the same blocks, and leaves a term at each step."""
+        wanted: dict[Side, bool] = dict(zip(_OTHER, ctx.needs_input_grad[:2], strict=True))
+        turn: Side = ctx.side
+        step = gradient / (ctx.layers + 1)
+        sums: dict[Side, Tensor] = {turn: step} if wanted[turn] else {}
+        for layer in range(1, ctx.layers + 1):
+            turn = _OTHER[turn]
+            if layer == ctx.layers and not wanted[turn]:
+                break
+            step = _product(ctx.matrix.rows_of(turn, transposed=True), step)
+            if wanted[turn]:
+                sums[turn] = sums[turn].add_(step) if turn in sums else step
+        return sums.get("users"), sums.get("items"), None, None, None
+
+
+_OTHER: Mapping[Side, Side] = {"users": "items", "items": "users"}
+
+
+def _mean_of_layers(csr: Tensor, x: Tensor, layers: int, scratch: "_Scratch") -> Tensor:
+    """Horner's scheme between a fresh tensor, which the last step fills, and a scratch one."""
+    out, spare = x.new_empty(x.shape), scratch.like(x) if layers > 1 else None
+    total = x
+    for layer in range(1, layers):
+        total = _product(csr, total, plus=x, out=out if (layers - layer) % 2 == 0 else spare)
+    return _product(csr, total, plus=x, scale=1 / (layers + 1), out=out)
+
+
+class _Scratch:
+    """One buffer that is reused while shape, type and device stay: not for anything that outlives a call."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def like(self, x: Tensor) -> Tensor:
+        known = self._buffer
+        if known.shape != x.shape or known.dtype != x.dtype or known.device != x.device:
+            self._buffer = x.new_empty(x.shape)
+        return self._buffer
+
+
+def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """torch's own sparse tensor over these parts; on the CPU where the device has none."""
+    if values.device.type == "mps":
+        crow, col, values = crow.cpu(), col.cpu(), values.cpu()
+    return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+
+def _product(
+    csr: Tensor, x: Tensor, *, plus: Tensor | None = None, scale: float = 1.0, out: Tensor | None = None
+) -> Tensor:
+    """scale (csr @ x + plus), into `out` where given."""
+    if x.device.type == "mps":
+        _notice_mps()
+        on_cpu = _product(csr, x.cpu(), plus=None if plus is None else plus.cpu(), scale=scale)
+        return on_cpu.to(x.device) if out is None else out.copy_(on_cpu)
+    if out is None:
+        out = x.new_empty(csr.shape[0], x.shape[1])
+    return torch.addmm(out if plus is None else plus, csr, x, beta=0 if plus is None else scale, alpha=scale, out=out)
+
+
+@cache
+def _notice_mps() -> None:
+    logger.warning("torch has no sparse product on MPS: graph propagation runs on the CPU")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest neighbours of every item: `items` (I, k), their `cosines` (I, k), without gradient. `real` (I, k) bool is
+    False where an item has fewer than k; its own id stands there, and a cosine of zero."""
+
+    items: Tensor
+    cosines: Tensor
+    real: Tensor
+
+
+@torch.no_grad()
+def nearest_neighbours(x: Tensor, k: int, *, present: Tensor | None = None, block_rows: int = BLOCK_ROWS) -> Neighbours:
+    """The k items of largest cosine in `x` (I, D), itself always among them: exact, O(I^2 D) time, O(I) memory.
+
+    Equal cosines go to the lower id. With fewer than k candidates all of them are neighbours. An item that is not
+    `present` (I,) or whose row is zero has only itself, and is nobody else's neighbour.
+    """
+    norms = torch.linalg.vector_norm(x, dim=1)
+    usable = norms != 0  # NaN counts as usable: it must reach the loss, where it is noticed
+    if present is not None:
+        usable = usable & present
+    ids = usable.nonzero().squeeze(1)  # (C,) the candidates
+    own = torch.arange(len(x), device=x.device).unsqueeze(1)  # (I, 1)
+    k = min(k, len(x))
+    items, values = own.repeat(1, k), x.new_zeros(len(x), k)
+    real = torch.zeros_like(items, dtype=torch.bool)
+    values[:, 0], real[:, 0] = 1.0, True
+    if len(ids):
+        unit = x[ids].div_(norms[ids].unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)  # (C, D)
+        found, similar = _most_similar(unit, min(k, len(ids)), block_rows)  # (C, k') both
+        width = found.shape[1]
+        items[ids, :width], values[ids, :width], real[ids, :width] = ids[found], similar, True
+    return Neighbours(items, values, real)
+
+
+def _most_similar(unit: Tensor, k: int, block_rows: int) -> tuple[Tensor, Tensor]:
+    """For each row of `unit` (C, D), the k rows (C, k) of largest cosine with it, ascending, itself included; and the
+    cosines (C, k)."""
+    n = len(unit)
+    block = min(n, block_rows)
+    buffer, similar = unit.new_empty(block, n), unit.new_empty(n, k)
+    found = torch.empty(n, k, dtype=torch.long, device=unit.device)
+    rows = torch.arange(block, device=unit.device)
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        products = torch.mm(unit[start:stop], unit.T, out=buffer[: stop - start])  # (block, C)
+        products[rows[: stop - start], start + rows[: stop - start]] = torch.inf  # rounding mustn't cost the place
+        values, best = products.topk(min(k + 1, n), dim=1)  # one more, to see ties at the border
+        if k < n:
+            tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
+            best = best[:, :k]
+            best[tied] = _lowest_of_ties(products[tied], values[tied, k].unsqueeze(1), k)
+        found[start:stop] = best.sort(dim=1).values
+        similar[start:stop] = products.gather(1, found[start:stop])
+    return found, similar.clamp_(max=1.0)
+
+
+def _lowest_of_ties(products: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """Of each row (R, C), the k columns that are largest, where more equal the k-th value `threshold` (R, 1)."""
+    above, equal = products > threshold, products == threshold
+    room = k - above.sum(dim=1, keepdim=True)  # (R, 1)
+    chosen = above | (equal & (equal.cumsum(dim=1) <= room))
+    return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def cosines(x: Tensor, neighbours: Neighbours) -> Tensor:
+    """Each item's cosine with its `neighbours` (I, k), as `neighbours.cosines` but with gradient for `x` (I, D).
+
+    An item that has only itself has 1 there, without gradient, even where its row is zero.
+    """
+    unit = nn.functional.normalize(x, dim=1)
+    values = (unit.unsqueeze(1) * unit[neighbours.items]).sum(dim=2)  # (I, k)
+    alone = neighbours.real.sum(dim=1, keepdim=True) == 1
+    return torch.where(neighbours.real, torch.where(alone, 1.0, values), 0.0)
+
+
+def symmetric_weights(values: Tensor, degrees: Tensor, neighbours: Neighbours) -> Tensor:
+    """values_ij d_i^-1/2 d_j^-1/2 (I, k) for degrees (I,): a graph normalised as D^-1/2 W D^-1/2, with gradient.
+
+    A degree that isn't positive counts as infinite, so that its entries vanish instead of becoming NaN.
+    """
+    positive = degrees > 0
+    scale = degrees.where(positive, 1.0).rsqrt() * positive  # (I,)
+    return values * scale.unsqueeze(1) * scale[neighbours.items]
+
+
+def neighbour_sum(items: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+    """sum_k weights_ik x[items_ik] (I, D), with gradient for `weights` (I, k) and `x` (I, D): a sparse product whose
+    values learn. For constant weights, SparseMatrix.from_entries and `propagate` are quicker."""
+    return nn.functional.embedding_bag(items, x, per_sample_weights=weights, mode="sum")
+
+
+def scatter(
+    values: Tensor,
+    index: Tensor,
+    size: int,
+    *,
+    reduce: Reduction = "sum",
+    backend: Literal["native", "torch_scatter"] = "native",
+) -> Tensor:
+    """(size, ...): row j reduces the rows of `values` (E, ...) whose `index` (E,) is j; zero where there are none.
+
+    torch's own operations, or those of the torch_scatter package where it is installed: the same numbers.
+    """
+    if backend == "torch_scatter":
+        from torch_scatter import scatter as fused
+
+        return fused(values, index, dim=0, dim_size=size, reduce=reduce)
+    out = values.new_zeros(size, *values.shape[1:])
+    if reduce == "sum":
+        return out.index_add(0, index, values)
+    wide = index.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
+    return out.scatter_reduce(0, wide, values, "amax" if reduce == "max" else "mean", include_self=False)
+
+
+def _distinct(train: Interactions, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct pairs, ascending by user, then item."""
+    users, items = np.divmod(np.unique(train.users.astype(np.int64) * n_items + train.items), n_items)
+    return users, items
+
+
+def _chosen(n: int, size: int, device: torch.device) -> Tensor:
+    """A mask (n,) with exactly `size` True, uniformly drawn."""
+    mask = torch.zeros(n, dtype=torch.bool, device=device)
+    mask[torch.randperm(n, device=device)[:size]] = True
+    return mask
+
+
+def _csr(rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(crow, col, values) of entries in any order."""
+    order = torch.argsort(rows * shape[1] + cols)
+    counts = scatter(torch.ones_like(rows), rows, shape[0])
+    crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    dtype = _index_dtype(len(rows))
+    return crow.to(dtype), cols[order].to(dtype), values[order]
+
+
+def _index_dtype(n: int) -> torch.dtype:
+    return torch.int32 if n < 2**31 else torch.int64

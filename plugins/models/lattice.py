@@ -1,0 +1,197 @@
+"""LATTICE: latent structure mining for multimedia recommendation (Zhang et al., ACM MM 2021, arXiv:2104.09036).
+
+Each modality m gives two graphs of the k nearest items by cosine: one of the raw features, fixed, and one of features
+that learn, X_m trs_m. They are mixed into one item graph, along which item embeddings h^0 = E travel; what arrives is
+added to what a collaborative model z makes of the user-item graph.
+
+w = softmax(modal_weight),  L(W) = D^-1/2 W D^-1/2 with D the row sums of W
+S = lambda sum_m w_m L(kNN(raw_m)) + (1 - lambda) L(sum_m w_m kNN(trs_m(X_m))),  h = S^n_layers E
+score(u, i) = <z_u, z_i + h_i / |h_i|>,  z = mean of layers of (D + 1)^-1 (A + 1), or NGCF's, or the embeddings (mf)
+loss = -mean log sigmoid(s_up - s_un) + reg_weight (|u|^2 + |p|^2 + |n|^2) / 2B over the batch's final rows
+
+Nothing here is items x items. Each row of S keeps its k neighbours per graph, with values that learn: the same numbers
+as the dense matrices of the authors' code, in O(I k D) instead of O(I^3).
+
+Fidelity: MMRec's code, which follows the authors'. The item graph learns in the first batch of each epoch only and
+stands still for the rest of it; X_m is a trainable copy of the frozen features. `reg_batch_size` is the B of the loss
+where it isn't the batch's own number of rows: MMRec divides by its train_batch_size in the short last batch too. Ours:
+an item without features (absent, or a zero row, which makes MMRec's graph NaN) is its own only neighbour, equal
+cosines go to the lower id, and features that train with their encoder are used live, without a copy.
+Shapes: B batch, U users, I items, D embedding, F features, k neighbours, M modalities.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.graph import (
+    BipartiteGraph,
+    Neighbours,
+    SparseMatrix,
+    cosines,
+    nearest_neighbours,
+    neighbour_sum,
+    propagate,
+    propagate_mean,
+    symmetric_weights,
+)
+from mmrec_lmm.losses import bpr
+
+
+@dataclass(frozen=True)
+class LATTICEConfig:
+    """MMRec's keys for LATTICE; the point is the authors'."""
+
+    embedding_size: int = 64
+    feat_embed_dim: int = 64  # of trs_m, in which learned neighbours are found
+    knn_k: int = 10  # neighbours per graph, the item itself among them
+    n_layers: int = 1  # of the item graph
+    lambda_coeff: float = 0.9  # share of the fixed graphs; the learned one has the rest
+    cf_model: Literal["lightgcn", "ngcf", "mf"] = "lightgcn"
+    weight_size: tuple[int, ...] = (64, 64)  # one per layer of the user-item graph; the sizes count for ngcf only
+    mess_dropout: tuple[float, ...] = (0.1, 0.1)  # ngcf: one rate per layer
+    reg_weight: float = 1e-5
+    reg_batch_size: int | None = None  # rows by which reg is divided; None: those of the batch
+
+    def __post_init__(self) -> None:
+        if self.knn_k < 1:
+            raise ValueError(f"knn_k counts the item itself, so it is 1 or more, got {self.knn_k}")
+        if not 0 <= self.lambda_coeff <= 1:
+            raise ValueError(f"lambda_coeff is a share between 0 and 1, got {self.lambda_coeff}")
+        if self.cf_model != "ngcf":
+            return
+        if len(self.mess_dropout) != len(self.weight_size):
+            raise ValueError(
+                f"mess_dropout has {len(self.mess_dropout)} rates, and weight_size {len(self.weight_size)} layers"
+            )
+        if set(self.weight_size) - {self.embedding_size}:
+            raise ValueError(
+                f"cf_model ngcf averages its layers, so each of weight_size {list(self.weight_size)} must be the "
+                f"embedding_size {self.embedding_size}"
+            )
+
+
+@dataclass(frozen=True)
+class FixedGraph:
+    """One modality's graph of raw features: neighbours, weights (I, k), and the items (I,) that have features."""
+
+    neighbours: Neighbours
+    weights: Tensor
+    known: Tensor
+
+
+class LATTICE(DotProduct):
+    """Needs at least one modality; takes any."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: LATTICEConfig) -> None:
+        super().__init__(data, features, config)
+        if not len(features):
+            raise ConfigError("LATTICE needs item features, but this run has none; LightGCN is the model without them")
+        self.config: LATTICEConfig = config
+        self.modalities = sorted(features)  # image before text, as modal_weight counts them
+        self.user_embedding = nn.Embedding(self.n_users, config.embedding_size)
+        self.item_id_embedding = nn.Embedding(self.n_items, config.embedding_size)
+        nn.init.xavier_uniform_(self.user_embedding.weight)
+        nn.init.xavier_uniform_(self.item_id_embedding.weight)
+        for modality, table in features().items():
+            if not features.joint:  # a copy, since training changes it
+                self.add_module(f"{modality}_embedding", nn.Embedding.from_pretrained(table.clone(), freeze=False))
+            self.add_module(f"{modality}_trs", nn.Linear(table.shape[1], config.feat_embed_dim))
+        if len(features) > 1:
+            self.modal_weight = nn.Parameter(torch.full((len(features),), 1 / len(features)))  # (M,)
+        self.adjacency = BipartiteGraph(data).adjacency("random_walk_with_self")
+        if config.cf_model == "ngcf":
+            width = config.embedding_size
+            self.GC_Linear = nn.ModuleList(nn.Linear(width, width) for _ in config.weight_size)
+            self.Bi_Linear = nn.ModuleList(nn.Linear(width, width) for _ in config.weight_size)
+        self._epoch_graph: SparseMatrix | None = None  # S without gradient, from an epoch's first batch on
+
+    def on_epoch_start(self, epoch: int) -> None:
+        self._epoch_graph = None
+
+    def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        if self._epoch_graph is None:
+            items, weights = self.item_graph()
+            self._epoch_graph = _as_matrix(items, weights)
+            arrived = self._travel(items, weights)
+        else:
+            arrived = self.item_id_embedding.weight
+            for _ in range(self.config.n_layers):
+                arrived = propagate(self._epoch_graph, arrived)
+        all_users, all_items = self._vectors(arrived)
+        users = nn.functional.embedding(batch.users, all_users)  # (B, D)
+        positives = nn.functional.embedding(batch.positives, all_items)
+        negatives = nn.functional.embedding(batch.negatives, all_items)
+        squares = users.square().sum() + positives.square().sum() + negatives.square().sum()
+        return {
+            "bpr": bpr((users * positives).sum(1), (users * negatives).sum(1), gamma=0),
+            "reg": self.config.reg_weight * 0.5 * squares / (self.config.reg_batch_size or len(batch)),
+        }
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self._vectors(self._travel(*self.item_graph()))
+
+    def item_graph(self) -> tuple[Tensor, Tensor]:
+        """S, with gradient: the columns (I, 2Mk) of each row's entries, and their weights; a column may stand twice."""
+        tables, share = self.features(), self.config.lambda_coeff
+        importance = torch.softmax(self.modal_weight, dim=0) if len(tables) > 1 else torch.ones(1)
+        fixed: Mapping[str, FixedGraph] = self.features.derived("lattice", self._fixed_graphs, differentiable=False)
+        items = [fixed[modality].neighbours.items for modality in self.modalities]
+        weights = [share * w * fixed[m].weights for m, w in zip(self.modalities, importance, strict=True)]
+
+        learned, values = [], []
+        for modality, weight in zip(self.modalities, importance, strict=True):
+            trainable = tables[modality] if self.features.joint else self.get_parameter(f"{modality}_embedding.weight")
+            projected = self.get_submodule(f"{modality}_trs")(trainable)  # (I, feat_embed_dim)
+            learned.append(nearest_neighbours(projected, self.config.knn_k, present=fixed[modality].known))
+            values.append(weight * cosines(projected, learned[-1]))  # (I, k)
+        degrees = torch.stack([part.sum(1) for part in values]).sum(0)  # (I,) of all modalities together
+        for neighbours, part in zip(learned, values, strict=True):
+            items.append(neighbours.items)
+            weights.append((1 - share) * symmetric_weights(part, degrees, neighbours))
+        return torch.cat(items, dim=1), torch.cat(weights, dim=1)
+
+    def _fixed_graphs(self) -> dict[str, FixedGraph]:
+        graphs = {}
+        for modality, table in self.features().items():
+            known = self.features.present[modality] & (table != 0).any(dim=1)
+            near = nearest_neighbours(table, self.config.knn_k, present=known)
+            graphs[modality] = FixedGraph(near, symmetric_weights(near.cosines, near.cosines.sum(1), near), known)
+        return graphs
+
+    def _travel(self, items: Tensor, weights: Tensor) -> Tensor:
+        """S^n_layers E (I, D)."""
+        arrived = self.item_id_embedding.weight
+        for _ in range(self.config.n_layers):
+            arrived = neighbour_sum(items, weights, arrived)
+        return arrived
+
+    def _vectors(self, arrived: Tensor) -> tuple[Tensor, Tensor]:
+        """All users' and items' final vectors, (U, D) and (I, D), from what arrives along the item graph (I, D)."""
+        nodes = torch.cat([self.user_embedding.weight, self.item_id_embedding.weight])  # (U + I, D)
+        if self.config.cf_model == "lightgcn":
+            nodes = propagate_mean(self.adjacency, nodes, len(self.config.weight_size))
+        elif self.config.cf_model == "ngcf":
+            nodes = self._ngcf(nodes)
+        users, items = nodes.split([self.n_users, self.n_items])
+        return users, items + nn.functional.normalize(arrived, dim=1)
+
+    def _ngcf(self, nodes: Tensor) -> Tensor:
+        """The mean of NGCF's layers (U + I, D), each normalised but the first (Wang et al., SIGIR 2019)."""
+        total = nodes
+        for first, second, rate in zip(self.GC_Linear, self.Bi_Linear, self.config.mess_dropout, strict=True):
+            side = propagate(self.adjacency, nodes)
+            nodes = nn.functional.leaky_relu(first(side)) + nn.functional.leaky_relu(second(nodes * side))
+            nodes = nn.functional.dropout(nodes, rate, self.training)
+            total = total + nn.functional.normalize(nodes, dim=1)
+        return total / (len(self.GC_Linear) + 1)
+
+
+def _as_matrix(items: Tensor, weights: Tensor) -> SparseMatrix:
+    """The item graph as a constant (I, I) sparse matrix."""
+    rows = torch.arange(len(items), device=items.device).repeat_interleave(items.shape[1])
+    return SparseMatrix.from_entries(rows, items.flatten(), weights.flatten(), (len(items), len(items)))

@@ -1,0 +1,203 @@
+"""MMGCN: multi-modal graph convolution network (Wei et al., ACM MM 2019, doi:10.1145/3343031.3351034).
+
+One tower per modality m, on x = rows of unit length of [preference_m ; f_m], where an image first goes through an MLP:
+    h = lrelu(M x W_l),  x' = lrelu(L_l x) + id,  x <- lrelu(G_l [h ; x'])     in each of three layers
+z = mean of the towers' x,  score(u, i) = <z_u, z_i>
+loss = -mean log sigmoid(s_up - s_un) + reg_weight (mean of the batch's id^2 + mean preference_image^2)
+
+M averages over neighbours. The users' preferences and `id`, a table of all nodes that every tower shares, stand in for
+features that users don't have, and for collaborative signal.
+
+Fidelity: MMRec's equations, which golden figures hold to 1e-5 with `trainable_id: false`. There, as in the authors'
+code on a GPU, id and preferences are no parameters: they keep their random values, and reg_weight changes only the
+logged loss. The paper learns them, and so does the default here, `trainable_id: true`; no published number comes from
+it. The presets mmrec and lmm keep them frozen. As there, three layers, whatever `n_layers` says in MMRec's files, and
+no preference in the regulariser but the image's. Vectors follow from current parameters, not from the last batch's.
+An item that lacks a modality enters that tower as zeros.
+
+What is constant is computed once: M x of frozen features and of frozen preferences, so that the first layer of the
+text's tower has no sparse product then. The last layer is computed for the rows that the loss reads.
+Shapes: B batch, U users, I items, N = U + I, D embedding, F features of a modality, Q width of a tower's input.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, linear, normalize
+
+from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.graph import BipartiteGraph, SparseMatrix, propagate_to
+from mmrec_lmm.losses import bpr
+
+from .sources import rows, short_name
+
+_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class MMGCNConfig:
+    """MMRec's keys; the point is one of MMRec's and of LMM4Rec's grids."""
+
+    embedding_size: int = 64  # D
+    reg_weight: float = 0.001
+    trainable_id: bool = True  # learn id and preferences
+    hidden: Mapping[str, int] = field(default_factory=lambda: {"image": 256})  # Q behind an MLP; Q is F where not named
+
+
+class MMGCN(DotProduct):
+    """Needs at least one modality; takes any."""
+
+    id_embedding: Tensor  # (N, D)
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: MMGCNConfig) -> None:
+        super().__init__(data, features, config)
+        if not len(features):
+            raise ConfigError("MMGCN needs item features, but this run has none; LightGCN is the model without them")
+        self.adjacency = BipartiteGraph(data).adjacency("random_walk")  # M
+        self.modalities = sorted(features)
+        table = torch.empty(self.n_users + self.n_items, config.embedding_size)  # (N, D)
+        _hold(self, "id_embedding", nn.init.xavier_normal_(table), trainable=config.trainable_id)
+        for modality in self.modalities:
+            tower = Tower(
+                self.n_users,
+                features.dims[modality],
+                config.embedding_size,
+                hidden=config.hidden.get(modality),
+                trainable=config.trainable_id,
+            )
+            self.add_module(f"{short_name(modality)}_gcn", tower)
+
+    def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        n = len(batch)
+        items = torch.cat([batch.positives, batch.negatives])  # (2B,)
+        of_users, of_items = self._towers(batch.users, items)
+        positives, negatives = of_items.split(n)  # (B, D) each
+        scores = (of_users * positives).sum(1), (of_users * negatives).sum(1)
+        return {"bpr": bpr(*scores, gamma=0.0), "reg": self.config.reg_weight * self._squares(batch.users, items)}
+
+    def _squares(self, users: Tensor, items: Tensor) -> Tensor:
+        """The mean square of the id rows (a batch's user counts once for each of its items), and of preferences."""
+        of_users, of_items = self._identity()
+        squares = rows(of_users, users).square().mean() + rows(of_items, items).square().mean()
+        if "image" in self.modalities:
+            preference: Tensor = self._tower("image").preference
+            squares = squares + torch.linalg.vector_norm(preference).square() / preference.numel()
+        return squares
+
+    def _tower(self, modality: str) -> "Tower":
+        tower: Tower = getattr(self, f"{short_name(modality)}_gcn")
+        return tower
+
+    def _identity(self) -> tuple[Tensor, Tensor]:
+        """The rows of users (U, D) and of items (I, D) of the id table."""
+        of_users, of_items = self.id_embedding.split([self.n_users, self.n_items])
+        return of_users, of_items
+
+    def _towers(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """z of some users and some items, (., D) each."""
+        identity = self._identity()
+        outputs = [self._tower(m)(m, self.features, self.adjacency, identity, users, items) for m in self.modalities]
+        of_users, of_items = (torch.stack(each).mean(dim=0) for each in zip(*outputs, strict=True))
+        return of_users, of_items
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        device = self.adjacency.values.device
+        return self._towers(torch.arange(self.n_users, device=device), torch.arange(self.n_items, device=device))
+
+
+class Tower(nn.Module):
+    """The convolutions of one modality. Users and items are kept apart: either's neighbours are the other."""
+
+    preference: Tensor  # (U, Q)
+
+    def __init__(self, n_users: int, width: int, out: int, *, hidden: int | None, trainable: bool) -> None:
+        super().__init__()
+        self.trainable = trainable
+        self._frozen: tuple[int, tuple[Tensor, Tensor]] | None = None
+        inputs = hidden or width  # Q
+        _hold(self, "preference", nn.init.xavier_normal_(torch.empty(n_users, inputs)), trainable=trainable)
+        self.MLP = nn.Linear(width, inputs) if hidden else None
+        for layer in range(1, _LAYERS + 1):
+            convolution, own = Convolution(inputs), nn.Linear(inputs, out)
+            joint = nn.Linear(inputs + out, out)
+            nn.init.xavier_normal_(own.weight)
+            if layer == 1:  # the others keep torch's default, as in the authors' code
+                nn.init.xavier_normal_(joint.weight)
+            for name, module in {"conv_embed_": convolution, "linear_layer": own, "g_layer": joint}.items():
+                self.add_module(f"{name}{layer}", module)
+            inputs = out
+
+    def forward(
+        self,
+        modality: str,
+        features: ItemFeatures,
+        matrix: SparseMatrix,
+        identity: tuple[Tensor, Tensor],
+        user_ids: Tensor,
+        item_ids: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's rows of some users and some items, (., D) each."""
+        id_users, id_items = identity
+        users, near_items = self._preferences(matrix)
+        items, near_users = self._contents(modality, features, matrix)
+        for layer in range(1, _LAYERS + 1):
+            if layer > 1:
+                near_users, near_items = propagate_to("users", matrix, items), propagate_to("items", matrix, users)
+            if layer == _LAYERS:
+                near_users, users, id_users = (rows(table, user_ids) for table in (near_users, users, id_users))
+                near_items, items, id_items = (rows(table, item_ids) for table in (near_items, items, id_items))
+            users = self._convolve(layer, near_users, users, id_users)
+            items = self._convolve(layer, near_items, items, id_items)
+        return users, items
+
+    def _convolve(self, layer: int, near: Tensor, own: Tensor, identity: Tensor) -> Tensor:
+        """lrelu(G [h ; x']) of some rows, from the mean of their neighbours, themselves and their ids."""
+        convolution, own_layer, joint = (
+            getattr(self, f"{name}{layer}") for name in ("conv_embed_", "linear_layer", "g_layer")
+        )
+        h = leaky_relu(near @ convolution.weight, inplace=True)  # (., Q)
+        x = leaky_relu(own_layer(own), inplace=True) + identity  # (., D)
+        of_h, of_x = joint.weight.split([h.shape[1], x.shape[1]], dim=1)  # G in two blocks: h and x are never joined
+        return leaky_relu(linear(x, of_x, joint.bias).addmm(h, of_h.T), inplace=True)
+
+    def _preferences(self, matrix: SparseMatrix) -> tuple[Tensor, Tensor]:
+        """Users' inputs (U, Q), and their mean over each item's neighbours (I, Q); computed once if they are frozen."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            users = normalize(self.preference)
+            return users, propagate_to("items", matrix, users)
+
+        if self.trainable:
+            return compute()
+        version = self.preference._version  # rises when saved weights are loaded into it
+        if self._frozen is None or self._frozen[0] != version:
+            self._frozen = version, compute()
+        return self._frozen[1]
+
+    def _contents(self, modality: str, features: ItemFeatures, matrix: SparseMatrix) -> tuple[Tensor, Tensor]:
+        """Items' inputs (I, Q), and their mean over each user's neighbours (U, Q)."""
+
+        def compute(project: Callable[[Tensor], Tensor] = lambda table: table) -> tuple[Tensor, Tensor]:
+            items = project(features()[modality]) * features.present[modality].unsqueeze(1)
+            items = normalize(items)
+            return items, propagate_to("users", matrix, items)
+
+        return compute(self.MLP) if self.MLP else features.derived(f"MMGCN's input of {modality}", compute)
+
+
+class Convolution(nn.Module):
+    """W of M x W, multiplied from the right, without bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(width, width)))
+
+
+def _hold(module: nn.Module, name: str, table: Tensor, *, trainable: bool) -> None:
+    """Give the module a table, as a parameter or as a saved constant."""
+    if trainable:
+        module.register_parameter(name, nn.Parameter(table))
+    else:
+        module.register_buffer(name, table)

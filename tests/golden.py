@@ -1,0 +1,121 @@
+"""The world on which the reference implementations' figures were taken, for the tests that hold ours against them.
+
+12 users, 15 items, 4 training items a user; features and weights filled by an integer hash of their names, so that no
+file of weights is needed (models.md, section 7).
+"""
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmrec_lmm.contracts import DotProduct
+from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.registry import Registry
+from mmrec_lmm.types import Batch, Interactions, TrainingData
+
+N_USERS, N_ITEMS, WIDTH = 12, 15, 8
+BATCH = Batch(torch.arange(6), torch.arange(6) * 5 % N_ITEMS, (torch.arange(6) * 5 + 2) % N_ITEMS)
+FEATURES = {"image": (24, 11), "text": (10, 12), "audio": (6, 13)}  # width, seed; the reference has no audio
+
+
+def uniform(n: int, h: int) -> np.ndarray:
+    """n numbers in [0, 1) by an integer hash of their position and of `h`, the same on every machine."""
+    x = (np.arange(n, dtype=np.uint64) + np.uint64(h * 2654435761 % 2**32)) % 2**32
+    for _ in range(2):
+        x ^= x >> np.uint64(16)
+        x = x * np.uint64(0x45D9F3B) % 2**32
+    x ^= x >> np.uint64(16)
+    return x / 2**32
+
+
+def filled(name: str, shape: torch.Size) -> Tensor:
+    """The value of a parameter: uniform, and of a matrix' usual scale."""
+    n = math.prod(shape)
+    values = 2 * uniform(n, zlib.crc32(name.encode())) - 1
+    matrix = len(shape) >= 2 and n > shape[-1]
+    values = values * math.sqrt(3 / (n / shape[0])) if matrix else 0.1 * values
+    return torch.tensor(values.reshape(shape), dtype=torch.float32)
+
+
+def fill(model: nn.Module) -> None:
+    """Parameters and saved buffers become what the rule says for their names."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(filled(name, tensor.shape))
+
+
+def training_data() -> TrainingData:
+    """The references' interactions: every user has 4, and 12 of the items have 4."""
+    users = np.repeat(np.arange(N_USERS), 4)
+    items = (5 * users + 4 * np.tile(np.arange(4), N_USERS)) % N_ITEMS
+    return TrainingData(N_USERS, N_ITEMS, Interactions(users, items))
+
+
+def uneven_data() -> TrainingData:
+    """A part of them in which degrees differ, so that one normalisation isn't the other: users have 1 to 4."""
+    train = training_data().train
+    kept = np.tile(np.arange(4), N_USERS) <= train.users % 4
+    return TrainingData(N_USERS, N_ITEMS, Interactions(train.users[kept], train.items[kept]))
+
+
+def features(*modalities: str, joint: bool = False, absent: int | None = None) -> ItemFeatures:
+    """The features of image and text, or of the modalities named; item `absent` lacks them all."""
+    tables = {}
+    for modality in modalities or ("image", "text"):
+        width, seed = FEATURES[modality]
+        values = 2 * uniform(N_ITEMS * width, seed).reshape(N_ITEMS, width) - 1
+        tables[modality] = torch.tensor(values, dtype=torch.float32)
+    present = torch.arange(N_ITEMS) != (-1 if absent is None else absent)
+    tables = {modality: table * present.unsqueeze(1) for modality, table in tables.items()}
+    return ItemFeatures(tables, dict.fromkeys(tables, present), joint=joint)
+
+
+def build(
+    registry: Registry,
+    name: str,
+    own: ItemFeatures | None = None,
+    *,
+    data: TrainingData | None = None,
+    **config: Any,
+) -> DotProduct:
+    """A registered model on this world (or on other interactions in it), filled by the rule."""
+    config_class, model_class = (registry.models.load(name, part) for part in ("config", "cls"))
+    model: DotProduct = model_class(data or training_data(), own or features(), config_class(**config))
+    fill(model)
+    return model
+
+
+def loss_and_gradients(model: DotProduct, batch: Batch = BATCH) -> dict[str, float]:
+    """The whole loss, and the norm of its gradient for each parameter that gets one."""
+    loss = torch.stack([*model.training_loss(batch).values()]).sum()
+    loss.backward()
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.item(), **norms}
+
+
+def assert_scores(ours: Tensor, *, first: list[float], norm: float, total: float) -> None:
+    """The scores of users 0 to 2: of user 0 the first 6 items, their norm and their sum, to 1e-5."""
+    assert ours.shape == (3, N_ITEMS)
+    assert ours[0, :6].tolist() == pytest.approx(first, abs=1e-5)
+    assert ours.norm().item() == pytest.approx(norm, abs=1e-5)
+    assert ours.sum().item() == pytest.approx(total, abs=1e-5)
+
+
+def dense_adjacency(data: TrainingData) -> Tensor:
+    """A (N, N), users first: 1 where a user has an item in training."""
+    n_nodes = data.n_users + data.n_items
+    matrix = torch.zeros(n_nodes, n_nodes)
+    users, items = torch.from_numpy(data.train.users), torch.from_numpy(data.train.items) + data.n_users
+    matrix[users, items] = matrix[items, users] = 1.0
+    return matrix
+
+
+def symmetric(adjacency: Tensor) -> Tensor:
+    """D^-1/2 A D^-1/2 of a dense A, zero at nodes without edges."""
+    scale = adjacency.sum(1).pow(-0.5).nan_to_num(posinf=0.0)
+    return scale.unsqueeze(1) * adjacency * scale
