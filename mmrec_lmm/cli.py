@@ -261,8 +261,9 @@ def _run(options: argparse.Namespace) -> int:
     log = start_log(
         options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose
     )
-    for key, source in resolved.unused.items():
-        print(f"note: {source}: key {key} is MMRec's and is read by nothing here", file=sys.stderr)
+    for source in dict.fromkeys(resolved.unused.values()):
+        keys = ", ".join(key for key, file in resolved.unused.items() if file == source)
+        print(f"note: {source}: keys of MMRec that nothing here reads: {keys}", file=sys.stderr)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
     stored = sum(result.record["finished"] < started for result in grid.results)
