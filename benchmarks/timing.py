@@ -26,7 +26,9 @@ class Timing:
     @property
     def quartiles(self) -> tuple[float, float]:
         """Between these lies the middle half of the ratios of neighbouring repetitions."""
-        lower, _, upper = statistics.quantiles((r / f for r, f in zip(self.real, self.floor, strict=True)), n=4)
+        lower, _, upper = statistics.quantiles(
+            (r / f for r, f in zip(self.real, self.floor, strict=True)), n=4, method="inclusive"
+        )
         return lower, upper
 
 
