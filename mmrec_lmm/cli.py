@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's kill saves the state, as Ctrl-C does
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; docs/performance.md says why
     try:
         options.overrides = _overrides(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
