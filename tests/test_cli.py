@@ -347,7 +347,7 @@ def test_list_runs_shows_finished_runs_by_id() -> None:
 def test_info_tells_keys_with_type_and_default_as_one_would_type_them() -> None:
     answer = call("info", "vbpr")
     assert answer.code == 0
-    assert re.search(r"^  --reg_weight=0.001 +a number$", answer.out, re.MULTILINE)
+    assert re.search(r"^  --reg_weight=0.1 +a number$", answer.out, re.MULTILINE)
     assert "plugin: mmrec-lmm:models" in answer.out
     assert "--encoder.ngrams=[3, 4, 5] " in call("info", "basic").out
     assert call("info", "recall").out.startswith("metric Recall: ")
