@@ -8,6 +8,7 @@ Shapes: N training rows, B batch, R distinct items of a batch, U users, I items,
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -145,11 +146,12 @@ class EvaluationFloor:
         self._users, self._n_positives = torch.from_numpy(users), torch.from_numpy(counts).double().unsqueeze(1)
         self._held_out = torch.from_numpy(place), torch.from_numpy(held_out.items).unsqueeze(1)  # (M,), (M, 1)
         block = min(len(users), BLOCK_BYTES // (4 * n_items))
-        seen = np.searchsorted(users, train.users[np.isin(train.users, users)]) * n_items
-        seen = torch.from_numpy(np.sort(seen + train.items[np.isin(train.users, users)]))
+        known = np.isin(train.users, users)
+        keys = np.searchsorted(users, train.users[known]) * n_items + train.items[known]
+        seen = torch.from_numpy(np.sort(keys))
         starts = range(0, len(users), block)
         bounds = torch.searchsorted(seen, torch.tensor([*starts, len(users)]) * n_items).tolist()
-        self._seen = [seen[a:b] - start * n_items for a, b, start in zip(bounds, bounds[1:], starts, strict=False)]
+        self._seen = [seen[a:b] - start * n_items for (a, b), start in zip(pairwise(bounds), starts, strict=True)]
 
         self._user_vectors = torch.empty(len(users), model.users.shape[1])
         self._scores = torch.empty(block, n_items)

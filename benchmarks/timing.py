@@ -26,7 +26,9 @@ class Timing:
     @property
     def quartiles(self) -> tuple[float, float]:
         """Between these lies the middle half of the ratios of neighbouring repetitions."""
-        lower, _, upper = statistics.quantiles((r / f for r, f in zip(self.real, self.floor, strict=True)), n=4)
+        lower, _, upper = statistics.quantiles(
+            (r / f for r, f in zip(self.real, self.floor, strict=True)), n=4, method="inclusive"
+        )
         return lower, upper
 
 
@@ -44,14 +46,14 @@ def by_turns(real: Callable[[], object], floor: Callable[[], object], repeats: i
     return Timing([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
-def product_rate(size: int = 2048, repeats: int = 9) -> float:
-    """Float32 GFLOP/s of a large matrix product."""
+def product_rate(size: int, repeats: int = 9) -> float:
+    """Float32 GFLOP/s of a product of two square matrices."""
     a, b, out = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
     return 2 * size**3 / 1e9 / _median(lambda: torch.mm(a, b, out=out), repeats)
 
 
-def copy_rate(megabytes: int = 256, repeats: int = 9) -> float:
-    """GB/s of copying memory much larger than any cache, read and written bytes counted."""
+def copy_rate(megabytes: int, repeats: int = 9) -> float:
+    """GB/s of copying a block of memory, read and written bytes counted."""
     source = torch.ones(megabytes << 18)
     target = torch.empty_like(source)
     return 2 * source.nbytes / 1e9 / _median(lambda: target.copy_(source), repeats)

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import ConfigError, DataError, MMRecError
+from .errors import ConfigError, DataError, MMRecError, did_you_mean
 
 if TYPE_CHECKING:
     from .config import Resolved
     from .registry import Registry
 
+ABOUT = (
+    "Train, evaluate and compare recommenders on what their items look like and say. "
+    "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo."
+)
 KINDS = ("models", "encoders", "datasets", "metrics", "plugins", "runs")
 EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data or weights, 130 interrupted"
 
@@ -31,38 +38,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         arguments.insert(0, "run")
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
     if not arguments:
         parser.print_help()
         return 0
+    options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's kill saves the state, as Ctrl-C does
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; docs/performance.md says why
     try:
-        options.overrides = _overrides(rest, allowed=options.takes_keys)
+        options.overrides = _overrides(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
+        sys.stdout.flush()
         return exit_code
     except MMRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; finished parts are kept, and the same command continues", file=sys.stderr)
-        return 130
-    except OSError as error:
-        from .artifacts import is_disk_full
-
-        if not is_disk_full(error):
-            raise
         print(
-            f"error: {error.filename or 'writing'}: no space left on the disk; earlier results are intact",
+            "interrupted; what is finished is kept, and the same command continues (run: with --resume)",
             file=sys.stderr,
         )
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails again
+        return 0
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; earlier results are intact", file=sys.stderr)
         return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every verb with its flags."""
-    parser = argparse.ArgumentParser(
-        prog="mmrec-lmm", description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="mmrec-lmm", description=ABOUT, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mmrec-lmm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
@@ -73,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = parent.add_parser(
             name, help=summary, description=about, epilog=EXIT_CODES, allow_abbrev=False
         )
-        sub.set_defaults(handler=handler, takes_keys=keys)
+        sub.set_defaults(handler=handler, parser=sub, takes_keys=keys)
+        if handler is _usage:  # a group of verbs, each of which has its own flags
+            return sub
         sub.add_argument(
             "-p",
             dest="plugins",
@@ -99,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--data-path", default="data", metavar="DIR", help="folder of data sets (default: data)")
     demo.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
 
-    config = verb("config", lambda options: _usage(config), "Look at configuration.")
+    config = verb("config", _usage, "Look at configuration.")
     show = verb(
         "show",
         _config_show,
@@ -111,41 +121,37 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--grid", metavar="NAME", help="with a published grid")
 
     listing = verb("list", _list, "List what there is.")
-    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("kind", choices=KINDS, help="what to list")
     listing.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
     listing.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
     info = verb("info", _info, "Describe a model, encoder, data set or metric and its configuration keys.")
-    info.add_argument("name")
+    info.add_argument("name", help="of a model, encoder, data set or metric; `list` shows them")
 
     encode = verb("encode", _encode, "Encode a data set's items; the features are kept and reused.", keys=True)
-    encode.add_argument("-d", "--dataset", required=True)
-    encode.add_argument("--encoder", required=True, metavar="NAME")
-    encode.add_argument("--modalities", type=_names, metavar="image,text")
-    encode.add_argument("--data-path", metavar="DIR")
-    encode.add_argument("--device", metavar="NAME")
-    encode.add_argument("--configs", type=Path, metavar="DIR")
+    _which_data(encode)
+    encode.add_argument("--encoder", required=True, metavar="NAME", help="the encoder, or NAME:VARIANT")
+    encode.add_argument("--modalities", type=_names, metavar="image,text", help="default: all that there are")
+    encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
 
     doctor = verb("doctor", _doctor, "Check libraries, devices, plugins, weights and data.")
-    doctor.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR")
+    _data_folder(doctor)
 
-    data = verb("data", lambda options: _usage(data), "Make, check and import data sets.")
+    data = verb("data", _usage, "Make, check and import data sets.")
     data_verbs = data.add_subparsers(metavar="VERB")
     data_demo = verb("demo", _data_demo, "Make the demo data set.", parent=data_verbs)
-    data_demo.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR")
+    _data_folder(data_demo)
     data_demo.add_argument("--seed", type=int, help="another random catalogue")
     data_demo.add_argument("--force", action="store_true", help="replace an existing data set")
     check = verb("check", _data_check, "Read a data set and report its counts and gaps.", parent=data_verbs, keys=True)
-    check.add_argument("-d", "--dataset", required=True)
-    check.add_argument("--data-path", metavar="DIR")
-    check.add_argument("--configs", type=Path, metavar="DIR")
+    _which_data(check)
     load = verb(
         "import",
         _data_import,
         "Make a data set from an interactions table, an items table and images.",
         parent=data_verbs,
     )
-    load.add_argument("name", help="the new data set's name")
+    load.add_argument("name", type=_folder_name, help="the new data set's name")
     load.add_argument(
         "--interactions",
         type=Path,
@@ -157,7 +163,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--items", type=Path, metavar="FILE", help="a table of items: id, title, brand, categories, description, image"
     )
     load.add_argument("--images", type=Path, metavar="DIR", help="the folder of the items table's images")
-    load.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR")
+    load.add_argument("--user-column", metavar="NAME", help="the users' column, where its name isn't a usual one")
+    load.add_argument("--item-column", metavar="NAME", help="the items' column, where its name isn't a usual one")
+    load.add_argument(
+        "--columns",
+        type=_names,
+        metavar="user,item,...",
+        help="names for an interactions table without a header (default: user,item,rating,timestamp)",
+    )
+    load.add_argument("--items-id-column", metavar="NAME", help="the id's column of the items table")
+    load.add_argument(
+        "--separator", metavar="TEXT", help="of both tables (default: tab or comma, as the first line has)"
+    )
+    _data_folder(load)
     load.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     load.add_argument(
         "--core", type=int, default=0, metavar="K", help="keep only users and items with K interactions or more"
@@ -169,8 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     recommend = verb("recommend", _recommend, "The best items for users, from a finished run.")
     recommend.add_argument("run", help="a run's id, the start of one, or its folder")
-    recommend.add_argument("--users", type=_numbers, required=True, metavar="0,1,2", help="internal user ids")
-    recommend.add_argument("-k", type=int, default=10, help="items per user (default: 10)")
+    recommend.add_argument("--users", type=_users, required=True, metavar="0,1,2", help="internal user ids")
+    recommend.add_argument("-k", type=_count, default=10, help="items per user (default: 10)")
     recommend.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)"
     )
@@ -180,8 +198,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _what_to_run(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is run."""
-    parser.add_argument("-m", "--model", required=True)
-    parser.add_argument("-d", "--dataset", required=True)
+    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="the model; `list models` shows them")
+    _which_data(parser)
     parser.add_argument(
         "--encoder", metavar="NAME", help="makes the item features; default: the data set's own feature files"
     )
@@ -203,10 +221,23 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=("mmrec", "lmm", "paper"), help="set what differs between the sources as one of them has it"
     )
-    parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
-    parser.add_argument("--seed", metavar="N")
-    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
+    parser.add_argument("--seed", metavar="N", help="of the weights, the batches and the negatives (default: 999)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+
+
+def _which_data(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which data set is read, and with which configuration."""
+    parser.add_argument(
+        "-d", "--dataset", required=True, type=_folder_name, metavar="NAME", help="a folder in the folder of data sets"
+    )
+    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
+
+
+def _data_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-path", type=Path, default=Path("data"), metavar="DIR", help="folder of data sets (default: data)"
+    )
 
 
 def _how_to_run(parser: argparse.ArgumentParser) -> None:
@@ -231,9 +262,14 @@ def _run(options: argparse.Namespace) -> int:
     log = start_log(
         options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose
     )
-    for key, source in resolved.unused.items():
-        print(f"note: {source}: key {key} is MMRec's and is read by nothing here", file=sys.stderr)
+    for source in dict.fromkeys(resolved.unused.values()):
+        keys = ", ".join(key for key, file in resolved.unused.items() if file == source)
+        print(f"note: {source}: keys of MMRec that nothing here reads: {keys}", file=sys.stderr)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
+    stored = sum(result.record["finished"] < started for result in grid.results)
+    if stored:
+        print(f"note: {stored} of {len(grid.results)} finished before; --force runs them again", file=sys.stderr)
     if options.json:
         points = [document(result) for result in grid.results]
         failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
@@ -273,7 +309,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(rows)
     else:
-        print(report.table(rows) if rows else f"no {options.kind}")
+        print(report.listing_text(rows) or f"no {options.kind}")
     return 0
 
 
@@ -314,12 +350,19 @@ def _data_demo(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
+    from .encoding import read_feature_file
     from .inputs import open_dataset
     from .report import dataset_text
 
     options.model = options.encoder = None
     registry, resolved = _resolve(options)
-    print(dataset_text(open_dataset(options.dataset, resolved.runs[0].settings, registry)))
+    run = resolved.runs[0]
+    dataset = open_dataset(run.dataset, run.settings, registry)
+    tables = {
+        modality: read_feature_file(path, modality=modality, n_items=dataset.n_items)
+        for modality, path in dataset.feature_files.items()
+    }
+    print(dataset_text(dataset, tables))
     return 0
 
 
@@ -346,9 +389,11 @@ def _data_import(options: argparse.Namespace) -> int:
 
 
 def _recommend(options: argparse.Namespace) -> int:
+    from .logs import start_log
     from .recommend import recommend
     from .report import table
 
+    start_log(None, "recommend", level="ERROR", verbose=False)  # the run has told what the data lacks
     rows = recommend(options.run, options.users, options.k, _load_registry(options), out=options.out)
     if options.json:
         _print_json(rows)
@@ -394,32 +439,53 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
         configs=typed.get("configs"),
         overrides={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
     )
-    return registry, resolve(
+    resolved = resolve(
         request,
         model=model,
         encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
         dataset=dataset,
     )
+    for metric in {metric for run in resolved.runs for metric in run.settings.metrics}:
+        registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
+    return registry, resolved
 
 
-def _overrides(rest: Sequence[str], *, allowed: bool) -> dict[str, str]:
-    """The configuration keys among the arguments that no flag took."""
+def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser, *, allowed: bool) -> dict[str, str]:
+    """The configuration keys among the arguments that no flag of the verb's parser took."""
     overrides = {}
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not allowed or not argument.startswith("--") or not equals or not key:
-            hint = "; configuration keys are given as --key=value" if allowed else ""
-            raise ConfigError(f"unknown argument {argument}{hint}")
+            meant = did_you_mean(argument.partition("=")[0], re.findall(r"--[a-z][\w-]+", parser.format_help()))
+            hint = "; configuration keys are given as --key=value" if allowed and not meant else ""
+            raise ConfigError(f"unknown argument {argument}{meant}{hint}")
         overrides[key] = value
     return overrides
 
 
+def _folder_name(text: str) -> str:
+    if not text or text.startswith(".") or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a data set; --data-path says in which folder it lies")
+    return text
+
+
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return names
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def _users(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of user ids such as 0,1,2")
+    return tuple(dict.fromkeys(int(user) for user in text.split(",")))
 
 
 def _feature_file(text: str) -> tuple[str, Path]:
@@ -429,8 +495,8 @@ def _feature_file(text: str) -> tuple[str, Path]:
     return modality, Path(path)
 
 
-def _usage(parser: argparse.ArgumentParser) -> int:
-    parser.print_help()
+def _usage(options: argparse.Namespace) -> int:
+    options.parser.print_help(sys.stderr)
     return 2
 
 

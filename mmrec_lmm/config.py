@@ -132,13 +132,14 @@ def describe(resolved: Resolved) -> str:
     rows = []
     for name, origin in resolved.origins.items():
         values = origin.value if name in resolved.axes else (origin.value,)
-        rows.append((name, " | ".join(map(_as_yaml, values)), str(origin)))
+        rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
     rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows)
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value on one line, as one would write it in a file or after --key=."""
     plain = str(value) if isinstance(value, Path) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
 

@@ -40,7 +40,7 @@ def demo(registry: Registry, overrides: Mapping[str, str], *, data_path: str, ou
             encoder=registry.encoders.get("basic"),
             dataset=registry.datasets.get(request.dataset),
         )
-        runs[control] = list(run_grid(resolved.runs, registry, out=out, progress=True).results)
+        runs[control] = list(run_grid(resolved.runs, registry, out=out, resume=True, progress=True).results)
     rows = [
         _row(seed, control, content, twin)
         for control in CONTROLS

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 from .artifacts import home
-from .errors import MMRecError
+from .errors import MMRecError, PluginError
 from .registry import Registry
-from .specs import resolve
 
 LIBRARIES = (
     "torch",
@@ -47,20 +46,35 @@ def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
     for plugin in registry.plugins:
         lines.append(f"  {plugin.name}: {plugin.status}{f' ({plugin.reason})' if plugin.reason else ''}")
         healthy = healthy and plugin.status != "quarantined"
+    lines += [f"  ! {conflict}" for conflict in registry.conflicts]
 
     lines.append("encoders")
     for encoder in registry.encoders:
-        try:
-            weights = resolve(encoder.weights_id)(registry.encoders.load(encoder.name, "config")())
-            lines.append(f"  {encoder.name}: ready ({weights})")
-        except MMRecError as error:
-            lines.append(f"  {encoder.name}: {error}")
+        line, sound = _encoder_state(registry, encoder.name)
+        lines.append(f"  {encoder.name}: {line}")
+        healthy = healthy and sound
 
     lines.append(f"data sets in {data_path}")
-    folders = sorted(path for path in data_path.glob("*") if path.is_dir()) if data_path.is_dir() else []
-    lines += [f"  {path.name}" for path in folders] or ["  none; -d demo makes one by itself"]
+    folders = sorted(path for path in data_path.glob("[!.]*") if path.is_dir()) if data_path.is_dir() else []
+    lines += [
+        f"  {path.name}" if any(path.glob("*.inter")) else f"  {path.name}: no .inter file in it" for path in folders
+    ] or ["  none; -d demo makes one by itself"]
     lines.append(f"cache: {home()} ({'writable' if _writable(home()) else 'NOT writable: set MMREC_LMM_HOME'})")
     return "\n".join(lines), healthy and _writable(home())
+
+
+def _encoder_state(registry: Registry, name: str) -> tuple[str, bool]:
+    """Whether an encoder could run now, in words, and whether its plugin is sound: missing weights are no fault."""
+    try:
+        config = registry.encoders.load(name, "config")()
+        return f"ready (weights: {registry.encoders.load(name, 'weights_id')(config)})", True
+    except PluginError as error:
+        return f"! {error}", False
+    except MMRecError as error:
+        return str(error), True
+    except Exception as error:  # a plugin's function may raise anything, and the report goes on
+        giver = registry.encoders.giver(name)
+        return f"! weights_id of plugin {giver} raised {type(error).__name__}: {error}", False
 
 
 def _torchvision_problem() -> str | None:

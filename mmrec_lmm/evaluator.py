@@ -102,7 +102,7 @@ def top_items(scores: Tensor, k: int) -> Tensor:
     wanted = min(k + 1, scores.shape[1])
     values, items = scores.topk(wanted, dim=1)  # (B, k + 1)
     if values[:, 0].isnan().any():
-        raise TrainingDiverged("a score is NaN, so nothing can be ranked; a smaller learning_rate is the usual cure")
+        raise TrainingDiverged("a score is NaN, so nothing can be ranked")
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1).nonzero().squeeze(1)
     if len(tied):
         values[tied], items[tied] = (

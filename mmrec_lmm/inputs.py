@@ -1,19 +1,21 @@
 """What a run trains on: the data set, and a feature table per modality, from files or from an encoder."""
 
+import dataclasses
 import logging
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .artifacts import locked
 from .data.loading import load_dataset
 from .encoding import control_tables, encode, mean_filled, read_feature_file
-from .errors import ConfigError
+from .errors import ConfigError, PluginError
 from .machine import choose_device
 from .registry import Registry
 from .settings import Settings
-from .specs import resolve
+from .specs import EncoderSpec
 from .types import Dataset, FeatureTable, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -55,14 +57,32 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
     folder = Path(settings.data_path) / name
     spec = registry.datasets.get(name) if name in registry.datasets else None
     if spec is not None and spec.make is not None and not folder.exists():
-        with locked(folder.with_name(f".{name}")):
-            if not folder.exists():
-                logger.info("making the data set %s in %s", name, folder)
-                resolve(spec.make)(folder)
+        make_dataset(folder, registry.datasets.load(name, "make"))
     if spec is not None and spec.load is not None:
-        dataset: Dataset = resolve(spec.load)(folder, name, settings)
+        dataset: Dataset = registry.datasets.load(name, "load")(folder, name, settings)
         return dataset
     return load_dataset(folder, name, settings)
+
+
+def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `make` write a data set that is not there yet; it appears whole or not at all, whatever `make` does.
+
+    `make` gets a path that doesn't exist, with the same last part, in a hidden folder beside: a kill leaves only that.
+    """
+    with locked(folder.with_name(f".{folder.name}")):
+        if folder.exists():  # another process was quicker
+            return
+        logger.info("making the data set %s in %s", folder.name, folder)
+        hidden = folder.with_name(f".{folder.name}.making")
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        try:
+            make(hidden / folder.name)
+            if not (hidden / folder.name).is_dir():
+                raise PluginError(f"data set {folder.name}: the plugin that brings it made no such folder")
+            (hidden / folder.name).rename(folder)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def feature_tables(
@@ -87,7 +107,7 @@ def feature_tables(
         settings = spec.settings
         yield from encode(
             dataset.catalog,
-            registry.encoders.get(spec.encoder),
+            _imported(registry, spec.encoder),
             spec.encoder_config,
             modalities=to_encode,
             text_fields=settings.text_fields,
@@ -96,6 +116,14 @@ def feature_tables(
             workers=settings.workers,
             progress=progress,
         ).items()
+
+
+def _imported(registry: Registry, encoder: str) -> EncoderSpec:
+    """The encoder's spec with what it names imported; PluginError names the plugin where that fails."""
+    load = registry.encoders.load
+    return dataclasses.replace(
+        registry.encoders.get(encoder), cls=load(encoder, "cls"), weights_id=load(encoder, "weights_id")
+    )
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:
@@ -111,16 +139,18 @@ def _no_features(
     spec: RunSpec, dataset: Dataset, missing: Sequence[str], available: Sequence[str], registry: Registry
 ) -> str:
     """Why a run has no features of a modality, and what to type."""
-    what = f"modality {', '.join(missing)}" if missing else "item features"
-    there = f"available are: {', '.join(available)}" if available else "none are available"
+    what = f"{', '.join(missing)} features" if missing else "item features"
+    there = f"available: {', '.join(available)}" if available else "none are available"
     by_file = f"--features {missing[0] if missing else 'image'}=FILE.npy reads them from a file"
+    catalog = dataset.catalog
     if spec.encoder is None:
-        encoders = ", ".join(registry.encoders.names())
-        return (
-            f"data set {dataset.name} has no feature file for {what} ({there}); "
-            f"--encoder NAME makes features from its catalogue ({encoders}), {by_file}"
-        )
-    encoder, catalog = registry.encoders.get(spec.encoder), dataset.catalog
+        able = [one.name for one in registry.encoders if not missing or {*missing} <= {*one.modalities}]
+        if catalog is None:
+            by_encoder = "it has no catalogue (items.tsv) that an encoder could read; "
+        else:
+            by_encoder = f"--encoder NAME ({', '.join(able)}) makes them from its catalogue, " if able else ""
+        return f"data set {dataset.name} has no {what} among its files ({there}): {by_encoder}{by_file}"
+    encoder = registry.encoders.get(spec.encoder)
     if catalog is None:
         content = "no catalogue (items.tsv)"
     else:

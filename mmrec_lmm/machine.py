@@ -8,7 +8,6 @@ import torch
 from .errors import ConfigError
 from .settings import Settings
 
-
 TORCH_THREADS = torch.get_num_threads()  # what torch chose for this machine, before any run changed it
 
 

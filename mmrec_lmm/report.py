@@ -1,19 +1,30 @@
 """What the command line prints: plain text, made from results, specs and data sets. No work is done here."""
 
-import dataclasses
+from __future__ import annotations
+
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .config import as_yaml
 from .errors import ConfigError, did_you_mean
 from .registry import Catalogue, Registry
-from .study import Grid
+from .schema import Key, describe_type, schema_of
 from .types import SPLITS, Dataset, FeatureTable, RunResult
+
+if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
+    from .study import Grid
+
+SUMMARY_WIDTH = 72  # characters of a summary in a listing; `info` prints the whole
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as an aligned table: numbers to the right, floats with four decimals."""
+    """Rows of equal keys as an aligned table: numbers to the right, floats with four decimals. No rows, no text."""
+    if not rows:
+        return ""
     header = list(rows[0])
     cells = [[_cell(row[name]) for name in header] for row in rows]
     right = [all(isinstance(row[name], int | float) or row[name] is None for row in rows) for name in header]
@@ -52,7 +63,7 @@ def grid_text(grid: Grid, valid_metric: str) -> str:
     rows = [
         {
             "": "*" if result.run_id == grid.best.run_id else "",
-            **result.parameters,
+            **{name: as_yaml(value) for name, value in result.parameters.items()},  # 1e-05 isn't 0.0000
             f"valid {metric}": result.valid[metric],
             f"test {metric}": result.test[metric],
             "run": result.run_id,
@@ -107,6 +118,18 @@ def catalogue_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
     return rows
 
 
+def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`list`: the rows as a table, long summaries shortened."""
+    return table(
+        [
+            {**row, "summary": textwrap.shorten(row["summary"], SUMMARY_WIDTH, placeholder=" ...")}
+            if "summary" in row
+            else row
+            for row in rows
+        ]
+    )
+
+
 def info_text(registry: Registry, name: str) -> str:
     """Everything known of one name: the spec, and the configuration keys with types and defaults."""
     catalogues: dict[str, Catalogue[Any]] = {
@@ -140,8 +163,8 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
     )
 
 
-def dataset_text(dataset: Dataset) -> str:
-    """`data check`: counts by split, what the catalogue has, feature files, and whatever loading remarked."""
+def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
+    """`data check`: counts by split, what the catalogue has, what the feature files have, and what loading remarked."""
     rows = []
     for split in SPLITS:
         interactions = getattr(dataset, split)
@@ -167,7 +190,11 @@ def dataset_text(dataset: Dataset) -> str:
             f"{field}: {sum(map(bool, column)):,} of {dataset.n_items:,} items"
             for field, column in dataset.catalog.fields.items()
         ]
-    lines += [f"features of {modality}: {path}" for modality, path in dataset.feature_files.items()]
+    lines += [
+        f"features of {modality}: {int(features.present.sum()):,} of {dataset.n_items:,} items, width {features.dim} "
+        f"({dataset.feature_files[modality]})"
+        for modality, features in tables.items()
+    ]
     cold = dataset.n_items - len(np.unique(dataset.train.items))
     lines.append(f"items without a training row: {cold:,}")
     return "\n".join([*lines, *dataset.notes])
@@ -185,10 +212,15 @@ def _info(kind: str, catalogue: Catalogue[Any], name: str) -> str:
         lines.append(f"encodes: {', '.join(spec.modalities)}")
     lines.append(f"plugin: {catalogue.giver(name)}")
     if hasattr(spec, "config"):
-        keys = dataclasses.fields(catalogue.load(name, "config"))
         prefix = "encoder." if kind == "encoder" else ""
-        lines += ["keys:", *(f"  --{prefix}{key.name}={key.default}" for key in keys)]
+        schema = schema_of(catalogue.load(name, "config"), f"{kind} {spec.name}", prefix=prefix)
+        lines += ["keys:" if schema.keys else "keys: none", *map(_key_line, schema.keys.values())]
     return "\n".join(lines)
+
+
+def _key_line(key: Key) -> str:
+    default = "" if key.default is MISSING else as_yaml(key.default)
+    return f"  --{key.name}={default:<{max(0, 30 - len(key.name))}}  {describe_type(key.hint)}"
 
 
 def _splits(result: RunResult) -> tuple[tuple[str, Mapping[str, float]], ...]:

@@ -44,6 +44,8 @@ def claimed(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise RunError(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
     try:
+        for leftover in folder.rglob(".*.tmp"):  # what a killed process was writing
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

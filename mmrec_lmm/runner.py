@@ -7,6 +7,7 @@
 A grid (study.py) is the same for every point, with one `gather` for all that share their inputs.
 """
 
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from . import results
-from .checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
+from .checkpoint import STATE, load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
 from .contracts import Recommender
 from .data.sampling import TrainingRows
 from .errors import RunError
@@ -77,14 +78,17 @@ def run(
         finished = results.load_result(folder)
         if finished is not None and not force:
             logger.info("%s is finished: its stored result is returned (--force runs it again)", name)
-            return finished
+            return dataclasses.replace(finished, parameters=spec.point)  # it may have been a point of another grid
         results.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
         started = time.perf_counter()
-        fit = train(model, spec, inputs, registry, metrics, folder, resume=resume, progress=progress)
-        trained = time.perf_counter()
-        rankings = rank(model, inputs.dataset, spec.settings)
+        try:
+            fit = train(model, spec, inputs, registry, metrics, folder, resume=resume, progress=progress)
+            trained = time.perf_counter()
+            rankings = rank(model, inputs.dataset, spec.settings)
+        except KeyboardInterrupt:
+            raise Interrupted(_where_stopped(folder)) from None
         per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
         seconds = {**inputs.seconds, "train": trained - started, "rank": time.perf_counter() - trained}
         result = RunResult(
@@ -141,6 +145,8 @@ def train(
         trainer.restore(state)
         logger.info("continuing %s after epoch %d", name, state.numbers["epoch"] - 1)
     else:
+        if (checkpoint / STATE).is_file():
+            logger.warning("%s starts over; --resume would have continued it where it was stopped", name)
         remove_checkpoint(checkpoint)
     logger.info("%s\nTrainable parameters: %d", model, sum(parameter.numel() for parameter in model.parameters()))
     done = state.numbers["epoch"] if state is not None else 0
@@ -154,12 +160,7 @@ def train(
             bar.update()
             registry.notify_epoch(spec, report)
 
-        try:
-            fit = trainer.fit(on_epoch=on_epoch, on_checkpoint=lambda state: save_checkpoint(checkpoint, state))
-        except KeyboardInterrupt:
-            saved = load_checkpoint(checkpoint)
-            where = f"the state after epoch {saved.numbers['epoch'] - 1} is saved" if saved else "no epoch was done yet"
-            raise Interrupted(f"{name}: interrupted; {where}; the same command with --resume continues") from None
+        fit = trainer.fit(on_epoch=on_epoch, on_checkpoint=lambda state: save_checkpoint(checkpoint, state))
     logger.info("+++++Finished training, best eval result in epoch %d", fit.best_epoch)
     return fit
 
@@ -185,6 +186,15 @@ def rank(model: Recommender, dataset: Dataset, settings: Settings) -> dict[str, 
         )
         for split, rows in held_out.items()
     }
+
+
+def _where_stopped(folder: Path) -> str:
+    """What to tell the user who stopped the run in `folder`."""
+    saved = load_checkpoint(folder / CHECKPOINT)
+    if saved is None:
+        return f"{folder.name}: interrupted before the first evaluation; nothing is saved, the same command starts over"
+    where = f"the state after epoch {saved.numbers['epoch'] - 1} is saved"
+    return f"{folder.name}: interrupted; {where}; the same command with --resume continues"
 
 
 def _metric_functions(settings: Settings, registry: Registry) -> dict[str, MetricFunction]:

@@ -56,8 +56,10 @@ class Settings:
     state: str = "INFO"  # log level
 
 
-#: Settings that name a place or a machine and can't change a number: no part of a run's identity.
+#: Settings that are no part of a run's identity: they name a place or a machine and can't change a number, or shape the
+#: features, whose fingerprints are part of it.
 NOT_IDENTITY = frozenset({
+    "text_fields", "missing",
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "device", "use_gpu", "gpu_id",
     "workers", "encode_batch_size", "state", "save_recommended_topk", "eval_batch_size",
 })  # fmt: skip

@@ -48,14 +48,13 @@ def run_grid(
     failures: list[tuple[Mapping[str, Any], str]] = []
     logger.info("██Server: \t%s", platform.node())
     logger.info("██Dir: \t%s\n", Path.cwd())
-    logger.info("\n%s", "\n".join(f"{key}={value}" for key, value in plain(specs[0].settings).items()))
+    logger.info("\n%s", _dump(specs))
     for number, spec in enumerate(specs, start=1):
         key = _input_key(spec)
         if key not in gathered:
             gathered = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
             log_statistics(gathered[key].dataset)
-        point = f"Parameters: {list(spec.point)}=({', '.join(map(str, spec.point.values()))})"
-        logger.info("=========%d/%d: %s=======", number, len(specs), point)
+        logger.info("=========%d/%d: Parameters:%s=======", number, len(specs), _point(spec.point))
         try:
             results.append(run(spec, gathered[key], registry, out=out, resume=resume, force=force, progress=progress))
         except Interrupted:
@@ -63,7 +62,7 @@ def run_grid(
         except RunError as error:
             if len(specs) == 1:
                 raise
-            logger.error("%s failed: %s", point, error)
+            logger.error("Parameters: %s failed: %s", _point(spec.point), error)
             failures.append((spec.point, str(error)))
             continue
         logger.info("████Current BEST████:\n%s", _summary(best_result(results, specs[0])))
@@ -72,7 +71,7 @@ def run_grid(
     best = best_result(results, specs[0])
     logger.info("\n============All Over=====================")
     for result in results:
-        logger.info("%s", _summary(result))
+        logger.info("%s", _summary(result, valid="best valid", test="best test"))
     logger.info("\n\n█████████████ BEST ████████████████\n%s", _summary(best))
     return Grid(results, failures, best)
 
@@ -90,6 +89,25 @@ def _input_key(spec: RunSpec) -> str:
     return fingerprint([settings, seed, about])
 
 
-def _summary(result: RunResult) -> str:
-    parameters = ", ".join(f"{key}={value}" for key, value in result.parameters.items())
-    return f"Parameters: {parameters},\nValid: {metric_line(result.valid)},\nTest: {metric_line(result.test)}\n"
+def _dump(specs: Sequence[RunSpec]) -> str:
+    """All that was asked for as `key=value` lines; a grid's axes with all their values."""
+    first = specs[0]
+    values: dict[str, Any] = {name: getattr(first, name) for name in ("model", "dataset", "encoder", "paradigm")}
+    values |= plain(first.settings) | plain(first.model_config)
+    if first.encoder_config is not None:
+        values |= {f"encoder.{key}": value for key, value in plain(first.encoder_config).items()}
+    values["hyper_parameters"] = list(first.point)
+    for name in first.point:
+        points = [spec.point[name] for spec in specs]
+        values[name] = plain([point for place, point in enumerate(points) if point not in points[:place]])
+    return "\n".join(f"{key}={value}" for key, value in values.items())
+
+
+def _point(parameters: Mapping[str, Any]) -> str:
+    """A grid point as MMRec writes it: `['seed', 'reg_weight']=(999, 0.1)`."""
+    return f"{list(parameters)}={tuple(parameters.values())}"
+
+
+def _summary(result: RunResult, *, valid: str = "Valid", test: str = "Test") -> str:
+    scores = f"{valid}: {metric_line(result.valid)},\n{test}: {metric_line(result.test)}"
+    return f"Parameters: {_point(result.parameters)},\n{scores}\n"

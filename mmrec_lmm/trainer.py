@@ -89,8 +89,8 @@ class Trainer:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
         `on_epoch` sees a report of each epoch, `on_checkpoint` the state after each evaluation. A loss that is NaN or
-        infinite, or a score that is NaN, ends training and keeps the best weights so far; without any,
-        TrainingDiverged is raised.
+        infinite, or a score that is NaN, ends training and keeps the best weights so far (an epoch's last step can
+        break weights that no loss has met yet); without any, TrainingDiverged is raised.
         """
         settings = self._settings
         stopped = "epochs"
@@ -102,30 +102,22 @@ class Trainer:
                 stopped = "patience"
                 break
             epoch, started = self._epoch, time.perf_counter()
-            losses = self._train_epoch(epoch)
-            trained = time.perf_counter()
             self._epoch += 1
-            broken = [name for name, total in losses.items() if not math.isfinite(total)]
-            if broken:
-                message = f"loss term {broken[0]!r} became {losses[broken[0]]} in epoch {epoch}"
-                if not self._best_weights:
-                    raise TrainingDiverged(
-                        f"{message}, before any evaluation; a smaller learning_rate is the usual cure"
-                    )
-                logger.warning("%s; keeping the weights of epoch %d", message, self._best_epoch)
-                stopped = "diverged"
-                break
-            if self._epoch % settings.eval_step and self._epoch < settings.epochs:
-                on_epoch(EpochReport(epoch, losses, trained - started))
-                continue
+            due = self._epoch % settings.eval_step == 0 or self._epoch == settings.epochs
             try:
-                validation = self._evaluate()
-            except TrainingDiverged as error:  # the epoch's last step broke the weights, which no loss has met yet
+                losses = self._train_epoch(epoch)
+                trained = time.perf_counter()
+                validation = self._evaluate() if due else None
+            except TrainingDiverged as error:
                 if not self._best_weights:
-                    raise
+                    cure = "a smaller learning_rate is the usual cure"
+                    raise TrainingDiverged(f"{error}, before any evaluation; {cure}") from None
                 logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
                 stopped = "diverged"
                 break
+            if validation is None:
+                on_epoch(EpochReport(epoch, losses, trained - started))
+                continue
             seconds = time.perf_counter() - trained
             improved = self._misses == 0
             on_epoch(EpochReport(epoch, losses, trained - started, validation.metrics, seconds, improved))
@@ -134,7 +126,7 @@ class Trainer:
         return Fit(self._best_epoch, self._epoch, self._best_validation, stopped)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over all rows; the sum of each loss term over its batches."""
+        """One pass over all rows; the sum of each loss term over its batches. TrainingDiverged if one isn't finite."""
         model, settings, optimizer = self._model, self._settings, self._optimizer
         s0, s1 = settings.learning_rate_scheduler
         for group in optimizer.param_groups:
@@ -151,11 +143,17 @@ class Trainer:
             optimizer.step()
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
-        return {name: total.item() for name, total in totals.items()}
+        sums = {name: total.item() for name, total in totals.items()}
+        for name, total in sums.items():
+            if not math.isfinite(total):
+                raise TrainingDiverged(f"loss term {name!r} became {total} in epoch {epoch}")
+        return sums
 
     def _evaluate(self) -> Validation:
         """Validate, and keep the weights where they are the best so far. Only a strictly higher score is better."""
         validation = self._validate()
+        if math.isnan(validation.score):
+            raise TrainingDiverged("the metric that selects the epoch is NaN, so no epoch can be the best")
         if validation.score > self._best_validation.score:
             self._best_epoch, self._best_validation, self._misses = max(0, self._epoch - 1), validation, 0
             self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}

@@ -178,5 +178,5 @@ def _what_is_there(folder: Path) -> str:
     parent = folder.parent
     if not parent.is_dir():
         return f"; the folder {parent} doesn't exist (--data-path chooses another)"
-    names = sorted(path.name for path in parent.iterdir() if path.is_dir())
+    names = sorted(path.name for path in parent.glob("[!.]*") if path.is_dir())
     return f"; {parent} holds {', '.join(names) or 'no data set'}{did_you_mean(folder.name, names)}"

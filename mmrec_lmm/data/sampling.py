@@ -43,9 +43,10 @@ class NegativeSampler:
     def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """One negative (N,) for each of `users` (N,). Ascending users are quickest: the search stays in cache."""
         uniform = torch.rand(len(users), dtype=torch.float64, generator=generator)
-        r = uniform.mul_(self._free[users]).long()  # r-th of the user's free items
-        owned_before = torch.searchsorted(self._keys, users * self._stride + r, right=True) - self._start[users]
-        return self._items[r.add_(owned_before)]
+        r = uniform.mul_(self._free.index_select(0, users)).long()  # r-th of the user's free items
+        keys = torch.add(r, users, alpha=self._stride)
+        owned_before = torch.searchsorted(self._keys, keys, right=True).sub_(self._start.index_select(0, users))
+        return self._items.index_select(0, r.add_(owned_before))  # several times quicker than indexing by brackets
 
 
 class TrainingRows:
@@ -67,6 +68,6 @@ class TrainingRows:
         """One pass in random order; every row meets one fresh negative. `generator` is a CPU generator."""
         negatives = self._sampler.draw(self._users, generator)
         shuffle = torch.randperm(len(self._users), generator=generator)
-        columns = [column[shuffle].to(self._device) for column in (self._users, self._items, negatives)]
+        columns = [column.index_select(0, shuffle).to(self._device) for column in (self._users, self._items, negatives)]
         for users, positives, drawn in zip(*(column.split(self._batch_size) for column in columns), strict=True):
             yield Batch(users, positives, drawn)

@@ -1,0 +1,126 @@
+"""The benchmark's floors are honest only if they compute what the real code computes. Nothing here looks at a clock."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import host
+from benchmarks.counting import count
+from benchmarks.floors import EvaluationFloor, SamplingFloor, VBPRFloor
+from benchmarks.synthetic import QUICK, features, interactions
+from mmrec_lmm.contracts import Recommender
+from mmrec_lmm.data.sampling import TrainingRows
+from mmrec_lmm.evaluator import Evaluator, metric_values
+from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.settings import Settings
+from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.types import Interactions, TrainingData
+
+SETTINGS = Settings(train_batch_size=300)  # of 2,000 rows: the last batch is short
+CUTOFFS = (5, 20)
+
+
+@pytest.fixture
+def splits() -> dict[str, Interactions]:
+    return interactions(QUICK, np.random.default_rng(0))
+
+
+@pytest.fixture
+def model(splits: dict[str, Interactions]) -> Recommender:
+    registry = load_registry()
+    torch.manual_seed(0)
+    tables = ItemFeatures.from_tables(features(QUICK, np.random.default_rng(1)))
+    data = TrainingData(QUICK.users, QUICK.items, splits["train"])
+    vbpr: Recommender = registry.models.load("VBPR", "cls")(data, tables, registry.models.load("VBPR", "config")())
+    return vbpr
+
+
+@pytest.fixture
+def floor(model: Recommender) -> VBPRFloor:
+    tables = [model.features()[modality] for modality in model.modalities]
+    return VBPRFloor(model.state_dict(), tables, model.config.reg_weight)
+
+
+@pytest.fixture
+def rows(splits: dict[str, Interactions]) -> TrainingRows:
+    return TrainingRows(splits["train"], QUICK.users, SETTINGS.train_batch_size)
+
+
+def test_the_floor_of_sampling_draws_the_very_batches_of_the_real_code(rows: TrainingRows) -> None:
+    sampling = SamplingFloor(rows, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        for batch, (users, positives, negatives) in zip(rows.epoch(generator), sampling(), strict=True):
+            assert torch.equal(batch.users, users)
+            assert torch.equal(batch.positives, positives)
+            assert torch.equal(batch.negatives, negatives)
+
+
+def test_the_floor_of_an_evaluation_finds_every_users_metrics(
+    model: Recommender, floor: VBPRFloor, splits: dict[str, Interactions]
+) -> None:
+    registry = load_registry()
+    metrics = {name: registry.metrics.load(name, "fn") for name in ("Recall", "NDCG", "Precision", "MAP")}
+    ranking = Evaluator(splits["test"], [splits["train"]], QUICK.items).rank(model, max(CUTOFFS))
+    real = metric_values(ranking, metrics, CUTOFFS)
+    found = EvaluationFloor(floor, splits["test"], splits["train"], CUTOFFS)()
+    assert found.any()
+    for values, name in zip(found, metrics, strict=True):
+        for column, k in enumerate(CUTOFFS):
+            np.testing.assert_allclose(values[:, column], real[f"{name.lower()}@{k}"], rtol=1e-12)
+
+
+def test_the_floor_of_an_epoch_ends_with_the_trainers_weights_and_losses(
+    model: Recommender, floor: VBPRFloor, rows: TrainingRows
+) -> None:
+    generator, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    trainer = Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)
+    before = [weight.clone() for weight in floor.weights]
+    losses = trainer._train_epoch(0)
+    found = floor.epoch(SamplingFloor(rows, other)(), SETTINGS.train_batch_size, SETTINGS.learning_rate)
+    torch.testing.assert_close(found, torch.tensor([losses["bpr"], losses["reg"]]))
+    for ours, theirs, start in zip(floor.weights, model.state_dict().values(), before, strict=True):
+        assert not torch.equal(theirs, start)
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)  # of seven steps of 0.001
+
+
+def test_the_synthetic_data_have_the_size_asked_for_and_no_pair_twice(splits: dict[str, Interactions]) -> None:
+    assert {split: len(part) for split, part in splits.items()} == {
+        "train": QUICK.train,
+        "valid": QUICK.valid,
+        "test": QUICK.test,
+    }
+    pairs = np.concatenate([part.users * QUICK.items + part.items for part in splits.values()])
+    assert len(np.unique(pairs)) == len(pairs)
+    for split, least in (("train", 3), ("valid", 1), ("test", 1)):
+        assert np.bincount(splits[split].users, minlength=QUICK.users).min() >= least
+
+
+def test_the_same_seed_gives_the_same_data(splits: dict[str, Interactions]) -> None:
+    again = interactions(QUICK, np.random.default_rng(0))
+    for split, part in splits.items():
+        np.testing.assert_array_equal(part.users, again[split].users)
+        np.testing.assert_array_equal(part.items, again[split].items)
+
+
+def test_a_product_counts_its_arithmetic_and_its_three_matrices_and_a_view_counts_nothing() -> None:
+    a, b = torch.ones(2, 3), torch.ones(5, 3)
+    counted = count(lambda: a @ b.T)
+    assert (counted.operations, counted.flops) == (1, 2 * 2 * 3 * 5)
+    assert counted.bytes == 4 * (2 * 3 + 3 * 5 + 2 * 5)
+
+
+def test_a_gather_counts_the_rows_that_it_copies_and_not_the_table() -> None:
+    table, rows = torch.ones(1000, 4), torch.tensor([3, 5])
+    assert count(lambda: table.index_select(0, rows)).bytes == 2 * 8 + 2 * (2 * 4 * 4)
+
+
+def test_the_harness_prints_a_verdict_on_each_job(capsys: pytest.CaptureFixture[str]) -> None:
+    host.main(["--quick", "--repeats", "2"])
+    printed = capsys.readouterr().out
+    for job in ("sampling", "evaluation", "VBPR epoch"):
+        assert re.search(rf"\| {job} \|.*\| (ok|miss) \|", printed)
+    assert "GFLOP/s" in printed
