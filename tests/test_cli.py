@@ -477,7 +477,7 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "-m", "VBPX", "-d", "toy"], "unknown model VBPX; did you mean VBPR? known: VBPR"),
+        (["run", "-m", "VBPX", "-d", "toy"], "unknown model VBPX; did you mean VBPR? known: "),
         ([*RUN, "--encoder", "basik"], "unknown encoder basik; did you mean basic?"),
         ([*RUN, "--lerning_rate=0.1"], "command line: unknown key lerning_rate; did you mean learning_rate?"),
         ([*RUN, "--learning_rate=fast"], "command line: learning_rate must be a number, got 'fast'"),
