@@ -133,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--encoder", required=True, metavar="NAME", help="the encoder, or NAME:VARIANT")
     encode.add_argument("--modalities", type=_names, metavar="image,text", help="default: all that there are")
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+    encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
 
     doctor = verb("doctor", _doctor, "Check libraries, devices, plugins, weights and data.")
     _data_folder(doctor)
@@ -321,6 +322,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
+    from .encoding import export_table
     from .inputs import encode_dataset
     from .logs import start_log
     from .report import encoded_text
@@ -328,7 +330,11 @@ def _encode(options: argparse.Namespace) -> int:
     options.model = None
     registry, resolved = _resolve(options)
     start_log(None, "encode", level="INFO", verbose=False)
-    print(encoded_text(encode_dataset(resolved.runs[0], registry, progress=True)))
+    tables = encode_dataset(resolved.runs[0], registry, progress=True)
+    if options.export:
+        for table in tables.values():
+            export_table(options.export / f"{table.modality}_feat.npy", table)
+    print(encoded_text(tables))
     return 0
 
 

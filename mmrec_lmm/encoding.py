@@ -117,6 +117,16 @@ def save_table(path: Path, table: FeatureTable, **about: Any) -> Path:
     return artifacts.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
+def export_table(path: Path, table: FeatureTable) -> Path:
+    """Write a table as MMRec's .npy: (I, D) float32, rows of absent items zero, as `read_feature_file` expects."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append its own suffix
+            np.save(file, table.values)
+
+    return artifacts.write_atomic(path, write)
+
+
 def load_table(path: Path) -> FeatureTable:
     """The table in a file of `save_table`; DataError names a missing or damaged file."""
     return _load(path)[0]

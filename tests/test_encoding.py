@@ -493,6 +493,14 @@ def test_a_control_is_the_same_for_the_same_seed_and_named_after_kind_and_seed()
     assert len({table.fingerprint for table in [*made, tables()["image"]]}) == 4
 
 
+def test_an_exported_table_is_read_again_with_the_same_values_and_gaps(tmp_path):
+    table = FeatureTable("text", np.array([[1, 2], [0, 0], [3, 4]], np.float32), np.array([True, False, True]), "t")
+    path = encoding.export_table(tmp_path / "out" / "text_feat.npy", table)
+    again = encoding.read_feature_file(path, modality="text", n_items=3)
+    np.testing.assert_array_equal(again.values, table.values)
+    np.testing.assert_array_equal(again.present, table.present)
+
+
 def test_the_control_none_leaves_zero_rows_of_the_same_width_with_nothing_present():
     for modality, table in encoding.control_tables(tables(), "none", seed=1).items():
         assert table.values.shape == tables()[modality].values.shape
