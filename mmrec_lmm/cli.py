@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = verb(
         "demo",
         _demo,
-        "Make the demo data and show what content is worth on it: VBPR with real and with shuffled features.",
+        "Make the demo data and show what content is worth on it: VBPR with real, shuffled and no features.",
         keys=True,
     )
     demo.add_argument("--data-path", default="data", metavar="DIR", help="folder of data sets (default: data)")
@@ -189,6 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     recommend = verb("recommend", _recommend, "The best items for users, from a finished run.")
     recommend.add_argument("run", help="a run's id, the start of one, or its folder")
     recommend.add_argument("--users", type=_users, required=True, metavar="0,1,2", help="internal user ids")
+    recommend.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the run's)")
     recommend.add_argument("-k", type=_count, default=10, help="items per user (default: 10)")
     recommend.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)"
@@ -400,7 +401,8 @@ def _recommend(options: argparse.Namespace) -> int:
     from .report import table
 
     start_log(None, "recommend", level="ERROR", verbose=False)  # the run has told what the data lacks
-    rows = recommend(options.run, options.users, options.k, _load_registry(options), out=options.out)
+    registry = _load_registry(options)
+    rows = recommend(options.run, options.users, options.k, registry, out=options.out, data_path=options.data_path)
     if options.json:
         _print_json(rows)
     else:
@@ -428,9 +430,14 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
         raise ConfigError(f"--paradigm {paradigm} is not built yet; pt, the pre-trained encoder, is")
     model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
-    encoder = options.encoder or (dataset.default_encoder if dataset else None)
     if model is not None and not model.uses_features:
+        idle = [flag for flag in ("encoder", "modalities", "features", "control") if typed.get(flag)]
+        if idle:
+            print(f"note: {model.name} uses no item features: --{', --'.join(idle)} left out", file=sys.stderr)
+        typed.update(encoder=None, modalities=None, features=[], control=None)
         encoder = None
+    else:
+        encoder = options.encoder or (dataset.default_encoder if dataset else None)
     flags = {"seed": typed.get("seed"), "data_path": typed.get("data_path"), "device": typed.get("device")}
     request = Request(
         model=options.model,
@@ -463,8 +470,10 @@ def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser, *, allowed:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not allowed or not argument.startswith("--") or not equals or not key:
             meant = did_you_mean(argument.partition("=")[0], re.findall(r"--[a-z][\w-]+", parser.format_help()))
-            hint = "; configuration keys are given as --key=value" if allowed and not meant else ""
-            raise ConfigError(f"unknown argument {argument}{meant}{hint}")
+            if allowed:
+                name = key if argument.startswith("--") and key else "KEY"
+                meant += f"; a configuration key is written with an equals sign: --{name}=VALUE"
+            raise ConfigError(f"unknown argument {argument}{meant}")
         overrides[key] = value
     return overrides
 

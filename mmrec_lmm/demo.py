@@ -13,6 +13,7 @@ from scipy import stats
 
 from . import results
 from .config import Request, resolve
+from .errors import ConfigError
 from .registry import Registry
 from .report import table
 from .study import run_grid
@@ -25,7 +26,7 @@ CONTROLS = ("shuffled", "none")
 
 def demo(registry: Registry, overrides: Mapping[str, str], *, data_path: str, out: Path) -> str:
     """Run VBPR with the `basic` encoder on the demo data and its twins without content; the table as text."""
-    runs: dict[str | None, list[RunResult]] = {}
+    runs: dict[str | None, dict[int, RunResult]] = {}
     for control in (None, *CONTROLS):
         request = Request(
             model="VBPR",
@@ -40,11 +41,22 @@ def demo(registry: Registry, overrides: Mapping[str, str], *, data_path: str, ou
             encoder=registry.encoders.get("basic"),
             dataset=registry.datasets.get(request.dataset),
         )
-        runs[control] = list(run_grid(resolved.runs, registry, out=out, resume=True, progress=True).results)
+        settings = resolved.runs[0].settings
+        if (
+            set(resolved.axes) != {"seed"}
+            or "recall" not in map(str.lower, settings.metrics)
+            or 20 not in settings.topk
+        ):
+            raise ConfigError(
+                f"the demo compares {METRIC} by seed: leave metrics and topk as they are, and no other axes"
+            )
+        finished = run_grid(resolved.runs, registry, out=out, resume=True, progress=True).results
+        runs[control] = {result.parameters["seed"]: result for result in finished}
     rows = [
-        _row(seed, control, content, twin)
+        _row(seed, control, runs[None][seed], twin)
         for control in CONTROLS
-        for seed, content, twin in zip(SEEDS, runs[None], runs[control], strict=True)
+        for seed, twin in runs[control].items()
+        if seed in runs[None]
     ]
     title = f"VBPR on the demo data: {METRIC} on test with the items' own features, and of twins without content"
     return f"{title}\n\n{table(rows)}"

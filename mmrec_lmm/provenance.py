@@ -2,6 +2,7 @@
 
 import inspect
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,24 @@ def run_id(spec: RunSpec, inputs: Inputs) -> str:
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
 
+def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
+    """One hash of the host's source files, and one of each plugin's that takes part: of its module, or of all the
+    files in its package's folder."""
+    classes = {"model": registry.models.load(spec.model, "cls")}
+    if spec.encoder is not None:
+        classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
+    hashes = {"host": hash_files(sorted(Path(__file__).parent.rglob("*.py")))}
+    for part, plugin_class in classes.items():
+        file = Path(inspect.getfile(plugin_class))
+        in_package = bool(sys.modules[plugin_class.__module__].__package__)
+        hashes[part] = hash_files(sorted(file.parent.glob("*.py")) if in_package else [file])
+    return hashes
+
+
 def provenance(
     spec: RunSpec, inputs: Inputs, model: Recommender, registry: Registry, device: torch.device
 ) -> dict[str, Any]:
     """What a result depends on and what merely surrounded it: hashes, versions, machine."""
-    sources = [*sorted(Path(__file__).parent.rglob("*.py")), Path(inspect.getfile(type(model)))]
     return {
         "model": spec.model,
         "dataset": spec.dataset,
@@ -52,7 +66,7 @@ def provenance(
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
         "present": {modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
         "config": fingerprint(spec),
-        "code": hash_files(sources),
+        "code": code_hashes(spec, registry),
         "numerics_version": NUMERICS_VERSION,
         "plugin": registry.models.giver(spec.model),
         "parameters_trained": sum(parameter.numel() for parameter in model.parameters()),

@@ -1,5 +1,6 @@
 """Recommendations from a finished run: its model is built again, takes its best weights, and ranks."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from .registry import Registry
 from .runner import build_model
 
 
-def recommend(run: str, users: Sequence[int], k: int, registry: Registry, *, out: Path) -> list[dict[str, Any]]:
+def recommend(
+    run: str, users: Sequence[int], k: int, registry: Registry, *, out: Path, data_path: str | None = None
+) -> list[dict[str, Any]]:
     """The best `k` items of each user, training items left out: rows of user, rank, item, its own id and title.
 
     Raises DataError where the data or features are no longer those of the run, ConfigError for unknown users.
     """
     folder = results.find_run(out, run)
     spec = results.load_config(folder, registry)
+    if data_path is not None:
+        spec = dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, data_path=data_path))
     inputs = gather(spec, registry)
     record = results.load_result(folder)
     assert record is not None

@@ -22,7 +22,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from .artifacts import plain, read_json, write_atomic, write_json
-from .errors import DataError, RunError, did_you_mean
+from .errors import ConfigError, DataError, RunError, did_you_mean
 from .registry import Registry
 from .settings import Settings
 from .types import RunResult, RunSpec
@@ -108,7 +108,8 @@ def find_run(out: Path, name: str) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise DataError(f"{name}: {len(matches)} runs start so: {', '.join(sorted(path.name for path in matches))}")
+        starts = ", ".join(sorted(path.name for path in matches))
+        raise ConfigError(f"{name}: {len(matches)} runs start so; give more of the id: {starts}")
     raise DataError(f"{name}: no finished run of that name in {out}{did_you_mean(name, runs)}; `list runs` shows them")
 
 

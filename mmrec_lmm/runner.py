@@ -27,7 +27,7 @@ from .features import ItemFeatures
 from .inputs import Inputs
 from .logs import log_epoch, metric_line
 from .machine import choose_device, cpu_threads, peak_memory
-from .provenance import provenance, run_id
+from .provenance import code_hashes, provenance, run_id
 from .registry import Registry
 from .settings import Settings
 from .trainer import Fit, Trainer, Validation
@@ -78,6 +78,7 @@ def run(
         finished = results.load_result(folder)
         if finished is not None and not force:
             logger.info("%s is finished: its stored result is returned (--force runs it again)", name)
+            _warn_of_other_code(finished, spec, registry)
             return dataclasses.replace(finished, parameters=spec.point)  # it may have been a point of another grid
         results.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
@@ -186,6 +187,18 @@ def rank(model: Recommender, dataset: Dataset, settings: Settings) -> dict[str, 
         )
         for split, rows in held_out.items()
     }
+
+
+def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) -> None:
+    """The code is no part of a run's identity, so that a plugin under work would go on answering from its old runs."""
+    then, now = finished.record["code"], code_hashes(spec, registry)
+    changed = [part for part in now if part != "host" and now[part] != then.get(part)]
+    if changed:
+        logger.warning(
+            "%s: the code of its %s changed since this result was made; --force runs it again",
+            finished.run_id,
+            " and its ".join(changed),
+        )
 
 
 def _where_stopped(folder: Path) -> str:

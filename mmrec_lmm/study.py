@@ -59,7 +59,7 @@ def run_grid(
             results.append(run(spec, gathered[key], registry, out=out, resume=resume, force=force, progress=progress))
         except Interrupted:
             raise
-        except RunError as error:
+        except (RunError, RuntimeError, MemoryError) as error:  # torch's errors are RuntimeErrors, out of memory too
             if len(specs) == 1:
                 raise
             logger.error("Parameters: %s failed: %s", _point(spec.point), error)

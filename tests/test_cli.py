@@ -482,8 +482,8 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--lerning_rate=0.1"], "command line: unknown key lerning_rate; did you mean learning_rate?"),
         ([*RUN, "--learning_rate=fast"], "command line: learning_rate must be a number, got 'fast'"),
         ([*RUN, "--jsno"], "unknown argument --jsno; did you mean --json?"),
-        ([*RUN, "--epochs", "3"], "unknown argument --epochs; configuration keys are given as --key=value"),
-        ([*RUN, "stray"], "unknown argument stray; configuration keys are given as --key=value"),
+        ([*RUN, "--epochs", "3"], "unknown argument --epochs; a configuration key is written with an equals sign: "),
+        ([*RUN, "stray"], "unknown argument stray; a configuration key is written with an equals sign: --KEY=VALUE"),
         (["list", "models", "--epochs=3"], "unknown argument --epochs=3"),
         ([*RUN, "--paradigm", "ft"], "--paradigm ft is not built yet; pt, the pre-trained encoder, is"),
         ([*RUN, "--paradigm=ete"], "--paradigm ete is not built yet"),
@@ -581,3 +581,47 @@ def test_the_commands_that_the_documentation_shows_parse() -> None:
     for text in (CLI, (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")):
         for line in re.findall(r"^mmrec-lmm (.*)$", text, re.MULTILINE):
             build_parser().parse_known_args(line.partition("  #")[0].split())
+
+
+# What a result is a result of
+
+
+def test_a_stored_result_of_a_plugin_whose_code_changed_is_given_with_a_warning(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "my_bpr.py"
+    path.write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
+    command = [sys.executable, "-m", "mmrec_lmm", "run", "-p", str(path), "-m", "MyBPR", "-d", "toy", "--epochs=1"]
+
+    def said() -> str:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "changed since" not in said()
+    assert "changed since" not in said()
+    path.write_text(path.read_text().replace("(-margin)", "(-2 * margin)"))
+    assert "the code of its model changed since this result was made; --force runs it again" in said()
+
+
+def test_flags_on_features_mean_nothing_to_a_model_without_and_are_no_part_of_its_run() -> None:
+    plain = document(call("run", "-m", "BPR", "-d", "toy", "--epochs=1", "--json"))
+    flagged = call(
+        "run", "-m", "BPR", "-d", "toy", "--epochs=1", "--control", "shuffled", "--modalities", "text", "--json"
+    )
+    assert "note: BPR uses no item features: --modalities, --control left out" in flagged.err
+    assert document(flagged)["run_id"] == plain["run_id"]
+    assert document(flagged)["record"]["control"] is None
+
+
+def test_recommend_finds_a_data_set_that_moved(here: Path, tmp_path: Path) -> None:
+    run_id = document(call(*RUN, "--json"))["run_id"]
+    moved = tmp_path / "elsewhere"
+    (here / "data").rename(moved)
+    assert call("recommend", run_id, "--users", "0").code == 4
+    assert call("recommend", run_id, "--users", "0", "--data-path", moved).code == 0
+
+
+def test_the_demo_refuses_what_its_table_could_not_show() -> None:
+    answer = call("demo", "--topk=[10]", "--valid_metric=Recall@10")
+    assert answer.code == 2
+    assert "the demo compares recall@20 by seed" in answer.err

@@ -534,7 +534,7 @@ def test_a_name_that_fits_no_run_or_several_is_an_error(
     )
     other = run_grid(specs(seed="5"), registry, out=out).best
     names = ", ".join(sorted([finished.run_id, other.run_id]))
-    with pytest.raises(DataError, match=re.escape(f"VBPR: 2 runs start so: {names}")):
+    with pytest.raises(ConfigError, match=re.escape(f"VBPR: 2 runs start so; give more of the id: {names}")):
         results.find_run(out, "VBPR")
 
 
