@@ -30,6 +30,7 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.host
+	$(BIN)/python -m benchmarks.models
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

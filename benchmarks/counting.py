@@ -1,5 +1,6 @@
 """How much work is in a function: torch's operations, the arithmetic of its products, the bytes that it touches."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,19 +9,30 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PRODUCTS = ("mm", "addmm", "addmm_")
-INDEXED = ("index_select", "index_add_", "index_copy_", "index_fill_", "index_put_", "_index_put_impl_")
+GATHERS = ("index_select", "index", "embedding")
+SCATTERS = ("index_add", "index_add_", "index_copy_", "index_fill_", "index_put", "index_put_", "_index_put_impl_")
+BAGS = (
+    "_embedding_bag",
+    "_embedding_bag_forward_only",
+    "_embedding_bag_backward",
+    "_embedding_bag_per_sample_weights_backward",
+)
+OPTIMISERS = ("_fused_adam_",)
 
 
 class Count(TorchDispatchMode):
     """What was called while it was entered. Views count for nothing.
 
     `bytes` is what operations read and write, whether it comes from memory or from a cache; of a table that is
-    gathered from or scattered into, only the rows concerned.
+    gathered from or scattered into, only the rows concerned. `moved` is the share of gathers, scatters and the
+    optimiser in them. `flops` are those of dense products, `sparse_flops` those of sparse ones; `selected` is, by k,
+    how many numbers the largest k were chosen from.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.operations = self.flops = self.bytes = 0
+        self.operations = self.flops = self.sparse_flops = self.bytes = self.moved = 0
+        self.selected: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -30,13 +42,28 @@ class Count(TorchDispatchMode):
         inputs = _tensors(args)
         written = _tensors(result) or inputs  # Adam returns nothing and overwrites what it is given
         self.operations += 1
-        if name in INDEXED:
-            inputs, written = inputs[1:], written if name == "index_select" else inputs[-1:]
-            inputs += written  # each row is read here and written there
-        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in inputs + written)
         if name in PRODUCTS:
             left, right = inputs[-2:]
-            self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+            if left.layout == torch.sparse_csr:
+                self.sparse_flops += 2 * left.values().numel() * right.shape[1]
+            else:
+                self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        elif name in BAGS:
+            ids = next(tensor for tensor in inputs if not tensor.is_floating_point())
+            self.sparse_flops += 2 * ids.numel() * inputs[0].shape[1]
+        elif name == "topk":
+            self.selected[args[1]] += inputs[0].numel()
+        if name in GATHERS or name in SCATTERS:
+            inputs, written = inputs[1:], written if name in GATHERS else inputs[-1:]
+            inputs += written  # each row is read here and written there
+        elif name == "embedding_dense_backward":
+            inputs, written = inputs + inputs[:1], inputs[:1]  # the gradient's rows, added to those of a table
+        elif name in OPTIMISERS:
+            written = [tensor for place in (0, 2, 3) for tensor in args[place]]  # all but the gradients
+        touched = sum(_bytes(tensor) for tensor in inputs + written)
+        self.bytes += touched
+        if name in (*GATHERS, *SCATTERS, "embedding_dense_backward", *OPTIMISERS):
+            self.moved += touched
         return result
 
 
@@ -45,6 +72,13 @@ def count(work: Callable[[], object]) -> Count:
     with Count() as counted:
         work()
     return counted
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of a sparse tensor, what its parts hold."""
+    if tensor.layout == torch.sparse_csr:
+        return sum(_bytes(part) for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()))
+    return tensor.numel() * tensor.element_size()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -24,6 +24,13 @@ class Size:
     test: int = 21_682
     widths: Mapping[str, int] = field(default_factory=lambda: {"image": 4096, "text": 384})
 
+    def times(self, factor: int, widths: Mapping[str, int]) -> "Size":
+        """`factor` times as many users, items and interactions, so that degrees stay the same; other `widths`."""
+        users, items, train, valid, test = (
+            factor * number for number in (self.users, self.items, self.train, self.valid, self.test)
+        )
+        return Size(users, items, train, valid, test, widths)
+
 
 BABY = Size()
 QUICK = Size(users=300, items=200, train=2_000, valid=320, test=340, widths={"image": 48, "text": 16})

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,17 @@ class Timing:
         return lower, upper
 
 
+def now() -> float:
+    """Seconds since some moment: of processor time where torch has one thread, which others on the machine distort
+    least, else of a clock on the wall. On an idle machine one thread has the same time by both."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def seconds(work: Callable[[], object]) -> float:
     """How long one call takes."""
-    started = time.perf_counter()
+    started = now()
     work()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def by_turns(real: Callable[[], object], floor: Callable[[], object], repeats: int) -> Timing:
@@ -57,6 +64,19 @@ def copy_rate(megabytes: int, repeats: int = 9) -> float:
     source = torch.ones(megabytes << 18)
     target = torch.empty_like(source)
     return 2 * source.nbytes / 1e9 / _median(lambda: target.copy_(source), repeats)
+
+
+def sparse_rate(matrix: Tensor, width: int, repeats: int = 9) -> float:
+    """Float32 GFLOP/s of a sparse matrix times a dense one of `width` columns."""
+    x, out = torch.rand(matrix.shape[1], width), torch.empty(matrix.shape[0], width)
+    work = 2 * matrix.values().numel() * width
+    return work / 1e9 / _median(lambda: torch.addmm(out, matrix, x, beta=0, out=out), repeats)
+
+
+def selection_rate(n: int, k: int, *, rows: int = 256, repeats: int = 9) -> float:
+    """Thousand millions of numbers a second, of which the largest `k` of each `n` are chosen."""
+    scores, values, places = torch.rand(rows, n), torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+    return rows * n / 1e9 / _median(lambda: torch.topk(scores, k, out=(values, places)), repeats)
 
 
 def _median(work: Callable[[], object], repeats: int) -> float:

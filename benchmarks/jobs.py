@@ -1,0 +1,214 @@
+"""One measurement in a process of its own, so that its peak of memory is its own: `python -m benchmarks.jobs '{...}'`.
+
+models.py starts these and puts their results together. Each job is a function from plain values to plain values, which
+travel as JSON. The peak is read after one step (or two: an epoch's first batch is special in LATTICE) and one
+evaluation, before anything is counted or the machine's rates measured.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmrec_lmm.data.sampling import TrainingRows
+from mmrec_lmm.evaluator import Evaluator, metric_values
+from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.settings import Settings
+from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.types import Batch, FeatureTable, TrainingData
+
+from .counting import Count, count
+from .memory import peak_bytes
+from .synthetic import BABY, QUICK, Size, features, interactions
+from .timing import copy_rate, now, product_rate, seconds, selection_rate, sparse_rate
+
+SETTINGS = Settings()  # the shipped defaults: batches of 2,048, Adam at 0.001, four metrics at 5, 10, 20 and 50
+ROUNDS = 3  # in which steps, evaluation and the machine's rates are measured by turns
+WIDTH = 64  # of embeddings, and so of what is propagated and compared
+
+
+class SomeRows:
+    """An epoch's first batches, as the trainer draws them, and when each was asked for."""
+
+    def __init__(self, rows: TrainingRows) -> None:
+        self._rows, self.limit = rows, 2
+        self.times: list[float] = []
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        self.times = []
+        for batch in islice(self._rows.epoch(generator), self.limit):
+            yield batch
+            self.times.append(now())  # the trainer is back: its step on this batch is done
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def train(
+    model: str,
+    *,
+    options: Mapping[str, Any],
+    steps: int,
+    factor: int,
+    widths: Mapping[str, int],
+    quick: bool,
+    steps_only: bool = False,
+    mapped: bool = False,
+    items: int | None = None,
+) -> dict[str, Any]:
+    """Time a model's first batch of an epoch and `steps` more, in the real trainer, and a whole evaluation: medians of
+    a few rounds, in which the machine's rates are measured too.
+
+    `seconds` and `floor` of each are by part: "first" (epoch start, sampling and first batch), "step", "evaluation".
+    With `steps_only` there is one round, and neither evaluation nor floor. `factor` multiplies Baby's size, of which
+    `items` may replace the number of items; `mapped` features are read from a memory-mapped file.
+    """
+    size = QUICK if quick else BABY
+    size = size.times(factor, size.widths if quick else widths)
+    if items is not None:
+        size = Size(size.users, items, size.train, size.valid, size.test, size.widths)
+    rng = np.random.default_rng(0)
+    splits = interactions(size, rng)
+    with tempfile.TemporaryDirectory() as folder:
+        tables = _mapped(size, rng, Path(folder)) if mapped else features(size, rng)
+        return _train(model, size, splits, tables, options=options, steps=steps, steps_only=steps_only, quick=quick)
+
+
+def _train(
+    name: str, size: Size, splits: Any, tables: Any, *, options: Any, steps: int, steps_only: bool, quick: bool
+) -> dict[str, Any]:
+    registry = load_registry()
+    metrics = {metric: registry.metrics.load(metric, "fn") for metric in SETTINGS.metrics}
+    torch.manual_seed(0)
+    data = TrainingData(size.users, size.items, splits["train"])
+    started = now()
+    model = registry.models.load(name, "cls")(
+        data, ItemFeatures.from_tables(tables), registry.models.load(name, "config")(**options)
+    )
+    batch = size.train // 7 if quick else SETTINGS.train_batch_size  # a few, also of a tiny size
+    rows = SomeRows(TrainingRows(splits["train"], size.users, batch))
+    generator = torch.Generator().manual_seed(0)
+    trainer = Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)  # type: ignore[arg-type]
+    trainer._train_epoch(0)  # what is made once for a whole run
+    start = now() - started
+    evaluator = Evaluator(splits["test"], [splits["train"]], size.items)
+
+    def rank() -> None:
+        metric_values(evaluator.rank(model, max(SETTINGS.topk)), metrics, SETTINGS.topk)
+
+    if not steps_only:
+        rank()
+    peak = peak_bytes()
+
+    def epoch(batches: int) -> Count:
+        rows.limit = batches
+        return count(lambda: trainer._train_epoch(1))
+
+    work: dict[str, dict[str, Any]] = {}
+    if not steps_only:
+        work["first"] = _plain(epoch(1))
+        work["step"] = _difference(_plain(epoch(2)), work["first"])
+        work["evaluation"] = _plain(count(rank))
+    selections = {int(k) for part in work.values() for k in part["selected"]}
+
+    times: dict[str, list[float]] = {"first": [], "step": [], "evaluation": []}
+    rates: list[dict[str, float]] = []
+    rows.limit = 1 + steps
+    for _ in range(1 if quick or steps_only else ROUNDS):
+        began = now()
+        trainer._train_epoch(2)
+        times["first"].append(rows.times[0] - began)
+        times["step"] += np.diff(rows.times).tolist()
+        if not steps_only:
+            times["evaluation"].append(seconds(rank))
+            rates.append(_rates(data, selections, quick=quick))
+    rate = {name: statistics.median(each[name] for each in rates) for name in (rates[0] if rates else ())}
+    return {
+        "batches": len(rows),
+        "seconds": {"start": start} | {part: statistics.median(taken) for part, taken in times.items() if taken},
+        "peak": peak,
+        "work": work,
+        "rates": rate,
+        "floor": {part: floor(counted, rate) for part, counted in work.items()},
+    }
+
+
+def neighbours(*, items: int) -> dict[str, Any]:
+    """Time the search for the 10 nearest of `items` vectors."""
+    x = torch.randn(items, WIDTH, generator=torch.Generator().manual_seed(0))
+    taken = seconds(lambda: nearest_neighbours(x, 10))
+    return {"seconds": taken, "peak": peak_bytes()}
+
+
+def floor(work: Mapping[str, Any], rates: Mapping[str, float]) -> float:
+    """The seconds that the counted work takes at the machine's rates: products, rows moved, the optimiser's pass and
+    selections. All that goes element by element could be fused into these, and counts as free."""
+    giga = (
+        work["flops"] / rates["product"]
+        + work["sparse_flops"] / rates["sparse"]
+        + work["moved"] / rates["copy"]
+        + sum(n / rates[f"largest {k}"] for k, n in work["selected"].items())
+    )
+    return float(giga / 1e9)
+
+
+def _plain(counted: Count) -> dict[str, Any]:
+    numbers = {name: getattr(counted, name) for name in ("operations", "flops", "sparse_flops", "moved", "bytes")}
+    return numbers | {"selected": {str(k): n for k, n in counted.selected.items()}}
+
+
+def _difference(both: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """What the second of two batches adds."""
+    numbers = {name: number - first[name] for name, number in both.items() if name != "selected"}
+    selected = {k: n - first["selected"].get(k, 0) for k, n in both["selected"].items()}
+    return numbers | {"selected": {k: n for k, n in selected.items() if n}}
+
+
+def _rates(data: TrainingData, selections: Collection[int], *, quick: bool) -> dict[str, float]:
+    """GFLOP/s of a large product and of the sparse product with this graph, GB/s of a copy, and the numbers a second
+    (in thousand millions) among which the largest k of a row are chosen, by k."""
+    graph = BipartiteGraph(data).adjacency("symmetric").csr()
+    return {
+        "product": product_rate(256 if quick else 2048, repeats=3),
+        "sparse": sparse_rate(graph, WIDTH, repeats=5),
+        "copy": copy_rate(4 if quick else 256, repeats=3),
+    } | {f"largest {k}": selection_rate(data.n_items, k, repeats=5) for k in selections}
+
+
+def _mapped(size: Size, rng: np.random.Generator, folder: Path) -> dict[str, FeatureTable]:
+    """Normal deviates in files, of which only what is read comes into memory; written in blocks."""
+    tables, present = {}, np.ones(size.items, dtype=bool)
+    for modality, width in size.widths.items():
+        path = folder / f"{modality}.npy"
+        values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(size.items, width))
+        for start in range(0, size.items, 4096):
+            rows = values[start : start + 4096]
+            rows[:] = rng.standard_normal(rows.shape, np.float32)
+        values.flush()
+        del values
+        tables[modality] = FeatureTable(modality, np.load(path, mmap_mode="c"), present, modality)
+    return tables
+
+
+JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {"train": train, "neighbours": neighbours}
+
+
+def main() -> None:
+    """Read a job from the command line, print its result."""
+    request = json.loads(sys.argv[1])
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    print(json.dumps(JOBS[request["job"]](**request["arguments"])))
+
+
+if __name__ == "__main__":
+    main()

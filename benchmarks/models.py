@@ -1,0 +1,186 @@
+"""What the models cost: `python -m benchmarks.models [table | growth | large] [--quick] [--threads 1]`.
+
+table   a training epoch and an evaluation of each at Amazon Baby's size, beside the time of their unavoidable
+        arithmetic at the machine's own rates, and their peak of memory (`make bench` prints this)
+growth  a step, and the search for nearest neighbours, at 1, 2, 4 and 8 times Baby; --plot draws them as SVG
+large   LATTICE at 63,000 items with memory-mapped features
+
+Data are synthetic and seeded. Each measurement is a process of its own (jobs.py): its peak is its own, and what
+importing torch takes is subtracted. docs/performance.md says how to read it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .growth import Series, svg
+from .host import processor
+from .jobs import ROUNDS
+
+#: A row's name -> the model, and options other than its defaults.
+ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "BPR": ("BPR", {}),
+    "LightGCN": ("LightGCN", {}),
+    "VBPR": ("VBPR", {}),
+    "SLMRec": ("SLMRec", {}),
+    "MMGCL": ("MMGCL", {}),
+    "MMGCL, paper": ("MMGCL", {"variant": "paper"}),
+    "LATTICE": ("LATTICE", {}),
+    "MMGCN": ("MMGCN", {}),
+    "MMGCN, frozen ids": ("MMGCN", {"trainable_id": False}),  # as MMRec and LMM4Rec have it
+}
+BABY_WIDTHS = {"image": 4096, "text": 384}
+GROWTH_WIDTHS = {"image": 128, "text": 128}  # narrow: what grows with the graph is to be seen, not the features
+FACTORS = (1, 2, 4, 8)
+BABY_ITEMS = 7_050
+LARGE_ITEMS, LARGE_WIDTHS, LARGE_LIMIT_GB = 63_000, {"image": 512, "text": 512}, 6.0
+
+
+class Bench:
+    """Starts measurements, one at a time, all with the same number of threads (0: torch's choice)."""
+
+    def __init__(self, *, threads: int, steps: int, quick: bool) -> None:
+        self._threads, self._steps, self._quick = threads, steps, quick
+        self._torch = int(self._run("benchmarks.memory"))  # bytes that importing torch takes
+
+    def train(self, row: str, *, factor: int = 1, widths: Mapping[str, int] = BABY_WIDTHS, **more: Any) -> Any:
+        model, options = ROWS[row]
+        return self.job(
+            "train", model=model, options=options, steps=self._steps, factor=factor, widths=widths, quick=self._quick,
+            **more,
+        )  # fmt: skip
+
+    def job(self, name: str, **arguments: Any) -> Any:
+        """A job's result, its `peak` in GB over what importing torch takes."""
+        request = {"job": name, "threads": self._threads, "arguments": arguments}
+        result = json.loads(self._run("benchmarks.jobs", json.dumps(request)))
+        return result | {"peak": (result["peak"] - self._torch) / 1e9}
+
+    def _run(self, module: str, *arguments: str) -> str:
+        threads = {"OMP_NUM_THREADS": str(self._threads)} if self._threads else {}
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | threads,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+
+def table(bench: Bench, rows: Sequence[str]) -> None:
+    """Print a line per model as it is measured: an epoch and an evaluation, each beside its floor."""
+    print(
+        "| model | start, s | first batch, ms | step, ms | epoch, s | floor, s | ratio "
+        "| evaluation, s | floor, s | ratio | peak, GB | epoch: GFLOP | sparse | moved, GB |\n"
+        "|---|" + "---:|" * 13
+    )
+    rates = []
+    for row in rows:
+        result = bench.train(row)
+        rates.append(result["rates"])
+        times, floors, n = result["seconds"], result["floor"], result["batches"]
+        epoch, least = (part["first"] + (n - 1) * part["step"] for part in (times, floors))
+        work = {
+            name: (result["work"]["first"][name] + (n - 1) * result["work"]["step"][name]) / 1e9
+            for name in ("flops", "sparse_flops", "moved")
+        }
+        evaluation, at_least = times["evaluation"], floors["evaluation"]
+        print(
+            f"| {row} | {times['start']:.1f} | {1000 * times['first']:,.0f} | {1000 * times['step']:,.1f} "
+            f"| {epoch:.2f} | {least:.2f} | {epoch / least:.2f} "
+            f"| {evaluation:.2f} | {at_least:.2f} | {evaluation / at_least:.2f} | {result['peak']:.2f} "
+            f"| {work['flops']:,.1f} | {work['sparse_flops']:,.1f} | {work['moved']:,.1f} |",
+            flush=True,
+        )
+    print("\nRates that the machine reached beside these:", rates_line(rates))
+
+
+def rates_line(rates: Sequence[Mapping[str, float]]) -> str:
+    """The range of each rate over the measurements."""
+    units = {"product": ("large product", "GFLOP/s"), "sparse": ("sparse product", "GFLOP/s"), "copy": ("copy", "GB/s")}
+    parts = []
+    for kind in dict.fromkeys(kind for rate in rates for kind in rate):
+        found = [rate[kind] for rate in rates if kind in rate]
+        name, unit = units.get(kind, (f"{kind} of each row", "thousand million numbers/s"))
+        parts.append(f"{name} {min(found):.3g} - {max(found):.3g} {unit}")
+    return ", ".join(parts)
+
+
+def growth(bench: Bench, rows: Sequence[str], factors: Sequence[int], *, items: int, plot: Path | None) -> None:
+    """Print a line per model, and one for the search for neighbours: time and memory at each size."""
+    sizes = " | ".join(f"{factor} x" for factor in factors)
+    print(f"| | step, ms: {sizes} | | peak, GB: {sizes} | |\n|---|" + "---:|" * (2 * len(factors) + 2))
+    series = []
+    for row in rows:
+        results = [bench.train(row, factor=factor, widths=GROWTH_WIDTHS, steps_only=True) for factor in factors]
+        times = [1000 * result["seconds"]["step"] for result in results]
+        series.append(_grown(row, times, [result["peak"] for result in results], factors))
+    found = [bench.job("neighbours", items=factor * items) for factor in factors]
+    times, peaks = [1000 * result["seconds"] for result in found], [result["peak"] for result in found]
+    series.append(_grown("exact neighbours", times, peaks, factors))
+    if plot:
+        plot.write_text(svg(series))
+
+
+def _grown(name: str, times: Sequence[float], peaks: Sequence[float], factors: Sequence[int]) -> Series:
+    """Print a line; the columns after the sizes say how many times the first the last is."""
+    cells = [f"{time:,.1f}" for time in times] + [f"**{times[-1] / times[0]:.1f}**"]
+    cells += [f"{peak:.2f}" for peak in peaks] + [f"**{peaks[-1] / peaks[0]:.1f}**"]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return Series(name, tuple(factors), tuple(times), tuple(peaks))
+
+
+def large(bench: Bench, items: int) -> None:
+    """Print LATTICE's times and peak at a size where items x items would be 16 GB."""
+    result = bench.train("LATTICE", factor=9, widths=LARGE_WIDTHS, items=items, mapped=True, steps_only=True)
+    times, peak = result["seconds"], result["peak"]
+    verdict = "ok" if peak <= LARGE_LIMIT_GB else "miss"
+    widths = " + ".join(str(width) for width in LARGE_WIDTHS.values())
+    print(
+        f"LATTICE, {items:,} items, nine times Baby's users and interactions, features {widths} memory-mapped: "
+        f"start with the fixed graphs {times['start']:.1f} s, first batch of an epoch {times['first']:.1f} s, "
+        f"step {1000 * times['step']:,.1f} ms, peak {peak:.2f} GB of {LARGE_LIMIT_GB:.0f} GB: {verdict}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("table", "growth", "large"), default="table")
+    parser.add_argument("--models", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="default: all")
+    parser.add_argument("--threads", type=int, default=0, help="of torch (default: as many as it chooses)")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="timed in each round, after an epoch's first batch (default: %(default)s)"
+    )
+    parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="sizes of growth, in Babys")
+    parser.add_argument("--plot", type=Path, help="write growth as SVG")
+    parser.add_argument("--quick", action="store_true", help="a tiny size: shows that it runs, measures nothing")
+    options = parser.parse_args(argv)
+    clock = "one thread, processor time" if options.threads == 1 else f"{options.threads or 'default'} threads"
+    rounds = f"{ROUNDS} rounds" if options.what == "table" else "one round"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(
+        f"{processor()}, {os.cpu_count()} cores{load}; {clock}; {rounds} of {options.steps} steps\n",
+        flush=True,
+    )
+    bench = Bench(threads=options.threads, steps=options.steps, quick=options.quick)
+    if options.what == "table":
+        table(bench, options.models)
+    elif options.what == "growth":
+        items = 200 if options.quick else BABY_ITEMS
+        growth(bench, options.models, options.factors, items=items, plot=options.plot)
+    else:
+        large(bench, 2_000 if options.quick else LARGE_ITEMS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The models' benchmark runs, counts the real code's work and draws what it found. Nothing here looks at a clock."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import jobs, models
+from benchmarks.counting import count
+from benchmarks.growth import Series, svg
+from benchmarks.memory import peak_bytes
+from benchmarks.synthetic import BABY, QUICK
+from mmrec_lmm.graph import SparseMatrix, neighbour_sum, propagate
+from mmrec_lmm.registry import load_registry
+
+
+def measured(row: str, **more: Any) -> dict[str, Any]:
+    model, options = models.ROWS[row]
+    return jobs.train(model, options=options, steps=2, factor=1, widths={}, quick=True, **more)
+
+
+@pytest.mark.parametrize("row", models.ROWS)
+def test_a_models_first_batch_later_steps_and_evaluation_are_measured_and_have_a_floor(row: str) -> None:
+    result = measured(row)
+    assert result["batches"] == 8  # seven whole ones of 2,000 // 7 rows, and a short one
+    for part in ("first", "step", "evaluation"):
+        assert result["seconds"][part] > 0
+        assert result["floor"][part] > 0
+    assert result["work"]["evaluation"]["selected"]["51"] == QUICK.users * QUICK.items
+
+
+def test_every_model_that_ships_is_measured() -> None:
+    shipped = {spec.name for spec in load_registry().models if spec.paper}
+    assert {model for model, _ in models.ROWS.values()} == shipped
+
+
+def test_an_epoch_of_lattice_builds_its_graph_in_the_first_batch_and_in_no_other() -> None:
+    work = measured("LATTICE")["work"]
+    assert work["first"]["selected"] == {"11": 2 * QUICK.items**2}  # two modalities, ten neighbours and one for ties
+    assert work["step"]["selected"] == {}
+    assert work["step"]["flops"] == 0 < work["first"]["flops"]
+
+
+def test_the_arithmetic_of_a_step_of_lightgcn_is_three_layers_forth_and_back() -> None:
+    work = measured("LightGCN")["work"]["step"]
+    assert work["sparse_flops"] == 2 * 3 * 2 * (2 * QUICK.train) * 64
+    assert work["flops"] == 0
+
+
+def test_frozen_ids_spare_mmgcn_the_products_of_what_is_constant() -> None:
+    learned, frozen = (measured(row)["work"]["step"] for row in ("MMGCN", "MMGCN, frozen ids"))
+    assert frozen["sparse_flops"] < learned["sparse_flops"]
+    assert frozen["moved"] < learned["moved"]  # the optimiser's pass over ids and preferences
+
+
+def test_features_can_lie_in_a_memory_mapped_file_and_the_number_of_items_be_set() -> None:
+    work = measured("LATTICE", mapped=True, items=250)["work"]
+    assert work["first"]["selected"] == {"11": 2 * 250**2}
+
+
+def test_a_sparse_product_counts_its_entries_forth_and_back() -> None:
+    rows, cols = torch.tensor([0, 0, 2]), torch.tensor([1, 3, 2])
+    matrix = SparseMatrix.from_entries(rows, cols, torch.ones(3), (3, 4))
+    x = torch.ones(4, 5, requires_grad=True)
+    counted = count(lambda: propagate(matrix, x).sum().backward())
+    assert (counted.sparse_flops, counted.flops) == (2 * (2 * 3 * 5), 0)
+
+
+def test_a_sum_over_neighbours_counts_like_the_sparse_product_that_it_is() -> None:
+    items, weights, x = torch.tensor([[0, 1], [1, 2], [2, 2]]), torch.ones(3, 2), torch.ones(3, 5)
+    assert count(lambda: neighbour_sum(items, weights, x)).sparse_flops == 2 * 6 * 5
+
+
+def test_a_lookup_moves_its_rows_forth_and_back_and_not_the_table() -> None:
+    table, ids = torch.ones(1000, 4, requires_grad=True), torch.tensor([3, 5])
+    counted = count(lambda: torch.nn.functional.embedding(ids, table).sum().backward())
+    rows = 2 * 4 * 4
+    assert counted.moved == (16 + 2 * rows) + (16 + 3 * rows)  # read, written; gradient and sum read, sum written
+
+
+def test_adam_reads_four_numbers_per_weight_and_writes_three() -> None:
+    weight = torch.ones(10, 10, requires_grad=True)
+    adam = torch.optim.Adam([weight], fused=True)
+    weight.grad = torch.ones_like(weight)
+    assert count(adam.step).moved == pytest.approx(7 * 4 * 100, abs=16)  # and the number of the step
+
+
+def test_a_floor_is_each_kind_of_work_at_its_own_rate() -> None:
+    work = {"flops": 2e9, "sparse_flops": 3e9, "moved": 4e9, "selected": {"50": 5e9}}
+    rates = {"product": 20.0, "sparse": 10.0, "copy": 8.0, "largest 50": 1.0}
+    assert jobs.floor(work, rates) == pytest.approx(0.1 + 0.3 + 0.5 + 5.0)
+
+
+def test_growing_multiplies_users_items_and_interactions_alike() -> None:
+    grown = BABY.times(4, {"image": 8})
+    assert (grown.users, grown.items, grown.train) == (4 * BABY.users, 4 * BABY.items, 4 * BABY.train)
+    assert grown.widths == {"image": 8}
+
+
+def test_the_peak_of_a_process_holds_what_it_has_touched() -> None:
+    before = peak_bytes()
+    block = torch.ones(64 << 20)  # a quarter of a GB
+    assert peak_bytes() >= max(before, block.nbytes)
+
+
+def test_the_plot_is_svg_with_a_line_for_each_series_in_either_panel() -> None:
+    series = [
+        Series("one", (1, 2, 4), (1.0, 2.0, 4.0), (0.1, 0.2, 0.4)),
+        Series("two", (1, 2, 4), (3, 9, 30), (1, 1, 1)),
+    ]
+    drawn = ElementTree.fromstring(svg(series))
+    name = "{http://www.w3.org/2000/svg}"
+    assert len(drawn.findall(f"{name}polyline")) == 2 * (2 + 2)  # two guides and two lines
+    assert {"one", "two"} <= {text.text for text in drawn.findall(f"{name}text")}
+
+
+@pytest.mark.slow
+def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    quick = ["--quick", "--steps", "2"]
+    models.main([*quick, "--models", "BPR"])
+    models.main(["growth", *quick, "--models", "BPR", "--factors", "1", "2", "--plot", str(tmp_path / "growth.svg")])
+    models.main(["large", *quick])
+    printed = capsys.readouterr().out
+    for line in (r"\| BPR \| [\d.]+ \|", r"\| exact neighbours \|", r"LATTICE, 2,000 items, .* ok", "large product"):
+        assert re.search(line, printed)
+    assert (tmp_path / "growth.svg").read_text().startswith("<svg")
