@@ -21,6 +21,7 @@ from mmrec_lmm.types import Batch, Interactions, TrainingData
 N_USERS, N_ITEMS, WIDTH = 12, 15, 8
 BATCH = Batch(torch.arange(6), torch.arange(6) * 5 % N_ITEMS, (torch.arange(6) * 5 + 2) % N_ITEMS)
 FEATURES = {"image": (24, 11), "text": (10, 12), "audio": (6, 13)}  # width, seed; the reference has no audio
+SHORT = {"image": "v", "text": "t", "audio": "a"}  # modalities in the references' names of parameters
 
 
 def uniform(n: int, h: int) -> np.ndarray:
@@ -63,13 +64,16 @@ def uneven_data() -> TrainingData:
     return TrainingData(N_USERS, N_ITEMS, Interactions(train.users[kept], train.items[kept]))
 
 
-def features(*modalities: str, joint: bool = False, absent: int | None = None) -> ItemFeatures:
-    """The features of image and text, or of the modalities named; item `absent` lacks them all."""
+def features(
+    *modalities: str, joint: bool = False, absent: int | None = None, dtype: torch.dtype = torch.float32
+) -> ItemFeatures:
+    """The features of image and text, or of the modalities named; item `absent` lacks them all. Values are float32's,
+    whatever `dtype` holds them."""
     tables = {}
     for modality in modalities or ("image", "text"):
         width, seed = FEATURES[modality]
         values = 2 * uniform(N_ITEMS * width, seed).reshape(N_ITEMS, width) - 1
-        tables[modality] = torch.tensor(values, dtype=torch.float32)
+        tables[modality] = torch.tensor(values, dtype=torch.float32).to(dtype)
     present = torch.arange(N_ITEMS) != (-1 if absent is None else absent)
     tables = {modality: table * present.unsqueeze(1) for modality, table in tables.items()}
     return ItemFeatures(tables, dict.fromkeys(tables, present), joint=joint)

@@ -12,6 +12,7 @@ from golden import (
     BATCH,
     N_ITEMS,
     N_USERS,
+    SHORT,
     WIDTH,
     assert_scores,
     build,
@@ -51,7 +52,6 @@ SCORES = {
     "total": 22.60569,
 }  # of users 0 to 2; first: user 0, items 0 to 5
 
-SHORT = {"image": "v", "text": "t", "audio": "a"}
 ALPHA, TEMPERATURE, LAYERS = 0.4, 0.2, 3
 SETS = [("image",), ("text",), ("image", "text"), ("audio", "image", "text")]
 

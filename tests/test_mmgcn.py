@@ -13,6 +13,7 @@ from golden import (
     BATCH,
     N_ITEMS,
     N_USERS,
+    SHORT,
     WIDTH,
     assert_scores,
     build,
@@ -72,8 +73,6 @@ SCORES = {
     "norm": 0.50256,
     "total": 2.71117,
 }  # of users 0 to 2; first: user 0, items 0 to 5
-
-SHORT = {"image": "v", "text": "t", "audio": "a"}
 
 
 @pytest.fixture

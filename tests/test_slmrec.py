@@ -12,6 +12,7 @@ from golden import (
     BATCH,
     N_ITEMS,
     N_USERS,
+    SHORT,
     WIDTH,
     assert_scores,
     build,
@@ -61,7 +62,6 @@ SCORES = {
 }  # of users 0 to 2; first: user 0, items 0 to 5
 NO_GRADIENT = {"g_a_iva.weight", "g_a_iva.bias"}  # audio's, which this world lacks
 
-SHORT = {"image": "v", "text": "t", "audio": "a"}
 ALPHA, SSL_TEMP, TEMP, RATE, LAYERS = 0.1, 0.5, 0.2, 0.3, 3
 SETS = [("image",), ("text",), ("image", "text"), ("audio", "image", "text")]
 
