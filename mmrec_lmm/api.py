@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .artifacts import hash_file as hash_file
     from .artifacts import home as home
+    from .checkpoints import LoadReport as LoadReport
+    from .checkpoints import interpolate_positions as interpolate_positions
+    from .checkpoints import load_state as load_state
+    from .checkpoints import read_checkpoint as read_checkpoint
     from .contracts import DotProduct as DotProduct
     from .contracts import ItemEncoder as ItemEncoder
     from .contracts import Recommender as Recommender
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import MMRecError as MMRecError
     from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
+    from .errors import did_you_mean as did_you_mean
     from .features import ItemFeatures as ItemFeatures
     from .hookspecs import API_VERSION as API_VERSION
     from .hookspecs import hookimpl as hookimpl
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from .specs import EncoderSpec as EncoderSpec
     from .specs import MetricSpec as MetricSpec
     from .specs import ModelSpec as ModelSpec
+    from .specs import WeightFile as WeightFile
     from .types import Batch as Batch
     from .types import Dataset as Dataset
     from .types import EpochReport as EpochReport
@@ -35,18 +41,21 @@ if TYPE_CHECKING:
     from .types import RunResult as RunResult
     from .types import RunSpec as RunSpec
     from .types import TrainingData as TrainingData
+    from .weights import find_weights as find_weights
 
 _HOME = {
     "artifacts": ("hash_file", "home"),
+    "checkpoints": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
-    "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing"),
+    "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
     "features": ("ItemFeatures",),
     "hookspecs": ("API_VERSION", "hookimpl"),
-    "specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec"),
+    "specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "WeightFile"),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
         "RunSpec", "TrainingData",
     ),
+    "weights": ("find_weights",),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -41,6 +41,17 @@ def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tens
     return _InfoNCE.apply(anchors, candidates, temperature)
 
 
+def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tensor:
+    """The mean of InfoNCE from `first` to `second` and back, for unit rows (B, D) and a learned `scale` = 1 / t ().
+
+    Radford et al., ICML 2021, arXiv:2103.00020: row i of the one belongs to row i of the other (ITC).
+    """
+    logits = scale * first @ second.T  # (B, B)
+    own = torch.arange(len(logits), device=logits.device)
+    ways = torch.nn.functional.cross_entropy(logits, own), torch.nn.functional.cross_entropy(logits.T, own)
+    return (ways[0] + ways[1]) / 2
+
+
 class _InfoNCE(torch.autograd.Function):
     """With P = softmax(A C' / t): dA = (P C - C_B) / (B t), dC = (P' A - A_B) / (B t)."""
 

@@ -7,8 +7,8 @@ plugins imports none of them.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +44,38 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class WeightFile:
+    """A file that an encoder's weights or vocabulary come in, as its authors publish it.
+
+    `sha256` is what they publish; where they publish none it is None: the hash of the first download is recorded and
+    enforced from then on. It is never invented here.
+    """
+
+    name: str  # of the file, in the encoder's folder <home>/weights/<encoder>/
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class EncoderSpec:
-    """Registers an encoder. `weights_id(config)` returns a string naming the weights and their content (a hash),
-    without loading them where possible; it may raise WeightsMissing. `version` rises when the same weights would
-    give other features (a change in preprocessing)."""
+    """Registers an encoder. `weights_id(config, modality)` returns a string naming what that modality needs, weights
+    and vocabulary, by its content (a hash), without loading it where possible; it may raise WeightsMissing. `version`
+    rises when the same weights would give other features (a change in preprocessing)."""
 
     name: str
-    cls: type[ItemEncoder] | str
+    cls: type[ItemEncoder] | str | None  # None: nothing is encoded, the features are those of `feature_files`
     config: type | str
-    modalities: tuple[str, ...]
-    weights_id: Callable[[Any], str] | str
+    modalities: tuple[str, ...]  # the first ones are made unasked; "joint" (of image and text together) only on request
+    weights_id: Callable[[Any, str], str] | str
+    files: Callable[[Any, str], Sequence[WeightFile]] | str | None = None  # of (config, modality); None: none
+    feature_files: Callable[[Any, Dataset], Mapping[str, Path]] | str | None = None  # ready ones, .npy by modality
+    variants: Mapping[str, str] = field(default_factory=dict)  # values of the key `variant`, each with its summary
     version: int = 1
     summary: str = ""
     paper: str = ""
     licence: str = ""
-    dims: Mapping[str, int] | None = None  # at default settings, for listings
+    dims: Mapping[str, int] | None = None  # at default settings, for listings; so are the parameters
+    parameters: int | None = None
     configs: Path | None = None
 
 

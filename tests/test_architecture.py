@@ -20,9 +20,10 @@ LAYERS = """
     errors types settings
     specs features graph losses
     contracts hookspecs
-    api artifacts layers schema machine logs
+    api artifacts layers schema machine logs torchscript
+    weights checkpoints
     registry config
-    data results
+    data results tables items inference
     encoding evaluator trainer
     finetuning checkpoint inputs
     provenance

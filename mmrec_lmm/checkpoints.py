@@ -1,0 +1,222 @@
+"""Reading the files that pretrained weights come in, and filling a module with them. Nothing is executed.
+
+Shapes: P prefix rows, n and m sides of a grid of patches, D width.
+"""
+
+import argparse
+import logging
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import DataError
+from .torchscript import is_torchscript, read_torchscript
+
+logger = logging.getLogger(__name__)
+
+#: Where training scripts keep the weights in what they save, in the order in which they are looked for.
+CONTAINERS = ("state_dict", "module", "model")
+_AGAIN = "delete it and download it again"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint's keys."""
+
+    used: tuple[str, ...]
+    dropped: tuple[str, ...]  # in the file and not wanted
+    missing: tuple[str, ...]  # optional and not in the file: they keep their initial values
+
+    def summary(self) -> str:
+        """One line for the log."""
+        line = f"{len(self.used)} tensors loaded"
+        if self.dropped:
+            line += f", {len(self.dropped)} left out ({_some(self.dropped)})"
+        if self.missing:
+            line += f", {len(self.missing)} not in the file, at their initial values ({_some(self.missing)})"
+        return line
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file: safetensors, torch's own formats, or a TorchScript archive.
+
+    Containers (`state_dict`, `module`, `model`) are opened, and a `module.` that all names begin with is cut off.
+    Types stay as they are in the file. Tensors may be views of the file on the disk, which must then outlive them.
+    Raises DataError for a damaged file, one that is no checkpoint, and one that holds more than data.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+    if int.from_bytes(head[:8], "little") < 100_000_000 and head[8:9] == b"{":  # the bound is the format's own
+        return _read_safetensors(path)
+    if head.startswith(b"PK\x03\x04"):
+        if is_torchscript(_entries(path)):
+            return read_torchscript(path)
+        return _opened(_torch_load(path, mmap=True), path)
+    if head.startswith(b"\x80"):  # a pickle: torch's format until 1.5
+        return _opened(_torch_load(path, mmap=False), path)
+    raise DataError(f"{path}: {_what_it_is(head)}")
+
+
+def load_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: Path | str,
+    drop: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> LoadReport:
+    """Copy tensors into a module's parameters and buffers, each into the type that it has there.
+
+    `drop` and `optional` are patterns (fnmatch) of keys: of the file's to ignore, of the module's that may be missing.
+    Any other difference in keys or shapes raises DataError, which counts and names them, and leaves the module as it
+    was.
+    """
+    own = module.state_dict()
+    wanted = {key: tensor for key, tensor in state.items() if not _matches(key, drop)}
+    used = tuple(key for key in wanted if key in own)
+    absent = tuple(key for key in own if key not in wanted)
+    missing = [key for key in absent if not _matches(key, optional)]
+    unexpected = [key for key in wanted if key not in own]
+    misshapen = [
+        f"{key} is {tuple(wanted[key].shape)} and should be {tuple(own[key].shape)}"
+        for key in used
+        if wanted[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{kind}: {len(found)} ({_some(found)})"
+        for kind, found in (("wrong shapes", misshapen), ("missing keys", missing), ("unexpected keys", unexpected))
+        if found
+    ]
+    if problems:
+        guess = ""
+        if 2 * len(unexpected) > len(wanted) or 2 * len(missing) > len(own):
+            guess = "; it looks like the checkpoint of another encoder"
+        elif 2 * len(misshapen) > len(wanted):
+            guess = "; it looks like the checkpoint of another size of this encoder"
+        raise DataError(f"{source}: doesn't fit {type(module).__name__}: {', '.join(problems)}{guess}")
+    module.load_state_dict({key: wanted[key] for key in used}, strict=False)
+    return LoadReport(used=used, dropped=tuple(key for key in state if key not in wanted), missing=absent)
+
+
+def interpolate_positions(table: Tensor, side: int, *, prefix: int) -> Tensor:
+    """Learned positions (P + n * n, D) of another image size as (P + m * m, D), m being `side`: the prefix (of CLS) is
+    kept, the grid interpolated bicubically. The same table where the size is the same."""
+    rows, width = table.shape
+    n = math.isqrt(max(rows - prefix, 0))
+    if n == 0 or prefix + n * n != rows:
+        raise DataError(f"positions of shape {(rows, width)} are no square grid after {prefix} rows")
+    if n == side:
+        return table
+    grid = table[prefix:].float().T.reshape(1, width, n, n)  # (1, D, n, n); bicubic has no half precision on CPUs
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)  # (1, D, m, m)
+    return torch.cat([table[:prefix], grid.reshape(width, side * side).T.to(table.dtype)])  # (P + m * m, D)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return _without_module(load_file(path))
+    except SafetensorError as error:
+        raise DataError(f"{path}: damaged or truncated safetensors ({error}); {_AGAIN}") from None
+
+
+def _torch_load(path: Path, *, mmap: bool) -> Any:
+    """What `torch.save` wrote, where that is only data."""
+    # Published checkpoints often hold the command line that they were trained with: plain attributes, no code.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # what a damaged file raises depends on where the damage is
+        if isinstance(error, pickle.UnpicklingError):
+            named = re.search(r"GLOBAL `?([\w.]+)", str(error))
+            what = f"a pickle that names {named[1]}" if named else "a pickle that torch.save didn't write"
+            raise DataError(
+                f"{path}: {what}: it may hold code, of which nothing was executed. If you trust its source, have its "
+                f"tensors alone saved as .safetensors; otherwise delete it"
+            ) from None
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"{path}: damaged, truncated or no checkpoint of torch ({type(error).__name__}: "
+            f"{reason[0] if reason else 'no reason given'}); {_AGAIN}"
+        ) from None
+
+
+def _entries(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise DataError(
+            f"{path}: truncated: it begins as a torch archive, but after {path.stat().st_size:,} bytes the end with "
+            f"its table of contents is missing; {_AGAIN}"
+        ) from None
+    if not any(name.endswith("data.pkl") for name in names):
+        raise DataError(
+            f"{path}: a zip archive, but not of torch: it holds {_some(names)}; unpack it and give the file inside"
+        )
+    return names
+
+
+def _opened(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of what a training script saved. What else stands beside them (epoch, arguments) is left out."""
+    content = loaded
+    for name in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+    tensors = {
+        key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise DataError(
+            f"{path}: no tensors by name, neither at the top nor in {', '.join(CONTAINERS)}; it holds "
+            f"{_some([str(key) for key in content]) or 'nothing'}"
+        )
+    others = [str(key) for key in content if key not in tensors]
+    if others:
+        logger.debug("%s: left out what is no tensor: %s", path, _some(others))
+    return _without_module(tensors)
+
+
+def _without_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names as they were before torch's wrappers for several GPUs put `module.` before each."""
+    if not all(key.startswith("module.") for key in tensors):
+        return tensors
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+
+
+def _what_it_is(head: bytes) -> str:
+    text = head.lstrip().lower()
+    if not head:
+        return f"an empty file; {_AGAIN}"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "a web page, not a checkpoint: the server sent an error or a login page; download it again in a browser"
+    if text.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the checkpoint itself; run `git lfs pull` where it came from"
+    return f"no checkpoint: neither safetensors nor a file of torch (it begins with {head[:12]!r})"
+
+
+def _matches(key: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _some(names: Collection[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    listed = ", ".join(list(names)[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
