@@ -7,6 +7,7 @@ artefact make it once.
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -65,7 +66,8 @@ def hash_files(paths: Sequence[Path]) -> str:
     of equal size within the clock's grain is the one case that this can't see.
     """
     stats = [(path, path.stat()) for path in paths]
-    key = fingerprint([(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
+    key = fingerprint([(folders[path.parent], path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
     memo = home() / "file-hashes" / key
     with suppress(OSError):
         return memo.read_text()
@@ -77,6 +79,17 @@ def hash_files(paths: Sequence[Path]) -> str:
     with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
         write_bytes(memo, digest.encode())
     return digest
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a path is a plain file that this process may read."""
+    try:
+        if path.is_file():  # first: opening a pipe would wait
+            path.open("rb").close()
+            return True
+    except OSError:
+        pass
+    return False
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
@@ -127,6 +140,36 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(str(path.with_name(f"{path.name}.lock"))):
         yield
+
+
+class Claims:
+    """Exclusive claims on the numbered pieces of an artefact that several processes make together.
+
+    They are held on the bytes of a `.claims` file beside `path`, and end with their process, however it ends: nobody
+    waits for the dead. Loader processes forked meanwhile don't inherit them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.with_name(f"{path.name}.claims.lock").open("ab")
+
+    def __enter__(self) -> "Claims":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # ends all claims
+
+    def claim(self, piece: int, *, wait: bool = False) -> bool:
+        """Claim a piece. False where another process holds it, unless it is to be waited for."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, piece)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            return False
+        return True
+
+    def give_up(self, piece: int) -> None:
+        """End the claim on a piece, if there is one."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, piece)
 
 
 def _discard(_: object) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from .artifacts import locked
 from .data.loading import load_dataset
-from .encoding import control_tables, encode, mean_filled, read_feature_file
-from .errors import ConfigError, PluginError
+from .encoding import EncodeOptions, encode
+from .errors import ConfigError, PluginError, WeightsMissing
+from .items import JOINT
 from .machine import choose_device
 from .registry import Registry
 from .settings import Settings
 from .specs import EncoderSpec
+from .tables import control_tables, mean_filled, read_feature_file
 from .types import Dataset, FeatureTable, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -89,11 +91,13 @@ def feature_tables(
     spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool
 ) -> Iterator[tuple[str, FeatureTable]]:
     """One table per modality: from the encoder if the run names one, else from the data set's own files; a file
-    given by `--features` comes first of all. `--modalities` picks among what there is."""
-    files = {**({} if spec.encoder else dataset.feature_files), **spec.features}
+    given by `--features` comes first of all. `--modalities` picks among what there is; an encoder makes `joint` only if
+    that names it."""
+    files = {**_ready_files(spec, dataset, registry), **spec.features}
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
     available = sorted({*files, *encodable})
-    wanted = spec.modalities if spec.modalities is not None else available
+    unasked = [modality for modality in available if modality != JOINT or modality in files]
+    wanted = spec.modalities if spec.modalities is not None else unasked
     missing = [modality for modality in wanted if modality not in available]
     if missing or not wanted:
         raise ConfigError(_no_features(spec, dataset, missing, available, registry))
@@ -105,17 +109,34 @@ def feature_tables(
         assert spec.encoder is not None
         assert dataset.catalog is not None
         settings = spec.settings
-        yield from encode(
-            dataset.catalog,
-            _imported(registry, spec.encoder),
-            spec.encoder_config,
-            modalities=to_encode,
-            text_fields=settings.text_fields,
-            device=choose_device(settings),
-            batch_size=settings.encode_batch_size,
-            workers=settings.workers,
-            progress=progress,
-        ).items()
+        try:
+            yield from encode(
+                dataset.catalog,
+                _imported(registry, spec.encoder),
+                spec.encoder_config,
+                modalities=to_encode,
+                text_fields=settings.text_fields,
+                options=EncodeOptions(
+                    device=choose_device(settings),
+                    batch_size=settings.encode_batch_size,
+                    workers=settings.workers,
+                    dtype=settings.encode_dtype,
+                    compile=settings.encode_compile,
+                    progress=progress,
+                ),
+            ).items()
+        except WeightsMissing as error:  # whoever fetches weights should know for how many items
+            raise WeightsMissing(f"{error}\ndata set {dataset.name} has {_content(dataset)}") from None
+
+
+def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping[str, Path]:
+    """The feature files that need no encoding: the data set's own or, of an encoder that names some, those."""
+    if spec.encoder is None:
+        return dataset.feature_files
+    if registry.encoders.get(spec.encoder).feature_files is None:
+        return {}
+    files: Mapping[str, Path] = registry.encoders.load(spec.encoder, "feature_files")(spec.encoder_config, dataset)
+    return files
 
 
 def _imported(registry: Registry, encoder: str) -> EncoderSpec:
@@ -131,8 +152,9 @@ def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) ->
     assert spec.encoder is not None
     catalog = dataset.catalog
     has = {"image": catalog is not None and catalog.has_images, "text": catalog is not None and catalog.has_text}
+    has[JOINT] = all(has.values())
     encoder = registry.encoders.get(spec.encoder)
-    return tuple(modality for modality in encoder.modalities if has.get(modality, False))
+    return tuple(modality for modality in encoder.modalities if encoder.cls and has.get(modality, False))
 
 
 def _no_features(
@@ -143,20 +165,27 @@ def _no_features(
     there = f"available: {', '.join(available)}" if available else "none are available"
     by_file = f"--features {missing[0] if missing else 'image'}=FILE.npy reads them from a file"
     catalog = dataset.catalog
-    if spec.encoder is None:
-        able = [one.name for one in registry.encoders if not missing or {*missing} <= {*one.modalities}]
+    if spec.encoder is None or registry.encoders.get(spec.encoder).cls is None:
+        encoders = [one for one in registry.encoders if one.cls is not None]
+        able = [one.name for one in encoders if not missing or {*missing} <= {*one.modalities}]
         if catalog is None:
             by_encoder = "it has no catalogue (items.tsv) that an encoder could read; "
         else:
             by_encoder = f"--encoder NAME ({', '.join(able)}) makes them from its catalogue, " if able else ""
         return f"data set {dataset.name} has no {what} among its files ({there}): {by_encoder}{by_file}"
     encoder = registry.encoders.get(spec.encoder)
-    if catalog is None:
-        content = "no catalogue (items.tsv)"
-    else:
-        images = sum(image is not None for image in catalog.images)
-        content = f"{images:,} of {len(catalog):,} items with an image, and text: {', '.join(catalog.fields) or 'none'}"
     return (
         f"encoder {encoder.name} can't make {what} for data set {dataset.name} ({there}): it encodes "
-        f"{', '.join(encoder.modalities)}, and the data set has {content}; {by_file}"
+        f"{', '.join(encoder.modalities)}, and the data set has {_content(dataset)}; {by_file}"
     )
+
+
+def _content(dataset: Dataset) -> str:
+    """What a data set holds for an encoder, in words."""
+    catalog = dataset.catalog
+    if catalog is None:
+        return "no catalogue (items.tsv)"
+    images = sum(image is not None for image in catalog.images)
+    texts = [f"{sum(map(bool, column)):,} with a {field}" for field, column in catalog.fields.items()]
+    where = "" if images else " (they belong in its folder images, named in the column image of items.tsv)"
+    return ", ".join([f"{images:,} of {len(catalog):,} items with an image{where}", *texts])

@@ -1,5 +1,6 @@
 """The machine under a run: its device, and how much memory was used."""
 
+import os
 import resource
 import sys
 
@@ -16,13 +17,28 @@ def cpu_threads(settings: Settings) -> int:
     return settings.threads or TORCH_THREADS
 
 
+def processes() -> int:
+    """How many processes torchrun started to share a work; 1 where it didn't."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this one of them is to speak for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def choose_device(settings: Settings) -> torch.device:
-    """The device of `--device`. "auto" is CUDA where there is one, else the CPU: MPS only on request, as untested."""
-    if settings.device == "auto":
-        cuda = settings.use_gpu and torch.cuda.is_available()
-        return torch.device("cuda", settings.gpu_id) if cuda else torch.device("cpu")
+    """The device of `--device`. "auto" is CUDA where there is one, else the CPU: MPS only on request, as untested.
+
+    Of the processes that torchrun started, each gets a GPU of its own while there are enough.
+    """
+    name, own = settings.device, os.environ.get("LOCAL_RANK")
+    if name == "auto":
+        name = f"cuda:{settings.gpu_id}" if settings.use_gpu and torch.cuda.is_available() else "cpu"
+    if own is not None and name != "cpu" and settings.device in ("auto", "cuda"):
+        name = f"cuda:{int(own) % max(1, torch.cuda.device_count())}"
     try:
-        device = torch.device(settings.device)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -40,7 +40,7 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
     """One hash of the host's source files, and one of each plugin's that takes part: of its module, or of all the
     files in its package's folder."""
     classes = {"model": registry.models.load(spec.model, "cls")}
-    if spec.encoder is not None:
+    if spec.encoder is not None and registry.encoders.get(spec.encoder).cls is not None:
         classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
     hashes = {"host": hash_files(sorted(Path(__file__).parent.rglob("*.py")))}
     for part, plugin_class in classes.items():

@@ -46,13 +46,15 @@ class Settings:
     mask_valid_in_test: bool = False  # MMRec leaves validation items among the candidates when it tests
     save_recommended_topk: bool = True  # keep each user's top items in the run's folder
 
-    # machine: nothing here but `threads` can change a number
+    # machine: nothing here but `threads` and `encode_dtype` can change a number
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     use_gpu: bool = True  # MMRec's switch: False means cpu
     gpu_id: int = 0
     threads: int = 0  # CPU threads of torch; 0: as many as torch chooses. Sums depend on it, so it is part of a run
     workers: int = 0  # processes that prepare items for an encoder
-    encode_batch_size: int = 64
+    encode_batch_size: int = 64  # items that an encoder takes at once, 256 at most; halved where memory runs out
+    encode_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its arithmetic; halves suit a GPU
+    encode_compile: bool = False  # torch.compile it: a minute at first, then faster
     state: str = "INFO"  # log level
 
 
@@ -61,7 +63,8 @@ class Settings:
 NOT_IDENTITY = frozenset({
     "text_fields", "missing",
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "device", "use_gpu", "gpu_id",
-    "workers", "encode_batch_size", "state", "save_recommended_topk", "eval_batch_size",
+    "workers", "encode_batch_size", "encode_dtype", "encode_compile", "state", "save_recommended_topk",
+    "eval_batch_size",
 })  # fmt: skip
 
 #: Keys that MMRec's own files carry and nothing here reads: accepted, and listed as unused.

@@ -154,7 +154,7 @@ def check_encoder(
     encoder_class: Callable[[Any, tuple[str, ...]], ItemEncoder], config: Any, modalities: tuple[str, ...]
 ) -> None:
     """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch."""
-    from .encoding import pad_and_stack
+    from .items import pad_and_stack
 
     for wanted in (modalities, *((modality,) for modality in modalities)):
         torch.manual_seed(0)

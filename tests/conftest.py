@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this small, threads only wait for each other
+os.environ.setdefault("MMREC_LMM_OFFLINE", "1")  # weights that are missing stay missing: no test downloads any
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

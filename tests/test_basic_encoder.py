@@ -116,4 +116,4 @@ def test_a_config_that_makes_no_sense_names_its_key(wrong):
 
 
 def test_there_are_no_weights_to_name():
-    assert weights_id(BasicConfig()) == "none"
+    assert weights_id(BasicConfig(), "image") == "none"

@@ -1,11 +1,14 @@
-"""Features on disk and encoding: rows never shift, nothing stale is reused, a kill costs one shard at most."""
+"""Encoding: rows never shift, nothing stale is reused, a kill costs one shard at most; how it runs changes no row."""
 
+import dataclasses
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +24,11 @@ from mmrec_lmm import artifacts, encoding
 from mmrec_lmm.builtin.basic import BasicConfig, BasicEncoder
 from mmrec_lmm.contracts import ItemEncoder
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, RunError
-from mmrec_lmm.specs import EncoderSpec
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.specs import EncoderSpec, resolve
 from mmrec_lmm.types import FeatureTable, ItemCatalog, RawItem
 
-BASIC = EncoderSpec("basic", BasicEncoder, BasicConfig, ("image", "text"), lambda config: "none")
+BASIC = EncoderSpec("basic", BasicEncoder, BasicConfig, ("image", "text"), lambda config, modality: "none")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,9 @@ def catalog(texts: list[str] | None = None, images: list[Path | None] | None = N
 
 
 def encode_texts(texts: list[str], spec: EncoderSpec, config: Any = None, **options: Any) -> FeatureTable:
-    return encoding.encode(catalog(texts), spec, config, modalities=["text"], text_fields=["title"], **options)["text"]
+    chosen = encoding.EncodeOptions(**options)
+    made = encoding.encode(catalog(texts), spec, config, modalities=["text"], text_fields=["title"], options=chosen)
+    return made["text"]
 
 
 @dataclass(frozen=True)
@@ -74,143 +80,12 @@ class LengthEncoder(ItemEncoder):
         return {modality: self.scale * counts.float() for modality in self.dims}
 
 
-LENGTHS = EncoderSpec("lengths", LengthEncoder, LengthConfig, ("text",), lambda config: "none")
+LENGTHS = EncoderSpec("lengths", LengthEncoder, LengthConfig, ("text",), lambda config, modality: "none")
 
 
 @pytest.fixture(autouse=True)
 def fresh_counts() -> None:
     LengthEncoder.built, LengthEncoder.prepared = 0, []
-
-
-def save(path: Path, array: np.ndarray, **options: Any) -> Path:
-    np.save(path, array, **options)
-    return path
-
-
-# Feature files
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_feature_file_of_any_float_type_becomes_float32_with_row_i_for_item_i(tmp_path, dtype):
-    rows = np.arange(1, 7, dtype=dtype).reshape(3, 2) / 8
-    table = encoding.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
-    assert table.values.dtype == np.float32
-    np.testing.assert_array_equal(table.values, rows)
-    assert table.present.all()
-
-
-def test_a_fortran_ordered_file_is_read_in_the_right_order(tmp_path):
-    rows = np.asfortranarray(np.arange(1, 7, dtype=np.float32).reshape(3, 2))
-    table = encoding.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
-    np.testing.assert_array_equal(torch.as_tensor(table.values), [[1, 2], [3, 4], [5, 6]])
-
-
-def test_an_all_zero_row_is_an_absent_item(tmp_path):
-    path = save(tmp_path / "f.npy", np.array([[1.0, 0], [0, 0]]))
-    assert encoding.read_feature_file(path, modality="text", n_items=2).present.tolist() == [True, False]
-
-
-def test_images_that_mmrec_filled_with_the_mean_are_absent_and_the_file_stays_as_it_is(tmp_path):
-    path = save(tmp_path / "image_feat.npy", np.array([[1, 3], [2, 2], [3, 1]], np.float32))
-    before = path.read_bytes()
-    (tmp_path / "missed_img_itemIDs.csv").write_text("1\n")
-    image = encoding.read_feature_file(path, modality="image", n_items=3)
-    text = encoding.read_feature_file(path, modality="text", n_items=3)
-    assert image.present.tolist() == [True, False, True]
-    np.testing.assert_array_equal(image.values, [[1, 3], [0, 0], [3, 1]])
-    assert text.present.all()
-    assert image.fingerprint != text.fingerprint
-    assert path.read_bytes() == before
-    np.testing.assert_array_equal(encoding.mean_filled(image).values, [[1, 3], [2, 2], [3, 1]])
-
-
-def test_a_list_of_missed_images_that_names_no_item_is_refused(tmp_path):
-    path = save(tmp_path / "image_feat.npy", np.ones((3, 2)))
-    (tmp_path / "missed_img_itemIDs.csv").write_text("1,3\n")
-    with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: 3.0 is no item; ids are 0 to 2"):
-        encoding.read_feature_file(path, modality="image", n_items=3)
-
-
-def bad_features(tmp_path: Path, kind: str) -> Path:
-    path = tmp_path / "f.npy"
-    good = np.ones((4, 3), np.float32)
-    if kind == "missing":
-        return path
-    if kind == "not npy":
-        path.write_text("1,2,3")
-    elif kind == "pickle":
-        path.write_bytes(b"\x80\x04K\x01.")
-    elif kind == "objects":
-        save(path, np.array([[{}]], object), allow_pickle=True)
-    elif kind == "flat":
-        save(path, np.ones(4))
-    elif kind == "words":
-        save(path, np.array([["a"]] * 4))
-    elif kind == "rows":
-        save(path, good[:3])
-    elif kind == "nan":
-        good[1, 2], good[3, 0] = np.nan, np.inf
-        save(path, good)
-    elif kind == "too large":
-        save(path, good * np.array(1e200))
-    elif kind == "truncated":
-        save(path, good)
-        path.write_bytes(path.read_bytes()[:-5])
-    elif kind == "truncated head":
-        save(path, good)
-        path.write_bytes(path.read_bytes()[:9])
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("missing", "no such file"),
-        ("not npy", "not a .npy file"),
-        ("pickle", "a pickle, which could run code"),
-        ("objects", "pickled Python objects"),
-        ("flat", r"shape \(4,\)"),
-        ("words", "of <U1"),
-        ("rows", "3 rows, but the data set has 4 items"),
-        ("nan", "NaN or infinity in 2 of 4 rows, first 1, 3"),
-        ("too large", "NaN or infinity in 4 of 4 rows"),
-        ("truncated", "truncated or damaged"),
-        ("truncated head", "truncated or damaged"),
-    ],
-)
-def test_a_bad_feature_file_is_named_with_what_is_wrong(tmp_path, kind, message):
-    path = bad_features(tmp_path, kind)
-    with pytest.raises(DataError, match=message) as caught:
-        encoding.read_feature_file(path, modality="image", n_items=4)
-    assert str(caught.value).startswith(f"{path}: ")
-
-
-def test_a_large_float32_file_is_mapped_rather_than_read(tmp_path):
-    path = save(tmp_path / "f.npy", np.ones((64, 8), np.float32))
-    values: Any = encoding.read_feature_file(path, modality="text", n_items=64).values
-    while values.base is not None and not isinstance(values, np.memmap):
-        values = values.base
-    assert isinstance(values, np.memmap)
-
-
-# Tables in the store
-
-
-def test_a_saved_table_is_loaded_as_it_was(tmp_path):
-    table = FeatureTable("text", np.arange(6, dtype=np.float32).reshape(3, 2).T, np.array([True, False]), "abc")
-    loaded = encoding.load_table(encoding.save_table(tmp_path / "t.safetensors", table, encoder="some"))
-    np.testing.assert_array_equal(loaded.values, table.values)
-    np.testing.assert_array_equal(loaded.present, table.present)
-    assert (loaded.modality, loaded.fingerprint) == ("text", "abc")
-
-
-@pytest.mark.parametrize("keep", [0, 5, 60, -1])
-def test_a_damaged_table_is_named(tmp_path, keep):
-    path = tmp_path / "t.safetensors"
-    encoding.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"t.safetensors: damaged feature table .* delete it"):
-        encoding.load_table(path)
 
 
 # Encoding
@@ -220,13 +95,6 @@ def test_rows_follow_item_ids_whatever_the_texts_lengths_and_items_without_text_
     table = encode_texts(["abc", "", "a", "abcde", "  \n"], LENGTHS, LengthConfig(), batch_size=2)
     assert table.values[:, 0].tolist() == [3, 0, 1, 5, 0]
     assert table.present.tolist() == [True, False, True, True, False]
-
-
-def test_the_text_of_an_item_is_its_fields_in_order_joined_by_one_space():
-    items = ItemCatalog({"title": ("Mug\nblue", ""), "brand": ("", "Acme")}, (None, None), ("a", "b"), "")
-    assert encoding.item_texts(items, ["title", "brand", "unknown"]) == ["Mug blue", "Acme"]
-    assert encoding.item_texts(items, ["brand", "title"]) == ["Mug blue", "Acme"]
-    assert encoding.item_texts(items, ["unknown"]) == ["", ""]
 
 
 def test_a_second_call_takes_the_table_from_the_store_without_building_the_encoder():
@@ -248,7 +116,7 @@ def test_each_thing_that_features_depend_on_gives_another_table():
         encode_texts(["abc", "de"], LENGTHS, LengthConfig(scale=2)).fingerprint,
         encode_texts(["abc", "de"], replaced(version=2), LengthConfig()).fingerprint,
         encode_texts(["abc", "de"], replaced(name="other"), LengthConfig()).fingerprint,
-        encode_texts(["abc", "de"], replaced(weights_id=lambda config: "new"), LengthConfig()).fingerprint,
+        encode_texts(["abc", "de"], replaced(weights_id=lambda config, modality: "new"), LengthConfig()).fingerprint,
     ]
     assert len(set(names)) == len(names) == LengthEncoder.built
 
@@ -300,51 +168,254 @@ def test_images_that_cannot_be_read_are_reported_by_raw_id_and_masked_and_shift_
 
 
 def test_the_row_of_an_unreadable_image_is_zero_whatever_the_encoder_makes_of_it(tmp_path):
-    spec = EncoderSpec("lengths", LengthEncoder, LengthConfig, ("image",), lambda config: "none")
+    spec = EncoderSpec("lengths", LengthEncoder, LengthConfig, ("image",), lambda config, modality: "none")
     items = catalog(images=damaged_images(tmp_path)[:2])
     table = encoding.encode(items, spec, LengthConfig(), modalities=["image"])["image"]
     assert table.values.tolist() == [[1, 0], [0, 0]]  # this encoder answers [1, 0] to an item without text
 
 
-def test_an_image_with_palette_or_transparency_is_read_as_rgb(tmp_path):
-    for mode in ("P", "RGBA", "L", "CMYK"):
-        path = tmp_path / f"{mode}.tiff"
-        Image.new("RGB", (4, 4), "white").convert(mode).save(path)
-        image = encoding.read_image(path)
-        assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+RUNNABLE = [spec for spec in load_registry().encoders if "tiny" in spec.variants or spec.name == "basic"]
 
 
-def test_batch_size_order_and_workers_change_no_row(monkeypatch, tmp_path):
+@pytest.fixture
+def shop(tmp_path: Path) -> ItemCatalog:
+    """Eleven items of all sizes and lengths; one has no image, one a damaged one, one no text."""
     rng = np.random.default_rng(0)
-    texts = ["".join(rng.choice(list("abcdef "), rng.integers(1, 40))) for _ in range(50)]
-    tables = []
-    for run, (batch_size, workers) in enumerate([(1, 0), (7, 0), (64, 2)]):
-        monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / str(run)))
-        tables.append(encode_texts(texts, LENGTHS, LengthConfig(), batch_size=batch_size, workers=workers))
-    reversed_table = encode_texts(texts[::-1], LENGTHS, LengthConfig())
-    for table in tables[1:]:
-        np.testing.assert_allclose(table.values, tables[0].values, atol=1e-5)
-    np.testing.assert_allclose(reversed_table.values[::-1], tables[0].values, atol=1e-5)
+    images: list[Path | None] = []
+    for item in range(11):
+        images.append(tmp_path / f"{item}.jpg")
+        pixels = rng.integers(0, 256, (20 + 13 * item, 90 - 7 * item, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{item}.jpg")
+    images[3] = None
+    (tmp_path / "5.jpg").write_text("no image")
+    texts = [" ".join(rng.choice(["red", "mug", "lamp", "of", "wood"], 1 + 5 * item % 17)) for item in range(11)]
+    texts[7] = ""
+    return catalog(texts, images)
+
+
+WAYS = {
+    "one at a time": {"batch_size": 1},
+    "batches of 3": {"batch_size": 3},
+    "two workers": {"batch_size": 4, "workers": 2},
+    "shards of 4": {"shard": 4},
+    "reversed": {"reverse": True},
+}
+
+
+@pytest.mark.parametrize("spec", RUNNABLE, ids=lambda spec: spec.name)
+def test_how_a_real_encoder_is_run_changes_no_row(spec, shop, monkeypatch, tmp_path):
+    config = resolve(spec.config)(**({"variant": "tiny"} if "tiny" in spec.variants else {}))
+
+    def encoded(way: str, *, shard: int = 256, reverse: bool = False, **options: Any) -> dict[str, FeatureTable]:
+        monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / way))
+        monkeypatch.setattr(encoding, "SHARD", shard)
+        order = slice(None, None, -1) if reverse else slice(None)
+        items = catalog(list(shop.fields["title"][order]), list(shop.images[order]))
+        chosen = encoding.EncodeOptions(**options)
+        made = encoding.encode(items, spec, config, modalities=spec.modalities, text_fields=["title"], options=chosen)
+        return {
+            name: dataclasses.replace(table, values=table.values[order], present=table.present[order])
+            for name, table in made.items()
+        }
+
+    usual = encoded("usual")
+    present = {"image": {3, 5}, "text": {7}, "joint": {3, 5, 7}}
+    for modality, table in usual.items():
+        assert set(np.flatnonzero(~table.present)) == present[modality]
+        assert len(np.unique(table.values, axis=0)) == len(table.values) - len(present[modality]) + 1  # zeros once
+    for way, changes in WAYS.items():
+        for modality, table in encoded(way, **changes).items():
+            np.testing.assert_array_equal(table.present, usual[modality].present)
+            np.testing.assert_allclose(table.values, usual[modality].values, atol=1e-5, rtol=0, err_msg=way)
+
+
+class Sized(LengthEncoder):
+    """Notes how many items it is given at once; with `room` for so many, more make the allocator itself fail."""
+
+    sizes: list[int] = []  # noqa: RUF012
+    room = 10**6
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        n_items = len(batch["codes"])
+        if n_items > self.room:
+            torch.empty(2**45)  # 140 TB
+        self.sizes.append(n_items)
+        return super().forward(batch)
+
+
+SIZED = dataclasses.replace(LENGTHS, cls=Sized)
+
+
+def test_out_of_memory_the_batch_is_halved_until_it_fits_and_stays_so_and_no_row_is_lost(monkeypatch, caplog):
+    monkeypatch.setattr(Sized, "sizes", [])
+    monkeypatch.setattr(Sized, "room", 3)
+    texts = ["x" * length for length in range(1, 21)]
+    with caplog.at_level(logging.WARNING):
+        table = encode_texts(texts, SIZED, LengthConfig(), batch_size=10)
+    assert table.values[:, 0].tolist() == list(range(1, 21))
+    assert Sized.sizes == [2] * 10
+    assert [record.getMessage() for record in caplog.records] == [
+        "encoder lengths: no memory for 10 items at once; going on with 5 (encode_batch_size)",
+        "encoder lengths: no memory for 5 items at once; going on with 2 (encode_batch_size)",
+    ]
+
+
+def test_no_memory_for_a_single_item_ends_encoding_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(Sized, "room", 0)
+    with pytest.raises(RunError, match=r"encoder lengths: cpu has no memory left for a single item .*--device"):
+        encode_texts(["a", "b"], SIZED, LengthConfig())
+
+
+def test_another_failure_of_the_encoder_is_not_taken_for_lack_of_memory():
+    class Broken(LengthEncoder):
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"text": torch.ones(2, 3) @ torch.ones(2, 3)}
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        encode_texts(["a"], dataclasses.replace(LENGTHS, cls=Broken), LengthConfig())
+
+
+class Mixing(LengthEncoder):
+    """A matrix product, so that the precision shows."""
+
+    def __init__(self, config: LengthConfig, modalities: tuple[str, ...]) -> None:
+        super().__init__(config, modalities)
+        self.mix = torch.nn.Linear(2, 2)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"text": self.mix(super().forward(batch)["text"])}
+
+
+MIXING = dataclasses.replace(LENGTHS, name="mixing", cls=Mixing)
+
+
+def test_half_precision_gives_other_features_under_another_name_but_float32_ones():
+    full, half, brain = (
+        encode_texts(["abc", "de"], MIXING, LengthConfig(), dtype=dtype) for dtype in ("float32", "float16", "bfloat16")
+    )
+    assert len({full.fingerprint, half.fingerprint, brain.fingerprint}) == 3
+    for table, tolerance in ((half, 1e-2), (brain, 1e-1)):
+        assert table.values.dtype == np.float32
+        assert not np.array_equal(table.values, full.values)
+        np.testing.assert_allclose(table.values, full.values, rtol=tolerance, atol=tolerance)
+
+
+def test_what_float16_cannot_hold_is_said_to_be_so():
+    with pytest.raises(PluginError, match=r"features have NaN or infinity; .*float16 ends at 65,504, so try bfloat16"):
+        encode_texts(["x" * 2000], MIXING, LengthConfig(scale=100), dtype="float16")
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_rows_in_the_same_table(monkeypatch, tmp_path):
+    texts = ["abc", "de", "fghi"]
+    plain = encode_texts(texts, MIXING, LengthConfig(), batch_size=2)
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "compiled"))
+    compiled = encode_texts(texts, MIXING, LengthConfig(), batch_size=2, compile=True)
+    assert compiled.fingerprint == plain.fingerprint
+    np.testing.assert_allclose(compiled.values, plain.values, atol=1e-5)
+
+
+def test_an_encoder_that_cannot_be_compiled_goes_on_as_it_is(monkeypatch, caplog):
+    def refuse(module: Any) -> Any:
+        def forward(batch: Any) -> Any:
+            from torch._dynamo.exc import Unsupported
+
+            raise Unsupported("no such thing\nand why", case_name="none")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", refuse)  # what a machine without a compiler does takes seconds to find out
+    table = encode_texts(["abc"], LENGTHS, LengthConfig(), compile=True)
+    assert table.values[:, 0].tolist() == [3]
+    assert "encoder lengths can't be compiled, so it goes on as it is: no such thing" in caplog.text
+
+
+def test_what_breaks_the_contract_in_a_worker_is_said_as_without_one():
+    class Ragged(LengthEncoder):
+        def prepare(self, item: RawItem) -> dict[str, Tensor]:
+            return {"codes": torch.ones(len(item.text))}
+
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(PluginError) as caught:
+            encode_texts(["ab", "c"], dataclasses.replace(LENGTHS, cls=Ragged), LengthConfig(), workers=workers)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("encoder lengths: prepare must give codes")
+
+
+def test_a_worker_that_is_killed_ends_encoding_with_what_to_do():
+    class Mortal(LengthEncoder):
+        def prepare(self, item: RawItem) -> dict[str, Tensor]:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return {}
+
+    with pytest.raises(
+        RunError, match=r"a process that prepares items has died: .*; finished shards are kept.*Fewer workers"
+    ):
+        encode_texts(["ab", "c"], dataclasses.replace(LENGTHS, cls=Mortal), LengthConfig(), workers=1)
+
+
+def test_workers_compute_on_one_thread_and_leave_ctrl_c_to_the_main_process():
+    class Asking(LengthEncoder):
+        def prepare(self, item: RawItem) -> dict[str, Tensor]:
+            ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            return {"codes": torch.tensor([torch.get_num_threads(), int(ignores)])}
+
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"text": batch["codes"].float()}
+
+    table = encode_texts(["ab", "c"], dataclasses.replace(LENGTHS, cls=Asking), LengthConfig(), workers=2)
+    assert table.values.tolist() == [[1, 1], [1, 1]]
+
+
+def test_joint_features_are_of_the_items_that_have_image_and_text(tmp_path):
+    class Both(LengthEncoder):
+        def prepare(self, item: RawItem) -> dict[str, Tensor]:
+            return {"codes": torch.tensor([item.image.width if item.image else -1, len(item.text)])}
+
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"joint": batch["codes"].float()}
+
+    good, bad = tmp_path / "0.png", tmp_path / "1.png"
+    Image.new("RGB", (7, 9)).save(good)
+    bad.write_text("no image")
+    spec = dataclasses.replace(LENGTHS, cls=Both, modalities=("image", "text", "joint"))
+    items = catalog(["abc", "", "defgh", "ij"], [good, good, None, bad])
+    made = encoding.encode(items, spec, LengthConfig(), modalities=["joint"], text_fields=["title"])
+    assert made["joint"].values.tolist() == [[7, 3], [0, 0], [0, 0], [0, 0]]
+    assert made["joint"].present.tolist() == [True, False, False, False]
+
+
+def test_the_log_tells_items_per_second_and_what_took_the_time(caplog):
+    with caplog.at_level(logging.INFO):
+        encode_texts(["ab", "c"], LENGTHS, LengthConfig())
+        encode_texts(["ab", "c"], LENGTHS, LengthConfig())  # from the store: nothing to tell
+    (line,) = [record.getMessage() for record in caplog.records if "items/s" in record.getMessage()]
+    assert re.fullmatch(
+        r"lengths text: 2 items in \d+\.\d s, [\d.]+ items/s; \d+ % of the time waiting until items were read and "
+        r"prepared \(workers: 0\), \d+ % computing(; more workers would help)?",
+        line,
+    )
+
+
+def test_on_a_terminal_a_bar_tells_items_per_second_and_time_left(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    encode_texts(["ab", "c"], LENGTHS, LengthConfig(), progress=True)
+    assert re.search(r"lengths text: 100%\|.*\| 2/2 \[00:00<00:00, .* items/s\]", screen.getvalue())
 
 
 def test_an_encoder_that_draws_its_weights_draws_the_same_ones_each_time_and_leaves_the_random_state_alone(
     monkeypatch, tmp_path
 ):
-    class Random(LengthEncoder):
-        def __init__(self, config: LengthConfig, modalities: tuple[str, ...]) -> None:
-            super().__init__(config, modalities)
-            self.mix = torch.nn.Linear(2, 2)
-
-        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {"text": self.mix(super().forward(batch)["text"])}
-
-    spec = EncoderSpec("random", Random, LengthConfig, ("text",), lambda config: "drawn")
     tables = []
     for seed in (1, 2):
         monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / str(seed)))
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        tables.append(encode_texts(["abc", "de"], spec, LengthConfig(), workers=0))
+        tables.append(encode_texts(["abc", "de"], MIXING, LengthConfig()))
         assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(tables[0].values, tables[1].values)
 
@@ -374,19 +445,9 @@ def test_an_encoder_that_breaks_its_contract_is_named(fault, message):
             rows = super().forward(batch)["text"]
             return {"text": rows[:, :1] if fault == "narrow" else rows * torch.nan}
 
-    spec = EncoderSpec("faulty", Faulty, LengthConfig, ("text",), lambda config: "none")
+    spec = EncoderSpec("faulty", Faulty, LengthConfig, ("text",), lambda config, modality: "none")
     with pytest.raises(PluginError, match=f"encoder faulty: .*{message}"):
         encode_texts(["ab", "c"], spec, LengthConfig())
-
-
-def test_integers_are_padded_with_their_own_value_and_other_differing_shapes_are_refused():
-    ids = [{"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([3])}]
-    batch = encoding.pad_and_stack(ids, padding={"ids": 9}, encoder="some")
-    assert batch["ids"].tolist() == [[1, 2], [3, 9]]
-    with pytest.raises(PluginError, match="encoder some: prepare must give image"):
-        encoding.pad_and_stack([{"image": torch.ones(1)}, {"image": torch.ones(2)}], padding={}, encoder="some")
-    with pytest.raises(PluginError, match="came for 1 of 2 items"):
-        encoding.pad_and_stack([{"ids": torch.ones(1)}, {}], padding={}, encoder="some")
 
 
 def test_a_failure_in_the_middle_keeps_the_finished_shards(monkeypatch):
@@ -450,71 +511,115 @@ def test_after_kill_9_no_more_than_one_shard_is_prepared_again(tmp_path):
     assert LengthEncoder.built == 0
 
 
-# Controls
+TOGETHER = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_encoding import MIXING, LengthConfig, Mixing, encode_texts
+
+class Meeting(Mixing):
+    def __init__(self, config, modalities):
+        super().__init__(config, modalities)
+        self.own = Path(sys.argv[2], os.environ["RANK"])
+        self.own.touch()
+        while len(list(self.own.parent.iterdir())) < 2:  # so that both take part, whichever starts first
+            time.sleep(0.01)
+
+    def prepare(self, item):
+        with self.own.open("a") as file:
+            print(item.item, file=file)
+        time.sleep(0.002)
+        return super().prepare(item)
+
+spec = type(MIXING)(**{**vars(MIXING), "cls": Meeting})
+encode_texts([f"item {number}" for number in range(600)], spec, LengthConfig())
+"""
 
 
-def tables() -> dict[str, FeatureTable]:
-    """200 items; row i of either modality holds i, so that a row tells where it came from."""
-    ids = np.arange(200, dtype=np.float32)[:, None] + 1
-    with_image, with_text = np.arange(200) % 5 != 0, np.arange(200) % 3 != 0
-    return {
-        "image": FeatureTable("image", np.hstack([ids, -ids]) * with_image[:, None], with_image, "i"),
-        "text": FeatureTable("text", ids * with_text[:, None], with_text, "t"),
-    }
+@pytest.mark.slow
+def test_two_processes_of_torchrun_share_the_shards_and_make_the_same_table(tmp_path, monkeypatch):
+    script, counts = tmp_path / "together.py", tmp_path / "counts"
+    script.write_text(TOGETHER)
+    counts.mkdir()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    subprocess.run(
+        [sys.executable, *map(str, command), str(Path(__file__).parent), str(counts)],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=100,
+    )
+    shares = [(counts / rank).read_text().split() for rank in "01"]
+    assert all(shares)  # both have worked
+    assert sorted(int(item) for share in shares for item in share) == list(range(600))  # and on nothing twice
+    features = artifacts.home() / "features"
+    assert not list(features.glob("*.parts"))
+    (together,) = features.glob("*.safetensors")
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "alone"))
+    encode_texts([f"item {number}" for number in range(600)], MIXING, LengthConfig())
+    (alone,) = (artifacts.home() / "features").glob("*.safetensors")
+    assert together.name == alone.name
+    assert together.read_bytes() == alone.read_bytes()
 
 
-def test_shuffled_features_move_whole_items_among_those_that_have_the_same_modalities():
-    real, shuffled = tables(), encoding.control_tables(tables(), "shuffled", seed=1)
-    for modality, table in shuffled.items():
-        np.testing.assert_array_equal(table.present, real[modality].present)
-        np.testing.assert_array_equal(np.sort(table.values[:, 0]), np.sort(real[modality].values[:, 0]))
-        assert not table.values[~table.present].any()
-    both = real["image"].present & real["text"].present
-    np.testing.assert_array_equal(shuffled["image"].values[both, 0], shuffled["text"].values[both, 0])
-    assert np.mean(shuffled["text"].values[both] == real["text"].values[both]) < 0.1
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mmrec_lmm.artifacts import Claims
+with Claims(Path(sys.argv[1])) as claims:
+    print(claims.claim(0), flush=True)
+    time.sleep(60)
+"""
 
 
-def test_random_features_have_the_mean_and_deviation_of_each_column_and_zero_where_absent():
-    real, random = tables()["image"], encoding.control_tables(tables(), "random", seed=1)["image"]
-    np.testing.assert_array_equal(random.present, real.present)
-    assert not random.values[~random.present].any()
-    known, drawn = real.values[real.present], random.values[random.present]
-    np.testing.assert_allclose(drawn.mean(axis=0), known.mean(axis=0), atol=0.3 * known.std())
-    np.testing.assert_allclose(drawn.std(axis=0), known.std(axis=0), rtol=0.2)
-    assert drawn.dtype == np.float32
+def test_the_shard_of_a_process_that_dies_is_made_by_another_that_waits_for_no_dead(monkeypatch, tmp_path):
+    monkeypatch.setattr(encoding, "SHARD", 2)
+    texts = ["xxxx", "xxx", "xx", "x"]
+    name = encode_texts(texts, LENGTHS, LengthConfig()).fingerprint
+    LengthEncoder.prepared = []
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "shared"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    table = artifacts.home() / "features" / f"{name}.safetensors"
+    command = [sys.executable, "-c", HOLDER, str(table)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        death = threading.Timer(0.5, holder.kill)
+        death.start()
+        rows = encode_texts(texts, LENGTHS, LengthConfig()).values[:, 0].tolist()
+    assert rows == [4, 3, 2, 1]
+    assert LengthEncoder.prepared == [2, 3, 0, 1]  # first what was free
 
 
-def test_a_control_is_the_same_for_the_same_seed_and_named_after_kind_and_seed():
-    runs = [("shuffled", 1), ("shuffled", 2), ("random", 1)]
-    made = [encoding.control_tables(tables(), control, seed=seed)["image"] for control, seed in runs]
-    again = encoding.control_tables(tables(), "shuffled", seed=1)["image"]
-    np.testing.assert_array_equal(made[0].values, again.values)
-    assert made[0].fingerprint == again.fingerprint
-    assert len({table.fingerprint for table in [*made, tables()["image"]]}) == 4
+def test_the_second_of_two_processes_that_share_nothing_waits_and_finds_the_table(monkeypatch):
+    texts = ["ab", "c"]
+    made = encode_texts(texts, LENGTHS, LengthConfig())
+    path = artifacts.home() / "features" / f"{made.fingerprint}.safetensors"
+    kept = path.read_bytes()
+    path.unlink()
+    with artifacts.locked(path):
+        second = threading.Thread(target=encode_texts, args=(texts, LENGTHS, LengthConfig()))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        path.write_bytes(kept)
+    second.join()
+    assert LengthEncoder.built == 1
 
 
-def test_an_exported_table_is_read_again_with_the_same_values_and_gaps(tmp_path):
-    table = FeatureTable("text", np.array([[1, 2], [0, 0], [3, 4]], np.float32), np.array([True, False, True]), "t")
-    path = encoding.export_table(tmp_path / "out" / "text_feat.npy", table)
-    again = encoding.read_feature_file(path, modality="text", n_items=3)
-    np.testing.assert_array_equal(again.values, table.values)
-    np.testing.assert_array_equal(again.present, table.present)
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", RUNNABLE, ids=lambda spec: spec.name)
+def test_a_gpu_makes_the_rows_of_the_cpu_and_in_bfloat16_nearly(spec, shop, monkeypatch, tmp_path):
+    config = resolve(spec.config)(**({"variant": "tiny"} if "tiny" in spec.variants else {}))
 
+    def encoded(way: str, **options: Any) -> dict[str, FeatureTable]:
+        monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / way))
+        monkeypatch.setattr(encoding, "SHARD", 4)
+        chosen = encoding.EncodeOptions(batch_size=2, **options)
+        return encoding.encode(shop, spec, config, modalities=spec.modalities, text_fields=["title"], options=chosen)
 
-def test_the_control_none_leaves_zero_rows_of_the_same_width_with_nothing_present():
-    for modality, table in encoding.control_tables(tables(), "none", seed=1).items():
-        assert table.values.shape == tables()[modality].values.shape
-        assert not table.values.any()
-        assert not table.present.any()
-
-
-def test_an_unknown_control_is_refused_with_a_suggestion():
-    with pytest.raises(ConfigError, match=r"unknown control shufled; .*did you mean shuffled\?"):
-        encoding.control_tables(tables(), "shufled", seed=1)
-
-
-def test_mean_filled_features_are_present_everywhere_and_absent_rows_hold_the_mean():
-    filled = encoding.mean_filled(FeatureTable("text", np.array([[1.0], [0], [3]]), np.array([True, False, True]), "t"))
-    assert filled.values.tolist() == [[1], [2], [3]]
-    assert filled.present.all()
-    assert filled.fingerprint != "t"
+    on_cpu, on_gpu = encoded("cpu"), encoded("gpu", device="cuda", workers=2)
+    half = encoded("half", device="cuda", dtype="bfloat16")
+    for modality, table in on_cpu.items():
+        np.testing.assert_allclose(on_gpu[modality].values, table.values, atol=1e-4, rtol=1e-4)
+        spread = np.abs(table.values).max()
+        np.testing.assert_allclose(half[modality].values, table.values, atol=0.05 * spread, rtol=0.05)

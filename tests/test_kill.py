@@ -38,7 +38,7 @@ class Slow(ItemEncoder):
 
 @hookimpl
 def mmrec_register_encoders():
-    return [EncoderSpec("slow", cls=Slow, config=NoKeys, modalities=("text",), weights_id=lambda config: "none")]
+    return [EncoderSpec("slow", cls=Slow, config=NoKeys, modalities=("text",), weights_id=lambda *which: "none")]
 """
 
 

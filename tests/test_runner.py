@@ -101,6 +101,8 @@ OTHER: Mapping[str, Any] = {
     "threads": TORCH_THREADS + 1,
     "workers": 2,
     "encode_batch_size": 3,
+    "encode_dtype": "bfloat16",
+    "encode_compile": True,
     "state": "ERROR",
 }
 

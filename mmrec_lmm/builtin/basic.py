@@ -46,7 +46,7 @@ class BasicConfig:
             raise ValueError(f"ngrams must be lengths of at least 1, got {self.ngrams}")
 
 
-def weights_id(config: BasicConfig) -> str:
+def weights_id(config: BasicConfig, modality: str) -> str:
     """There are no weights."""
     return "none"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..artifacts import fingerprint, hash_file, hash_files
+from ..artifacts import fingerprint, hash_file, hash_files, is_readable
 from ..errors import DataError, did_you_mean
 from ..settings import Settings
 from ..types import SPLITS, Dataset, Interactions, ItemCatalog
@@ -125,7 +125,7 @@ def read_catalog(folder: Path) -> ItemCatalog:
     names = table["image"].tolist() if "image" in table else [""] * len(table)
     images = tuple(folder / "images" / name if name else None for name in names)
     fields = {column: tuple(table[column]) for column in table.columns if column not in NOT_TEXT}
-    existing = [image for image in images if image is not None and image.is_file()]
+    existing = [image for image in images if image is not None and is_readable(image)]
     return ItemCatalog(
         fields=fields,
         images=images,

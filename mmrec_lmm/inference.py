@@ -1,0 +1,118 @@
+"""An encoder at work: prepared batches to rows of features, on any device, in full or half precision.
+
+A batch that doesn't fit into memory is computed in halves, and so are all that follow: rows don't depend on it.
+
+Shapes: B batch, D feature width.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .contracts import ItemEncoder
+from .errors import PluginError, RunError
+
+logger = logging.getLogger(__name__)
+
+#: What torch and its libraries say where an allocation failed, on a GPU and on the CPU.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+class Inference:
+    """One modality of an encoder, on a device; `dtype` is what torch.autocast computes in, float32 for none."""
+
+    def __init__(
+        self,
+        encoder: ItemEncoder,
+        modality: str,
+        *,
+        name: str,
+        device: torch.device | str,
+        dtype: str,
+        compile: bool,
+        batch_size: int,
+    ) -> None:
+        self.modality, self.name = modality, name
+        self.device, self.dtype = torch.device(device), dtype
+        self.encoder = encoder.eval().to(self.device)
+        self._forward: Any = torch.compile(self.encoder) if compile else self.encoder
+        self._limit = batch_size
+
+    @torch.inference_mode()
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Features (B, D) float32 of a prepared batch, on the device, which may still be computing them.
+
+        Raises PluginError where their shape is wrong, RunError where there isn't memory for a single item.
+        """
+        n_items = len(next(iter(batch.values())))
+        while True:
+            # Leaving the except clause lets go of what the failed attempt had allocated, hence the loop
+            try:
+                parts = [self._rows(batch, slice(at, at + self._limit)) for at in range(0, n_items, self._limit)]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not self._can_go_on(error, n_items):
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        rows = torch.cat(parts)
+        expected = (n_items, self.encoder.dims[self.modality])
+        if rows.shape != expected:
+            raise self._broken(f"shape {tuple(rows.shape)}; rows of shape {expected} are due")
+        return rows
+
+    def fetched(self, rows: Tensor) -> np.ndarray:
+        """The rows (B, D) in memory, as soon as they are computed; PluginError where they aren't finite."""
+        array: np.ndarray = rows.cpu().numpy()
+        if not np.isfinite(array).all():
+            hint = ": float16 ends at 65,504, so try bfloat16" if self.dtype == "float16" else ""
+            raise self._broken(f"NaN or infinity; finite rows are due{hint}")
+        return array
+
+    def _rows(self, batch: Mapping[str, Tensor], part: slice) -> Tensor:
+        on_device = {key: tensor[part].to(self.device, non_blocking=True) for key, tensor in batch.items()}
+        # float32 is to mean float32: by default a GPU would round the inputs of convolutions to 10 bits
+        with self._precision(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            rows: Tensor = self._forward(on_device)[self.modality]
+        return rows.float()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
+
+    def _can_go_on(self, error: RuntimeError | MemoryError, n_items: int) -> bool:
+        """Whether the batch may be tried again, since it will be smaller or isn't compiled any more."""
+        reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+            size = min(self._limit, n_items)
+            if size == 1:
+                raise RunError(
+                    f"encoder {self.name}: {self.device} has no memory left for a single item ({reason}); free some, "
+                    "or choose another device with --device"
+                ) from None
+            self._limit = size // 2
+            logger.warning(
+                "encoder %s: no memory for %d items at once; going on with %d (encode_batch_size)",
+                self.name, size, self._limit,
+            )  # fmt: skip
+            return True
+        if self._forward is not self.encoder and _is_of_the_compiler(error):
+            self._forward = self.encoder
+            logger.warning("encoder %s can't be compiled, so it goes on as it is: %s", self.name, reason)
+            return True
+        return False
+
+    def _broken(self, what: str) -> PluginError:
+        return PluginError(f"encoder {self.name}: {self.modality} features have {what}")
+
+
+def _is_of_the_compiler(error: BaseException) -> bool:
+    from torch._dynamo.exc import TorchDynamoException  # seconds of import, which compiling has already cost
+
+    return isinstance(error, TorchDynamoException)

@@ -1,0 +1,191 @@
+"""Items as encoders get them: what a catalogue holds of a modality, read one by one, prepared, and put into batches.
+
+An image that can't be read never ends anything: its item goes on without one and with the reason. Which files can't
+be read is found out here, and only here, whatever is wrong with them.
+
+Shapes: I items, B batch.
+"""
+
+import signal
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from . import artifacts
+from .contracts import ItemEncoder
+from .errors import ConfigError, DataError, MMRecError, PluginError
+from .types import ItemCatalog, RawItem
+
+JOINT = "joint"  # the modality of image and text together, for items that have both
+
+
+def item_texts(catalog: ItemCatalog, fields: Sequence[str]) -> list[str]:
+    """I texts: the named columns joined by a space, each run of white space one space; unknown columns are skipped."""
+    columns = [catalog.fields[field] for field in fields if field in catalog.fields]
+    if not columns:
+        return [""] * len(catalog)
+    return [" ".join(" ".join(parts).split()) for parts in zip(*columns, strict=True)]
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in a file, decoded, as RGB: of an animation the first picture, of 16 bits the upper 8.
+
+    As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
+    Raises what its decoder raises, where it is a decompression bomb, and where the path is no plain file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited on for ever
+        raise OSError("not a plain file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
+                return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a catalogue holds of one modality. `items` are the ids that have it, in the order of encoding;
+    `fingerprint` names their content."""
+
+    modality: str
+    items: np.ndarray
+    fingerprint: str
+    texts: Sequence[str] = field(repr=False)
+    images: Sequence[Path | None] = field(repr=False)
+
+    def read(self, item: int) -> RawItem:
+        """The item with just this modality, or with both of `joint`. Raises what `read_image` raises."""
+        image = None if self.modality == "text" else self.images[item]
+        text = "" if self.modality == "image" else self.texts[item]
+        return RawItem(item, read_image(image) if image else None, text)
+
+
+def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -> Source:
+    """The items that have `modality`, "image", "text" or "joint"; DataError where none has."""
+    texts = item_texts(catalog, text_fields)
+    with_text = np.array([bool(text) for text in texts])
+    with_image = np.array([image is not None for image in catalog.images])
+    no_text = f"no item has text in the fields {', '.join(text_fields)}; there are {', '.join(catalog.fields)}"
+    if modality == "text":
+        having, content, nothing = with_text, artifacts.fingerprint(texts), no_text
+    elif modality == "image":
+        having, content, nothing = with_image, _content(catalog.images), "no item has an image"
+    elif modality == JOINT:
+        content = artifacts.fingerprint([artifacts.fingerprint(texts), _content(catalog.images)])
+        having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
+        nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
+    else:
+        raise ConfigError(f"a catalogue holds images and texts, so no encoder can make {modality} features of it")
+    if not having.any():
+        others = "choose another modality with --modalities, or give a feature file"
+        raise DataError(f"{modality} features can't be encoded, as {nothing}; {others}: --features {modality}=FILE.npy")
+    # Longest first: texts of like length share a batch, so little is padded, and memory runs out early if at all
+    lengths = [0 if modality == "image" else -len(text) for text in texts]
+    order = np.argsort(lengths, kind="stable")
+    return Source(modality, order[having[order]], content, texts, catalog.images)
+
+
+def _content(images: Sequence[Path | None]) -> str:
+    """A name for which items have an image that can be read, and for these files' content."""
+    readable = [image is not None and artifacts.is_readable(image) for image in images]
+    files = [image for image, usable in zip(images, readable, strict=True) if image is not None and usable]
+    return artifacts.fingerprint([readable, artifacts.hash_files(files)])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch as an encoder prepared it, and why items in it couldn't be read."""
+
+    tensors: Mapping[str, Tensor]
+    unreadable: Mapping[int, str]
+
+    def pin_memory(self) -> "Prepared":
+        """The batch where a GPU can fetch it by itself; the loader calls this."""
+        return Prepared({key: tensor.pin_memory() for key, tensor in self.tensors.items()}, self.unreadable)
+
+
+def loader(
+    source: Source, encoder: ItemEncoder, name: str, batches: Iterable[list[int]], *, workers: int, pin: bool
+) -> DataLoader[Prepared | MMRecError]:
+    """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
+
+    What breaks the encoder's contract comes as the error itself, since a worker's exception would arrive here with a
+    traceback in its message. `batches` is asked for as many as are prepared ahead, two for each worker.
+    """
+    return DataLoader(
+        _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
+        batch_sampler=batches,
+        collate_fn=partial(_collate, padding=encoder.padding, name=name),
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        # Forked workers share the items and the encoder, which would otherwise be copied into each
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        pin_memory=pin,
+        generator=torch.Generator(),  # its own, as the loader would otherwise draw from the caller's random state
+    )
+
+
+def _start_worker(number: int) -> None:
+    """One thread has been set by torch. Ctrl-C is the main process's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_Item = tuple[int, dict[str, Tensor], str | None]
+
+
+class _Items(TorchDataset[_Item]):
+    """Item id -> the id, its tensors as the encoder prepares them, and why it couldn't be read, if so."""
+
+    def __init__(self, source: Source, prepare: Callable[[RawItem], dict[str, Tensor]]) -> None:
+        self.source, self.prepare = source, prepare
+
+    def __getitem__(self, item: int) -> _Item:
+        try:
+            raw, reason = self.source.read(item), None
+        except Exception as error:  # decoders raise anything; whatever it is, one bad image must not end the run
+            raw, reason = RawItem(item, None, ""), f"{type(error).__name__}: {error}"
+        return item, self.prepare(raw), reason
+
+
+def _collate(samples: Sequence[_Item], *, padding: Mapping[str, int], name: str) -> Prepared | MMRecError:
+    prepared = [tensors for _, tensors, _ in samples]
+    unreadable = {item: reason for item, _, reason in samples if reason is not None}
+    try:
+        return Prepared(pad_and_stack(prepared, padding=padding, encoder=name), unreadable)
+    except MMRecError as error:
+        return error
+
+
+def pad_and_stack(
+    prepared: Sequence[Mapping[str, Tensor]], *, padding: Mapping[str, int], encoder: str
+) -> dict[str, Tensor]:
+    """One batch of B items' `prepare`: each key's tensors as (B, ...), 1-D integers padded to the longest.
+
+    Raises PluginError, naming the encoder, where keys or shapes differ otherwise.
+    """
+    batch = {}
+    for key in prepared[0]:
+        tensors = [item[key] for item in prepared if key in item]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        ragged = len(shapes) > 1 and (tensors[0].ndim != 1 or tensors[0].is_floating_point())
+        if ragged or len(tensors) != len(prepared):
+            raise PluginError(
+                f"encoder {encoder}: prepare must give {key} for each item, and of one shape unless it is 1-D and "
+                f"integer; it came for {len(tensors)} of {len(prepared)} items, with shapes {sorted(shapes)}"
+            )
+        batch[key] = pad_sequence(tensors, True, padding.get(key, 0)) if len(shapes) > 1 else torch.stack(tensors)
+    return batch

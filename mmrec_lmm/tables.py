@@ -1,0 +1,196 @@
+"""Feature tables in files: MMRec's .npy, the store's safetensors, and the controls that are made of a table.
+
+Rows never shift: every table has one row per item, and an item without the modality has a zero row that `present`
+masks.
+
+Shapes: I items, D feature width.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from . import artifacts
+from .errors import ConfigError, DataError, did_you_mean
+from .types import FeatureTable, ItemCatalog
+
+CONTROLS = ("shuffled", "random", "none")
+MISSED_IMAGES = "missed_img_itemIDs.csv"  # MMRec's list of items whose image feature is only the mean of the others
+
+
+def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTable:
+    """The table of a .npy file of any float type, as float32; a file of float32 is memory-mapped, not read.
+
+    Absent are the items with an all-zero row, and for images those that MMRec's `missed_img_itemIDs.csv` beside the
+    file names (there their row is the mean of the others; here it becomes zero). Raises DataError where the file is
+    missing, damaged, pickled, holds NaN or infinity, or hasn't one row per item.
+    """
+    stored = _open_npy(path)
+    if stored.ndim != 2 or stored.dtype.kind not in "fiu":
+        raise DataError(f"{path}: shape {stored.shape} of {stored.dtype}; features are (items, width) numbers")
+    if len(stored) != n_items:
+        raise DataError(f"{path}: {len(stored)} rows, but the data set has {n_items} items; row i must be item i")
+    values = stored if stored.dtype == np.float32 else np.empty(stored.shape, np.float32)
+    finite, present = np.empty(n_items, bool), np.empty(n_items, bool)
+    step = max(1, 2**24 // max(1, stored.shape[1]))  # rows of 64 MB: a mapped file never stands in memory whole
+    for start in range(0, n_items, step):
+        rows = slice(start, start + step)
+        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported below
+            block = stored[rows].astype(np.float32, copy=False)
+        finite[rows], present[rows] = np.isfinite(block).all(axis=1), block.any(axis=1)
+        if values is not stored:
+            values[rows] = block
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise DataError(f"{path}: NaN or infinity in {len(bad)} of {n_items} rows, first {_first(bad)}")
+    missed = path.with_name(MISSED_IMAGES)
+    if modality == "image" and missed.is_file():
+        ids = _missed_items(missed, n_items)
+        present[ids] = False
+        values[ids] = 0  # copy on write: the file stays as it is
+    return FeatureTable(modality, values, present, artifacts.fingerprint([artifacts.hash_file(path), present]))
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    """The array in a .npy file, mapped copy-on-write; pickles are refused by name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start[:1] == b"\x80":
+            raise DataError(f"{path}: a pickle, which could run code when read; save the plain array with numpy.save")
+        if start != b"\x93NUMPY":
+            raise DataError(f"{path}: not a .npy file; save the array with numpy.save")
+        return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        if "Python objects" in str(error):
+            reason = "pickled Python objects, which could run code when read; save a plain array of numbers"
+        else:
+            reason = f"truncated or damaged ({error}); copy or download it again"
+        raise DataError(f"{path}: {reason}") from None
+
+
+def _missed_items(path: Path, n_items: int) -> np.ndarray:
+    words = path.read_text().replace(",", " ").split()
+    try:
+        ids = np.array([float(word) for word in words if word.lower() != "itemid"])
+    except ValueError as error:
+        raise DataError(f"{path}: item ids are wanted ({error})") from None
+    wrong = ids[(ids != np.floor(ids)) | (ids < 0) | (ids >= n_items)]
+    if len(wrong):
+        raise DataError(f"{path}: {_first(wrong)} is no item; ids are 0 to {n_items - 1}")
+    return ids.astype(np.int64)
+
+
+def save_table(path: Path, table: FeatureTable, **about: Any) -> Path:
+    """Write a table atomically as safetensors; `about` is further plain data for the file's header."""
+    header = {"modality": table.modality, "fingerprint": table.fingerprint} | artifacts.plain(about)
+    arrays = {"values": np.ascontiguousarray(table.values), "present": np.ascontiguousarray(table.present)}
+    metadata = {"about": json.dumps(header)}
+    return artifacts.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
+
+
+def export_table(path: Path, table: FeatureTable) -> Path:
+    """Write a table as MMRec's .npy: (I, D) float32, rows of absent items zero, as `read_feature_file` expects."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append its own suffix
+            np.save(file, table.values)
+
+    return artifacts.write_atomic(path, write)
+
+
+def load_table(path: Path) -> FeatureTable:
+    """The table in a file of `save_table`; DataError names a missing or damaged file."""
+    return load_with_header(path)[0]
+
+
+def load_with_header(path: Path) -> tuple[FeatureTable, dict[str, Any]]:
+    """A table, and the header of its file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()["about"])
+            arrays = file.get_tensor("values"), file.get_tensor("present")
+        return FeatureTable(about["modality"], *arrays, about["fingerprint"]), about
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged feature table ({error}); delete it to have it made again") from None
+
+
+def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
+    """One line for a log: how many items have the modality, and which are the first that don't."""
+    absent = np.flatnonzero(~table.present)
+    line = f"{table.modality}: {len(catalog) - len(absent)} of {len(catalog)} items have it"
+    if len(absent):
+        line += f"; {len(absent)} don't and are masked, first {_first([catalog.raw_ids[item] for item in absent])}"
+    return line
+
+
+def mean_filled(table: FeatureTable) -> FeatureTable:
+    """The table as MMRec would have it (`missing: mean`): absent items get the mean row of the others."""
+    if table.present.all() or not table.present.any():
+        return table
+    mean = table.values[table.present].mean(axis=0, dtype=np.float64)
+    values = np.where(table.present[:, None], table.values, mean.astype(np.float32))
+    name = artifacts.fingerprint([table.fingerprint, "mean"])
+    return FeatureTable(table.modality, values, np.ones_like(table.present), name)
+
+
+def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) -> dict[str, FeatureTable]:
+    """Features that tell nothing of their item, to compare real ones with.
+
+    shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
+    with each other, and only the link between items and content is cut; who is present stays as it is. random:
+    Gaussian rows with each column's mean and deviation. none: zero rows and nothing present, so that any model runs,
+    with its ids alone.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(
+            f"unknown control {control}; there are {', '.join(CONTROLS)}{did_you_mean(control, CONTROLS)}"
+        )
+    if not tables:
+        return {}
+    sources = sorted((name, table.fingerprint) for name, table in tables.items())
+    shuffled = _shuffled([tables[name].present for name, _ in sources], seed)
+    controls = {}
+    for name, table in tables.items():
+        present = table.present
+        if control == "shuffled":
+            values = table.values[shuffled]
+        elif control == "random":
+            values = _random_like(table, seed)
+        else:
+            values, present = np.zeros_like(table.values), np.zeros_like(present)
+        controls[name] = FeatureTable(name, values, present, artifacts.fingerprint([sources, name, control, seed]))
+    return controls
+
+
+def _shuffled(present: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """A random permutation (I,) of the items within each group that has the same modalities."""
+    groups = np.stack(present, axis=1) @ (1 << np.arange(len(present)))  # (I,)
+    permutation = np.arange(len(groups))
+    rng = np.random.default_rng(seed)
+    for group in np.unique(groups):  # at most 2 ** modalities
+        members = np.flatnonzero(groups == group)
+        permutation[members] = rng.permutation(members)
+    return permutation
+
+
+def _random_like(table: FeatureTable, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, *table.modality.encode()])  # independent of which other modalities there are
+    known = table.values[table.present]
+    values = np.zeros(table.values.shape, np.float32)
+    values[table.present] = rng.standard_normal(known.shape, np.float32) * known.std(axis=0) + known.mean(axis=0)
+    return values
+
+
+def _first(ids: Sequence[Any] | np.ndarray, count: int = 5) -> str:
+    """The first few ids, as text for a message."""
+    return ", ".join(map(str, ids[:count])) + (", ..." if len(ids) > count else "")

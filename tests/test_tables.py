@@ -1,0 +1,213 @@
+"""Features in files: rows never shift, and a damaged or foreign file is refused by name; and what controls are."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmrec_lmm import tables
+from mmrec_lmm.errors import ConfigError, DataError
+from mmrec_lmm.types import FeatureTable
+
+
+def save(path: Path, array: np.ndarray, **options: Any) -> Path:
+    np.save(path, array, **options)
+    return path
+
+
+# Feature files
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_feature_file_of_any_float_type_becomes_float32_with_row_i_for_item_i(tmp_path, dtype):
+    rows = np.arange(1, 7, dtype=dtype).reshape(3, 2) / 8
+    table = tables.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
+    assert table.values.dtype == np.float32
+    np.testing.assert_array_equal(table.values, rows)
+    assert table.present.all()
+
+
+def test_a_fortran_ordered_file_is_read_in_the_right_order(tmp_path):
+    rows = np.asfortranarray(np.arange(1, 7, dtype=np.float32).reshape(3, 2))
+    table = tables.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
+    np.testing.assert_array_equal(torch.as_tensor(table.values), [[1, 2], [3, 4], [5, 6]])
+
+
+def test_an_all_zero_row_is_an_absent_item(tmp_path):
+    path = save(tmp_path / "f.npy", np.array([[1.0, 0], [0, 0]]))
+    assert tables.read_feature_file(path, modality="text", n_items=2).present.tolist() == [True, False]
+
+
+def test_images_that_mmrec_filled_with_the_mean_are_absent_and_the_file_stays_as_it_is(tmp_path):
+    path = save(tmp_path / "image_feat.npy", np.array([[1, 3], [2, 2], [3, 1]], np.float32))
+    before = path.read_bytes()
+    (tmp_path / "missed_img_itemIDs.csv").write_text("1\n")
+    image = tables.read_feature_file(path, modality="image", n_items=3)
+    text = tables.read_feature_file(path, modality="text", n_items=3)
+    assert image.present.tolist() == [True, False, True]
+    np.testing.assert_array_equal(image.values, [[1, 3], [0, 0], [3, 1]])
+    assert text.present.all()
+    assert image.fingerprint != text.fingerprint
+    assert path.read_bytes() == before
+    np.testing.assert_array_equal(tables.mean_filled(image).values, [[1, 3], [2, 2], [3, 1]])
+
+
+def test_a_list_of_missed_images_that_names_no_item_is_refused(tmp_path):
+    path = save(tmp_path / "image_feat.npy", np.ones((3, 2)))
+    (tmp_path / "missed_img_itemIDs.csv").write_text("1,3\n")
+    with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: 3.0 is no item; ids are 0 to 2"):
+        tables.read_feature_file(path, modality="image", n_items=3)
+
+
+def bad_features(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / "f.npy"
+    good = np.ones((4, 3), np.float32)
+    if kind == "missing":
+        return path
+    if kind == "not npy":
+        path.write_text("1,2,3")
+    elif kind == "pickle":
+        path.write_bytes(b"\x80\x04K\x01.")
+    elif kind == "objects":
+        save(path, np.array([[{}]], object), allow_pickle=True)
+    elif kind == "flat":
+        save(path, np.ones(4))
+    elif kind == "words":
+        save(path, np.array([["a"]] * 4))
+    elif kind == "rows":
+        save(path, good[:3])
+    elif kind == "nan":
+        good[1, 2], good[3, 0] = np.nan, np.inf
+        save(path, good)
+    elif kind == "too large":
+        save(path, good * np.array(1e200))
+    elif kind == "truncated":
+        save(path, good)
+        path.write_bytes(path.read_bytes()[:-5])
+    elif kind == "truncated head":
+        save(path, good)
+        path.write_bytes(path.read_bytes()[:9])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no such file"),
+        ("not npy", "not a .npy file"),
+        ("pickle", "a pickle, which could run code"),
+        ("objects", "pickled Python objects"),
+        ("flat", r"shape \(4,\)"),
+        ("words", "of <U1"),
+        ("rows", "3 rows, but the data set has 4 items"),
+        ("nan", "NaN or infinity in 2 of 4 rows, first 1, 3"),
+        ("too large", "NaN or infinity in 4 of 4 rows"),
+        ("truncated", "truncated or damaged"),
+        ("truncated head", "truncated or damaged"),
+    ],
+)
+def test_a_bad_feature_file_is_named_with_what_is_wrong(tmp_path, kind, message):
+    path = bad_features(tmp_path, kind)
+    with pytest.raises(DataError, match=message) as caught:
+        tables.read_feature_file(path, modality="image", n_items=4)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_large_float32_file_is_mapped_rather_than_read(tmp_path):
+    path = save(tmp_path / "f.npy", np.ones((64, 8), np.float32))
+    values: Any = tables.read_feature_file(path, modality="text", n_items=64).values
+    while values.base is not None and not isinstance(values, np.memmap):
+        values = values.base
+    assert isinstance(values, np.memmap)
+
+
+# Tables in the store
+
+
+def test_a_saved_table_is_loaded_as_it_was(tmp_path):
+    table = FeatureTable("text", np.arange(6, dtype=np.float32).reshape(3, 2).T, np.array([True, False]), "abc")
+    loaded = tables.load_table(tables.save_table(tmp_path / "t.safetensors", table, encoder="some"))
+    np.testing.assert_array_equal(loaded.values, table.values)
+    np.testing.assert_array_equal(loaded.present, table.present)
+    assert (loaded.modality, loaded.fingerprint) == ("text", "abc")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_a_damaged_table_is_named(tmp_path, keep):
+    path = tmp_path / "t.safetensors"
+    tables.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"t.safetensors: damaged feature table .* delete it"):
+        tables.load_table(path)
+
+
+# Controls
+
+
+def two_tables() -> dict[str, FeatureTable]:
+    """200 items; row i of either modality holds i, so that a row tells where it came from."""
+    ids = np.arange(200, dtype=np.float32)[:, None] + 1
+    with_image, with_text = np.arange(200) % 5 != 0, np.arange(200) % 3 != 0
+    return {
+        "image": FeatureTable("image", np.hstack([ids, -ids]) * with_image[:, None], with_image, "i"),
+        "text": FeatureTable("text", ids * with_text[:, None], with_text, "t"),
+    }
+
+
+def test_shuffled_features_move_whole_items_among_those_that_have_the_same_modalities():
+    real, shuffled = two_tables(), tables.control_tables(two_tables(), "shuffled", seed=1)
+    for modality, table in shuffled.items():
+        np.testing.assert_array_equal(table.present, real[modality].present)
+        np.testing.assert_array_equal(np.sort(table.values[:, 0]), np.sort(real[modality].values[:, 0]))
+        assert not table.values[~table.present].any()
+    both = real["image"].present & real["text"].present
+    np.testing.assert_array_equal(shuffled["image"].values[both, 0], shuffled["text"].values[both, 0])
+    assert np.mean(shuffled["text"].values[both] == real["text"].values[both]) < 0.1
+
+
+def test_random_features_have_the_mean_and_deviation_of_each_column_and_zero_where_absent():
+    real, random = two_tables()["image"], tables.control_tables(two_tables(), "random", seed=1)["image"]
+    np.testing.assert_array_equal(random.present, real.present)
+    assert not random.values[~random.present].any()
+    known, drawn = real.values[real.present], random.values[random.present]
+    np.testing.assert_allclose(drawn.mean(axis=0), known.mean(axis=0), atol=0.3 * known.std())
+    np.testing.assert_allclose(drawn.std(axis=0), known.std(axis=0), rtol=0.2)
+    assert drawn.dtype == np.float32
+
+
+def test_a_control_is_the_same_for_the_same_seed_and_named_after_kind_and_seed():
+    runs = [("shuffled", 1), ("shuffled", 2), ("random", 1)]
+    made = [tables.control_tables(two_tables(), control, seed=seed)["image"] for control, seed in runs]
+    again = tables.control_tables(two_tables(), "shuffled", seed=1)["image"]
+    np.testing.assert_array_equal(made[0].values, again.values)
+    assert made[0].fingerprint == again.fingerprint
+    assert len({table.fingerprint for table in [*made, two_tables()["image"]]}) == 4
+
+
+def test_an_exported_table_is_read_again_with_the_same_values_and_gaps(tmp_path):
+    table = FeatureTable("text", np.array([[1, 2], [0, 0], [3, 4]], np.float32), np.array([True, False, True]), "t")
+    path = tables.export_table(tmp_path / "out" / "text_feat.npy", table)
+    again = tables.read_feature_file(path, modality="text", n_items=3)
+    np.testing.assert_array_equal(again.values, table.values)
+    np.testing.assert_array_equal(again.present, table.present)
+
+
+def test_the_control_none_leaves_zero_rows_of_the_same_width_with_nothing_present():
+    for modality, table in tables.control_tables(two_tables(), "none", seed=1).items():
+        assert table.values.shape == two_tables()[modality].values.shape
+        assert not table.values.any()
+        assert not table.present.any()
+
+
+def test_an_unknown_control_is_refused_with_a_suggestion():
+    with pytest.raises(ConfigError, match=r"unknown control shufled; .*did you mean shuffled\?"):
+        tables.control_tables(two_tables(), "shufled", seed=1)
+
+
+def test_mean_filled_features_are_present_everywhere_and_absent_rows_hold_the_mean():
+    filled = tables.mean_filled(FeatureTable("text", np.array([[1.0], [0], [3]]), np.array([True, False, True]), "t"))
+    assert filled.values.tolist() == [[1], [2], [3]]
+    assert filled.present.all()
+    assert filled.fingerprint != "t"
