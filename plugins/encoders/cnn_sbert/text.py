@@ -5,18 +5,24 @@ Fidelity: the very modules of sentence-transformers, fed the same pieces: equal 
 Shapes: B batch, T tokens.
 """
 
+import logging
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmrec_lmm.api import DataError, ItemEncoder, PluginError, RawItem
+from mmrec_lmm.api import DataError, PluginError
 
-from . import WEIGHTS, CnnSbertConfig, weights_folder
+from . import NAME, WEIGHTS, CnnSbertConfig, minilm_folder
+
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # under the host's, so that its lines reach the run's log
 
 
-class SbertEncoder(ItemEncoder):
-    """One unit vector of 384 numbers per text."""
+class Sbert(nn.Module):
+    """One unit vector of `width` numbers per text."""
 
-    def __init__(self, config: CnnSbertConfig, modalities: tuple[str, ...]) -> None:
+    width = 384
+
+    def __init__(self, config: CnnSbertConfig) -> None:
         super().__init__()
         try:  # seconds of import, so only here
             from safetensors import SafetensorError
@@ -24,22 +30,23 @@ class SbertEncoder(ItemEncoder):
             from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise PluginError(
-                f"encoder cnn_sbert needs sentence-transformers ({error}): pip install 'mmrec-lmm[minilm]'"
+                f"encoder {NAME}: texts need sentence-transformers ({error}): pip install 'mmrec-lmm[minilm]'"
             ) from None
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the host has its own
-        folder = weights_folder()
+        folder = minilm_folder(config)
         try:
             self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder}: can't be loaded ({error}); if {WEIGHTS} is damaged, get it again") from None
+        logger.info("texts by %s", folder)
         self.tokenizer = self.model.tokenizer
         self.max_tokens = config.max_tokens
-        self.dims = {"text": 384}
-        self.padding = {"input_ids": self.tokenizer.pad_token_id}
 
-    def prepare(self, item: RawItem) -> dict[str, Tensor]:
-        tokens = self.tokenizer(item.text, truncation=True, max_length=self.max_tokens)
-        return {name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")}  # each (T,)
+    def prepare(self, text: str) -> dict[str, Tensor]:
+        """The word-pieces and their mask, each (T,)."""
+        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+        return {name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")}
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"text": self.model(dict(batch))["sentence_embedding"]}  # (B, 384)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features: Tensor = self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+        return features  # (B, width)

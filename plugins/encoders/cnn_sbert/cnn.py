@@ -1,0 +1,88 @@
+"""CNN image features: FC7 of torchvision's AlexNet or VGG-16, 4096 wide, or the pooled features of any timm model.
+
+AlexNet: Krizhevsky, arXiv:1404.5997. VGG-16: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556. Both on ImageNet-1k.
+Fidelity: the very modules of torchvision and timm, and their own preprocessing for these weights; FC7 is taken after
+its ReLU, as Caffe's in-place activation leaves it. A substitute for the CaffeNet of 2014, not its equal.
+Shapes: B batch, S side of the picture in pixels.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from mmrec_lmm.api import load_state, read_checkpoint
+
+from ..pixels import Normalise, shortened
+from . import NAME, CnnSbertConfig, cnn_path, library, timm_entry
+
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # under the host's, so that its lines reach the run's log
+
+TINY, TINY_PIXELS = "timm:test_resnet", 64  # timm's ResNet at its smallest
+
+
+class Cnn(nn.Module):
+    """One vector of `width` numbers per image."""
+
+    def __init__(self, config: CnnSbertConfig) -> None:
+        super().__init__()
+        tiny = config.variant == "tiny"
+        if tiny:
+            parts = _timm(TINY, input_size=(3, TINY_PIXELS, TINY_PIXELS))
+        else:
+            parts = _timm(config.cnn) if config.cnn.startswith("timm:") else _torchvision(config.cnn)
+        self.network, self.width, self.transform = parts.network, parts.width, parts.transform
+        self.normalise = Normalise(parts.mean, parts.deviation)
+        if not tiny:
+            path = cnn_path(config)
+            report = load_state(self.network, read_checkpoint(path), source=path, drop=parts.classifier)
+            logger.info("%s: %s", path, report.summary())
+            logger.info("image features of %s: a substitute for CaffeNet's, which MMRec publishes", config.cnn)
+
+    def prepare(self, image: Image.Image | None) -> Tensor:
+        """(3, S, S) bytes; black where there is no image."""
+        pixels: Tensor = self.transform(shortened(image) if image else Image.new("RGB", (1, 1)))
+        return pixels
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(self.normalise(pixels))  # (B, width)
+        return features
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A network without its last layer, and what belongs to its weights."""
+
+    network: nn.Module
+    width: int
+    transform: Callable[[Image.Image], Tensor]  # to bytes
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    classifier: tuple[str, ...]  # patterns of the keys that its checkpoint has beyond the network's
+
+
+def _torchvision(name: str) -> _Parts:
+    """AlexNet or VGG-16 up to FC7."""
+    models, transforms = library("torchvision.models"), library("torchvision.transforms")
+    network = getattr(models, name)(weights=None)
+    last = len(network.classifier) - 1
+    width = network.classifier[last].in_features
+    network.classifier = network.classifier[:last]
+    transform = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return _Parts(network, width, transform, mean, deviation, (f"classifier.{last}.*",))
+
+
+def _timm(cnn: str, **changes: Any) -> _Parts:
+    """Any timm model without its classifier, with the preprocessing that its weights were published with."""
+    timm, data = library("timm"), library("timm.data")
+    heads = timm_entry(cnn).classifier or ()
+    network = timm.create_model(cnn.removeprefix("timm:"), pretrained=False, num_classes=0)
+    how = data.resolve_model_data_config(network) | changes
+    transform = data.create_transform(**how, use_prefetcher=True)  # which leaves the bytes to be normalised on a device
+    classifier = tuple(f"{head}.*" for head in ((heads,) if isinstance(heads, str) else heads))
+    # `num_features` is the width before a head such as VGG's FC6 and FC7, `head_hidden_size` that after it
+    return _Parts(network, network.head_hidden_size, transform, how["mean"], how["std"], classifier)
