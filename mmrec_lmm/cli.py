@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode = verb("encode", _encode, "Encode a data set's items; the features are kept and reused.", keys=True)
     _which_data(encode)
     encode.add_argument("--encoder", required=True, metavar="NAME", help="the encoder, or NAME:VARIANT")
-    encode.add_argument("--modalities", type=_names, metavar="image,text", help="default: all that there are")
+    _how_to_encode(encode)
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
 
@@ -203,12 +203,14 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", required=True, metavar="NAME", help="the model; `list models` shows them")
     _which_data(parser)
     parser.add_argument(
-        "--encoder", metavar="NAME", help="makes the item features; default: the data set's own feature files"
+        "--encoder",
+        metavar="NAME",
+        help="makes the item features, also as NAME:VARIANT; default: the data set's own feature files",
     )
+    _how_to_encode(parser)
     parser.add_argument(
         "--paradigm", choices=("pt", "ft", "ete"), default="pt", help="pre-trained, fine-tuned or end-to-end encoder"
     )
-    parser.add_argument("--modalities", type=_names, metavar="image,text", help="default: all that there are")
     parser.add_argument(
         "--features",
         type=_feature_file,
@@ -225,6 +227,14 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", metavar="N", help="of the weights, the batches and the negatives (default: 999)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+
+
+def _how_to_encode(parser: argparse.ArgumentParser) -> None:
+    """The flags of an encoder, and of what it encodes."""
+    parser.add_argument(
+        "--weights", metavar="PATH", help="the encoder's checkpoint, or the folder that holds its files"
+    )
+    parser.add_argument("--modalities", type=_names, metavar="image,text", help="default: all that there are but joint")
 
 
 def _which_data(parser: argparse.ArgumentParser) -> None:
@@ -323,10 +333,10 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from .encoding import export_table
     from .inputs import encode_dataset
     from .logs import start_log
     from .report import encoded_text
+    from .tables import export_table
 
     options.model = None
     registry, resolved = _resolve(options)
@@ -357,9 +367,9 @@ def _data_demo(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from .encoding import read_feature_file
     from .inputs import open_dataset
     from .report import dataset_text
+    from .tables import read_feature_file
 
     options.model = options.encoder = None
     registry, resolved = _resolve(options)
@@ -431,14 +441,15 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
     if model is not None and not model.uses_features:
-        idle = [flag for flag in ("encoder", "modalities", "features", "control") if typed.get(flag)]
+        idle = [flag for flag in ("encoder", "weights", "modalities", "features", "control") if typed.get(flag)]
         if idle:
             print(f"note: {model.name} uses no item features: --{', --'.join(idle)} left out", file=sys.stderr)
-        typed.update(encoder=None, modalities=None, features=[], control=None)
+        typed.update(encoder=None, weights=None, modalities=None, features=[], control=None)
         encoder = None
     else:
         encoder = options.encoder or (dataset.default_encoder if dataset else None)
-    flags = {"seed": typed.get("seed"), "data_path": typed.get("data_path"), "device": typed.get("device")}
+    flags = {key: typed.get(key) for key in ("seed", "data_path", "device")}
+    flags["encoder.weights"] = typed.get("weights")
     request = Request(
         model=options.model,
         dataset=options.dataset,

@@ -244,6 +244,8 @@ class _Merge:
             reason = ", which MMRec's files may hold but nothing here reads"
         elif idle_section:
             reason = ": no encoder was asked for" if section == "encoder" else f": section {section} has no keys yet"
+        elif name == "encoder.weights":
+            reason = ": this encoder reads no file of weights"
         else:
             reason = did_you_mean(shown, (key.removeprefix(layer.prefix) for key in self.keys))
         what = f"{GRID} names the unknown key" if in_grid else "unknown key"

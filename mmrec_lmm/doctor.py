@@ -8,6 +8,7 @@ from pathlib import Path
 from .artifacts import home
 from .errors import MMRecError, PluginError
 from .registry import Registry
+from .report import weights_state
 
 LIBRARIES = (
     "torch",
@@ -64,17 +65,18 @@ def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
 
 
 def _encoder_state(registry: Registry, name: str) -> tuple[str, bool]:
-    """Whether an encoder could run now, in words, and whether its plugin is sound: missing weights are no fault."""
+    """Whether an encoder's files are here, and whether its plugin is sound: missing weights are no fault."""
     try:
-        config = registry.encoders.load(name, "config")()
-        return f"ready (weights: {registry.encoders.load(name, 'weights_id')(config)})", True
+        registry.encoders.load(name, "weights_id")
+        state = weights_state(registry, registry.encoders.get(name))
+        where = f"weights: {state}; `mmrec-lmm info {name}` says which, and where they belong"
+        return where if "missing" in state else "ready", True
     except PluginError as error:
         return f"! {error}", False
     except MMRecError as error:
         return str(error), True
     except Exception as error:  # a plugin's function may raise anything, and the report goes on
-        giver = registry.encoders.giver(name)
-        return f"! weights_id of plugin {giver} raised {type(error).__name__}: {error}", False
+        return f"! files of plugin {registry.encoders.giver(name)} raised {type(error).__name__}: {error}", False
 
 
 def _torchvision_problem() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from .config import as_yaml
 from .errors import ConfigError, did_you_mean
 from .registry import Catalogue, Registry
 from .schema import Key, describe_type, schema_of
+from .specs import EncoderSpec, WeightFile
 from .types import SPLITS, Dataset, FeatureTable, RunResult
+from .weights import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from .study import Grid
 
-SUMMARY_WIDTH = 72  # characters of a summary in a listing; `info` prints the whole
+WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -113,18 +116,40 @@ def catalogue_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
         if kind == "encoders":
             dims = spec.dims or {}
             row["encodes"] = ", ".join(f"{name} {dims[name]}" if name in dims else name for name in spec.modalities)
+            row["parameters"] = f"{spec.parameters / 1e6:.1f} M" if spec.parameters else "none"
+            row["weights"] = weights_state(registry, spec)
             row["licence"] = spec.licence
         rows.append({**row, "plugin": catalogue.giver(spec.name)})
     return rows
 
 
+def weights_state(registry: Registry, spec: EncoderSpec) -> str:
+    """Whether the files of an encoder's default configuration are here; asks no network and reads none of them."""
+    if spec.files is None:
+        return "needs none"
+    files = _files(registry, spec)
+    absent = [path for path in files.values() if path is None]
+    return f"{len(absent)} of {len(files)} missing" if absent else "here"
+
+
+def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | None]:
+    """The files of an encoder's default configuration, and where they are."""
+    if spec.files is None:
+        return {}
+    config = registry.encoders.load(spec.name, "config")()
+    needed = registry.encoders.load(spec.name, "files")
+    files = {file: None for modality in spec.modalities for file in needed(config, modality)}
+    return {file: present(file, encoder=spec.name) for file in files}
+
+
 def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`list`: the rows as a table, long summaries shortened."""
+    """`list`: the rows as a table, long texts shortened."""
     return table(
         [
-            {**row, "summary": textwrap.shorten(row["summary"], SUMMARY_WIDTH, placeholder=" ...")}
-            if "summary" in row
-            else row
+            {
+                name: textwrap.shorten(value, WIDTHS[name], placeholder=" ...") if name in WIDTHS else value
+                for name, value in row.items()
+            }
             for row in rows
         ]
     )
@@ -138,7 +163,7 @@ def info_text(registry: Registry, name: str) -> str:
         "data set": registry.datasets,
         "metric": registry.metrics,
     }
-    parts = [_info(kind, catalogue, name) for kind, catalogue in catalogues.items() if name in catalogue]
+    parts = [_info(registry, kind, catalogue, name) for kind, catalogue in catalogues.items() if name in catalogue]
     if not parts:
         known = [known for catalogue in catalogues.values() for known in catalogue.names()]
         raise ConfigError(
@@ -200,7 +225,7 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
     return "\n".join([*lines, *dataset.notes])
 
 
-def _info(kind: str, catalogue: Catalogue[Any], name: str) -> str:
+def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -> str:
     spec = catalogue.get(name)
     lines = [f"{kind} {spec.name}: {spec.summary}"]
     lines += [
@@ -209,7 +234,12 @@ def _info(kind: str, catalogue: Catalogue[Any], name: str) -> str:
         if getattr(spec, attribute, None)
     ]
     if kind == "encoder":
-        lines.append(f"encodes: {', '.join(spec.modalities)}")
+        widths = spec.dims or {}
+        lines.append(f"encodes: {', '.join(f'{name} {widths.get(name, str())}'.strip() for name in spec.modalities)}")
+        lines += [f"parameters: {spec.parameters:,}"] if spec.parameters else []
+        lines += [f"variant {spec.name}:{variant}: {summary}" for variant, summary in spec.variants.items()]
+        for file, path in _files(registry, spec).items():
+            lines.append(f"file {file.name}: {path or f'missing; {file.url} belongs at {place_of(file, spec.name)}'}")
     lines.append(f"plugin: {catalogue.giver(name)}")
     if hasattr(spec, "config"):
         prefix = "encoder." if kind == "encoder" else ""

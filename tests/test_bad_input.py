@@ -194,8 +194,8 @@ def test_without_features_and_encoder_it_is_said_how_to_come_by_them(toy: Path) 
     for path in toy.glob("*.npy"):
         path.unlink()
     assert refusal(call(*RUN), 2) == (
-        "data set toy has no item features among its files (none are available): --encoder NAME (basic, cnn_sbert) "
-        "makes them from its catalogue, --features image=FILE.npy reads them from a file"
+        "data set toy has no item features among its files (none are available): --encoder NAME (basic, beit3, "
+        "clip, cnn_sbert, vlmo) makes them from its catalogue, --features image=FILE.npy reads them from a file"
     )
     (toy / "items.tsv").unlink()
     assert "it has no catalogue (items.tsv) that an encoder could read; --features image=" in refusal(call(*RUN), 2)
@@ -207,9 +207,10 @@ def test_a_modality_that_is_not_there_is_refused_with_those_that_are(toy: Path) 
     assert message.startswith(
         "data set toy has no audio features among its files (available: image, text): --features audio="
     )
-    message = refusal(call(*RUN, "--modalities", "text,image", "--encoder", "cnn_sbert"), 2)
+    message = refusal(call(*RUN, "--modalities", "text,joint", "--encoder", "basic"), 2)
     assert message.startswith(
-        "encoder cnn_sbert can't make image features for data set toy (available: text): it encodes text"
+        "encoder basic can't make joint features for data set toy (available: image, text): it encodes image, text, and "
+        "the data set has 15 of 16 items with an image, 15 with a title"
     )
     assert refusal(call(*RUN, "--features", "image=nowhere.npy"), 4) == "nowhere.npy: no such file"
 

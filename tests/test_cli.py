@@ -384,7 +384,7 @@ def test_doctor_is_content_here_and_names_libraries_devices_plugins_encoders_dat
     ("weights_id", "reason"),
     [
         ("'no_such_library:weights'", "weights_id of encoder wreck, no_such_library:weights, can't be imported"),
-        ("lambda config: 1 / 0", "raised ZeroDivisionError"),
+        ("{}, files=lambda config, modality: 1 / 0", "raised ZeroDivisionError"),
     ],
 )
 def test_doctor_names_the_plugin_of_an_encoder_that_cannot_work(here: Path, weights_id: str, reason: str) -> None:
@@ -397,7 +397,7 @@ def test_doctor_names_the_plugin_of_an_encoder_that_cannot_work(here: Path, weig
 
 
 def test_an_encoder_whose_library_is_missing_names_its_plugin(here: Path) -> None:
-    file = plugin(here / "wreck.py", BROKEN_ENCODER.format("lambda config: 'none'"))
+    file = plugin(here / "wreck.py", BROKEN_ENCODER.format("lambda config, modality: 'none'"))
     answer = call(*RUN, "-p", file, "--encoder", "wreck")
     assert answer.code == 2
     assert answer.err.splitlines()[-1] == (
