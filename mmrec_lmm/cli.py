@@ -335,6 +335,7 @@ def _info(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> int:
     from .inputs import encode_dataset
     from .logs import start_log
+    from .machine import is_first_process
     from .report import encoded_text
     from .tables import export_table
 
@@ -342,6 +343,8 @@ def _encode(options: argparse.Namespace) -> int:
     registry, resolved = _resolve(options)
     start_log(None, "encode", level="INFO", verbose=False)
     tables = encode_dataset(resolved.runs[0], registry, progress=True)
+    if not is_first_process():
+        return 0
     if options.export:
         for table in tables.values():
             export_table(options.export / f"{table.modality}_feat.npy", table)

@@ -28,6 +28,7 @@ from .contracts import ItemEncoder
 from .errors import ConfigError, DataError, MMRecError, PluginError
 from .types import ItemCatalog, RawItem
 
+LONGEST = 1000  # short sides
 JOINT = "joint"  # the modality of image and text together, for items that have both
 
 
@@ -43,7 +44,8 @@ def read_image(path: Path) -> Image.Image:
     """The image in a file, decoded, as RGB: of an animation the first picture, of 16 bits the upper 8.
 
     As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
-    Raises what its decoder raises, where it is a decompression bomb, and where the path is no plain file.
+    Raises what its decoder raises, and where it is a decompression bomb, no plain file, or a strip: scaled so that its
+    short side fits an encoder, an image a thousand times as long as wide would fill the memory.
     """
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited on for ever
         raise OSError("not a plain file")
@@ -51,6 +53,8 @@ def read_image(path: Path) -> Image.Image:
         warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError(f"a strip of {image.width} x {image.height} pixels")
             if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
                 return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")

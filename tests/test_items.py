@@ -97,6 +97,11 @@ def bomb(path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(path, "PNG")
 
 
+def strip(path: Path) -> None:
+    """Few pixels, but gigabytes as soon as its short side is to be 224."""
+    Image.new("1", (3, 50_000)).save(path, "PNG")
+
+
 def words(path: Path) -> None:
     path.write_text("<html>404 Not Found</html>")
 
@@ -125,6 +130,7 @@ UNREADABLE: list[tuple[Callable[[Path], None], str]] = [
     (truncated, "truncated"),
     (truncated_png, "truncated|broken"),
     (bomb, "DecompressionBomb"),
+    (strip, "a strip of 3 x 50000 pixels"),
     (words, "cannot identify"),
     (empty, "cannot identify"),
     (folder, "not a plain file"),
