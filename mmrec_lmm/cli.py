@@ -341,7 +341,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     options.model = None
     registry, resolved = _resolve(options)
-    start_log(None, "encode", level="INFO", verbose=False)
+    start_log(None, "encode", level="INFO", verbose=True)
     tables = encode_dataset(resolved.runs[0], registry, progress=True)
     if not is_first_process():
         return 0
