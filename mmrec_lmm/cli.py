@@ -439,8 +439,6 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     registry = _load_registry(options)
     typed = vars(options)
     paradigm = typed.get("paradigm", "pt")
-    if paradigm != "pt":
-        raise ConfigError(f"--paradigm {paradigm} is not built yet; pt, the pre-trained encoder, is")
     model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
     if model is not None and not model.uses_features:

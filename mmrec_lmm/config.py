@@ -21,7 +21,7 @@ import yaml
 from . import layers
 from .errors import ConfigError, PluginError, did_you_mean
 from .layers import GRID, SECTIONS, Layer, Origin
-from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
+from .schema import HOST, PARADIGMS, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
 from .specs import DatasetSpec, EncoderSpec, ModelSpec
 from .types import RunSpec
@@ -91,8 +91,8 @@ def resolve(
 
     ConfigError has one line for each thing that is wrong, in all files at once; PluginError names a faulty schema.
     """
-    of_model, of_encoder = _model_schema(model), _encoder_schema(encoder)
-    schemas = [schema for schema in (HOST, of_model, of_encoder) if schema]
+    of_model, of_encoder, of_paradigm = _model_schema(model), _encoder_schema(encoder), PARADIGMS[request.paradigm]
+    schemas = [schema for schema in (HOST, of_model, of_encoder, of_paradigm) if schema]
     keys = {name: key for schema in schemas for name, key in schema.keys.items()}
     merge = _Merge(keys, unread=model.unread if model else ())
     merge.add([*_files(request, model, encoder, dataset, merge.problems), _command_line(request, encoder, merge)])
@@ -117,6 +117,7 @@ def resolve(
             encoder=encoder.name if encoder else None,
             encoder_config=_build(of_encoder, values, merge) if of_encoder else None,
             paradigm=request.paradigm,
+            paradigm_config=_build(of_paradigm, values, merge) if of_paradigm else None,
             modalities=request.modalities,
             features=request.features,
             control=request.control,
@@ -236,14 +237,14 @@ class _Merge:
         section = name.partition(".")[0] if name.startswith(tuple(f"{section}." for section in SECTIONS)) else ""
         idle_section = section and not any(key.startswith(f"{section}.") for key in self.keys)
         of_mmrec = name in self.unread or (layer.name in _SHARED and name in _MMREC_MODEL_KEYS)
-        if layer.name != COMMAND_LINE and (of_mmrec or (idle_section and section == "encoder")):
+        if layer.name != COMMAND_LINE and (of_mmrec or idle_section):
             self.unused[name] = layer.source
             return False
         shown = name.removeprefix(layer.prefix)
         if of_mmrec:
             reason = ", which MMRec's files may hold but nothing here reads"
         elif idle_section:
-            reason = ": no encoder was asked for" if section == "encoder" else f": section {section} has no keys yet"
+            reason = ": no encoder was asked for" if section == "encoder" else f": it belongs to --paradigm {section}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
         else:

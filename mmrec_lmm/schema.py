@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from . import specs
 from .errors import PluginError, did_you_mean
-from .settings import Settings
+from .settings import EndToEnd, FineTuning, Settings
 
 _MISFIT = object()  # what `_coerce` returns where a value can't become the type; None is a value
 
@@ -255,8 +255,28 @@ _LIMITS: Mapping[str, Limit] = {
 }
 
 
+_TUNING_LIMITS: Mapping[str, Limit] = {
+    **dict.fromkeys(("batch_size",), _at_least(2)),
+    **dict.fromkeys(("epochs", "encoder_every", "refresh_epochs"), _at_least(1)),
+    **dict.fromkeys(("patience", "micro_batch", "rows", "warm_epochs"), _at_least(0)),
+    "learning_rate": Limit("at least 0 and finite", lambda rate: 0 <= rate < math.inf),
+    "weight_decay": _LIMITS["weight_decay"],
+    "itc": _LIMITS["weight_decay"],
+    "clip_grad_norm": Limit("above 0", lambda norm: norm > 0),
+    "warmup": Limit("a share of at least 0 and below 1", lambda share: 0 <= share < 1),
+    "held_out": Limit("a share above 0 and at most 0.5", lambda share: 0 < share <= 0.5),
+    "seed": _LIMITS["seed"],
+}
+
 #: The host's own schema.
 HOST = schema_of(Settings, "the host", limits=_LIMITS)
+
+#: The section of each way of training; pt trains no encoder.
+PARADIGMS: Mapping[str, Schema | None] = {
+    "pt": None,
+    "ft": schema_of(FineTuning, "--paradigm ft", prefix="ft.", limits=_TUNING_LIMITS),
+    "ete": schema_of(EndToEnd, "--paradigm ete", prefix="ete.", limits=_TUNING_LIMITS),
+}
 
 
 def check_settings(settings: Settings) -> None:

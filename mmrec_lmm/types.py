@@ -158,6 +158,7 @@ class RunSpec:
     encoder: str | None = None
     encoder_config: Any = None
     paradigm: str = "pt"
+    paradigm_config: Any = None  # a FineTuning or EndToEnd; pt has none
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None

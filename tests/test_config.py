@@ -374,7 +374,7 @@ def test_sections_refuse_unknown_keys_and_plain_values() -> None:
     write("configs/overall.yaml", "encoder:\n  imge_size: 8\n")
     message = refusal(encoder=LENS, overrides={"ft.learning_rate": "1"})
     assert "configs/overall.yaml:2: unknown key encoder.imge_size; did you mean encoder.image_size?" in message
-    assert "command line: unknown key ft.learning_rate: section ft has no keys yet" in message
+    assert "command line: unknown key ft.learning_rate: it belongs to --paradigm ft" in message
     write("configs/overall.yaml", "encoder: lens\n")
     assert "configs/overall.yaml:1: encoder is a section" in refusal()
     write("configs/overall.yaml", "")
