@@ -44,9 +44,12 @@ def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tens
 def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tensor:
     """The mean of InfoNCE from `first` to `second` and back, for unit rows (B, D) and a learned `scale` = 1 / t ().
 
-    Radford et al., ICML 2021, arXiv:2103.00020: row i of the one belongs to row i of the other (ITC).
+    Radford et al., ICML 2021, arXiv:2103.00020: row i of the one belongs to row i of the other (ITC). Under autocast
+    too it is computed in float32: in bfloat16 similarities times 100 would be rounded to halves.
     """
-    logits = scale * first @ second.T  # (B, B)
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (first, second))
+        logits = scale * first @ second.T  # (B, B)
     own = torch.arange(len(logits), device=logits.device)
     ways = torch.nn.functional.cross_entropy(logits, own), torch.nn.functional.cross_entropy(logits.T, own)
     return (ways[0] + ways[1]) / 2

@@ -153,7 +153,8 @@ def check_model_learns(model_class: type[Recommender], config: Any, *, steps: in
 def check_encoder(
     encoder_class: Callable[[Any, tuple[str, ...]], ItemEncoder], config: Any, modalities: tuple[str, ...]
 ) -> None:
-    """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch."""
+    """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch, and
+    losses that train it, where it has any."""
     from .items import pad_and_stack
 
     for wanted in (modalities, *((modality,) for modality in modalities)):
@@ -179,6 +180,21 @@ def check_encoder(
             assert not torch.equal(values[0], values[1]), f"{name}: two different items get the same {modality}"
             single = torch.cat([each[modality] for each in alone])
             torch.testing.assert_close(values, single, atol=1e-5, rtol=1e-5, msg=f"{name}: a row depends on its batch")
+        if wanted == modalities and type(encoder).tuning_losses is not ItemEncoder.tuning_losses:
+            _check_tuning_losses(encoder, pad_and_stack(prepared[:2], padding=encoder.padding, encoder=name))
+
+
+def _check_tuning_losses(encoder: ItemEncoder, batch: dict[str, Tensor]) -> None:
+    """Assert that the losses of two items are finite, one of them contrastive, and that each trains the encoder."""
+    name = type(encoder).__name__
+    terms = encoder.train().tuning_losses(batch)
+    assert any(key.startswith("itc") for key in terms), f"{name}.tuning_losses has no itc, which selects the epoch"
+    for key, term in terms.items():
+        assert not term.shape, f"{name}: tuning loss {key} must be a scalar, not of shape {tuple(term.shape)}"
+        assert term.isfinite(), f"{name}: tuning loss {key} is {term}"
+        gradients = torch.autograd.grad(term, [*encoder.parameters()], retain_graph=True, allow_unused=True)
+        reached = any(gradient is not None and gradient.any() for gradient in gradients)
+        assert reached, f"{name}: tuning loss {key} reaches no parameter"
 
 
 @torch.no_grad()

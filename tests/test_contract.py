@@ -218,6 +218,42 @@ class Always(TinyEncoder):
         super().__init__(config, ("image", "text"))
 
 
+class Tunes(TinyEncoder):
+    """Has a loss: how far apart an image and its text are."""
+
+    def tuning_losses(self, batch: Any) -> dict[str, Tensor]:
+        rows = self(batch)
+        return {"itc": (rows["image"] - rows["text"]).square().mean()}
+
+
+class Detached(Tunes):
+    """Has a loss that trains nothing."""
+
+    def tuning_losses(self, batch: Any) -> dict[str, Tensor]:
+        return {
+            name: self.layers["image"].bias.sum() * 0 + term.detach()
+            for name, term in super().tuning_losses(batch).items()
+        }
+
+
+class Unchosen(Tunes):
+    """Has no loss by which an epoch could be selected."""
+
+    def tuning_losses(self, batch: Any) -> dict[str, Tensor]:
+        return {"mlm": super().tuning_losses(batch)["itc"]}
+
+
+class Infinite(Tunes):
+    """Has a loss that isn't finite."""
+
+    def tuning_losses(self, batch: Any) -> dict[str, Tensor]:
+        return {"itc": super().tuning_losses(batch)["itc"] / 0}
+
+
+def test_an_encoder_with_a_sound_loss_passes() -> None:
+    check_encoder(Tunes, None, ("image", "text"))
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
@@ -226,8 +262,11 @@ class Always(TinyEncoder):
         (Halves, "Halves: image is torch.float16"),
         (Omits, "Omits.prepare returns different keys"),
         (Always, "Always: dims .* for modalities"),
+        (Detached, "Detached: tuning loss itc reaches no parameter"),
+        (Unchosen, "Unchosen.tuning_losses has no itc"),
+        (Infinite, "Infinite: tuning loss itc is inf"),
     ],
-    ids=["averages", "ignores", "halves", "omits", "always"],
+    ids=["averages", "ignores", "halves", "omits", "always", "detached", "unchosen", "infinite"],
 )
 def test_an_encoder_that_breaks_the_contract_is_found_out(encoder: type[TinyEncoder], message: str) -> None:
     with pytest.raises(AssertionError, match=message):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmrec_lmm.losses import batch_norms, bpr, info_nce
+from mmrec_lmm.losses import batch_norms, bpr, info_nce, symmetric_info_nce
 
 
 def test_bpr_of_equal_scores_is_log_two_and_falls_as_the_positive_rises() -> None:
@@ -49,3 +49,12 @@ def test_info_nce_is_a_cross_entropy_in_value_and_gradient(n: int, more: int) ->
     assert loss.item() == pytest.approx(expected.item())
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_contrastive_logits_are_not_rounded_under_autocast() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(2, 32, 16, generator=torch.Generator().manual_seed(0)), dim=2)
+    exact = symmetric_info_nce(*rows, scale=torch.tensor(100.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(symmetric_info_nce(*rows, scale=torch.tensor(100.0)), exact)
+        assert symmetric_info_nce(*rows.bfloat16(), scale=torch.tensor(100.0)).dtype == torch.float32
+    assert symmetric_info_nce(*rows.double(), scale=torch.tensor(100.0)).dtype == torch.float64

@@ -1,0 +1,473 @@
+"""Two-stage training, stage one: an encoder is tuned on a catalogue, before any recommender is trained.
+
+    tuned = tune(catalog, spec, config, FineTuning(), text_fields=["title"])      from the store, or made and stored
+    tables = encode(catalog, spec, config, modalities=["image"], tuned=tuned)
+
+It minimises the sum of the losses that the encoder itself offers (`tuning_losses`) over the items that have both an
+image and a text. It sees items alone: a catalogue has no field for interactions.
+
+Twins. Items that share an image file or a text, or are linked by others that do, are twins: the one's image belongs to
+the other's text. No batch holds two twins, so whatever losses an encoder has, none of them takes a true pair for a
+false one; of twins more numerous than the batches of an epoch, others are drawn in each. And twins are held out
+together or not at all, so that the items which select the epoch have not been seen.
+
+All that is random in an epoch follows from the seed and the epoch's number. So nothing of it needs saving, and tuning
+that was killed goes on after its last epoch and ends with the same weights.
+
+Shapes: N items that have image and text, B batch, Q queries, D feature width.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from . import artifacts
+from .checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
+from .contracts import ItemEncoder
+from .encoding import build_encoder, encoder_id
+from .errors import DataError, NotApplicable, PluginError, RunError, TrainingDiverged
+from .inference import OUT_OF_MEMORY
+from .items import JOINT, Source, source_of
+from .machine import is_first_process
+from .optim import adamw, freeze, rate_factor
+from .prepared import PreparedItems, prepared_items
+from .settings import FineTuning
+from .specs import EncoderSpec, resolve
+from .trainer import TrainingState, load_optimizer_state, optimizer_state
+from .types import ItemCatalog, Tuned
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the same encoder, items and settings would give other weights
+PAIR = ("image", "text")
+CUTOFFS = (1, 10)  # of the recalls that are reported
+RESAMPLES = 10_000  # of the queries, for an interval
+_BLOCK = 1024  # queries compared with all candidates at once
+
+
+def is_tunable(spec: EncoderSpec) -> bool:
+    """Whether an encoder encodes images and texts and has losses of its own to be tuned by."""
+    encoder_class = resolve(spec.cls)
+    losses = encoder_class is not None and encoder_class.tuning_losses is not ItemEncoder.tuning_losses
+    return losses and {*PAIR} <= {*spec.modalities}
+
+
+def tune(
+    catalog: ItemCatalog,
+    spec: EncoderSpec,
+    config: Any,
+    tuning: FineTuning,
+    *,
+    text_fields: Sequence[str],
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    progress: bool = False,
+) -> Tuned:
+    """The encoder as tuned on the catalogue: from the store where it is, else tuned and stored.
+
+    Its file is named by all that its weights depend on: encoder, configuration, `tuning`, and what the items hold. The
+    device and the number of threads change them by rounding and are recorded in it. Raises NotApplicable for an encoder
+    without losses, DataError where too few items have an image and a text, ConfigError where `freeze` doesn't fit the
+    encoder, TrainingDiverged, and RunError where memory doesn't suffice.
+    """
+    if not is_tunable(spec):
+        raise NotApplicable(
+            f"--paradigm ft is not applicable to encoder {spec.name}: it has no losses over images and texts"
+        )
+    try:
+        source = source_of(catalog, JOINT, text_fields)
+    except DataError:
+        raise DataError(
+            f"encoder {spec.name} can't be tuned: no item has both an image and a text in the fields "
+            f"{', '.join(text_fields)}; --paradigm pt takes it as it is"
+        ) from None
+    made_by = [encoder_id(spec, config, modality) for modality in PAIR]
+    name = artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
+    path = artifacts.home() / "tuned" / f"{name}.safetensors"
+    with artifacts.locked(path):
+        if path.exists():
+            logger.info("%s: tuned before, found in the store, %s", spec.name, path)
+        else:
+            device = torch.device(device)
+            encoder = build_encoder(spec, config, PAIR)
+            frozen = freeze(encoder, tuning.freeze, owner=f"encoder {spec.name}, ft.freeze")
+            prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
+            train, held_out, sizes = _split(source, tuning, name=spec.name)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's state is left alone
+                tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
+                found = tuner.run(path.with_suffix(".parts"), progress=progress)
+            about = {"encoder": spec.name, "made_by": made_by, "ft": tuning, "sizes": sizes, "frozen": frozen, **found}
+            save_weights(path, tuner.best, {"about": json.dumps(artifacts.plain(about))})
+            remove_checkpoint(path.with_suffix(".parts"))
+            path.with_suffix(".parts").rmdir()
+    record = _record(path)
+    logger.info("%s: %s", spec.name, summary(record))
+    return Tuned(path, name, record)
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """A tuning in one line: the epoch that was picked, and what became of the held-out items' recall."""
+    losses = [epoch["held_out"] for epoch in record["epochs"]]
+    line = (
+        f"epoch {record['best_epoch']} of {len(losses)} has the lowest loss on {record['sizes']['held_out']:,} items "
+        f"held out, {min(losses):.4f} ({record['held_out_before']:.4f} before)"
+    )
+    for way, recalls in (record["recall"] or {}).items():
+        shares = recalls["recall@10"]
+        low, high = shares["difference"][1:]
+        line += f"; {way} recall@10 {shares['before'][0]:.4f} -> {shares['after'][0]:.4f} ({low:+.4f} to {high:+.4f})"
+    return line
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["about"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it to have the encoder tuned again") from None
+    return about
+
+
+# Which items train, which are held out, and which form a batch
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Items that have an image and a text (N,), and the group (N,) of each: equal for twins, from 0."""
+
+    items: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def where(self, mask: np.ndarray) -> "Pairs":
+        return Pairs(self.items[mask], np.unique(self.groups[mask], return_inverse=True)[1])
+
+
+def _split(source: Source, tuning: FineTuning, *, name: str) -> tuple[Pairs, Pairs, dict[str, int]]:
+    """What trains, what is held out, and how many of what there are."""
+    items = np.array([item for item in np.sort(source.items).tolist() if _is_readable(source, item)], np.int64)
+    hashes = [artifacts.read_hash(path) for item in items if (path := source.images[item]) is not None]
+    pairs = Pairs(items, twin_groups(hashes, [source.texts[item] for item in items]))
+    held_out = hold_out(pairs.groups, tuning.held_out, np.random.default_rng([tuning.seed, 0]))
+    parts = pairs.where(~held_out), pairs.where(held_out)
+    if min(len(np.unique(part.groups)) for part in parts) < 2:
+        raise DataError(
+            f"encoder {name} can't be tuned: of {len(pairs)} items with a readable image and a text {len(parts[0])} "
+            f"are left to train on and {len(parts[1])} to be held out (ft.held_out={tuning.held_out}); each takes two "
+            "items that share neither image nor text"
+        )
+    twins = int((np.bincount(pairs.groups)[pairs.groups] > 1).sum())
+    sizes = {"train": len(parts[0]), "held_out": len(parts[1]), "twins": twins}
+    return *parts, {**sizes, "unreadable": len(source.items) - len(items)}
+
+
+def _is_readable(source: Source, item: int) -> bool:
+    try:
+        source.read(item)
+    except Exception:  # decoders raise anything; encoding the features tells the reason
+        return False
+    return True
+
+
+def twin_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Groups (N,) of twins: the connected parts of the graph that joins each image to each text by an item."""
+    ends = [np.unique(np.asarray(names, dtype=str), return_inverse=True)[1] for names in (images, texts)]
+    n_images, n_texts = (int(end.max(initial=-1)) + 1 for end in ends)
+    edges = (np.ones(len(images)), (ends[0], ends[1] + n_images))
+    parts: np.ndarray = connected_components(coo_array(edges, shape=(n_images + n_texts,) * 2), directed=False)[1]
+    return parts[ends[0]]
+
+
+def hold_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which items (N,) are held out: whole groups in random order, each that still fits into the share. A group larger
+    than that, such as of all items with a placeholder for an image, is never."""
+    members = np.bincount(groups)
+    room = max(2, round(share * len(groups)))
+    chosen = np.zeros(len(members), bool)
+    for group in rng.permutation(len(members)):
+        if members[group] <= room:
+            chosen[group] = True
+            room -= members[group]
+    return chosen[groups]
+
+
+def count_batches(groups: np.ndarray, size: int) -> int:
+    """How many batches of `size` items an epoch has, none with two of a group; 1 where there are too few for any."""
+    members = np.bincount(groups)
+    count = max(1, len(groups) // size)
+    while count > 1 and np.minimum(members, count).sum() < count * size:
+        count -= 1
+    return count
+
+
+def deal(groups: np.ndarray, count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Places of items in `count` random batches of at most `size`, no two of a group in one.
+
+    Like cards: a group's items lie together and go round, so that no batch gets two of them as long as they are no
+    more than the batches; those beyond are left out, as are those that exceed the batches' size.
+    """
+    shuffled = rng.permutation(len(groups))
+    turn = rng.permutation(int(groups.max()) + 1)[groups]  # (N,): of the item's group
+    order = shuffled[np.argsort(turn[shuffled], kind="stable")]
+    first = np.searchsorted(turn[order], turn[order])  # (N,): where the item's group begins
+    order = order[np.arange(len(order)) - first < count][: count * size]
+    return [order[start::count] for start in range(count)]
+
+
+# Training
+
+
+class _Tuner:
+    """An encoder in training on some items and judged by others. Epochs are counted from 1."""
+
+    def __init__(
+        self,
+        encoder: ItemEncoder,
+        prepared: PreparedItems,
+        train: Pairs,
+        held_out: Pairs,
+        tuning: FineTuning,
+        *,
+        name: str,
+    ) -> None:
+        self.encoder, self.name, self.tuning = encoder, name, tuning
+        self.best: dict[str, Tensor] = {}  # weights of the best epoch, on the CPU
+        self._prepared, self._train, self._held_out = prepared, train, held_out
+        self._device = next(encoder.parameters()).device
+        self._steps = count_batches(train.groups, tuning.batch_size)  # of an epoch
+        self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
+        self._epochs: list[dict[str, float]] = []  # the mean of each loss by epoch, and that of the held-out items
+        self._best_epoch, self._best_loss = 0, math.inf
+        self._seconds = 0.0
+
+    def run(self, checkpoint: Path, *, progress: bool) -> dict[str, Any]:
+        """Train, or go on from the folder `checkpoint`; `best` holds the weights then. What is recorded of it."""
+        ranks, held_out_before = self._ranks(), self._held_out_loss()
+        try:
+            stopped = self._fit(checkpoint, progress=progress)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+                raise RunError(
+                    f"encoder {self.name}: {self._device} has no memory to train on {self.tuning.batch_size} items at "
+                    "once; ft.dtype=bfloat16 takes half of it on a GPU, and a smaller ft.batch_size less, which is "
+                    "another loss"
+                ) from None
+            raise
+        self.encoder.load_state_dict(self.best)
+        if self._best_loss >= held_out_before:
+            logger.warning(
+                "encoder %s: tuning did not lower the loss on held-out items (%.4f before, %.4f at best); a smaller "
+                "ft.learning_rate may",
+                self.name, held_out_before, self._best_loss,
+            )  # fmt: skip
+        return {
+            "best_epoch": self._best_epoch,
+            "stopped": stopped,
+            "epochs": self._epochs,
+            "held_out_before": held_out_before,
+            "recall": self._recalls(ranks, self._ranks()),
+            "steps_per_epoch": self._steps,
+            "parameters_trained": sum(each.numel() for each in self.encoder.parameters() if each.requires_grad),
+            "seconds": self._seconds,
+            "device": torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _fit(self, checkpoint: Path, *, progress: bool) -> str:
+        """All epochs; why they ended: "epochs", "patience" or "diverged"."""
+        state = load_checkpoint(checkpoint)
+        if state is not None:
+            self._restore(state)
+            logger.info("%s: tuning goes on after epoch %d", self.name, len(self._epochs))
+        total, done = self.tuning.epochs * self._steps, len(self._epochs) * self._steps
+        quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal
+        with tqdm(desc=f"tuning {self.name}", total=total, initial=done, unit=" batches", disable=quiet) as bar:
+            while len(self._epochs) < self.tuning.epochs:
+                if len(self._epochs) - self._best_epoch > self.tuning.patience:
+                    return "patience"
+                started = time.perf_counter()
+                try:
+                    losses = self._train_epoch(len(self._epochs) + 1, bar)
+                    losses["held_out"] = self._held_out_loss()
+                except TrainingDiverged as error:
+                    if not self.best:
+                        raise TrainingDiverged(f"{error}; a smaller ft.learning_rate is the usual cure") from None
+                    logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
+                    return "diverged"
+                self._epochs.append(losses)
+                if losses["held_out"] < self._best_loss:
+                    self._best_epoch, self._best_loss = len(self._epochs), losses["held_out"]
+                    self.best = {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
+                self._seconds += time.perf_counter() - started
+                save_checkpoint(checkpoint, self._state())
+                shown = ", ".join(f"{key} {value:.4f}" for key, value in losses.items())
+                logger.info("%s: epoch %d: %s", self.name, len(self._epochs), shown)
+                bar.set_postfix_str(shown)
+        return "epochs"
+
+    def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+        """One pass; the mean of each loss over its batches. TrainingDiverged where one isn't finite."""
+        tuning, done = self.tuning, (epoch - 1) * self._steps
+        rng = self._random(epoch)
+        self.encoder.train()
+        totals: dict[str, Tensor] = {}
+        batches = deal(self._train.groups, self._steps, tuning.batch_size, rng)
+        for step, batch in enumerate(self._batches(self._train.items[places] for places in batches)):
+            factor = rate_factor(
+                done + step, tuning.epochs * self._steps, warmup=tuning.warmup, schedule=tuning.schedule
+            )
+            for group in self._optimizer.param_groups:
+                group["lr"] = tuning.learning_rate * factor
+            self._optimizer.zero_grad()
+            terms = self._losses(batch)
+            torch.stack([*terms.values()]).sum().backward()
+            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), tuning.clip_grad_norm)
+            self._optimizer.step()
+            for key, term in terms.items():
+                totals[key] = totals.get(key, torch.zeros_like(term)) + term.detach()
+            bar.update()
+        means = {key: total.item() / self._steps for key, total in totals.items()}
+        for key, mean in means.items():
+            if not math.isfinite(mean):
+                raise TrainingDiverged(f"encoder {self.name}: tuning loss {key!r} became {mean} in epoch {epoch}")
+        return means
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """The mean contrastive loss of the held-out items, each time in the same batches."""
+        rng = self._random(0)
+        self.encoder.eval()
+        size = self.tuning.batch_size
+        total, count = 0.0, 0
+        for places in deal(self._held_out.groups, math.ceil(len(self._held_out) / size), size, rng):
+            (batch,) = self._batches([self._held_out.items[places]])
+            contrastive = [term for key, term in self._losses(batch).items() if key.startswith("itc")]
+            if not contrastive:
+                raise PluginError(
+                    f"encoder {self.name}: its tuning_losses must have one called itc, by which the epoch is chosen"
+                )
+            total, count = total + torch.stack(contrastive).mean().item() * len(places), count + len(places)
+        if not math.isfinite(total):
+            raise TrainingDiverged(f"encoder {self.name}: the loss of the held-out items became {total}")
+        return total / count
+
+    def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with self._precision():
+            return self.encoder.tuning_losses(batch)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.tuning.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=getattr(torch, self.tuning.dtype))
+
+    def _batches(self, parts: Sequence[np.ndarray] | Iterator[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+        """Prepared items on the encoder's device."""
+        for items in parts:
+            yield {key: rows.to(self._device) for key, rows in self._prepared.batch(items).items()}
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        """The epoch's own generator; torch's default ones, from which masks and dropout are drawn, are seeded by it."""
+        rng = np.random.default_rng([self.tuning.seed, 1, epoch])
+        torch.default_generator.manual_seed(int(rng.integers(2**62)))
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):
+                torch.cuda.manual_seed(int(rng.integers(2**62)))
+        return rng
+
+    def _state(self) -> TrainingState:
+        tensors = {f"encoder.{key}": value.clone() for key, value in self.encoder.state_dict().items()}
+        tensors |= {f"optimizer.{key}": value for key, value in optimizer_state(self._optimizer).items()}
+        numbers = {
+            "best_epoch": self._best_epoch,
+            "best_loss": self._best_loss,
+            "epochs": self._epochs,
+            "seconds": self._seconds,
+        }
+        return TrainingState(tensors, numbers, self.best)
+
+    def _restore(self, state: TrainingState) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "optimizer": {}}
+        for name, value in state.tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value
+        self.encoder.load_state_dict(parts["encoder"])
+        load_optimizer_state(self._optimizer, parts["optimizer"])
+        self._best_epoch, self._best_loss = state.numbers["best_epoch"], state.numbers["best_loss"]
+        self._epochs, self._seconds = state.numbers["epochs"], state.numbers["seconds"]
+        self.best = dict(state.best)
+
+    @torch.no_grad()
+    def _ranks(self) -> dict[str, np.ndarray] | None:
+        """In both directions the rank (Q,) of each held-out item's own counterpart; None where vectors of image and
+        text differ in width, so that nothing compares them."""
+        if self.encoder.dims["image"] != self.encoder.dims["text"]:
+            return None
+        self.encoder.eval()
+        rows: dict[str, list[Tensor]] = {modality: [] for modality in PAIR}
+        parts = np.array_split(self._held_out.items, math.ceil(len(self._held_out) / self.tuning.batch_size))
+        for batch in self._batches(parts):
+            with self._precision():
+                vectors = self.encoder(batch)
+            for modality in PAIR:
+                rows[modality].append(normalize(vectors[modality].float().cpu(), dim=1))
+        image, text = (torch.cat(rows[modality]) for modality in PAIR)  # (Q, D)
+        return {
+            "image to text": own_ranks(image, text, self._held_out.groups),
+            "text to image": own_ranks(text, image, self._held_out.groups),
+        }
+
+    def _recalls(
+        self, before: Mapping[str, np.ndarray] | None, after: Mapping[str, np.ndarray] | None
+    ) -> dict[str, Any] | None:
+        if before is None or after is None:
+            return None
+        rng = np.random.default_rng([self.tuning.seed, 2])
+        return {way: {f"recall@{k}": compared(before[way] < k, after[way] < k, rng) for k in CUTOFFS} for way in before}
+
+
+# Recall
+
+
+def own_ranks(queries: Tensor, candidates: Tensor, groups: np.ndarray) -> np.ndarray:
+    """The rank (Q,), from 0, of the best candidate of each query's own group, among rows (Q, D) whose dot product is
+    the similarity. A candidate of another group that is as similar goes before it: constant vectors find nothing."""
+    names = torch.from_numpy(groups)
+    ranks = []
+    for rows, own in zip(queries.split(_BLOCK), names.split(_BLOCK), strict=True):
+        similarities = rows @ candidates.T  # (block, Q)
+        mine = own[:, None] == names  # (block, Q)
+        best = similarities.masked_fill(~mine, -math.inf).amax(dim=1, keepdim=True)
+        ranks.append(((similarities >= best) & ~mine).sum(dim=1))
+    return torch.cat(ranks).numpy()
+
+
+def compared(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) -> dict[str, list[float]]:
+    """The shares of hits among the same queries (Q,) bool, and their difference, each with its 95 % interval.
+
+    Percentiles over bootstrap resamples of the queries. A query is one of four kinds, hit or missed before and after,
+    and a resample's numbers of them are multinomial, so none has to be drawn one by one.
+    """
+    kinds = np.bincount(2 * before + after, minlength=4) / len(before)  # missed twice, gained, lost, hit twice
+    resamples = rng.multinomial(len(before), kinds, size=RESAMPLES) / len(before)  # (RESAMPLES, 4)
+    signs = {"before": [0, 0, 1, 1], "after": [0, 1, 0, 1], "difference": [0, 1, -1, 0]}
+    return {
+        name: [float(kinds @ sign), *np.percentile(resamples @ np.array(sign), [2.5, 97.5]).tolist()]
+        for name, sign in signs.items()
+    }

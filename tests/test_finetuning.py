@@ -1,0 +1,354 @@
+"""Two-stage training: what an encoder learns from a catalogue, which items it learns from, and that it is made once.
+
+The shop. Each of 10 x 10 items is a flag of two colours and has a title that names them, as `topred bottomblue`: who
+has learned the words for ten colours at each place can match flags that were held out. By chance 1 in 20 is found.
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import call, start, wait_until
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from mmrec_lmm import finetuning
+from mmrec_lmm.encoding import build_encoder, encode
+from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
+from mmrec_lmm.finetuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.schema import PARADIGMS
+from mmrec_lmm.settings import FineTuning
+from mmrec_lmm.specs import EncoderSpec, NoConfig, resolve
+from mmrec_lmm.testing import TinyEncoder
+from mmrec_lmm.types import ItemCatalog, Tuned
+
+COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
+REGISTRY = load_registry()
+SHORT = FineTuning(learning_rate=1e-3, batch_size=8, epochs=3, held_out=0.2)
+PATTERN = "model.beit3.encoder.layers.0.*"
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[str]]:
+    """The images and titles of 100 items; none are twins."""
+    folder, images, titles = tmp_path_factory.mktemp("flags"), [], []
+    for top in COLOURS:
+        for bottom in COLOURS:
+            image = Image.new("RGB", (64, 64), top)
+            ImageDraw.Draw(image).rectangle((0, 32, 63, 63), fill=bottom)
+            image.save(folder / f"{top}-{bottom}.png")
+            images.append(folder / f"{top}-{bottom}.png")
+            titles.append(f"top{top} bottom{bottom}")
+    return images, titles
+
+
+@pytest.fixture
+def shop(flags) -> Callable[..., ItemCatalog]:
+    """A catalogue of the first items; `images` and `titles` replace those of some."""
+
+    def shop(size: int = 30, *, images=None, titles=None) -> ItemCatalog:
+        paths = [(images or {}).get(item, path) for item, path in enumerate(flags[0][:size])]
+        names = [(titles or {}).get(item, title) for item, title in enumerate(flags[1][:size])]
+        return ItemCatalog({"title": tuple(names)}, tuple(paths), tuple(map(str, range(size))), "unused")
+
+    return shop
+
+
+def tuned(catalog: ItemCatalog, tuning: FineTuning = SHORT, encoder: str = "beit3") -> Tuned:
+    spec = REGISTRY.encoders.get(encoder)
+    return tune(catalog, spec, tiny(spec), tuning, text_fields=["title"])
+
+
+def tiny(spec: EncoderSpec):
+    return resolve(spec.config)(variant="tiny")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "epochs"),
+    [("clip", 8), pytest.param("beit3", 40, marks=pytest.mark.slow), pytest.param("vlmo", 24, marks=pytest.mark.slow)],
+)
+def test_tuning_lifts_recall_of_flags_never_seen_to_five_times_chance_and_more(shop, encoder, epochs):
+    tuning = FineTuning(learning_rate=1e-3, batch_size=16, epochs=epochs, held_out=0.2, patience=epochs)
+    record = tuned(shop(100), tuning, encoder).record
+    assert record["sizes"] == {"train": 80, "held_out": 20, "twins": 0, "unreadable": 0}
+    assert record["epochs"][record["best_epoch"] - 1]["held_out"] == min(each["held_out"] for each in record["epochs"])
+    for recalls in record["recall"].values():
+        before, after, difference = (recalls["recall@1"][name] for name in ("before", "after", "difference"))
+        assert before[0] <= 0.15
+        assert after[0] >= 5 / 20
+        assert difference[1] > 0  # the interval's lower end
+
+
+def test_tuning_that_is_interrupted_goes_on_and_ends_with_the_same_weights(shop, monkeypatch, tmp_path):
+    whole = tuned(shop())
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
+
+    def save_and_stop(folder, state):
+        save(folder, state)
+        raise KeyboardInterrupt
+
+    save = finetuning.save_checkpoint
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(finetuning, "save_checkpoint", save_and_stop)
+            with pytest.raises(KeyboardInterrupt):
+                tuned(shop())
+    resumed = tuned(shop())
+    assert resumed.path != whole.path
+    assert resumed.fingerprint == whole.fingerprint
+    assert_equal(load_file(resumed.path), load_file(whole.path))
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert [path.suffix for path in resumed.path.parent.iterdir() if path.suffix != ".lock"] == [".safetensors"]
+
+
+@pytest.mark.slow
+def test_tuning_that_is_killed_goes_on_and_ends_with_the_same_weights(data_path, monkeypatch, tmp_path):
+    monkeypatch.chdir(data_path.parent)
+    command = (
+        "encode", "-d", "toy", "--encoder", "vlmo:tiny", "--paradigm", "ft", "--ft.epochs=30", "--ft.patience=30",
+        "--ft.held_out=0.3", "--ft.batch_size=4", "--threads=1",
+    )  # fmt: skip
+    for home in ("killed", "whole"):
+        monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / home))
+        if home == "killed":
+            process = start(*command)
+            wait_until(lambda: list(tmp_path.glob("killed/tuned/*.parts/state.safetensors")), process)
+            process.kill()
+            process.communicate()
+            assert not list(tmp_path.glob("killed/tuned/*.safetensors"))
+        assert call(*command).code == 0
+    (one,), (other,) = (list(tmp_path.glob(f"{home}/tuned/*.safetensors")) for home in ("killed", "whole"))
+    assert one.name == other.name
+    assert_equal(load_file(one), load_file(other))
+    names = [{path.name for path in tmp_path.glob(f"{home}/features/*.safetensors")} for home in ("killed", "whole")]
+    assert names[0] == names[1]
+
+
+def test_nothing_is_tuned_twice_and_whatever_changes_the_weights_changes_the_name(shop):
+    once = FineTuning(epochs=1, batch_size=8)
+    first = tuned(shop(12), once)
+    written = first.path.stat().st_mtime_ns
+    assert tuned(shop(12), once) == first
+    assert first.path.stat().st_mtime_ns == written
+    others = [
+        tuned(shop(12), FineTuning(epochs=1, batch_size=8, seed=1)),
+        tuned(shop(13), once),
+        tuned(shop(12, titles={3: "another"}), once),
+        tuned(shop(12), once, encoder="clip"),
+    ]
+    assert len({first.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+def test_the_callers_random_state_is_left_alone_and_changes_nothing(shop, monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    one = tuned(shop(), FineTuning(epochs=1, batch_size=8), "vlmo")  # it draws masks, pairs, dropout
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    torch.manual_seed(2)
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
+    assert_equal(load_file(one.path), load_file(tuned(shop(), FineTuning(epochs=1, batch_size=8), "vlmo").path))
+
+
+def test_what_is_frozen_stays_as_it_was_and_is_recorded_by_name(shop):
+    spec = REGISTRY.encoders.get("beit3")
+    before = build_encoder(spec, tiny(spec), ("image", "text")).state_dict()
+    result = tuned(shop(), FineTuning(epochs=1, batch_size=8, learning_rate=1e-3, freeze=(PATTERN, "*.text_embed.*")))
+    after = load_file(result.path)
+    frozen = result.record["frozen"]
+    assert "model.beit3.text_embed.weight" in frozen
+    assert "model.beit3.encoder.layers.0.ffn.A.fc1.weight" in frozen
+    assert_equal({name: after[name] for name in frozen}, {name: before[name] for name in frozen})
+    assert not torch.equal(after["model.vision_head.weight"], before["model.vision_head.weight"])
+
+
+def test_features_are_those_of_the_tuned_weights_under_a_name_of_their_own(shop):
+    spec, catalog = REGISTRY.encoders.get("clip"), shop(12)
+    result = tuned(catalog, SHORT, "clip")
+    wanted = {"modalities": ("image", "text"), "text_fields": ["title"]}
+    pretrained = encode(catalog, spec, tiny(spec), **wanted)
+    tables = encode(catalog, spec, tiny(spec), **wanted, tuned=result)
+    encoder = build_encoder(spec, tiny(spec), ("image", "text")).eval()
+    encoder.load_state_dict(load_file(result.path))
+    prepared = encoder.prepare(finetuning.source_of(catalog, "joint", ["title"]).read(5))
+    with torch.no_grad():
+        rows = encoder({key: value[None] for key, value in prepared.items()})
+    for modality in ("image", "text"):
+        np.testing.assert_allclose(tables[modality].values[5], rows[modality][0].numpy(), atol=1e-5)
+        assert tables[modality].fingerprint != pretrained[modality].fingerprint
+        assert not np.allclose(tables[modality].values, pretrained[modality].values, atol=1e-3)
+
+
+def test_an_item_without_a_text_or_with_an_image_that_cannot_be_read_is_no_part_of_it(shop, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    images = {0: tmp_path / "broken.png", 1: None, 2: tmp_path / "gone.png"}
+    record = tuned(shop(30, images=images, titles={3: ""}), FineTuning(epochs=1, batch_size=8, held_out=0.2)).record
+    assert record["sizes"] == {"train": 21, "held_out": 5, "twins": 0, "unreadable": 2}
+
+
+# Twins
+
+
+def test_twins_share_an_image_or_a_text_or_are_linked_by_others_that_do():
+    groups = twin_groups(["a", "b", "a", "c", "d", "e"], ["1", "2", "3", "3", "4", "4"])
+    assert [groups[item] == groups[0] for item in range(6)] == [True, False, True, True, False, False]
+    assert groups[4] == groups[5]
+    assert len(set(groups.tolist())) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_batch_holds_two_twins_and_none_straddle_the_split(seed):
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(20, 200))
+    images, texts = (rng.integers(0, size, size).astype(str).tolist() for _ in "it")
+    groups = np.unique(twin_groups(images, texts), return_inverse=True)[1]
+    held_out = hold_out(groups, 0.2, rng)
+    assert 0 < held_out.sum() <= max(2, round(0.2 * size))
+    assert not set(groups[held_out]) & set(groups[~held_out])
+    assert not {images[item] for item in np.flatnonzero(held_out)} & {images[i] for i in np.flatnonzero(~held_out)}
+    count = count_batches(groups, 8)
+    batches = deal(groups, count, 8, rng)
+    assert len(batches) == count
+    for batch in batches:
+        assert len(set(groups[batch])) == len(batch)
+        assert len(batch) == 8 or count == 1
+        assert not any(images[a] == images[b] or texts[a] == texts[b] for a in batch for b in batch if a != b)
+    assert len(np.unique(np.concatenate(batches))) == sum(map(len, batches))
+
+
+def test_of_more_twins_than_batches_others_are_drawn_each_time():
+    groups = np.array([0] * 50 + list(range(1, 31)))  # a placeholder for an image, say
+    count = count_batches(groups, 8)
+    assert count == 4  # 4 x 8 of the 30 others and one of the 50 in each
+    drawn = [np.concatenate(deal(groups, count, 8, np.random.default_rng(seed))) for seed in range(40)]
+    assert {(batch < 50).sum() for batch in drawn} <= {2, 3, 4}
+    assert len(np.unique(np.concatenate(drawn))) > 75
+    assert not hold_out(groups, 0.2, np.random.default_rng(0))[:50].any()
+
+
+# Recall
+
+
+def test_the_rank_of_a_query_is_that_of_the_best_of_its_own_group_and_ties_count_against_it():
+    queries = torch.eye(4)
+    candidates = torch.tensor([[1, 0, 0, 0], [0, 0.5, 0, 0], [0, 0.9, 1, 0.5], [0, 0, 0, 0.5]]).float()
+    assert own_ranks(queries, candidates, np.arange(4)).tolist() == [0, 1, 0, 1]
+    assert own_ranks(queries, candidates, np.array([0, 1, 1, 2])).tolist() == [0, 0, 0, 1]
+    assert own_ranks(torch.ones(5, 2), torch.ones(5, 2), np.arange(5)).tolist() == [4] * 5
+
+
+def test_the_interval_of_a_difference_is_that_of_the_same_queries():
+    before, after = np.array([True] * 10 + [False] * 30), np.array([True] * 10 + [True] * 15 + [False] * 15)
+    shares = compared(before, after, np.random.default_rng(0))
+    assert [shares[name][0] for name in ("before", "after", "difference")] == [10 / 40, 25 / 40, 15 / 40]
+    half = 1.96 * np.sqrt(15 / 40 * 25 / 40 / 40)  # of a share of 40 queries that gained, none having lost
+    assert shares["difference"][1:] == pytest.approx([15 / 40 - half, 15 / 40 + half], abs=0.026)
+    theirs = [
+        np.mean((after.astype(int) - before)[np.random.default_rng(seed).integers(0, 40, 40)]) for seed in range(4000)
+    ]
+    assert shares["difference"][1:] == pytest.approx(np.percentile(theirs, [2.5, 97.5]).tolist(), abs=0.026)
+    assert compared(before, before, np.random.default_rng(0))["difference"] == [0, 0, 0]
+
+
+# What is refused
+
+
+def test_an_encoder_without_losses_is_told_so(shop):
+    for encoder in ("basic", "precomputed"):
+        spec = REGISTRY.encoders.get(encoder)
+        with pytest.raises(NotApplicable, match=f"--paradigm ft is not applicable to encoder {encoder}"):
+            tune(shop(), spec, None, SHORT, text_fields=["title"])
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        (FineTuning(freeze=("model.beit.*",)), r"ft.freeze: model.beit.\* matches no parameter; they are called"),
+        (FineTuning(freeze=("*",)), r"ft.freeze: \* match every parameter, so nothing is left to train"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_everything_are_refused(shop, tuning, message):
+    with pytest.raises(ConfigError, match=message):
+        tuned(shop(), tuning)
+
+
+def test_a_catalogue_without_pairs_is_refused(shop):
+    with pytest.raises(DataError, match="no item has both an image and a text in the fields title"):
+        tuned(shop(4, images=dict.fromkeys((0, 1)), titles=dict.fromkeys((2, 3), "")))
+    with pytest.raises(DataError, match="of 0 items with a readable image and a text 0 are left"):
+        tuned(shop(4, images=dict.fromkeys(range(4), Path("gone.png"))))
+    with pytest.raises(DataError, match="of 3 items with a readable image and a text 1 are left to train on and 2"):
+        tuned(shop(3))
+
+
+class Losses(TinyEncoder):
+    """Has losses as the test has them."""
+
+    def tuning_losses(self, batch):
+        rows = self(batch)
+        return self.losses((rows["image"] * rows["text"]).sum())
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        (lambda value: {"mlm": value}, PluginError, "its tuning_losses must have one called itc"),
+        (lambda value: {"itc": value / 0}, TrainingDiverged, "the loss of the held-out items became"),
+    ],
+)
+def test_losses_that_cannot_select_an_epoch_are_named(shop, losses, error, message):
+    cls = type("Faulty", (Losses,), {"losses": staticmethod(losses)})
+    spec = EncoderSpec("faulty", cls=cls, config=NoConfig, modalities=("image", "text"), weights_id=lambda *_: "none")
+    with pytest.raises(error, match=message):
+        tune(shop(), spec, NoConfig(), SHORT, text_fields=["title"])
+
+
+# As a part of runs
+
+
+def test_a_run_tells_what_tuning_did_and_a_grid_over_its_keys_tunes_each(data_path, monkeypatch, tmp_path):
+    monkeypatch.chdir(data_path.parent)
+    answer = call(
+        "run", "-m", "VBPR", "-d", "toy", "--encoder", "clip:tiny", "--paradigm", "ft", "--ft.epochs=[1,2]",
+        "--ft.held_out=0.3", "--ft.batch_size=4", "--epochs=1", "--embedding_size=4", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    points = json.loads(answer.out)["points"]
+    assert [len(point["record"]["ft"]["epochs"]) for point in points] == [1, 2]
+    assert points[0]["record"]["features"] != points[1]["record"]["features"]
+    assert points[0]["record"]["ft"]["sizes"] == {"train": 10, "held_out": 4, "twins": 0, "unreadable": 0}
+
+
+def test_encode_takes_the_paradigm_and_names_the_encoders_that_can_be_tuned(data_path, monkeypatch):
+    monkeypatch.chdir(data_path.parent)
+    answer = call("encode", "-d", "toy", "--encoder", "basic", "--paradigm", "ft")
+    assert answer.code == 2
+    assert "encoder basic, which has no losses over images and texts" in answer.err
+    assert "encoders that can be tuned: beit3, clip, vlmo" in answer.err
+    for model, reason in (("VBPR", "none was asked for: name one with --encoder"), ("BPR", "uses no item features")):
+        assert reason in call("run", "-m", model, "-d", "toy", "--paradigm", "ft").err
+
+
+def test_every_key_of_fine_tuning_is_documented_with_its_default():
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(ft\.\w+)` \| `(.*?)` \|", text, re.MULTILINE))
+    keys = PARADIGMS["ft"].keys
+    assert {name: keys[name].read(yaml.safe_load(default)) for name, default in rows.items()} == {
+        name: key.default for name, key in keys.items()
+    }
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def without_seconds(result: Tuned) -> dict:
+    return {key: value for key, value in result.record.items() if key != "seconds"}

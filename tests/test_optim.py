@@ -1,0 +1,70 @@
+"""How an encoder's weights are trained: what is decayed, what is frozen, and the course of the learning rate."""
+
+import pytest
+from torch import nn
+
+from mmrec_lmm.errors import ConfigError
+from mmrec_lmm.optim import adamw, freeze, rate_factor
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.specs import resolve
+
+VECTORS = {
+    "beit3": (
+        "model.logit_scale",
+        "vision_embed.cls_token",
+        "mask_token",
+        "embed_positions.A.weight",
+        "embed_positions.B.weight",
+    ),
+    "clip": (
+        "model.logit_scale",
+        "visual.class_embedding",
+        "model.positional_embedding",
+        "visual.positional_embedding",
+    ),
+    "vlmo": (
+        "logit_vl_scale",
+        "cls_token",
+        "transformer.pos_embed",
+        "position_embeddings.weight",
+        "type_embeddings.weight",
+    ),
+}
+WORDS = {"beit3": "text_embed.weight", "clip": "token_embedding.weight", "vlmo": "word_embeddings.weight"}
+
+
+@pytest.mark.parametrize("name", sorted(VECTORS))
+def test_matrices_are_decayed_and_no_vectors_scales_positions_and_types(name: str) -> None:
+    spec = load_registry().encoders.get(name)
+    encoder = resolve(spec.cls)(resolve(spec.config)(variant="tiny"), ("image", "text"))
+    decayed, others = (group["params"] for group in adamw(encoder, learning_rate=1, weight_decay=0.1).param_groups)
+    names = {parameter: name for name, parameter in encoder.named_parameters()}
+    assert len(decayed) + len(others) == len(names)
+    assert all(parameter.ndim > 1 for parameter in decayed)
+    assert any(names[parameter].endswith(WORDS[name]) for parameter in decayed)
+    matrices = [names[parameter] for parameter in others if parameter.ndim > 1]
+    assert all(any(matrix.endswith(vector) for vector in VECTORS[name]) for matrix in matrices), matrices
+    assert all(any(names[one].endswith(vector) for one in others) for vector in VECTORS[name])
+
+
+def test_what_is_frozen_is_not_trained() -> None:
+    encoder = nn.ModuleDict({"image": nn.Linear(2, 3), "text": nn.Linear(2, 3)})
+    assert freeze(encoder, (), owner="ours") == ()
+    assert freeze(encoder, ("image.*", "*.bias"), owner="ours") == ("image.weight", "image.bias", "text.bias")
+    groups = adamw(encoder, learning_rate=1, weight_decay=0.1).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 0]
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_likely_name() -> None:
+    encoder = nn.ModuleDict({"image": nn.Linear(2, 3), "text": nn.Linear(2, 3)})
+    with pytest.raises(
+        ConfigError, match=r"^ours: image.wieght matches no parameter; .*; did you mean image.weight\?$"
+    ):
+        freeze(encoder, ("image.wieght",), owner="ours")
+
+
+def test_the_rate_rises_to_its_value_and_falls_to_zero() -> None:
+    linear = [rate_factor(step, 10, warmup=0.2, schedule="linear") for step in range(11)]
+    assert linear == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+    cosine = [rate_factor(step, 8, warmup=0, schedule="cosine") for step in (0, 2, 4, 6, 8)]
+    assert cosine == pytest.approx([1, (1 + 0.5**0.5) / 2, 1 / 2, (1 - 0.5**0.5) / 2, 0])
