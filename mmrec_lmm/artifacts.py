@@ -71,14 +71,17 @@ def hash_files(paths: Sequence[Path]) -> str:
     memo = home() / "file-hashes" / key
     with suppress(OSError):
         return memo.read_text()
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [read_hash(path) for path in paths]
     digest = digests[0] if len(digests) == 1 else hash_bytes("".join(digests).encode())
     with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
         write_bytes(memo, digest.encode())
     return digest
+
+
+def read_hash(path: Path) -> str:
+    """SHA-256 of a file's content, in hex; the file is read each time, and nothing is remembered."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_readable(path: Path) -> bool:

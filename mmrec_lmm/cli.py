@@ -132,6 +132,12 @@ def build_parser() -> argparse.ArgumentParser:
     _which_data(encode)
     encode.add_argument("--encoder", required=True, metavar="NAME", help="the encoder, or NAME:VARIANT")
     _how_to_encode(encode)
+    encode.add_argument(
+        "--paradigm",
+        choices=("pt", "ft"),
+        default="pt",
+        help="the encoder as pre-trained, or first fine-tuned on the data",
+    )
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
 

@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from . import artifacts
+from .checkpoints import load_state, read_checkpoint
 from .contracts import ItemEncoder
 from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
@@ -35,7 +36,7 @@ from .items import Prepared, Source, loader, source_of
 from .machine import is_first_process, processes
 from .specs import EncoderSpec, resolve
 from .tables import coverage, load_with_header, save_table
-from .types import FeatureTable, ItemCatalog
+from .types import FeatureTable, ItemCatalog, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +67,16 @@ def encode(
     modalities: Sequence[str],
     text_fields: Sequence[str] = (),
     options: EncodeOptions | None = None,
+    tuned: Tuned | None = None,
 ) -> dict[str, FeatureTable]:
     """The catalogue's features by modality: from the store where they are, else encoded and stored.
 
-    An item's text is its `text_fields` joined by a space; "joint" encodes the items that have image and text. Of the
-    options only `dtype` enters a table's name: the others change a value by rounding at most. Which items lack an
-    image or a text is logged, as is each image that can't be read, with its reason. Raises ConfigError for a modality
-    that the encoder lacks, DataError where no item has anything to encode, WeightsMissing, PluginError where the
-    encoder breaks its contract, and RunError where memory doesn't suffice.
+    An item's text is its `text_fields` joined by a space; "joint" encodes the items that have image and text. Weights
+    are the encoder's own, or those of `tuned`. Of the options only `dtype` enters a table's name: the others change a
+    value by rounding at most. Which items lack an image or a text is logged, as is each image that can't be read, with
+    its reason. Raises ConfigError for a modality that the encoder lacks, DataError where no item has anything to
+    encode, WeightsMissing, PluginError where the encoder breaks its contract, and RunError where memory doesn't
+    suffice.
     """
     options = options or EncodeOptions()
     lacking = [modality for modality in modalities if modality not in spec.modalities]
@@ -85,17 +88,18 @@ def encode(
     tables = {}
     for modality in modalities:
         source = source_of(catalog, modality, text_fields)
-        weights = resolve(spec.weights_id)(config, modality)
-        keys = {key: value for key, value in artifacts.plain(config).items() if key != "weights"}  # a path, no content
-        encoder_id = [FORMAT, spec.name, spec.version, weights, keys, options.dtype]
-        name = artifacts.fingerprint([encoder_id, modality, source.fingerprint])
+        made_by = [FORMAT, *encoder_id(spec, config, modality), options.dtype, *([tuned.fingerprint] if tuned else [])]
+        name = artifacts.fingerprint([made_by, modality, source.fingerprint])
         path = artifacts.home() / "features" / f"{name}.safetensors"
         with artifacts.locked(path) if processes() == 1 else nullcontext():
             if path.exists():
                 logger.info("%s: features of %s found in the store, %s", modality, spec.name, path)
             else:
+                encoder = build_encoder(spec, config, (modality,))
+                if tuned:
+                    load_state(encoder, read_checkpoint(tuned.path), source=tuned.path)
                 model = Inference(
-                    _build(spec, config, modality), modality, name=spec.name, device=options.device,
+                    encoder, modality, name=spec.name, device=options.device,
                     dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,
                 )  # fmt: skip
                 _make(path, source, model, len(catalog), options)
@@ -114,14 +118,23 @@ def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCat
     logger.info("%s", coverage(table, catalog))
 
 
-def _build(spec: EncoderSpec, config: Any, modality: str) -> ItemEncoder:
-    """The encoder for one modality. Weights that it draws are the same in every process, and the caller's random state
-    is left alone."""
+def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
+    """What an encoder's vectors of a modality depend on: its name and version, its weights and its configuration."""
+    keys = {key: value for key, value in artifacts.plain(config).items() if key != "weights"}  # a path, no content
+    return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
+
+
+def build_encoder(spec: EncoderSpec, config: Any, modalities: Sequence[str]) -> ItemEncoder:
+    """The encoder for some modalities. Weights that it draws are the same in every process, and the caller's random
+    state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        encoder: ItemEncoder = resolve(spec.cls)(config, (modality,))
-    if modality not in encoder.dims:
-        raise PluginError(f"encoder {spec.name}: its dims must name {modality}, for which it was built: {encoder.dims}")
+        encoder: ItemEncoder = resolve(spec.cls)(config, tuple(modalities))
+    for modality in modalities:
+        if modality not in encoder.dims:
+            raise PluginError(
+                f"encoder {spec.name}: its dims must name {modality}, for which it was built: {encoder.dims}"
+            )
     return encoder
 
 

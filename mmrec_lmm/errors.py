@@ -27,6 +27,10 @@ class ConfigError(MMRecError):
     exit_code = 2
 
 
+class NotApplicable(ConfigError):
+    """A paradigm in which this encoder or model can't take part: a study notes that, and goes on."""
+
+
 class PluginError(ConfigError):
     """A plugin that was asked for can't be used: it failed to import, or two plugins claim one name."""
 

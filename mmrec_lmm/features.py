@@ -77,7 +77,7 @@ class ItemFeatures:
         """What follows from features alone, computed by `fn` no more often than needed.
 
         Frozen: once. Joint: at every call, so that gradient flows through `fn`; or, where `differentiable` is false
-        (an item graph), without gradient and once per `version`.
+        (an item graph), without gradient and once per `version`, which full refreshes raise.
         """
         if self.joint and differentiable:
             return fn()
@@ -88,7 +88,11 @@ class ItemFeatures:
         return known[1]
 
     @torch.no_grad()
-    def refresh(self, modality: str, rows: Tensor, values: Tensor) -> None:
-        """Write `values` (R, D) into joint features at items `rows` (R,); absent items stay zero."""
+    def refresh(self, modality: str, rows: Tensor, values: Tensor, *, partial: bool = False) -> None:
+        """Write `values` (R, D) into joint features at items `rows` (R,); absent items stay zero.
+
+        `partial` marks the few rows that one step of an encoder changes: what is derived without gradient stands as it
+        is until the next full refresh, since an item graph made anew at each step would cost more than the step.
+        """
         self._tables[modality][rows] = values * self.present[modality][rows].unsqueeze(1)
-        self.version += 1
+        self.version += not partial

@@ -5,20 +5,22 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .artifacts import locked
 from .data.loading import load_dataset
 from .encoding import EncodeOptions, encode
-from .errors import ConfigError, PluginError, WeightsMissing
+from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
+from .finetuning import is_tunable, tune
 from .items import JOINT
 from .machine import choose_device
 from .registry import Registry
 from .settings import Settings
 from .specs import EncoderSpec
 from .tables import control_tables, mean_filled, read_feature_file
-from .types import Dataset, FeatureTable, RunSpec
+from .types import Dataset, FeatureTable, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +32,36 @@ class Inputs:
     dataset: Dataset
     tables: Mapping[str, FeatureTable]
     seconds: Mapping[str, float]
+    tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalogue
 
 
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
     """The data set and a feature table for each modality that the run uses, from files or an encoder."""
     settings, model = spec.settings, registry.models.get(spec.model)
+    if spec.paradigm == "ete":
+        _check_end_to_end(spec, registry)
     started = time.perf_counter()
     dataset = open_dataset(spec.dataset, settings, registry)
     loaded = time.perf_counter()
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
-    tables = dict(feature_tables(spec, dataset, registry, progress=progress)) if model.uses_features else {}
+    tuned = tuned_encoder(spec, dataset, registry, progress=progress) if spec.paradigm == "ft" else None
+    had = time.perf_counter()
+    features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
+    tables = dict(features)
     if settings.missing == "mean":
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
     if spec.control is not None:
         tables = control_tables(tables, spec.control, settings.seed)
-    return Inputs(dataset, tables, {"load": loaded - started, "encode": time.perf_counter() - loaded})
+    seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had}
+    return Inputs(dataset, tables, seconds, tuned)
 
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
     """Just the features of a run: one table per modality."""
     dataset = open_dataset(spec.dataset, spec.settings, registry)
-    return dict(feature_tables(spec, dataset, registry, progress=progress))
+    tuned = tuned_encoder(spec, dataset, registry, progress=progress) if spec.paradigm == "ft" else None
+    return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress))
 
 
 def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
@@ -87,12 +97,52 @@ def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
+def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned:
+    """The run's encoder, tuned on the data set's images and texts. Raises NotApplicable where model or encoder has no
+    part in `--paradigm ft`, ConfigError where no encoder is named or there is no catalogue, and what `tune` raises."""
+    if spec.model and not registry.models.get(spec.model).uses_features:
+        raise NotApplicable(f"--paradigm ft is not applicable: {spec.model} uses no item features")
+    if spec.encoder is None:
+        raise ConfigError("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
+    encoder = registry.encoders.get(spec.encoder)
+    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry)):
+        raise NotApplicable(
+            f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
+            f"encoders that can be tuned: {', '.join(_tunable(registry))}"
+        )
+    if dataset.catalog is None:
+        raise ConfigError(
+            f"--paradigm ft tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
+        )
+    settings = spec.settings
+    return tune(
+        dataset.catalog,
+        encoder_spec(spec, registry),
+        spec.encoder_config,
+        spec.paradigm_config,
+        text_fields=settings.text_fields,
+        device=choose_device(settings),
+        workers=settings.workers,
+        progress=progress,
+    )
+
+
+def _tunable(registry: Registry) -> list[str]:
+    """The encoders that can be tuned, less those whose libraries are missing."""
+    names = []
+    for encoder in registry.encoders:
+        with suppress(MMRecError, ImportError):
+            if is_tunable(encoder):
+                names.append(encoder.name)
+    return names
+
+
 def feature_tables(
-    spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool
+    spec: RunSpec, dataset: Dataset, registry: Registry, *, tuned: Tuned | None = None, progress: bool
 ) -> Iterator[tuple[str, FeatureTable]]:
-    """One table per modality: from the encoder if the run names one, else from the data set's own files; a file
-    given by `--features` comes first of all. `--modalities` picks among what there is; an encoder makes `joint` only if
-    that names it."""
+    """One table per modality: from the encoder (as `tuned`, if it was) where the run names one, else from the data
+    set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
+    encoder makes `joint` only if that names it."""
     files = {**_ready_files(spec, dataset, registry), **spec.features}
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
     available = sorted({*files, *encodable})
@@ -112,7 +162,7 @@ def feature_tables(
         try:
             yield from encode(
                 dataset.catalog,
-                _imported(registry, spec.encoder),
+                encoder_spec(spec, registry),
                 spec.encoder_config,
                 modalities=to_encode,
                 text_fields=settings.text_fields,
@@ -124,6 +174,7 @@ def feature_tables(
                     compile=settings.encode_compile,
                     progress=progress,
                 ),
+                tuned=tuned,
             ).items()
         except WeightsMissing as error:  # whoever fetches weights should know for how many items
             raise WeightsMissing(f"{error}\ndata set {dataset.name} has {_content(dataset)}") from None
@@ -139,12 +190,45 @@ def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping
     return files
 
 
-def _imported(registry: Registry, encoder: str) -> EncoderSpec:
-    """The encoder's spec with what it names imported; PluginError names the plugin where that fails."""
+def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
+    """The spec of the run's encoder with what it names imported; PluginError names the plugin where that fails."""
+    assert spec.encoder is not None
     load = registry.encoders.load
     return dataclasses.replace(
-        registry.encoders.get(encoder), cls=load(encoder, "cls"), weights_id=load(encoder, "weights_id")
+        registry.encoders.get(spec.encoder), cls=load(spec.encoder, "cls"), weights_id=load(spec.encoder, "weights_id")
     )
+
+
+def _check_end_to_end(spec: RunSpec, registry: Registry) -> None:
+    """NotApplicable where model or encoder has no part in `--paradigm ete`; ConfigError where features would not be
+    what an encoder in training makes of the items."""
+    encoder = registry.encoders.get(spec.encoder) if spec.encoder is not None else None
+    if not registry.models.get(spec.model).uses_features:
+        raise NotApplicable(
+            f"--paradigm ete is not applicable: {spec.model} uses no item features to train an encoder by"
+        )
+    if encoder is not None and (encoder.cls is None or encoder.feature_files is not None):
+        raise NotApplicable(
+            f"--paradigm ete is not applicable: encoder {encoder.name} reads features from files, so there is nothing "
+            "to train"
+        )
+    if encoder is None:
+        raise ConfigError("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
+    if spec.features:
+        raise ConfigError(
+            f"--paradigm ete trains the encoder of all features, which can't stand beside --features "
+            f"{', '.join(spec.features)}: leave that out"
+        )
+    if spec.control is not None:
+        raise ConfigError(
+            f"--paradigm ete can't train an encoder whose features --control {spec.control} replaces; its own control "
+            "is --ete.learning_rate=0"
+        )
+    if spec.settings.missing != "zero":
+        raise ConfigError(
+            f"missing: {spec.settings.missing} is for features that stand still; under --paradigm ete those of absent "
+            "items are zero: --missing=zero"
+        )
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:

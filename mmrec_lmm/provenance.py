@@ -30,7 +30,8 @@ def run_id(spec: RunSpec, inputs: Inputs) -> str:
         "model": [spec.model.lower(), spec.model_config],
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
-        "paradigm": spec.paradigm,
+        # Of a tuned encoder the features' fingerprints tell all; one in training makes others from these
+        "paradigm": [spec.paradigm, spec.paradigm_config] if spec.paradigm == "ete" else spec.paradigm,
         "settings": {**settings, "threads": cpu_threads(spec.settings)},
     }
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
@@ -65,6 +66,7 @@ def provenance(
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
         "present": {modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
+        **({"ft": {"fingerprint": inputs.tuned.fingerprint, **inputs.tuned.record}} if inputs.tuned else {}),
         "config": fingerprint(spec),
         "code": code_hashes(spec, registry),
         "numerics_version": NUMERICS_VERSION,

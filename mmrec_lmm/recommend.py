@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import results
 from .checkpoint import load_weights
@@ -41,8 +42,12 @@ def recommend(
     unknown = [user for user in users if not 0 <= user < inputs.dataset.n_users]
     if unknown:
         raise ConfigError(f"user {unknown[0]} is unknown; ids run from 0 to {inputs.dataset.n_users - 1}")
-    model = build_model(spec, inputs, registry, choose_device(spec.settings))
+    device = choose_device(spec.settings)
+    model = build_model(spec, inputs, registry, device)
     model.load_state_dict(load_weights(folder / results.WEIGHTS))
+    if model.features.joint:
+        for modality, table in load_weights(folder / results.FEATURES).items():
+            model.features.refresh(modality, torch.arange(len(table), device=device), table.to(device))
     ranker = Ranker(np.unique(users), [inputs.dataset.train], inputs.dataset.n_items)
     top = dict(zip(ranker.users.tolist(), ranker.top(model, k).tolist(), strict=True))
     catalog = inputs.dataset.catalog

@@ -3,12 +3,14 @@
     runs/<model>-<data set>-<8 hex of the run's identity>/
         config.json              the resolved run: every value, enough to build it again
         best.safetensors         the weights of the best epoch
+        encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch
+        features.safetensors     of an end-to-end run, what that encoder makes of all items: (I, D) by modality
         per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
         checkpoint/              while it trains: the state after the last evaluation
         result.json              written last: where it stands, the run is finished
 
-Shapes: U evaluated users, K listed items.
+Shapes: U evaluated users, K listed items, I items, D feature width.
 """
 
 import contextlib
@@ -24,11 +26,14 @@ from safetensors.numpy import load_file, save_file
 from .artifacts import plain, read_json, write_atomic, write_json
 from .errors import ConfigError, DataError, RunError, did_you_mean
 from .registry import Registry
+from .schema import PARADIGMS
 from .settings import Settings
 from .types import RunResult, RunSpec
 
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
+ENCODER = "encoder.safetensors"
+FEATURES = "features.safetensors"
 PER_USER = "per_user.safetensors"
 TOPK = "topk.tsv"
 RESULT = "result.json"
@@ -62,12 +67,14 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
     model_class = registry.models.load(record["model"], "config")
     encoder = record["encoder"]
     encoder_class = registry.encoders.load(encoder, "config") if encoder else None
+    of_paradigm = PARADIGMS[record["paradigm"]]
     return RunSpec(
         **{
             **record,
             "settings": _dataclass(Settings, record["settings"]),
             "model_config": _dataclass(model_class, record["model_config"]),
             "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
+            "paradigm_config": _dataclass(of_paradigm.cls, record["paradigm_config"]) if of_paradigm else None,
             "modalities": tuple(record["modalities"]) if record["modalities"] is not None else None,
             "features": {modality: Path(path) for modality, path in record["features"].items()},
         }

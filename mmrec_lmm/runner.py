@@ -25,6 +25,7 @@ from .errors import RunError
 from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
 from .features import ItemFeatures
 from .inputs import Inputs
+from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
 from .machine import choose_device, cpu_threads, peak_memory
 from .provenance import code_hashes, provenance, run_id
@@ -47,7 +48,7 @@ class Interrupted(RunError):
 def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch.device) -> Recommender:
     """The run's model with fresh weights, drawn from the run's seed."""
     dataset = inputs.dataset
-    features = ItemFeatures.from_tables(inputs.tables, device)
+    features = ItemFeatures.from_tables(inputs.tables, device, joint=spec.paradigm == "ete")
     torch.manual_seed(spec.settings.seed)
     model_class = registry.models.load(spec.model, "cls")
     data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
@@ -85,7 +86,10 @@ def run(
         metrics = _metric_functions(spec.settings, registry)
         started = time.perf_counter()
         try:
-            fit = train(model, spec, inputs, registry, metrics, folder, resume=resume, progress=progress)
+            companion = joint_encoder(spec, inputs, registry, model.features) if spec.paradigm == "ete" else None
+            fit = train(
+                model, spec, inputs, registry, metrics, folder, companion=companion, resume=resume, progress=progress
+            )
             trained = time.perf_counter()
             rankings = rank(model, inputs.dataset, spec.settings)
         except KeyboardInterrupt:
@@ -105,9 +109,13 @@ def run(
                 **provenance(spec, inputs, model, registry, device),
                 "seconds": seconds,
                 "peak_memory_bytes": peak_memory(device),
+                **({"ete": companion.report()} if companion is not None else {}),
             },
         )
         save_weights(folder / results.WEIGHTS, model.state_dict())
+        if companion is not None:
+            save_weights(folder / results.ENCODER, companion.weights())
+            save_weights(folder / results.FEATURES, model.features())
         results.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
         if spec.settings.save_recommended_topk:
             results.save_topk(folder, rankings["test"].users, rankings["test"].items)
@@ -127,6 +135,7 @@ def train(
     metrics: Mapping[str, MetricFunction],
     folder: Path,
     *,
+    companion: JointEncoder | None = None,
     resume: bool,
     progress: bool,
 ) -> Fit:
@@ -140,6 +149,7 @@ def train(
         settings,
         validate=lambda: validate(model, evaluator, metrics, settings),
         generator=torch.Generator().manual_seed(settings.seed),
+        companion=companion,
     )
     state = load_checkpoint(checkpoint) if resume else None
     if state is not None:

@@ -68,7 +68,6 @@ class FineTuning:
 
     learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
     batch_size: int = 256  # items whose images and texts are told apart: a smaller one is another loss
-    micro_batch: int = 0  # items computed at once, gradients exact whatever it is; 0: the whole batch
     epochs: int = 10  # at most
     patience: int = 3  # epochs without a lower loss on the held-out items
     weight_decay: float = 0.01  # not of biases, norms, positions, CLS and scales
@@ -85,16 +84,16 @@ class FineTuning:
 class EndToEnd:
     """Section `ete`: how an encoder is trained together with a recommender."""
 
-    mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batch's items only; released: no gradient
+    mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
     learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
     encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
     rows: int = 256  # items encoded with gradient in a step, drawn so that it is unbiased; 0: all that have a gradient
-    micro_batch: int = 32  # items computed at once, 0: all; sets the memory, not the result
+    micro_batch: int = 32  # items computed at once, 0: all; sets the memory and, but for `itc`, not the result
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
     refresh_epochs: int = 1  # epochs between two encodings of all items; before an evaluation there is always one
-    itc: float = 0.0  # weight of the encoder's own contrastive loss on the rows of a step
+    itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
     freeze: tuple[str, ...] = ()  # patterns of the encoder's parameter names that stay as they are
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
 

@@ -86,7 +86,8 @@ def _input_key(spec: RunSpec) -> str:
     settings = {name: getattr(spec.settings, name) for name in INPUT_SETTINGS}
     seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
     about = (spec.dataset, spec.encoder, spec.encoder_config, spec.modalities, spec.features, spec.control, spec.model)
-    return fingerprint([settings, seed, about])
+    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
+    return fingerprint([settings, seed, about, tuning])
 
 
 def _dump(specs: Sequence[RunSpec]) -> str:

@@ -3,6 +3,8 @@
 The one thing it promises beyond learning: `state()` taken after an epoch and given to another trainer's `restore()`
 continues to the same weights, bit for bit, on the CPU at an equal number of threads. For that it owns every source of
 randomness: the generator of batches and negatives, and torch's default generator (dropout, sampling in models).
+
+What trains beside the model (an encoder, joint.py) is a Companion: the trainer tells it when, and never what it is.
 """
 
 import logging
@@ -10,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from .contracts import Recommender
 from .data.sampling import TrainingRows
 from .errors import TrainingDiverged
 from .settings import Settings
-from .types import EpochReport
+from .types import Batch, EpochReport
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,43 @@ class Fit:
     stopped: str
 
 
+class Companion(Protocol):
+    """What trains beside a model, on the gradient that the model's losses leave in its features.
+
+    It draws from generators of its own or from torch's default one; `state` is asked for after an evaluation, when
+    nothing may be pending.
+    """
+
+    def epoch_started(self, epoch: int) -> None:
+        """Before the model's own start of the epoch: what the model reads may change now."""
+
+    def after_batch(self, batch: Batch) -> None:
+        """After the model's step on `batch`. TrainingDiverged where its own step breaks."""
+
+    def epoch_finished(self, epoch: int) -> None:
+        """After the epoch's last batch."""
+
+    def before_evaluation(self) -> None:
+        """The model is about to be ranked as it stands."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is kept of the best epoch, live."""
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Go back to such weights."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What continues training, beside `weights`: tensors, and plain numbers."""
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; `load_weights` has been called."""
+
+
 class Trainer:
-    """Trains `model` on `rows`; `validate()` scores the model as it stands, on validation data that only it can see."""
+    """Trains `model` on `rows`; `validate()` scores the model as it stands, on validation data that only it can see.
+
+    A `companion` steps after the model in every batch, and its best weights are those of the model's best epoch.
+    """
 
     def __init__(
         self,
@@ -70,9 +107,10 @@ class Trainer:
         *,
         validate: Callable[[], Validation],
         generator: torch.Generator,
+        companion: Companion | None = None,
     ) -> None:
         self._model, self._rows, self._settings = model, rows, settings
-        self._validate, self._generator = validate, generator
+        self._validate, self._generator, self._companion = validate, generator, companion
         self._optimizer = build_optimizer(model, settings)
         self._epoch = 0  # epochs done
         self._misses = 0  # evaluations since the last improvement
@@ -122,7 +160,9 @@ class Trainer:
             improved = self._misses == 0
             on_epoch(EpochReport(epoch, losses, trained - started, validation.metrics, seconds, improved))
             on_checkpoint(self.state())
-        self._model.load_state_dict(self._best_weights)
+        self._load_weights(self._best_weights)
+        if self._companion is not None:
+            self._companion.before_evaluation()
         return Fit(self._best_epoch, self._epoch, self._best_validation, stopped)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
@@ -132,6 +172,8 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * s0 ** (epoch / s1)
         model.train()
+        if self._companion is not None:
+            self._companion.epoch_started(epoch)
         model.on_epoch_start(epoch)
         totals: dict[str, Tensor] = {}
         for batch in self._rows.epoch(self._generator):
@@ -143,29 +185,46 @@ class Trainer:
             optimizer.step()
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
+            if self._companion is not None:
+                self._companion.after_batch(batch)
         sums = {name: total.item() for name, total in totals.items()}
         for name, total in sums.items():
             if not math.isfinite(total):
                 raise TrainingDiverged(f"loss term {name!r} became {total} in epoch {epoch}")
+        if self._companion is not None:
+            self._companion.epoch_finished(epoch)
         return sums
 
     def _evaluate(self) -> Validation:
         """Validate, and keep the weights where they are the best so far. Only a strictly higher score is better."""
+        if self._companion is not None:
+            self._companion.before_evaluation()
         validation = self._validate()
         if math.isnan(validation.score):
             raise TrainingDiverged("the metric that selects the epoch is NaN, so no epoch can be the best")
         if validation.score > self._best_validation.score:
             self._best_epoch, self._best_validation, self._misses = max(0, self._epoch - 1), validation, 0
-            self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
+            self._best_weights = {name: value.clone() for name, value in self._weights().items()}
         else:
             self._misses += 1
         return validation
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What the model and its companion have learned, live."""
+        weights = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        if self._companion is not None:
+            weights |= {f"companion.{name}": value for name, value in self._companion.weights().items()}
+        return weights
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self._model.load_state_dict(_under("model.", weights))
+        if self._companion is not None:
+            self._companion.load_weights(_under("companion.", weights))
+
     def state(self) -> TrainingState:
         """A snapshot that shares memory with the live tensors: write it down before the next step."""
-        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
-        for index, slots in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        tensors = self._weights()
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
         tensors |= {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["generator.cuda"] = torch.cuda.get_rng_state()
@@ -176,16 +235,17 @@ class Trainer:
             "best_score": self._best_validation.score,
             "best_metrics": dict(self._best_validation.metrics),
         }
+        if self._companion is not None:
+            of_companion, numbers["companion"] = self._companion.state()
+            tensors |= {f"companion_state.{name}": value for name, value in of_companion.items()}
         return TrainingState(tensors, numbers, self._best_weights)
 
     def restore(self, state: TrainingState) -> None:
         """Continue from `state` instead of from the start."""
-        self._model.load_state_dict(_under("model.", state.tensors))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", state.tensors).items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": slots})
+        self._load_weights(state.tensors)
+        load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
+        if self._companion is not None:
+            self._companion.restore(_under("companion_state.", state.tensors), state.numbers["companion"])
         self._generator.set_state(state.tensors["generator.rows"])
         torch.set_rng_state(state.tensors["generator.torch"])
         if "generator.cuda" in state.tensors and torch.cuda.is_available():
@@ -203,6 +263,25 @@ def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optim
     return LEARNERS[settings.learner](
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, **fused
     )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter, as `<number of the parameter>.<slot>`, live."""
+    return {
+        f"{index}.{slot}": value
+        for index, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Have an optimiser of the same parameters remember what `optimizer_state` gave."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

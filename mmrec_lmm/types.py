@@ -132,6 +132,16 @@ class FeatureTable:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """An encoder that was tuned on a catalogue: the file of its weights (safetensors), the name of all that these
+    depend on, and the record of the tuning: sizes, losses by epoch, image-text recalls before and after, seconds."""
+
+    path: Path
+    fingerprint: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class EpochReport:
     """One epoch, for observers: summed loss terms, the validation metrics where the epoch was evaluated, seconds."""
 

@@ -23,10 +23,12 @@ LAYERS = """
     api artifacts layers schema machine logs torchscript
     weights checkpoints
     registry config
-    data results tables items inference
+    data results tables items inference optim
     encoding evaluator trainer
-    finetuning checkpoint inputs
-    provenance
+    checkpoint prepared
+    finetuning
+    inputs
+    provenance joint
     runner
     study recommend
     report

@@ -485,8 +485,8 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--epochs", "3"], "unknown argument --epochs; a configuration key is written with an equals sign: "),
         ([*RUN, "stray"], "unknown argument stray; a configuration key is written with an equals sign: --KEY=VALUE"),
         (["list", "models", "--epochs=3"], "unknown argument --epochs=3"),
-        ([*RUN, "--paradigm", "ft"], "--paradigm ft is not built yet; pt, the pre-trained encoder, is"),
-        ([*RUN, "--paradigm=ete"], "--paradigm ete is not built yet"),
+        ([*RUN, "--paradigm", "ft"], "--paradigm ft tunes an encoder, and none was asked for: name one with --encoder"),
+        ([*RUN, "--paradigm=ete"], "--paradigm ete trains an encoder, and none was asked for: name one with --encoder"),
         ([*RUN, "--metrics=[Recall,Recal]"], "unknown metric Recal; did you mean Recall?"),
         ([*RUN, "--grid", "mmrek"], "unknown grid of model VBPR: mmrek; did you mean mmrec?"),
         ([*RUN, "--configs", "nowhere"], "--configs nowhere: no folder that holds one of overall.yaml"),
@@ -578,7 +578,8 @@ def test_every_key_of_the_host_is_documented_with_its_default() -> None:
 
 
 def test_the_commands_that_the_documentation_shows_parse() -> None:
-    for text in (CLI, (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")):
+    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md")]
+    for text in (CLI, *(page.read_text(encoding="utf-8") for page in pages)):
         for line in re.findall(r"^mmrec-lmm (.*)$", text, re.MULTILINE):
             build_parser().parse_known_args(line.partition("  #")[0].split())
 

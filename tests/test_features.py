@@ -99,6 +99,16 @@ def test_what_carries_no_gradient_derives_once_per_version_of_joint_features() -
     assert calls == [0, 1]
 
 
+def test_the_rows_of_one_step_leave_what_carries_no_gradient_until_the_next_full_refresh() -> None:
+    made = features(joint=True)
+    largest = made.derived("largest", lambda: made()["image"].max(), differentiable=False)
+    made.refresh("image", torch.tensor([0]), torch.full((1, 3), 99.0), partial=True)
+    assert made()["image"][0].tolist() == [99.0] * 3
+    assert made.derived("largest", lambda: made()["image"].max(), differentiable=False) is largest
+    made.refresh("image", torch.tensor([1]), torch.zeros(1, 3))
+    assert made.derived("largest", lambda: made()["image"].max(), differentiable=False) == 99
+
+
 def test_a_refresh_is_seen_at_the_next_call_and_absent_items_stay_zero() -> None:
     made = features(joint=True)
     held = made()["image"]

@@ -1,0 +1,328 @@
+"""An encoder trained together with a recommender (`--paradigm ete`), by two passes that meet in the feature table.
+
+1. The recommender's batches leave G = dL/dF in the table F, which is a leaf of their graphs; it adds up over
+   `encoder_every` of them.
+2. For the rows R where G isn't zero, or some drawn of them, Z = encoder(items) is computed again with gradient, and
+   sum(Z * G_R) sent back: by the chain rule that is dL/d(encoder). One step of AdamW.
+3. Only then R is encoded once more, without gradient, and written into F. (Z itself is that of the old weights.)
+
+With all rows and a step per batch this is ordinary back-propagation through model and encoder, as a test shows. It
+takes the memory of one micro-batch, however large the catalogue, and reaches items whose gradient came through a graph.
+What differs otherwise: rows outside R are stale until the next full refresh, and one step of the encoder serves
+several of the recommender.
+
+The encoder stays in eval mode, in the pass with gradient too: under dropout Z would not be the F at which G was taken.
+
+Shapes: I items, R rows of a step, B micro-batch, D feature width.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import ItemEncoder
+from .encoding import build_encoder
+from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
+from .features import ItemFeatures
+from .inputs import Inputs, encoder_spec
+from .optim import adamw, freeze
+from .prepared import PreparedItems, prepared_items
+from .registry import Registry
+from .settings import EndToEnd
+from .trainer import load_optimizer_state, optimizer_state
+from .types import Batch, RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: ItemFeatures) -> "JointEncoder":
+    """The encoder of an end-to-end run, which will train on what reaches the model's joint `features`.
+
+    Raises NotApplicable where it has nothing to train, ConfigError where it has no epoch to train in.
+    """
+    options: EndToEnd = spec.paradigm_config
+    known = encoder_spec(spec, registry)
+    assert inputs.dataset.catalog is not None  # its features came from there
+    encoder = build_encoder(known, spec.encoder_config, features.modalities)
+    if not any(True for _ in encoder.parameters()):
+        raise NotApplicable(
+            f"--paradigm ete is not applicable: encoder {known.name} has no parameters, so there is nothing to train"
+        )
+    if must_learn(options) and spec.settings.epochs <= options.warm_epochs:
+        raise ConfigError(
+            f"ete.warm_epochs {options.warm_epochs} of {spec.settings.epochs} epochs leave none to train the encoder; "
+            "lower it, or raise epochs"
+        )
+    items = prepared_items(
+        inputs.dataset.catalog,
+        known,
+        spec.encoder_config,
+        encoder,
+        text_fields=spec.settings.text_fields,
+        workers=spec.settings.workers,
+    )
+    return JointEncoder(
+        encoder,
+        features,
+        items,
+        options,
+        # Another stream than that of the batches, whose gradients it draws among; the generator reads 32 bits
+        generator=torch.Generator().manual_seed(2**32 - 1 - spec.settings.seed),
+        batch_size=spec.settings.encode_batch_size,
+        name=known.name,
+        model=spec.model,
+    )
+
+
+def must_learn(options: EndToEnd) -> bool:
+    """Whether a run in which no gradient reaches the encoder is a failure. A rate of 0 makes the control: everything
+    runs, and no weight changes."""
+    return options.mode != "released" and options.learning_rate > 0
+
+
+class JointEncoder:
+    """The Companion (trainer.py) of a model with joint features: collects their gradient, and trains the encoder.
+
+    `name` and `model` are for messages; `batch_size` is how many items are encoded at once without gradient.
+    """
+
+    def __init__(
+        self,
+        encoder: ItemEncoder,
+        features: ItemFeatures,
+        items: PreparedItems,
+        options: EndToEnd,
+        *,
+        generator: torch.Generator,
+        batch_size: int = 64,
+        name: str = "encoder",
+        model: str = "model",
+    ) -> None:
+        if options.itc and not {"image", "text"} <= {*features}:
+            raise ConfigError(
+                f"ete.itc contrasts images with texts, but this run has features of {', '.join(features)}"
+            )
+        self._features, self._items, self._options = features, items, options
+        self._generator, self._batch_size, self._name, self._model = generator, batch_size, name, model
+        self._present = torch.stack([*features.present.values()]).any(dim=0)  # (I,)
+        self._encoder = encoder.eval().to(self._present.device)
+        freeze(encoder, options.freeze, owner=f"encoder {name}: ete.freeze")
+        self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        self._optimizer = adamw(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        self._initial = {key: value.detach().cpu().clone() for key, value in encoder.named_parameters()}
+        self._collecting = False  # whether the model's batches are to leave a gradient
+        self._pending: dict[str, Tensor] = {}  # modality -> G (I, D) so far
+        self._batches = 0  # that have gone into it
+        self._stale = True  # whether F has rows that are not of the encoder as it is now
+        self._age = math.inf  # epochs since the last full refresh
+        self._steps, self._rows = 0, 0  # rows: encoded with gradient, in all steps
+        self._norm_sum, self._norm_last = 0.0, 0.0
+
+    def epoch_started(self, epoch: int) -> None:
+        options = self._options
+        self._collecting = options.mode != "released" and epoch >= options.warm_epochs
+        for leaf in self._features().values():
+            leaf.requires_grad_(self._collecting)
+        if self._stale and self._age >= options.refresh_epochs:
+            self._refresh()
+
+    def after_batch(self, batch: Batch) -> None:
+        if not self._collecting:
+            return
+        for modality, leaf in self._features().items():
+            gradient, leaf.grad = leaf.grad, None
+            if gradient is None:
+                continue
+            if self._options.mode == "splice":
+                gradient = _only(gradient, torch.cat([batch.positives, batch.negatives]))
+            known = self._pending.get(modality)
+            self._pending[modality] = gradient if known is None else known.add_(gradient)
+        self._batches += 1
+        if self._batches == self._options.encoder_every:
+            self._step()
+
+    def epoch_finished(self, epoch: int) -> None:
+        """What is pending makes a last step, so that nothing is when the state is saved. RunError where by the end of
+        the first epoch that trains the encoder no gradient has reached it."""
+        if self._batches:
+            self._step()
+        self._age += 1
+        self._stale = self._stale or self._options.mode == "released"  # encodes anew every epoch, to no effect
+        if self._collecting and not self._steps and must_learn(self._options):
+            raise RunError(
+                f"no gradient of {self._model}'s loss reached encoder {self._name} in epoch {epoch}: it is not being "
+                "trained, and the result would be that of --paradigm pt. Does the model detach or copy its features, "
+                "do its settings give them no weight, or does the encoder detach its output?"
+            )
+        if self._steps:
+            logger.info("encoder %s: %d steps, gradient norm %.3g", self._name, self._steps, self._norm_last)
+
+    def before_evaluation(self) -> None:
+        if self._stale:
+            self._refresh()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._encoder.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self._encoder.load_state_dict(weights)
+        self._stale, self._age = True, math.inf
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
+        numbers = {"steps": self._steps, "rows": self._rows, "norm_sum": self._norm_sum, "norm_last": self._norm_last}
+        return {**tensors, "generator": self._generator.get_state()}, numbers
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        slots = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name != "generator"}
+        load_optimizer_state(self._optimizer, slots)
+        self._generator.set_state(tensors["generator"])
+        self._steps, self._rows = numbers["steps"], numbers["rows"]
+        self._norm_sum, self._norm_last = numbers["norm_sum"], numbers["norm_last"]
+
+    def report(self) -> dict[str, Any]:
+        """For the run's record: what stayed frozen, steps, rows of a step, the norm of the gradient that reached the
+        encoder (before clipping), and by block of its weights |w - w_0| / |w_0|, of the weights as they are now.
+
+        Raises RunError where training ended before the encoder had its first step.
+        """
+        if not self._steps and must_learn(self._options):
+            raise RunError(
+                f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so that training "
+                f"ended before encoder {self._name} joined; lower them, or raise stopping_step"
+            )
+        steps = max(1, self._steps)
+        return {
+            "mode": self._options.mode,
+            "frozen": list(self._options.freeze),
+            "steps": self._steps,
+            "rows_per_step": self._rows / steps,
+            "gradient_norm": {"mean": self._norm_sum / steps, "last": self._norm_last},
+            "weight_change": weight_change(self._initial, dict(self._encoder.named_parameters())),
+        }
+
+    def _step(self) -> None:
+        """One step of the encoder on the pending gradient, and the rows that it touched encoded anew."""
+        present = self._features.present
+        gradients = {name: value * present[name].unsqueeze(1) for name, value in self._pending.items()}  # (I, D)
+        self._pending, self._batches = {}, 0
+        rows, weights = self._draw(gradients)
+        if not len(rows):
+            return
+        self._optimizer.zero_grad()
+        size = self._options.micro_batch or len(rows)
+        for part, share in zip(rows.split(size), weights.split(size), strict=True):
+            objective = self._objective(
+                part, {name: value[part] * share for name, value in gradients.items()}, len(rows)
+            )
+            if objective.requires_grad:
+                objective.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._options.clip_grad_norm).item()
+        if not math.isfinite(norm):
+            raise TrainingDiverged(f"the gradient of encoder {self._name} became {norm}")
+        if norm == 0:
+            return
+        self._optimizer.step()
+        self._steps, self._rows = self._steps + 1, self._rows + len(rows)
+        self._norm_sum, self._norm_last = self._norm_sum + norm, norm
+        self._stale = True
+        self._write(rows, partial=True)
+
+    def _draw(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The rows R of a step, each once, and their weights (R, 1): all that have a gradient, where these are not
+        more than the budget."""
+        norms = torch.zeros(len(self._present), dtype=torch.float64)  # (I,)
+        for gradient in gradients.values():
+            norms += torch.linalg.vector_norm(gradient, dim=1).cpu()
+        if not norms.isfinite().all():
+            raise TrainingDiverged(f"the gradient of {self._model}'s features became NaN or infinite")
+        rows = norms.nonzero().squeeze(1)
+        weights = norms.new_ones(len(rows))
+        if 0 < self._options.rows < len(rows):
+            rows, weights = draw_rows(norms, self._options.rows, self._generator)
+        first = next(iter(self._features().values()))
+        return rows.to(first.device), weights.to(first).unsqueeze(1)
+
+    def _objective(self, items: Tensor, gradients: Mapping[str, Tensor], n_rows: int) -> Tensor:
+        """What is sent back for a micro-batch of the step's `n_rows` rows: sum(Z * G), and the contrastive loss in its
+        share of them."""
+        batch = self._batch(items)
+        with self._arithmetic():
+            features = self._encoder(batch)
+            total = torch.stack([(features[name].to(value) * value).sum() for name, value in gradients.items()]).sum()
+            both = self._features.present["image"] & self._features.present["text"] if self._options.itc else None
+            if both is not None and both[items].sum() > 1:
+                pairs = {key: tensor[both[items]] for key, tensor in batch.items()}
+                total = total + self._options.itc * len(items) / n_rows * self._contrast(pairs)
+        return total
+
+    def _contrast(self, pairs: dict[str, Tensor]) -> Tensor:
+        terms = [term for name, term in self._encoder.tuning_losses(pairs).items() if name.startswith("itc")]
+        if not terms:
+            raise ConfigError(f"encoder {self._name} has no contrastive loss of its own, so ete.itc must be 0")
+        return torch.stack(terms).sum()
+
+    def _refresh(self) -> None:
+        """Encode all items, so that F is what this encoder makes of them."""
+        self._write(self._present.nonzero().squeeze(1), partial=False)
+        self._stale, self._age = False, 0
+
+    @torch.no_grad()
+    def _write(self, items: Tensor, *, partial: bool) -> None:
+        for part in items.split(self._batch_size):
+            with self._arithmetic():
+                features = self._encoder(self._batch(part))
+            for modality in self._features:
+                self._features.refresh(modality, part, features[modality], partial=partial)
+
+    def _batch(self, items: Tensor) -> dict[str, Tensor]:
+        tensors = self._items.batch(items.cpu().numpy())
+        if items.device.type == "cuda":  # pinned, the copy needn't be waited for
+            return {key: tensor.pin_memory().to(items.device, non_blocking=True) for key, tensor in tensors.items()}
+        return {key: tensor.to(items.device) for key, tensor in tensors.items()}
+
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Any:
+        """As `ete.dtype` says; float32 is to mean float32, where a GPU would round the inputs of convolutions."""
+        device, dtype = self._present.device.type, self._options.dtype
+        autocast = torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != "float32")
+        with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+
+
+def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`budget` draws with replacement by p_i = norms_i / sum, norms (I,): the rows drawn, each once, and weights n_i /
+    (budget p_i) of those drawn n_i times. The weights' mean is 1, so sums over the rows so weighted are unbiased; with
+    gradients' norms for p, rows that matter are drawn most, and no gradient is blown up.
+    """
+    p = norms / norms.sum()
+    rows, counts = torch.multinomial(p, budget, replacement=True, generator=generator).unique(return_counts=True)
+    return rows, counts / (budget * p[rows])
+
+
+def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """|after - before| / |before| by block: the first two parts of parameters' names, after what all have in common.
+    Of a block of zeros, |after|."""
+    paths = {name: name.split(".") for name in before}
+    shortest = min(map(len, paths.values()))
+    common = next((at for at in range(shortest) if len({path[at] for path in paths.values()}) > 1), shortest - 1)
+    squares: dict[str, tuple[float, float]] = {}
+    for name, path in paths.items():
+        old = before[name].double()
+        moved = (after[name].detach().cpu().double() - old).square().sum().item()
+        block = ".".join(path[common:-1][:2] or path[-1:])
+        known = squares.get(block, (0.0, 0.0))
+        squares[block] = (known[0] + moved, known[1] + old.square().sum().item())
+    return {block: math.sqrt(moved / (was or 1.0)) for block, (moved, was) in squares.items()}
+
+
+def _only(gradient: Tensor, items: Tensor) -> Tensor:
+    """The gradient (I, D) with zeros but for `items`."""
+    kept = torch.zeros_like(gradient)
+    kept[items] = gradient[items]
+    return kept

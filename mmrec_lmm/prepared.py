@@ -1,0 +1,194 @@
+"""All items of a catalogue as an encoder prepared them, kept: an encoder in training needs them again and again.
+
+Decoding and scaling an image costs many times what reading its pixels back does. So every tensor that `prepare` makes
+lies in an array file of all items, memory-mapped: what is asked for comes from the disk once, and then from the
+system's cache as far as memory goes. The folder of these files is named by all that they depend on.
+
+Shapes: I items, B batch, L the longest of a key whose length varies.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from . import artifacts
+from .contracts import ItemEncoder
+from .encoding import encoder_id
+from .errors import PluginError, RunError
+from .items import item_texts, read_image, source_of
+from .specs import EncoderSpec
+from .types import ItemCatalog, RawItem
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the same encoder and items would give other files
+_READ_AT_ONCE = 32  # items that a loader process hands over together
+
+
+@dataclass(frozen=True)
+class PreparedItems:
+    """What `prepare` makes of each item, by key: (I, ...), or (I, L) with the items' own `lengths` (I,) where the
+    length varies."""
+
+    arrays: Mapping[str, np.ndarray]
+    lengths: Mapping[str, np.ndarray]
+
+    def batch(self, items: np.ndarray) -> dict[str, Tensor]:
+        """The items (B,) as a batch for the encoder, no longer than its longest."""
+        tensors = {}
+        for key, array in self.arrays.items():
+            rows = array[items]  # (B, ...), a copy in memory
+            if key in self.lengths:
+                rows = np.ascontiguousarray(rows[:, : self.lengths[key][items].max()])
+            tensors[key] = torch.from_numpy(rows)
+        return tensors
+
+
+def prepared_items(
+    catalog: ItemCatalog,
+    spec: EncoderSpec,
+    config: Any,
+    encoder: ItemEncoder,
+    *,
+    text_fields: Sequence[str],
+    workers: int = 0,
+) -> PreparedItems:
+    """All items of the catalogue as `encoder` prepares them for its modalities: from the store, or made and stored.
+
+    An image that can't be read is taken for a missing one: who encodes the catalogue says so, and masks its row.
+    Raises PluginError where `prepare` gives other tensors for one item than for another, RunError at a full disk.
+    """
+    modalities = sorted(encoder.dims)
+    made_by = [encoder_id(spec, config, modality) for modality in modalities]  # the vocabulary is among its weights
+    made_of = [source_of(catalog, modality, text_fields).fingerprint for modality in modalities]
+    name = artifacts.fingerprint([FORMAT, modalities, made_by, made_of])
+    folder = artifacts.home() / "prepared" / name
+    with artifacts.locked(folder):
+        if not folder.exists():
+            items = _Items(catalog, text_fields, modalities, encoder.prepare)
+            _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
+    return PreparedItems(arrays, lengths)
+
+
+class _Items(TorchDataset[dict[str, Tensor]]):
+    """Item id -> the tensors that `prepare` makes of what the item has of the modalities."""
+
+    def __init__(
+        self,
+        catalog: ItemCatalog,
+        text_fields: Sequence[str],
+        modalities: Sequence[str],
+        prepare: Callable[[RawItem], dict[str, Tensor]],
+    ) -> None:
+        nothing = len(catalog) * [None]
+        self.texts = nothing if list(modalities) == ["image"] else item_texts(catalog, text_fields)
+        self.images = nothing if list(modalities) == ["text"] else catalog.images
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        path = self.images[item]
+        image = None
+        if path is not None:
+            with contextlib.suppress(Exception):  # decoders raise anything; encoding the features has told the reason
+                image = read_image(path)
+        return self.prepare(RawItem(item, image, self.texts[item] or ""))
+
+
+def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
+    """Write the files of all items; they appear together or not at all."""
+    logger.info("%s: preparing %s items once for all epochs, in %s", name, f"{len(items):,}", folder)
+    hidden = folder.with_name(f".{folder.name}.making")
+    shutil.rmtree(hidden, ignore_errors=True)
+    (hidden / "lengths").mkdir(parents=True)
+    try:
+        _write(hidden, items, workers=workers, padding=padding, name=name)
+        os.replace(hidden, folder)
+    except BaseException as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if artifacts.is_disk_full(error):
+            raise RunError(f"{folder}: no space left on the disk for the prepared items; free some, repeat") from None
+        raise
+
+
+def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
+    """Rows go to their files as they come, so that a catalogue larger than memory fits; only texts are held."""
+    texts: dict[str, list[np.ndarray]] = {}
+    first: dict[str, np.ndarray] = {}
+    with contextlib.ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for prepared in _loader(items, workers):
+            for tensors in prepared:
+                rows = {key: np.ascontiguousarray(tensor.numpy()) for key, tensor in tensors.items()}
+                for key, row in rows.items() if not first else ():
+                    if row.ndim == 1 and row.dtype.kind in "iu":
+                        texts[key] = []
+                    else:
+                        files[key] = stack.enter_context((folder / f"{key}.npy").open("wb"))
+                        _write_header(files[key], row, len(items))
+                first = first or rows
+                _check_like(rows, first, varying=texts, encoder=name)
+                for key, file in files.items():
+                    file.write(rows[key].data)
+                for key, known in texts.items():
+                    known.append(rows[key])
+    for key, known in texts.items():
+        lengths = np.array([len(ids) for ids in known])  # (I,)
+        table = np.full((len(known), lengths.max()), padding.get(key, 0), dtype=known[0].dtype)  # (I, L)
+        for row, ids in zip(table, known, strict=True):
+            row[: len(ids)] = ids
+        np.save(folder / f"{key}.npy", table)
+        np.save(folder / "lengths" / f"{key}.npy", lengths)
+
+
+def _loader(items: _Items, workers: int) -> DataLoader[dict[str, Tensor]]:
+    """Lists of some items' tensors, in the items' order."""
+    return DataLoader(
+        items,
+        batch_size=_READ_AT_ONCE,
+        collate_fn=list,
+        num_workers=workers,
+        # Forked workers share the items and the encoder, which would otherwise be copied into each
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        generator=torch.Generator(),  # its own, as the loader would otherwise draw from the caller's random state
+    )
+
+
+def _write_header(file: BinaryIO, row: np.ndarray, n_items: int) -> None:
+    """The head of an array file of I such rows."""
+    about = {"descr": row.dtype.str, "fortran_order": False, "shape": (n_items, *row.shape)}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
+def _check_like(
+    rows: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray], *, varying: Mapping[str, object], encoder: str
+) -> None:
+    """PluginError unless an item has the first one's keys, types and shapes, but for lengths that may vary."""
+    differs = rows.keys() != first.keys() or any(
+        row.dtype != first[key].dtype
+        or row.ndim != first[key].ndim
+        or (key not in varying and row.shape != first[key].shape)
+        for key, row in rows.items()
+    )
+    if differs:
+        found, due = ({key: (str(row.dtype), row.shape) for key, row in each.items()} for each in (rows, first))
+        raise PluginError(
+            f"encoder {encoder}: prepare gave {found} for one item and {due} for another; only the length "
+            "of 1-D integer tensors may vary"
+        )

@@ -1,0 +1,139 @@
+"""Prepared items: what an encoder's `prepare` made once comes back for any items, and only for what it was made of."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmrec_lmm.artifacts import home
+from mmrec_lmm.contracts import ItemEncoder
+from mmrec_lmm.data.loading import load_dataset
+from mmrec_lmm.errors import PluginError
+from mmrec_lmm.items import item_texts, pad_and_stack, read_image
+from mmrec_lmm.prepared import PreparedItems, prepared_items
+from mmrec_lmm.settings import Settings
+from mmrec_lmm.specs import EncoderSpec
+from mmrec_lmm.types import ItemCatalog, RawItem
+
+FIELDS = ("title",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A key that changes what is prepared."""
+
+    side: int = 2
+
+
+class Words(ItemEncoder):
+    """Pixels of one shape, and ids of as many as a text has words."""
+
+    def __init__(self, config: Config, modalities: tuple[str, ...]) -> None:
+        super().__init__()
+        self.padding = {"ids": 9}
+        self.side, self.dims, self.calls = config.side, dict.fromkeys(modalities, 1), 0
+
+    def prepare(self, item: RawItem) -> dict[str, Tensor]:
+        self.calls += 1
+        tensors = {}
+        if "image" in self.dims:
+            pixels = np.zeros((self.side, self.side, 3), np.uint8)
+            if item.image is not None:
+                pixels = np.array(item.image.resize((self.side, self.side)))
+            tensors["pixels"] = torch.from_numpy(pixels)
+        if "text" in self.dims:
+            tensors["ids"] = torch.tensor([1, *(len(word) for word in item.text.split())])
+        return tensors
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+SPEC = EncoderSpec("words", Words, Config, ("image", "text"), weights_id=lambda config, modality: "none")
+
+
+@pytest.fixture
+def toy(data_path: Path) -> Callable[[], ItemCatalog]:
+    """Reads the toy catalogue as it is on the disk: item 14 has no text, item 15 no image."""
+
+    def read() -> ItemCatalog:
+        catalog = load_dataset(data_path / "toy", "toy", Settings()).catalog
+        assert catalog is not None
+        return catalog
+
+    return read
+
+
+def prepare(catalog: ItemCatalog, encoder: ItemEncoder | None = None, **changes: Any) -> PreparedItems:
+    config = changes.pop("config", Config())
+    encoder = encoder or Words(config, ("image", "text"))
+    return prepared_items(catalog, SPEC, config, encoder, text_fields=FIELDS, **changes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_what_the_encoder_prepares_of_its_items_padded_to_their_longest(
+    workers: int, toy: Callable[[], ItemCatalog]
+) -> None:
+    catalog, encoder = toy(), Words(Config(), ("image", "text"))
+    items = prepare(catalog, encoder, workers=workers)
+    texts = item_texts(catalog, FIELDS)
+    for chosen in ([3], [14], [15, 2, 2], [14, 0, 15]):
+        raw = [
+            RawItem(item, read_image(path) if (path := catalog.images[item]) else None, texts[item]) for item in chosen
+        ]
+        expected = pad_and_stack([encoder.prepare(item) for item in raw], padding={"ids": 9}, encoder="words")
+        batch = items.batch(np.array(chosen))
+        assert batch.keys() == expected.keys()
+        for key, tensor in batch.items():
+            assert tensor.dtype == expected[key].dtype
+            assert torch.equal(tensor, expected[key])
+    assert items.batch(np.array([14]))["ids"].tolist() == [[1]]
+
+
+def test_an_encoder_for_one_modality_is_given_just_that(toy: Callable[[], ItemCatalog]) -> None:
+    assert set(prepare(toy(), Words(Config(), ("text",))).arrays) == {"ids"}
+    assert set(prepare(toy(), Words(Config(), ("image",))).arrays) == {"pixels"}
+
+
+def test_items_are_prepared_once_for_what_they_and_the_encoder_are(toy: Callable[[], ItemCatalog]) -> None:
+    first, again, other = (Words(Config(side), ("image", "text")) for side in (2, 2, 3))
+    prepare(toy(), first)
+    prepare(toy(), again)
+    prepare(toy(), other, config=Config(3))
+    assert (first.calls, again.calls, other.calls) == (16, 0, 16)
+    changed = toy().images[4]
+    assert changed is not None
+    shutil.copy(changed.with_name("5.png"), changed)
+    prepare(toy(), again)
+    assert again.calls == 16
+
+
+def test_an_image_that_cannot_be_read_is_a_missing_one_and_the_text_stays(toy: Callable[[], ItemCatalog]) -> None:
+    broken = toy().images[4]
+    assert broken is not None
+    broken.write_bytes(b"no image")
+    batch = prepare(toy()).batch(np.array([4]))
+    assert not batch["pixels"].any()
+    assert batch["ids"].tolist() == [[1, 3, 5, 1]]  # "red thing 4"
+
+
+class Uneven(Words):
+    """Pixels of whatever shape the picture has."""
+
+    def prepare(self, item: RawItem) -> dict[str, Tensor]:
+        self.side = 2 + item.item // 8
+        return super().prepare(item)
+
+
+def test_what_varies_though_it_may_not_is_the_encoders_fault_and_nothing_is_left(
+    toy: Callable[[], ItemCatalog],
+) -> None:
+    with pytest.raises(PluginError, match=r"encoder words: prepare gave .*\(3, 3, 3\).* for one item"):
+        prepare(toy(), Uneven(Config(), ("image", "text")))
+    assert not [path for path in (home() / "prepared").iterdir() if path.is_dir()]
