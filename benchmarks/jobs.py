@@ -21,6 +21,7 @@ from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluator import Evaluator, metric_values
 from mmrec_lmm.features import ItemFeatures
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
+from mmrec_lmm.machine import keep_freed_memory
 from mmrec_lmm.registry import load_registry
 from mmrec_lmm.settings import Settings
 from mmrec_lmm.trainer import Trainer, Validation
@@ -86,6 +87,7 @@ def train(
 def _train(
     name: str, size: Size, splits: Any, tables: Any, *, options: Any, steps: int, steps_only: bool, quick: bool
 ) -> dict[str, Any]:
+    keep_freed_memory()  # as a run does
     registry = load_registry()
     metrics = {metric: registry.metrics.load(metric, "fn") for metric in SETTINGS.metrics}
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ from .features import ItemFeatures
 from .inputs import Inputs
 from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
-from .machine import choose_device, cpu_threads, peak_memory
+from .machine import choose_device, cpu_threads, keep_freed_memory, peak_memory
 from .provenance import code_hashes, provenance, run_id
 from .registry import Registry
 from .settings import Settings
@@ -72,6 +72,7 @@ def run(
     Interrupted at Ctrl-C (the state is saved), TrainingDiverged if the loss is NaN before any evaluation.
     """
     torch.set_num_threads(cpu_threads(spec.settings))
+    keep_freed_memory()
     device = choose_device(spec.settings)
     name = run_id(spec, inputs)
     folder = out / name

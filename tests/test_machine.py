@@ -1,0 +1,33 @@
+"""What is asked of the machine under a run."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from mmrec_lmm.machine import keep_freed_memory
+keep_freed_memory()
+for _ in range(50):  # the first ones fetch pages, those after them find them
+    torch.ones(2**21)  # 8 MB: 2,048 pages
+    if _ == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment: str) -> int:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=own | environment, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc keeps its own ways")
+def test_tensors_find_the_memory_of_those_before_them_unless_the_environment_says_otherwise() -> None:
+    assert faults() < 2000
+    assert faults(MALLOC_TRIM_THRESHOLD_="100000", MALLOC_MMAP_THRESHOLD_="100000") > 39 * 2000
