@@ -22,7 +22,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from .encoding import build_encoder, encoder_id
 from .errors import DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
 from .items import JOINT, Source, source_of
-from .machine import is_first_process
+from .machine import is_first_process, precision
 from .optim import adamw, freeze, rate_factor
 from .prepared import PreparedItems, prepared_items
 from .settings import FineTuning
@@ -369,13 +368,8 @@ class _Tuner:
         return total / count
 
     def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with self._precision():
+        with precision(self._device, self.tuning.dtype):
             return self.encoder.tuning_losses(batch)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.tuning.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=getattr(torch, self.tuning.dtype))
 
     def _batches(self, parts: Sequence[np.ndarray] | Iterator[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         """Prepared items on the encoder's device."""
@@ -423,7 +417,7 @@ class _Tuner:
         rows: dict[str, list[Tensor]] = {modality: [] for modality in PAIR}
         parts = np.array_split(self._held_out.items, math.ceil(len(self._held_out) / self.tuning.batch_size))
         for batch in self._batches(parts):
-            with self._precision():
+            with precision(self._device, self.tuning.dtype):
                 vectors = self.encoder(batch)
             for modality in PAIR:
                 rows[modality].append(normalize(vectors[modality].float().cpu(), dim=1))

@@ -7,7 +7,6 @@ Shapes: B batch, D feature width.
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .contracts import ItemEncoder
 from .errors import PluginError, RunError
+from .machine import precision
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +76,9 @@ class Inference:
 
     def _rows(self, batch: Mapping[str, Tensor], part: slice) -> Tensor:
         on_device = {key: tensor[part].to(self.device, non_blocking=True) for key, tensor in batch.items()}
-        # float32 is to mean float32: by default a GPU would round the inputs of convolutions to 10 bits
-        with self._precision(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with precision(self.device, self.dtype):
             rows: Tensor = self._forward(on_device)[self.modality]
         return rows.float()
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
 
     def _can_go_on(self, error: RuntimeError | MemoryError, n_items: int) -> bool:
         """Whether the batch may be tried again, since it will be smaller or isn't compiled any more."""

@@ -16,7 +16,6 @@ The encoder stays in eval mode, in the pass with gradient too: under dropout Z w
 Shapes: I items, R rows of a step, B micro-batch, D feature width.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from .encoding import build_encoder
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from .features import ItemFeatures
 from .inputs import Inputs, encoder_spec
+from .machine import precision
 from .optim import adamw, freeze
 from .prepared import PreparedItems, prepared_items
 from .registry import Registry
@@ -252,7 +252,7 @@ class JointEncoder:
         """What is sent back for a micro-batch of the step's `n_rows` rows: sum(Z * G), and the contrastive loss in its
         share of them."""
         batch = self._batch(items)
-        with self._arithmetic():
+        with precision(self._present.device, self._options.dtype):
             features = self._encoder(batch)
             total = torch.stack([(features[name].to(value) * value).sum() for name, value in gradients.items()]).sum()
             both = self._features.present["image"] & self._features.present["text"] if self._options.itc else None
@@ -275,7 +275,7 @@ class JointEncoder:
     @torch.no_grad()
     def _write(self, items: Tensor, *, partial: bool) -> None:
         for part in items.split(self._batch_size):
-            with self._arithmetic():
+            with precision(self._present.device, self._options.dtype):
                 features = self._encoder(self._batch(part))
             for modality in self._features:
                 self._features.refresh(modality, part, features[modality], partial=partial)
@@ -285,14 +285,6 @@ class JointEncoder:
         if items.device.type == "cuda":  # pinned, the copy needn't be waited for
             return {key: tensor.pin_memory().to(items.device, non_blocking=True) for key, tensor in tensors.items()}
         return {key: tensor.to(items.device) for key, tensor in tensors.items()}
-
-    @contextlib.contextmanager
-    def _arithmetic(self) -> Any:
-        """As `ete.dtype` says; float32 is to mean float32, where a GPU would round the inputs of convolutions."""
-        device, dtype = self._present.device.type, self._options.dtype
-        autocast = torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != "float32")
-        with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
 
 
 def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

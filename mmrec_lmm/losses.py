@@ -3,12 +3,14 @@
 Shapes: B rows of a batch, C candidates, D embedding.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
 
 

@@ -4,6 +4,8 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,6 +33,15 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: free bytes at the heap's end before any go back
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest: bytes of a block that gets a mapping of its own
+
+
+@contextmanager
+def precision(device: torch.device, dtype: str) -> Iterator[None]:
+    """Arithmetic in `dtype`, by autocast where it isn't float32; float32 is to mean float32, where a GPU would by
+    default round the inputs of convolutions to 10 bits."""
+    autocast = torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
+    with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def processes() -> int:

@@ -10,7 +10,6 @@ Shapes: B batch, P patches and the CLS before them, T tokens, D width, S side in
 
 import importlib
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from mmrec_lmm.api import (
     load_state,
     read_checkpoint,
 )
-from mmrec_lmm.losses import symmetric_info_nce
+from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from ..pixels import Normalise, squashed
 from ..words import SIZE, HashedWords
@@ -37,7 +36,6 @@ logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, 
 
 START, END, UNKNOWN = 0, 2, 3  # ids of <s>, </s>, <unk>, as in XLM-R
 PIECES = 64_000  # of the published vocabulary
-MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of similarities, which BEiT-3's authors leave free
 POSITIONS = "beit3.encoder.embed_positions.A.weight"
 HEADS = ("vision_head.weight", "language_head.weight", "logit_scale")
 
@@ -103,6 +101,7 @@ class Beit3Encoder(ItemEncoder):
         """ITC between the retrieval heads' vectors of images and texts, as the authors tune for retrieval."""
         images = self.model.image_vectors(self.normalise(batch["pixels"]))  # (B, D)
         texts = self.model.text_vectors(batch["tokens"])  # (B, D)
+        # CLIP's bound, which BEiT-3's authors leave out
         scale = self.model.logit_scale.clamp(max=MAX_LOG_SCALE).exp()
         return {"itc": symmetric_info_nce(images, texts, scale=scale)}
 

@@ -11,7 +11,6 @@ deviation 0.5), and texts cut to their first 77 *characters*.
 Shapes: B batch, S side of the picture, T tokens, W width of a tower, D of its features.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -20,14 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
-from mmrec_lmm.losses import symmetric_info_nce
+from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalise, cropped, squashed
 from ..words import HashedWords
 from . import ClipConfig, checkpoint
 from .model import CONTEXT, architecture, build, tokenizer
-
-LARGEST_SCALE = math.log(100)  # of the logits, as its logarithm; the paper's bound
 
 
 class ClipEncoder(ItemEncoder):
@@ -75,7 +72,7 @@ class ClipEncoder(ItemEncoder):
         if bias is not None:
             return {"itc": sigmoid_loss(images, texts, scale=scale.exp(), bias=bias)}
         with torch.no_grad():  # in place: clamped in the graph, a scale above the bound would never learn again
-            scale.clamp_(max=LARGEST_SCALE)
+            scale.clamp_(max=MAX_LOG_SCALE)
         return {"itc": symmetric_info_nce(images, texts, scale=scale.exp())}
 
     def _rows(self, batch: dict[str, Tensor], modality: str, pool: str) -> Tensor:

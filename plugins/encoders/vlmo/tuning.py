@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mmrec_lmm.losses import symmetric_info_nce
+from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from .model import CLS, MASK, PAD, SEP, VLMo
 
-MAX_LOG_SCALE = math.log(100)
 MLM_WEIGHT = 0.25  # of mlm in the sum that is minimised
 MLM_RATE = 0.15  # of a text's word-pieces
 
