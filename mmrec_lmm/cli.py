@@ -341,7 +341,7 @@ def _info(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> int:
     from .inputs import encode_dataset
     from .logs import start_log
-    from .machine import is_first_process
+    from .parallel import is_first_process
     from .report import encoded_text
     from .tables import export_table
 

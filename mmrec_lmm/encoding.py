@@ -33,7 +33,7 @@ from .contracts import ItemEncoder
 from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
 from .items import Prepared, Source, loader, source_of
-from .machine import is_first_process, processes
+from .parallel import is_first_process, processes
 from .specs import EncoderSpec, resolve
 from .tables import coverage, load_with_header, save_table
 from .types import FeatureTable, ItemCatalog, Tuned

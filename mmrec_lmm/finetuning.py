@@ -42,8 +42,9 @@ from .encoding import build_encoder, encoder_id
 from .errors import DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
 from .items import JOINT, Source, source_of
-from .machine import is_first_process, precision
+from .machine import precision
 from .optim import adamw, freeze, rate_factor
+from .parallel import is_first_process
 from .prepared import PreparedItems, prepared_items
 from .settings import FineTuning
 from .specs import EncoderSpec, resolve

@@ -44,16 +44,6 @@ def precision(device: torch.device, dtype: str) -> Iterator[None]:
         yield
 
 
-def processes() -> int:
-    """How many processes torchrun started to share a work; 1 where it didn't."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    """Whether this one of them is to speak for all."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def choose_device(settings: Settings) -> torch.device:
     """The device of `--device`. "auto" is CUDA where there is one, else the CPU: MPS only on request, as untested.
 

@@ -17,7 +17,7 @@ FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_
 
 #: The host from the bottom up. A module imports from lines below its own; a folder counts as one module.
 LAYERS = """
-    errors types settings
+    errors types settings parallel
     specs features graph losses
     contracts hookspecs
     api artifacts layers schema machine logs torchscript
