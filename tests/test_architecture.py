@@ -30,7 +30,7 @@ LAYERS = """
     inputs
     provenance joint
     runner
-    study recommend
+    study recommend leaderboard
     report
     demo doctor testing
     cli

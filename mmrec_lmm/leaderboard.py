@@ -1,0 +1,127 @@
+"""What a study found: one row for each combination that it compares, with intervals and corrected tests.
+
+`comparison.py` makes a Leaderboard from finished runs; tables, the HTML page and plots are made from it alone. It is
+plain data: `document` and `from_document` are its form as JSON, one file that can be mailed.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .artifacts import plain
+
+FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one row, on test. `mean` is over users, each of whom is first averaged over the seeds."""
+
+    mean: float
+    interval: Interval  # bootstrap over users
+    seeds: tuple[float, ...]  # the mean over users, seed by seed
+    best: bool = False  # the highest of its data set, as the study's `best_within` groups rows
+    against: str | None = None  # the `key` of the row that it was tested against: the declared baseline
+    difference: Interval | None = None  # to that row, same users
+    effect: float | None = None  # difference / standard deviation of the users' differences (Cohen's d_z)
+    p: float | None = None  # of the paired test, corrected over the declared family (Holm-Bonferroni)
+    star: bool = False  # p below the study's alpha, and the difference above 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination of the study's axes: its winner on validation, over all seeds."""
+
+    model: str
+    dataset: str
+    encoder: str | None  # with its variant: "clip:tiny"; None: the data set's own files, or ids alone
+    paradigm: str
+    modalities: tuple[str, ...]
+    control: str | None = None  # shuffled, random, none: a twin whose features carry no content
+    state: str = FINISHED
+    reason: str = ""  # why it failed or isn't applicable
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # the winning point of the grid
+    scores: Mapping[str, Score] = field(default_factory=dict)  # "recall@20" -> Score
+    slices: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # "cold items" -> "recall@20" -> mean
+    content_gain: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # control -> metric -> gain
+    runs: tuple[str, ...] = ()  # ids of the winner's runs, in order of the seeds
+    seeds: tuple[int, ...] = ()
+    seconds: float | None = None  # of training, mean over seeds
+    encoder_seconds: float | None = None  # of encoding and tuning, shared by rows
+    memory: int | None = None  # peak bytes
+    parameters_trained: int | None = None
+    ticket: Mapping[str, Any] = field(default_factory=dict)  # configuration, hashes, versions, replay command
+
+    @property
+    def key(self) -> str:
+        """The row's name within its study: VBPR/demo/clip:tiny/ft/image+text, and its control."""
+        parts = [self.model, self.dataset, self.encoder or "-", self.paradigm, "+".join(self.modalities) or "-"]
+        return "/".join([*parts, *([self.control] if self.control else [])])
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A study's rows and how they were compared."""
+
+    study: str
+    title: str
+    metrics: tuple[str, ...]  # in order; the first is the one that sorts
+    rows: Sequence[Row]
+    test: str = "t-test"  # or "wilcoxon", "permutation"
+    alpha: float = 0.05
+    baseline: str = ""  # in words: what each row was tested against
+    comparisons: int = 0  # of the family over which p was corrected
+    detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # data set -> metric -> difference
+    users: Mapping[str, int] = field(default_factory=dict)  # data set -> users that test evaluates
+    notes: tuple[str, ...] = ()  # what a reader must know: what failed, what differs from the paper
+
+    def document(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dict(plain(self))
+
+
+def from_document(document: Mapping[str, Any]) -> Leaderboard:
+    """The Leaderboard whose `document` this is."""
+    return Leaderboard(
+        **{
+            **document,
+            "metrics": tuple(document["metrics"]),
+            "notes": tuple(document["notes"]),
+            "rows": [_row(row) for row in document["rows"]],
+        }
+    )
+
+
+def _row(document: Mapping[str, Any]) -> Row:
+    nested = {
+        name: {key: {metric: Interval(**value) for metric, value in values.items()} for key, values in found.items()}
+        for name, found in ((name, document[name]) for name in ("slices", "content_gain"))
+    }
+    tuples = {field.name: tuple(document[field.name]) for field in dataclasses.fields(Row) if field.name in _TUPLES}
+    scores = {metric: _score(value) for metric, value in document["scores"].items()}
+    return Row(**{**document, **nested, **tuples, "scores": scores})
+
+
+_TUPLES = ("modalities", "runs", "seeds")
+
+
+def _score(document: Mapping[str, Any]) -> Score:
+    difference = document["difference"]
+    return Score(
+        **{
+            **document,
+            "seeds": tuple(document["seeds"]),
+            "interval": Interval(**document["interval"]),
+            "difference": Interval(**difference) if difference else None,
+        }
+    )
