@@ -113,13 +113,14 @@ def load_state(
     return LoadReport(used=used, dropped=tuple(key for key in state if key not in wanted), missing=absent)
 
 
-def interpolate_positions(table: Tensor, side: int, *, prefix: int) -> Tensor:
+def interpolate_positions(table: Tensor, side: int, *, prefix: int, source: str) -> Tensor:
     """Learned positions (P + n * n, D) of another image size as (P + m * m, D), m being `side`: the prefix (of CLS) is
-    kept, the grid interpolated bicubically. The same table where the size is the same."""
+    kept, the grid interpolated bicubically. The same table where the size is the same. DataError, which begins with
+    `source` (file and key), where they are no square grid."""
     rows, width = table.shape
     n = math.isqrt(max(rows - prefix, 0))
     if n == 0 or prefix + n * n != rows:
-        raise DataError(f"positions of shape {(rows, width)} are no square grid after {prefix} rows")
+        raise DataError(f"{source}: positions of shape {(rows, width)} are no square grid after {prefix} rows")
     if n == side:
         return table
     grid = table[prefix:].float().T.reshape(1, width, n, n)  # (1, D, n, n); bicubic has no half precision on CPUs

@@ -363,7 +363,7 @@ def test_a_checkpoint_is_not_in_memory_before_a_module_takes_it(saved: Callable[
 
 def test_positions_of_the_same_size_are_the_same_object() -> None:
     table = torch.rand(1 + 14 * 14, 8)
-    assert interpolate_positions(table, 14, prefix=1) is table
+    assert interpolate_positions(table, 14, prefix=1, source="a.pt") is table
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
@@ -371,7 +371,7 @@ def test_positions_of_the_same_size_are_the_same_object() -> None:
 def test_positions_of_another_size_keep_their_prefix_and_follow_the_grid(prefix: int, dtype: torch.dtype) -> None:
     rows, columns = torch.rand(8), torch.rand(8)
     table = torch.cat([torch.full((prefix, 1), -7.0), torch.outer(rows, columns).reshape(64, 1)]).to(dtype)
-    larger = interpolate_positions(table, 16, prefix=prefix)
+    larger = interpolate_positions(table, 16, prefix=prefix, source="a.pt")
     assert larger.shape == (prefix + 16 * 16, 1)
     assert larger.dtype == dtype
     assert torch.equal(larger[:prefix], table[:prefix])
@@ -396,5 +396,5 @@ def twice(line: Tensor) -> Tensor:
 
 
 def test_positions_that_are_no_square_grid_are_refused() -> None:
-    with pytest.raises(DataError, match=r"positions of shape \(197, 8\) are no square grid after 0 rows"):
-        interpolate_positions(torch.rand(197, 8), 16, prefix=0)
+    with pytest.raises(DataError, match=r"^a.pt: positions of shape \(197, 8\) are no square grid after 0 rows"):
+        interpolate_positions(torch.rand(197, 8), 16, prefix=0, source="a.pt")

@@ -68,11 +68,12 @@ class Beit3Encoder(ItemEncoder):
                 "choose pool cls, or a checkpoint that has them, such as beit3_base_itc_patch16_224.pth"
             )
         if POSITIONS in state and state[POSITIONS].ndim == 2:
-            try:
-                side = self.config.side // PATCH
-                state[POSITIONS] = interpolate_positions(state[POSITIONS], side, prefix=OFFSET + 1)  # 1: of the CLS
-            except DataError as error:
-                raise DataError(f"{path}: {POSITIONS}: {error}") from None
+            state[POSITIONS] = interpolate_positions(
+                state[POSITIONS],
+                self.config.side // PATCH,
+                prefix=OFFSET + 1,  # 1: of the CLS
+                source=f"{path}: {POSITIONS}",
+            )
         report = load_state(self.model, state, source=path, drop=["mim_head.*"], optional=HEADS)
         self.model.initialise(report.missing)
         logger.info("%s: %s", path, report.summary())

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mmrec_lmm.api import (
     ConfigError,
-    DataError,
     PluginError,
     WeightsMissing,
     did_you_mean,
@@ -207,12 +206,10 @@ def _arranged(model: Any, state: dict[str, Tensor], file: Path) -> dict[str, Ten
     for name in ("logit_scale", "logit_bias"):  # () in some files, (1,) in others
         if name in state and getattr(model, name, None) is not None and state[name].numel() == 1:
             state[name] = state[name].reshape(getattr(model, name).shape)
-    table, grid = state.get("visual.positional_embedding"), getattr(model.visual, "grid_size", None)
+    positions = "visual.positional_embedding"
+    table, grid = state.get(positions), getattr(model.visual, "grid_size", None)
     if table is not None and table.ndim == 2 and grid is not None:
-        try:
-            state["visual.positional_embedding"] = interpolate_positions(table, grid[0], prefix=1)
-        except DataError as error:
-            raise DataError(f"{file}: visual.positional_embedding: {error}") from None
+        state[positions] = interpolate_positions(table, grid[0], prefix=1, source=f"{file}: {positions}")
     return state
 
 

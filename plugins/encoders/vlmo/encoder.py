@@ -95,11 +95,8 @@ class VLMoEncoder(ItemEncoder):
         elif TEXT_POSITIONS in state:
             state[TEXT_POSITIONS] = state[TEXT_POSITIONS][: self.size.max_tokens]
         if IMAGE_POSITIONS in state and state[IMAGE_POSITIONS].ndim == 3:
-            try:
-                table = interpolate_positions(state[IMAGE_POSITIONS][0], self.size.patches, prefix=1)
-            except DataError as error:
-                raise DataError(f"{path}: {IMAGE_POSITIONS}: {error}") from None
-            state[IMAGE_POSITIONS] = table[None]
+            table, source = state[IMAGE_POSITIONS][0], f"{path}: {IMAGE_POSITIONS}"
+            state[IMAGE_POSITIONS] = interpolate_positions(table, self.size.patches, prefix=1, source=source)[None]
         report = load_state(self.model, state, source=path, drop=drop, optional=HEADS)
         logger.info("%s: %s", path, report.summary())
         for modality, pool in self.pools.items():
