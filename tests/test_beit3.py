@@ -474,13 +474,17 @@ def test_the_tuning_loss_is_itc_on_the_retrieval_heads_and_reaches_both_branches
     assert names == official(3, 64, 4096).keys() - {"beit3.vision_embed.mask_token"}
 
 
-def test_the_scale_of_similarities_stays_at_100_at_most():
+def test_the_scale_of_similarities_stays_at_100_at_most_and_can_come_back():
     encoder = build("image", "text")
     prepared = batch(encoder, RED, BLUE)
     losses = []
     for value in (math.log(100), 9.0, math.log(50)):
         nn.init.constant_(encoder.model.logit_scale, value)
-        losses.append(encoder.tuning_losses(prepared)["itc"].item())
+        encoder.model.logit_scale.grad = None
+        losses.append(encoder.tuning_losses(prepared)["itc"])
+        losses[-1].backward()
+        assert encoder.model.logit_scale.grad.abs() > 0
+        assert encoder.model.logit_scale.exp() <= 100.001
     assert losses[0] == losses[1] != losses[2]
 
 

@@ -102,9 +102,10 @@ class Beit3Encoder(ItemEncoder):
         """ITC between the retrieval heads' vectors of images and texts, as the authors tune for retrieval."""
         images = self.model.image_vectors(self.normalise(batch["pixels"]))  # (B, D)
         texts = self.model.text_vectors(batch["tokens"])  # (B, D)
-        # CLIP's bound, which BEiT-3's authors leave out
-        scale = self.model.logit_scale.clamp(max=MAX_LOG_SCALE).exp()
-        return {"itc": symmetric_info_nce(images, texts, scale=scale)}
+        scale = self.model.logit_scale
+        with torch.no_grad():  # CLIP's bound, which BEiT-3's authors leave out; in the graph it would stop the gradient
+            scale.clamp_(max=MAX_LOG_SCALE)
+        return {"itc": symmetric_info_nce(images, texts, scale=scale.exp())}
 
 
 class SentencePieces:
