@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .types import RunSpec as RunSpec
     from .types import TrainingData as TrainingData
     from .weights import find_weights as find_weights
+    from .weights import given_weights as given_weights
 
 _HOME = {
     "artifacts": ("hash_file", "home"),
@@ -55,7 +56,7 @@ _HOME = {
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
         "RunSpec", "TrainingData",
     ),
-    "weights": ("find_weights",),
+    "weights": ("find_weights", "given_weights"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

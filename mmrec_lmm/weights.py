@@ -61,6 +61,17 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
     return path
 
 
+def given_weights(given: Path | str, *, encoder: str) -> Path:
+    """The file that the user's `--weights` names, for an encoder whose weights nobody publishes. Raises WeightsMissing
+    where it is no file."""
+    if not Path(given).is_file():
+        raise WeightsMissing(
+            f"{encoder}: --weights {given}: no such file; its weights are published nowhere: name a file of yours, or "
+            "leave --weights out"
+        )
+    return Path(given)
+
+
 def present(file: WeightFile, *, encoder: str, given: Path | str | None = None) -> Path | None:
     """The path that `find_weights` would check, without a look at its content; None where it would download."""
     places = [place_of(file, encoder)]

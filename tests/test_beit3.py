@@ -348,6 +348,8 @@ def test_the_weights_id_follows_the_content_of_checkpoint_and_vocabulary(tmp_pat
         names.add(resolve(SPEC.weights_id)(config(variant="base", weights=str(checkpoint)), "text"))
     assert len(names) == 3
     assert resolve(SPEC.weights_id)(config(), "text") == "tiny, random"
+    with pytest.raises(WeightsMissing, match=r"beit3:tiny: --weights no/such: no such file; its weights are published"):
+        resolve(SPEC.weights_id)(config(weights="no/such"), "image")
 
 
 def test_registering_and_naming_the_weights_imports_no_torch():

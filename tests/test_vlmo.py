@@ -653,6 +653,8 @@ def test_the_weights_id_is_that_of_the_content(tiny_state: dict[str, Tensor], tm
     assert "checkpoint" in first
     assert weights_id(same, "text") != first
     assert weights_id(VLMoConfig(variant="tiny"), "text") == "tiny, random"
+    with pytest.raises(WeightsMissing, match=r"vlmo:tiny: --weights no/such: no such file; its weights are published"):
+        weights_id(VLMoConfig(variant="tiny", weights="no/such"), "image")
 
 
 def test_missing_weights_are_named_with_their_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmrec_lmm.api import EncoderSpec, WeightFile, find_weights, hash_file
+from mmrec_lmm.api import EncoderSpec, WeightFile, find_weights, given_weights, hash_file
 
 from ... import configs
 
@@ -90,6 +90,8 @@ def weights_id(config: VLMoConfig, modality: str) -> str:
 
 def checkpoint_path(config: VLMoConfig) -> Path:
     """The checkpoint, downloaded if need be; raises WeightsMissing and DataError as `find_weights` does."""
+    if config.variant == "tiny":
+        return given_weights(config.weights, encoder=f"{NAME}:tiny")
     return find_weights(_published(config), encoder=NAME, given=config.weights or None)
 
 
