@@ -88,11 +88,13 @@ def run(
         started = time.perf_counter()
         try:
             companion = joint_encoder(spec, inputs, registry, model.features) if spec.paradigm == "ete" else None
+            validation = Evaluator(inputs.dataset.valid, [inputs.dataset.train], inputs.dataset.n_items)
             fit = train(
-                model, spec, inputs, registry, metrics, folder, companion=companion, resume=resume, progress=progress
-            )
+                model, spec, inputs, registry, validation, metrics, folder,
+                companion=companion, resume=resume, progress=progress,
+            )  # fmt: skip
             trained = time.perf_counter()
-            rankings = rank(model, inputs.dataset, spec.settings)
+            rankings = rank(model, inputs.dataset, spec.settings, validation)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
@@ -133,6 +135,7 @@ def train(
     spec: RunSpec,
     inputs: Inputs,
     registry: Registry,
+    validation: Evaluator,
     metrics: Mapping[str, MetricFunction],
     folder: Path,
     *,
@@ -143,12 +146,11 @@ def train(
     """Fit the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
     settings, dataset = spec.settings, inputs.dataset
     name, checkpoint = folder.name, folder / CHECKPOINT
-    evaluator = Evaluator(dataset.valid, [dataset.train], dataset.n_items)
     trainer = Trainer(
         model,
         TrainingRows(dataset.train, dataset.n_users, settings.train_batch_size, next(model.parameters()).device),
         settings,
-        validate=lambda: validate(model, evaluator, metrics, settings),
+        validate=lambda: validate(model, validation, metrics, settings),
         generator=torch.Generator().manual_seed(settings.seed),
         companion=companion,
     )
@@ -186,17 +188,13 @@ def validate(
     return Validation(means[settings.valid_metric.lower()], means)
 
 
-def rank(model: Recommender, dataset: Dataset, settings: Settings) -> dict[str, Ranking]:
+def rank(model: Recommender, dataset: Dataset, settings: Settings, validation: Evaluator) -> dict[str, Ranking]:
     """Validation once more, and test for the only time, at the weights that the model has now."""
-    masked = {"valid": [dataset.train], "test": [dataset.train]}
-    if settings.mask_valid_in_test:
-        masked["test"].append(dataset.valid)
-    held_out = {"valid": dataset.valid, "test": dataset.test}
+    masked = [dataset.train, dataset.valid] if settings.mask_valid_in_test else [dataset.train]
+    evaluators = {"valid": validation, "test": Evaluator(dataset.test, masked, dataset.n_items)}
     return {
-        split: Evaluator(rows, masked[split], dataset.n_items).rank(
-            model, max(settings.topk), batch_size=settings.eval_batch_size
-        )
-        for split, rows in held_out.items()
+        split: evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
+        for split, evaluator in evaluators.items()
     }
 
 

@@ -301,12 +301,14 @@ def test_test_is_ranked_once_after_the_last_ranking_of_validation(
 ) -> None:
     [spec] = specs(epochs="4")
     dataset = gather(spec, registry).dataset
+    made: list[str] = []
     ranked: list[str] = []
 
     class Counting(Evaluator):
         def __init__(self, held_out: Interactions, *rest: Any) -> None:
             super().__init__(held_out, *rest)
             [self.split] = [s for s in ("valid", "test") if np.array_equal(getattr(dataset, s).items, held_out.items)]
+            made.append(self.split)
 
         def rank(self, *args: Any, **options: Any) -> Ranking:
             ranked.append(self.split)
@@ -315,6 +317,7 @@ def test_test_is_ranked_once_after_the_last_ranking_of_validation(
     monkeypatch.setattr(runner, "Evaluator", Counting)
     run_grid([spec], registry, out=out)
     assert ranked == ["valid"] * (4 + 1) + ["test"]
+    assert made == ["valid", "test"]
 
 
 def test_held_out_rows_do_not_reach_training(specs: Specs, toys: Registry, data_path: Path, out: Path) -> None:
