@@ -81,6 +81,7 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     return [
         {
             "run": result.run_id,
+            "parameters": _point(result.parameters),
             "encoder": result.record["encoder"],
             "seed": result.record["seed"],
             "control": result.record["control"],
@@ -251,6 +252,11 @@ def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -
 def _key_line(key: Key) -> str:
     default = "" if key.default is MISSING else as_yaml(key.default)
     return f"  --{key.name}={default:<{max(0, 30 - len(key.name))}}  {describe_type(key.hint)}"
+
+
+def _point(parameters: Mapping[str, Any]) -> str:
+    """A grid's point as one would type it; the seed has a column of its own."""
+    return ", ".join(f"{key}={as_yaml(value)}" for key, value in parameters.items() if key != "seed")
 
 
 def _splits(result: RunResult) -> tuple[tuple[str, Mapping[str, float]], ...]:
