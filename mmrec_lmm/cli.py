@@ -444,24 +444,16 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
 
     registry = _load_registry(options)
     typed = vars(options)
-    paradigm = typed.get("paradigm", "pt")
     model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
-    if model is not None and not model.uses_features:
-        idle = [flag for flag in ("encoder", "weights", "modalities", "features", "control") if typed.get(flag)]
-        if idle:
-            print(f"note: {model.name} uses no item features: --{', --'.join(idle)} left out", file=sys.stderr)
-        typed.update(encoder=None, weights=None, modalities=None, features=[], control=None)
-        encoder = None
-    else:
-        encoder = options.encoder or (dataset.default_encoder if dataset else None)
+    unasked = dataset.default_encoder if dataset and (model is None or model.uses_features) else None
     flags = {key: typed.get(key) for key in ("seed", "data_path", "device")}
     flags["encoder.weights"] = typed.get("weights")
     request = Request(
         model=options.model,
         dataset=options.dataset,
-        encoder=encoder,
-        paradigm=paradigm,
+        encoder=options.encoder or unasked,
+        paradigm=typed.get("paradigm", "pt"),
         modalities=typed.get("modalities"),
         features=dict(typed.get("features", [])),
         control=typed.get("control"),
@@ -476,6 +468,8 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
         encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
         dataset=dataset,
     )
+    for note in resolved.notes:
+        print(f"note: {note}", file=sys.stderr)
     for metric in {metric for run in resolved.runs for metric in run.settings.metrics}:
         registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
     return registry, resolved

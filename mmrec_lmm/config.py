@@ -74,23 +74,29 @@ class Resolved:
     """All runs of a request: the grid's points in product order, or the one run where there is no grid.
 
     `origins` has every key, `axes` the values of the grid's keys in order, `unused` the keys of MMRec that stand in
-    a file and that nothing here reads, with that file.
+    a file and that nothing here reads, with that file. `notes` tell what was left out of the request.
     """
 
     runs: tuple[RunSpec, ...]
     origins: Mapping[str, Origin]
     axes: Mapping[str, tuple[Any, ...]]
     unused: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def resolve(
     request: Request, *, model: ModelSpec | None, encoder: EncoderSpec | None, dataset: DatasetSpec | None
 ) -> Resolved:
     """The runs that a request asks for. `dataset` is None where the data set is just a folder in MMRec's layout;
-    without a model the runs have an empty name and no model_config, and serve for their settings and encoder.
+    without a model the runs have an empty name and no model_config, and serve for their settings and encoder. What is
+    asked of the features of a model that uses none is left out, so that it is no part of its run.
 
     ConfigError has one line for each thing that is wrong, in all files at once; PluginError names a faulty schema.
     """
+    notes: tuple[str, ...] = ()
+    if model and not model.uses_features:
+        request, notes = _without_features(request, model)
+        encoder = None
     of_model, of_encoder, of_paradigm = _model_schema(model), _encoder_schema(encoder), PARADIGMS[request.paradigm]
     schemas = [schema for schema in (HOST, of_model, of_encoder, of_paradigm) if schema]
     keys = {name: key for schema in schemas for name, key in schema.keys.items()}
@@ -125,7 +131,7 @@ def resolve(
         )
         runs.append(run)
     merge.fail()
-    return Resolved(tuple(runs), origins, axes, merge.unused)
+    return Resolved(tuple(runs), origins, axes, merge.unused, notes)
 
 
 def describe(resolved: Resolved) -> str:
@@ -143,6 +149,15 @@ def as_yaml(value: Any) -> str:
     """A value on one line, as one would write it in a file or after --key=."""
     plain = str(value) if isinstance(value, Path) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tuple[str, ...]]:
+    """The request without an encoder and what else concerns features, and a note where there was any."""
+    of_encoder = [name for name in request.overrides if name.startswith("encoder.")]
+    idle = [name for name in ("encoder", "modalities", "features", "control") if getattr(request, name)] + of_encoder
+    kept = {name: text for name, text in request.overrides.items() if name not in of_encoder}
+    plain = dataclasses.replace(request, encoder=None, modalities=None, features={}, control=None, overrides=kept)
+    return plain, (f"{model.name} uses no item features: --{', --'.join(idle)} left out",) if idle else ()
 
 
 def _model_schema(model: ModelSpec | None) -> Schema | None:

@@ -611,9 +611,10 @@ def test_a_stored_result_of_a_plugin_whose_code_changed_is_given_with_a_warning(
 def test_flags_on_features_mean_nothing_to_a_model_without_and_are_no_part_of_its_run() -> None:
     plain = document(call("run", "-m", "BPR", "-d", "toy", "--epochs=1", "--json"))
     flagged = call(
-        "run", "-m", "BPR", "-d", "toy", "--epochs=1", "--control", "shuffled", "--modalities", "text", "--json"
-    )
-    assert "note: BPR uses no item features: --modalities, --control left out" in flagged.err
+        "run", "-m", "BPR", "-d", "toy", "--epochs=1", "--control", "shuffled", "--modalities", "text", "--json",
+        "--encoder", "clip:tiny", "--weights", "w.pt",
+    )  # fmt: skip
+    assert "note: BPR uses no item features: --encoder, --modalities, --control, --encoder.weights left" in flagged.err
     assert document(flagged)["run_id"] == plain["run_id"]
     assert document(flagged)["record"]["control"] is None
 

@@ -333,6 +333,21 @@ def test_an_encoder_key_can_be_a_grid_axis(place: str, text: str) -> None:
     assert runs[1].point["encoder.image_size"] == 16
 
 
+def test_what_is_asked_of_the_features_of_a_model_without_any_is_left_out_and_noted() -> None:
+    plain = ModelSpec("Plain", "nowhere:Plain", uses_features=False)
+    request = Request(
+        "Plain", "toy", encoder="lens:tiny", modalities=("image",), features={"text": Path("t.npy")}, control="random",
+        overrides={"encoder.image_size": "[8, 16]", "epochs": "3"},
+    )  # fmt: skip
+    resolved = resolve(request, model=plain, encoder=LENS, dataset=None)
+    unasked = resolve(Request("Plain", "toy", overrides={"epochs": "3"}), model=plain, encoder=None, dataset=None)
+    assert resolved.runs == unasked.runs
+    assert resolved.notes == (
+        "Plain uses no item features: --encoder, --modalities, --features, --control, --encoder.image_size left out",
+    )
+    assert unasked.notes == ()
+
+
 def test_a_variant_after_the_encoder_name_sets_its_key() -> None:
     assert ask(encoder=LENS).runs[0].encoder_config.variant == "base"
     request = Request("VBPR", "toy", encoder="lens:tiny")
