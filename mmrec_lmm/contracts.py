@@ -83,3 +83,9 @@ class ItemEncoder(nn.Module, ABC):
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none."""
         return {}
+
+    @classmethod
+    def is_tunable(cls, config: Any) -> bool:
+        """Whether an encoder of this configuration has `tuning_losses`, without building it: by default, whether its
+        class defines them."""
+        return cls.tuning_losses is not ItemEncoder.tuning_losses

@@ -96,8 +96,9 @@ def encode(
                 logger.info("%s: features of %s found in the store, %s", modality, spec.name, path)
             else:
                 encoder = build_encoder(spec, config, (modality,))
-                if tuned:
-                    load_state(encoder, read_checkpoint(tuned.path), source=tuned.path)
+                if tuned:  # for image and text; an encoder of one modality may lack what serves the other alone
+                    state, own = read_checkpoint(tuned.path), encoder.state_dict()
+                    load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
                 model = Inference(
                     encoder, modality, name=spec.name, device=options.device,
                     dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,

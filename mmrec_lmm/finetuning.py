@@ -60,11 +60,10 @@ RESAMPLES = 10_000  # of the queries, for an interval
 _BLOCK = 1024  # queries compared with all candidates at once
 
 
-def is_tunable(spec: EncoderSpec) -> bool:
-    """Whether an encoder encodes images and texts and has losses of its own to be tuned by."""
+def is_tunable(spec: EncoderSpec, config: Any) -> bool:
+    """Whether an encoder of this configuration encodes images and texts and has losses of its own to be tuned by."""
     encoder_class = resolve(spec.cls)
-    losses = encoder_class is not None and encoder_class.tuning_losses is not ItemEncoder.tuning_losses
-    return losses and {*PAIR} <= {*spec.modalities}
+    return encoder_class is not None and encoder_class.is_tunable(config) and {*PAIR} <= {*spec.modalities}
 
 
 def tune(
@@ -85,7 +84,7 @@ def tune(
     without losses, DataError where too few items have an image and a text, ConfigError where `freeze` doesn't fit the
     encoder, TrainingDiverged, and RunError where memory doesn't suffice.
     """
-    if not is_tunable(spec):
+    if not is_tunable(spec, config):
         raise NotApplicable(
             f"--paradigm ft is not applicable to encoder {spec.name}: it has no losses over images and texts"
         )

@@ -105,7 +105,7 @@ def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progre
     if spec.encoder is None:
         raise ConfigError("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
     encoder = registry.encoders.get(spec.encoder)
-    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry)):
+    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry), spec.encoder_config):
         raise NotApplicable(
             f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
             f"encoders that can be tuned: {', '.join(_tunable(registry))}"
@@ -128,12 +128,16 @@ def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progre
 
 
 def _tunable(registry: Registry) -> list[str]:
-    """The encoders that can be tuned, less those whose libraries are missing."""
+    """The encoders that can be tuned, or those of their variants that can; less those whose libraries are missing."""
     names = []
     for encoder in registry.encoders:
         with suppress(MMRecError, ImportError):
-            if is_tunable(encoder):
+            config = registry.encoders.load(encoder.name, "config")
+            if is_tunable(encoder, config()):
                 names.append(encoder.name)
+            else:
+                variants = (each for each in encoder.variants if is_tunable(encoder, config(variant=each)))
+                names += [f"{encoder.name}:{variant}" for variant in variants]
     return names
 
 

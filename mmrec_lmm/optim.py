@@ -29,8 +29,8 @@ def freeze(encoder: nn.Module, patterns: Sequence[str], *, owner: str) -> tuple[
                 f"any part of a name{did_you_mean(pattern, names)}"
             )
     frozen = tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
-    if len(frozen) == len(names):
-        raise ConfigError(f"{owner}: {', '.join(patterns)} match every parameter, so nothing is left to train")
+    if {name for name in names if encoder.get_parameter(name).requires_grad} <= {*frozen}:
+        raise ConfigError(f"{owner}: {', '.join(patterns)} match every parameter in training, so nothing is left")
     for name in frozen:
         encoder.get_parameter(name).requires_grad_(False)
     return frozen

@@ -180,7 +180,7 @@ def check_encoder(
             assert not torch.equal(values[0], values[1]), f"{name}: two different items get the same {modality}"
             single = torch.cat([each[modality] for each in alone])
             torch.testing.assert_close(values, single, atol=1e-5, rtol=1e-5, msg=f"{name}: a row depends on its batch")
-        if wanted == modalities and type(encoder).tuning_losses is not ItemEncoder.tuning_losses:
+        if wanted == modalities and encoder.is_tunable(config):
             _check_tuning_losses(encoder, pad_and_stack(prepared[:2], padding=encoder.padding, encoder=name))
 
 
@@ -188,11 +188,12 @@ def _check_tuning_losses(encoder: ItemEncoder, batch: dict[str, Tensor]) -> None
     """Assert that the losses of two items are finite, one of them contrastive, and that each trains the encoder."""
     name = type(encoder).__name__
     terms = encoder.train().tuning_losses(batch)
+    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     assert any(key.startswith("itc") for key in terms), f"{name}.tuning_losses has no itc, which selects the epoch"
     for key, term in terms.items():
         assert not term.shape, f"{name}: tuning loss {key} must be a scalar, not of shape {tuple(term.shape)}"
         assert term.isfinite(), f"{name}: tuning loss {key} is {term}"
-        gradients = torch.autograd.grad(term, [*encoder.parameters()], retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         reached = any(gradient is not None and gradient.any() for gradient in gradients)
         assert reached, f"{name}: tuning loss {key} reaches no parameter"
 

@@ -213,8 +213,11 @@ def test_without_its_libraries_the_extra_is_named(spec, monkeypatch):
     [
         ({"cnn": "resnet50"}, "cnn must be alexnet, vgg16 or timm:NAME"),
         ({"cnn": "timm:"}, "cnn must be alexnet, vgg16 or timm:NAME"),
-        ({"variant": "small"}, "variant must be tiny or empty"),
-        ({"variant": "tiny", "weights": "x.pth"}, "weights must be empty"),
+        ({"variant": "small"}, "variant must be empty or one of projected, tiny, projected-tiny, got small"),
+        ({"variant": "tiny", "weights": "x.pth"}, "weights of variant tiny are random, so weights must be empty"),
+        ({"variant": "tiny", "width": 64}, "width and train_towers belong to variant projected"),
+        ({"train_towers": True}, "width and train_towers belong to variant projected"),
+        ({"variant": "projected", "width": 0}, "width must be at least 1"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(spec, values, message):

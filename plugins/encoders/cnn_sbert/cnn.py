@@ -29,14 +29,13 @@ class Cnn(nn.Module):
 
     def __init__(self, config: CnnSbertConfig) -> None:
         super().__init__()
-        tiny = config.variant == "tiny"
-        if tiny:
+        if config.is_tiny:
             parts = _timm(TINY, input_size=(3, TINY_PIXELS, TINY_PIXELS))
         else:
             parts = _timm(config.cnn) if config.cnn.startswith("timm:") else _torchvision(config.cnn)
         self.network, self.width, self.transform = parts.network, parts.width, parts.transform
         self.normalise = Normalise(parts.mean, parts.deviation)
-        if not tiny:
+        if not config.is_tiny:
             path = cnn_path(config)
             report = load_state(self.network, read_checkpoint(path), source=path, drop=parts.classifier)
             logger.info("%s: %s", path, report.summary())

@@ -1,12 +1,23 @@
 """The encoder cnn_sbert: two networks that know nothing of each other, a CNN for images and Sentence-BERT for texts.
 
-Only the network of a wanted modality is built, as the other's weights would serve nothing. No authors tune the two
-together, so there are no `tuning_losses`.
+image -> CNN -> its vector;  text -> Sentence-BERT -> its vector;  projected: W_image of the one, W_text of the other
+itc (projected) = InfoNCE between the projected vectors at unit length, both ways
+
+Only the network of a wanted modality is built, as the other's weights would serve nothing.
+Fidelity: nobody's paper tunes the two together, so as they are they have no `tuning_losses`. The projections are ours.
+They start at random, and about keep angles; the networks before them stay as they are unless `train_towers` says else.
+The loss is CLIP's, with CLIP's bounded scale.
+Shapes: B batch, F numbers of a network's vector, D of a projected one.
 """
 
-from torch import Tensor
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmrec_lmm.api import ItemEncoder, RawItem
+from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from . import CnnSbertConfig
 from .cnn import Cnn
@@ -14,15 +25,23 @@ from .text import Sbert
 
 
 class CnnSbert(ItemEncoder):
-    """4096 numbers (of the default CNN) per image, 384 per text."""
+    """4096 numbers (of the default CNN) per image, 384 per text; projected, `width` of either."""
 
     def __init__(self, config: CnnSbertConfig, modalities: tuple[str, ...]) -> None:
         super().__init__()
+        self.config = config
         self.cnn = Cnn(config) if "image" in modalities else None
         self.sbert = Sbert(config) if "text" in modalities else None
         towers = {"image": self.cnn, "text": self.sbert}
         self.dims = {modality: tower.width for modality, tower in towers.items() if tower}
         self.padding = {"input_ids": self.sbert.tokenizer.pad_token_id} if self.sbert else {}
+        if config.is_projected:
+            self.requires_grad_(config.train_towers)
+            self.projections = nn.ModuleDict(
+                {modality: _projection(width, config.width) for modality, width in self.dims.items()}
+            )
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+            self.dims = dict.fromkeys(self.dims, config.width)
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
         tensors = self.sbert.prepare(item.text) if self.sbert else {}
@@ -31,9 +50,41 @@ class CnnSbert(ItemEncoder):
         return tensors
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {}
+        features = {}  # each (B, F)
         if self.cnn:
             features["image"] = self.cnn(batch["pixels"])
         if self.sbert:
             features["text"] = self.sbert(batch["input_ids"], batch["attention_mask"])
-        return features
+        if not self.config.is_projected:
+            return features
+        return {modality: self.projections[modality](rows).float() for modality, rows in features.items()}  # (B, D)
+
+    def train(self, mode: bool = True) -> "CnnSbert":
+        """Networks that aren't trained stay in eval mode: no dropout, and norms keep the statistics that they have."""
+        super().train(mode)
+        if self.config.is_projected and not self.config.train_towers:
+            for tower in (self.cnn, self.sbert):
+                if tower:
+                    tower.eval()
+        return self
+
+    @classmethod
+    def is_tunable(cls, config: CnnSbertConfig) -> bool:
+        return config.is_projected
+
+    def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """ITC between the projected vectors of images and texts; {} where there are no projections."""
+        if not self.config.is_projected:
+            return {}
+        rows = {modality: F.normalize(vectors, dim=1) for modality, vectors in self(batch).items()}  # (B, D)
+        with torch.no_grad():  # in place: clamped in the graph, a scale above the bound would never learn again
+            self.logit_scale.clamp_(max=MAX_LOG_SCALE)
+        return {"itc": symmetric_info_nce(rows["image"], rows["text"], scale=self.logit_scale.exp())}
+
+
+def _projection(n_inputs: int, width: int) -> nn.Linear:
+    """(B, F) -> (B, D), the same at each call, whatever else an encoder has drawn: by a random matrix whose scale keeps
+    lengths as they are on average."""
+    layer = nn.Linear(n_inputs, width, bias=False)
+    nn.init.normal_(layer.weight, std=width**-0.5, generator=torch.Generator().manual_seed(0))
+    return layer
