@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,17 +114,24 @@ def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progre
         raise ConfigError(
             f"--paradigm ft tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
         )
+    files, wanted = _wanted(spec, dataset, registry)
+    if files.keys() >= {*wanted}:
+        raise ConfigError(
+            f"--paradigm ft tunes encoder {encoder.name} for nothing where all features, of {', '.join(wanted)}, come "
+            "from files: leave out --features of a modality that it is to encode, or take --paradigm pt"
+        )
     settings = spec.settings
-    return tune(
-        dataset.catalog,
-        encoder_spec(spec, registry),
-        spec.encoder_config,
-        spec.paradigm_config,
-        text_fields=settings.text_fields,
-        device=choose_device(settings),
-        workers=settings.workers,
-        progress=progress,
-    )
+    with _telling_content(dataset):
+        return tune(
+            dataset.catalog,
+            encoder_spec(spec, registry),
+            spec.encoder_config,
+            spec.paradigm_config,
+            text_fields=settings.text_fields,
+            device=choose_device(settings),
+            workers=settings.workers,
+            progress=progress,
+        )
 
 
 def _tunable(registry: Registry) -> list[str]:
@@ -147,14 +154,7 @@ def feature_tables(
     """One table per modality: from the encoder (as `tuned`, if it was) where the run names one, else from the data
     set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
     encoder makes `joint` only if that names it."""
-    files = {**_ready_files(spec, dataset, registry), **spec.features}
-    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
-    available = sorted({*files, *encodable})
-    unasked = [modality for modality in available if modality != JOINT or modality in files]
-    wanted = spec.modalities if spec.modalities is not None else unasked
-    missing = [modality for modality in wanted if modality not in available]
-    if missing or not wanted:
-        raise ConfigError(_no_features(spec, dataset, missing, available, registry))
+    files, wanted = _wanted(spec, dataset, registry)
     for modality in wanted:
         if modality in files:
             yield modality, read_feature_file(files[modality], modality=modality, n_items=dataset.n_items)
@@ -163,8 +163,8 @@ def feature_tables(
         assert spec.encoder is not None
         assert dataset.catalog is not None
         settings = spec.settings
-        try:
-            yield from encode(
+        with _telling_content(dataset):
+            tables = encode(
                 dataset.catalog,
                 encoder_spec(spec, registry),
                 spec.encoder_config,
@@ -179,9 +179,31 @@ def feature_tables(
                     progress=progress,
                 ),
                 tuned=tuned,
-            ).items()
-        except WeightsMissing as error:  # whoever fetches weights should know for how many items
-            raise WeightsMissing(f"{error}\ndata set {dataset.name} has {_content(dataset)}") from None
+            )
+        yield from tables.items()
+
+
+def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[Mapping[str, Path], Sequence[str]]:
+    """The feature files that there are, and the modalities that the run uses; of those without a file its encoder makes
+    the features. Raises ConfigError where there are none of a modality."""
+    files = {**_ready_files(spec, dataset, registry), **spec.features}
+    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
+    available = sorted({*files, *encodable})
+    unasked = [modality for modality in available if modality != JOINT or modality in files]
+    wanted = spec.modalities if spec.modalities is not None else unasked
+    missing = [modality for modality in wanted if modality not in available]
+    if missing or not wanted:
+        raise ConfigError(_no_features(spec, dataset, missing, available, registry))
+    return files, wanted
+
+
+@contextmanager
+def _telling_content(dataset: Dataset) -> Iterator[None]:
+    """Whoever is asked to fetch weights should know for how many items."""
+    try:
+        yield
+    except WeightsMissing as error:
+        raise WeightsMissing(f"{error}\ndata set {dataset.name} has {_content(dataset)}") from None
 
 
 def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping[str, Path]:
@@ -274,6 +296,6 @@ def _content(dataset: Dataset) -> str:
     if catalog is None:
         return "no catalogue (items.tsv)"
     images = sum(image is not None for image in catalog.images)
-    texts = [f"{sum(map(bool, column)):,} with a {field}" for field, column in catalog.fields.items()]
     where = "" if images else " (they belong in its folder images, named in the column image of items.tsv)"
-    return ", ".join([f"{images:,} of {len(catalog):,} items with an image{where}", *texts])
+    texts = [f"{sum(map(bool, column)):,} with text in {field}" for field, column in catalog.fields.items()]
+    return ", ".join([f"{len(catalog):,} items, {images:,} of them with an image{where}", *texts])

@@ -210,7 +210,7 @@ def test_a_modality_that_is_not_there_is_refused_with_those_that_are(toy: Path) 
     message = refusal(call(*RUN, "--modalities", "text,joint", "--encoder", "basic"), 2)
     assert message.startswith(
         "encoder basic can't make joint features for data set toy (available: image, text): it encodes image, text, "
-        "and the data set has 15 of 16 items with an image, 15 with a title"
+        "and the data set has 16 items, 15 of them with an image, 15 with text in title"
     )
     assert refusal(call(*RUN, "--features", "image=nowhere.npy"), 4) == "nowhere.npy: no such file"
 

@@ -378,6 +378,32 @@ def test_of_an_encoder_that_cannot_be_tuned_the_variants_that_can_are_named(data
         assert "beit3, clip, cnn_sbert:projected, cnn_sbert:projected-tiny, vlmo" in answer.err
 
 
+def test_tuning_for_features_that_all_come_from_files_is_refused(data_path, monkeypatch):
+    monkeypatch.chdir(data_path.parent)
+    command = (
+        "run", "-m", "VBPR", "-d", "toy", "--encoder", "clip:tiny", "--paradigm", "ft", "--ft.epochs=1",
+        "--ft.held_out=0.3", "--ft.batch_size=4", "--epochs=1", "--embedding_size=4", "--json",
+        "--features", "image=data/toy/image_feat.npy",
+    )  # fmt: skip
+    for more in (("--modalities", "image"), ("--features", "text=data/toy/text_feat.npy")):
+        answer = call(*command, *more)
+        assert answer.code == 2
+        assert "--paradigm ft tunes encoder clip for nothing where all features, of image" in answer.err
+    one = call(*command)
+    assert one.code == 0, one.err
+    assert set(json.loads(one.out)["record"]["features"]) == {"image", "text"}
+
+
+@pytest.mark.parametrize("paradigm", ["pt", "ft", "ete"])
+def test_missing_weights_are_told_with_what_the_data_set_holds(paradigm, data_path, monkeypatch):
+    monkeypatch.chdir(data_path.parent)
+    answer = call("run", "-m", "VBPR", "-d", "toy", "--encoder", "vlmo", "--paradigm", paradigm)
+    assert answer.code == 4
+    assert "https://github.com/wenhui0924/vlmo_ckpts" in answer.err
+    assert "--weights PATH" in answer.err
+    assert "data set toy has 16 items, 15 of them with an image, 15 with text in title" in answer.err
+
+
 def test_every_key_of_fine_tuning_is_documented_with_its_default():
     text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(ft\.\w+)` \| `(.*?)` \|", text, re.MULTILINE))
