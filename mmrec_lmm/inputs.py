@@ -138,7 +138,7 @@ def _tunable(registry: Registry) -> list[str]:
     """The encoders that can be tuned, or those of their variants that can; less those whose libraries are missing."""
     names = []
     for encoder in registry.encoders:
-        with suppress(MMRecError, ImportError):
+        with suppress(MMRecError, ImportError, TypeError, ValueError):  # the last two: it has keys without defaults
             config = registry.encoders.load(encoder.name, "config")
             if is_tunable(encoder, config()):
                 names.append(encoder.name)

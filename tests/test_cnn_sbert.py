@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import call
 from PIL import Image
 
 from mmrec_lmm import encoding
@@ -221,6 +223,21 @@ def test_the_loss_is_that_of_unit_vectors_under_a_scale_of_100_at_most_that_can_
         ways = [torch.nn.functional.cross_entropy(each, own) for each in (logits, logits.T)]
         torch.testing.assert_close(loss, sum(ways) / 2)
     assert scales == pytest.approx([100, 1 / 0.07])
+
+
+@pytest.mark.slow
+def test_end_to_end_the_projections_learn_and_the_networks_before_them_stay_as_they_were(
+    projected, data_path, monkeypatch
+):
+    monkeypatch.chdir(data_path.parent)
+    answer = call(
+        "run", "-m", "VBPR", "-d", "toy", "--encoder", "cnn_sbert:projected-tiny", "--encoder.width=8", "--paradigm",
+        "ete", "--ete.learning_rate=1e-3", "--epochs=2", "--embedding_size=4", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    change = json.loads(answer.out)["record"]["ete"]["weight_change"]
+    assert {block for block, moved in change.items() if moved > 0} == {"projections.image", "projections.text"}
+    assert {"cnn.network", "sbert.model"} < change.keys()
 
 
 def prepared(encoder: Any) -> dict[str, torch.Tensor]:
