@@ -271,11 +271,16 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from .logs import start_log
+    from .parallel import is_first_process
     from .report import grid_text, run_text
     from .results import document
-    from .study import run_grid
+    from .study import help_grid, run_grid
 
     registry, resolved = _resolve(options)
+    if not is_first_process():
+        start_log(None, "help", level="ERROR", verbose=False)  # the first process speaks for all
+        help_grid(resolved.runs, registry)
+        return 0
     first = resolved.runs[0]
     log = start_log(
         options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose

@@ -11,9 +11,10 @@ takes the memory of one micro-batch, however large the catalogue, and reaches it
 What differs otherwise: rows outside R are stale until the next full refresh, and one step of the encoder serves
 several of the recommender.
 
-The encoder stays in eval mode, in the pass with gradient too: under dropout Z would not be the F at which G was taken.
+Of several processes that torchrun started the first one is the run: recommender, draws, files. The others help with the
+encoder alone (trainee.py), which is most of the work; the recommender is replicated nowhere.
 
-Shapes: I items, R rows of a step, B micro-batch, D feature width.
+Shapes: I items, R rows of a step, D feature width.
 """
 
 import logging
@@ -24,17 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import ItemEncoder
 from .encoding import build_encoder
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from .features import ItemFeatures
 from .inputs import Inputs, encoder_spec
-from .machine import precision
-from .optim import adamw, freeze
-from .prepared import PreparedItems, prepared_items
+from .machine import choose_device, cpu_threads
+from .parallel import processes, serve
+from .prepared import prepared_items
 from .registry import Registry
 from .settings import EndToEnd
-from .trainer import load_optimizer_state, optimizer_state
+from .trainee import Trainee
 from .types import Batch, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -46,17 +46,39 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
     Raises NotApplicable where it has nothing to train, ConfigError where it has no epoch to train in.
     """
     options: EndToEnd = spec.paradigm_config
-    known = encoder_spec(spec, registry)
-    assert inputs.dataset.catalog is not None  # its features came from there
-    encoder = build_encoder(known, spec.encoder_config, features.modalities)
-    if not any(True for _ in encoder.parameters()):
-        raise NotApplicable(
-            f"--paradigm ete is not applicable: encoder {known.name} has no parameters, so there is nothing to train"
-        )
     if must_learn(options) and spec.settings.epochs <= options.warm_epochs:
         raise ConfigError(
             f"ete.warm_epochs {options.warm_epochs} of {spec.settings.epochs} epochs leave none to train the encoder; "
             "lower it, or raise epochs"
+        )
+    return JointEncoder(
+        _trainee(spec, inputs, registry, features.present),
+        features,
+        options,
+        # Another stream than that of the batches, whose gradients it draws among; the generator reads 32 bits
+        generator=torch.Generator().manual_seed(2**32 - 1 - spec.settings.seed),
+        batch_size=spec.settings.encode_batch_size,
+        model=spec.model,
+    )
+
+
+def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
+    """What another process than the first does in an end-to-end run: its share of the encoder's work, to the end of
+    the run, be there any (one that is finished needs none)."""
+    torch.set_num_threads(cpu_threads(spec.settings))
+    device = choose_device(spec.settings)
+    present = {name: torch.as_tensor(table.present, device=device) for name, table in inputs.tables.items()}
+    serve(device, lambda: _trainee(spec, inputs, registry, present))
+
+
+def _trainee(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> Trainee:
+    """The run's encoder, with the weights that it starts from and all that it may be asked to encode."""
+    known = encoder_spec(spec, registry)
+    assert inputs.dataset.catalog is not None  # the features came from there
+    encoder = build_encoder(known, spec.encoder_config, [*present])
+    if not any(True for _ in encoder.parameters()):
+        raise NotApplicable(
+            f"--paradigm ete is not applicable: encoder {known.name} has no parameters, so there is nothing to train"
         )
     items = prepared_items(
         inputs.dataset.catalog,
@@ -66,17 +88,7 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
         text_fields=spec.settings.text_fields,
         workers=spec.settings.workers,
     )
-    return JointEncoder(
-        encoder,
-        features,
-        items,
-        options,
-        # Another stream than that of the batches, whose gradients it draws among; the generator reads 32 bits
-        generator=torch.Generator().manual_seed(2**32 - 1 - spec.settings.seed),
-        batch_size=spec.settings.encode_batch_size,
-        name=known.name,
-        model=spec.model,
-    )
+    return Trainee(encoder, items, present, spec.paradigm_config, name=known.name)
 
 
 def must_learn(options: EndToEnd) -> bool:
@@ -88,33 +100,23 @@ def must_learn(options: EndToEnd) -> bool:
 class JointEncoder:
     """The Companion (trainer.py) of a model with joint features: collects their gradient, and trains the encoder.
 
-    `name` and `model` are for messages; `batch_size` is how many items are encoded at once without gradient.
+    `model` is its name, for messages; `batch_size` is how many items are encoded at once without gradient.
     """
 
     def __init__(
         self,
-        encoder: ItemEncoder,
+        trainee: Trainee,
         features: ItemFeatures,
-        items: PreparedItems,
         options: EndToEnd,
         *,
         generator: torch.Generator,
         batch_size: int = 64,
-        name: str = "encoder",
         model: str = "model",
     ) -> None:
-        if options.itc and not {"image", "text"} <= {*features}:
-            raise ConfigError(
-                f"ete.itc contrasts images with texts, but this run has features of {', '.join(features)}"
-            )
-        self._features, self._items, self._options = features, items, options
-        self._generator, self._batch_size, self._name, self._model = generator, batch_size, name, model
+        self._trainee, self._features, self._options = trainee, features, options
+        self._generator, self._batch_size, self._model = generator, batch_size, model
         self._present = torch.stack([*features.present.values()]).any(dim=0)  # (I,)
-        self._encoder = encoder.eval().to(self._present.device)
-        freeze(encoder, options.freeze, owner=f"encoder {name}: ete.freeze")
-        self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        self._optimizer = adamw(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
-        self._initial = {key: value.detach().cpu().clone() for key, value in encoder.named_parameters()}
+        self._initial = {key: value.cpu().clone() for key, value in trainee.parameters().items()}
         self._collecting = False  # whether the model's batches are to leave a gradient
         self._pending: dict[str, Tensor] = {}  # modality -> G (I, D) so far
         self._batches = 0  # that have gone into it
@@ -155,32 +157,32 @@ class JointEncoder:
         self._stale = self._stale or self._options.mode == "released"  # encodes anew every epoch, to no effect
         if self._collecting and not self._steps and must_learn(self._options):
             raise RunError(
-                f"no gradient of {self._model}'s loss reached encoder {self._name} in epoch {epoch}: it is not being "
-                "trained, and the result would be that of --paradigm pt. Does the model detach or copy its features, "
-                "do its settings give them no weight, or does the encoder detach its output?"
+                f"no gradient of {self._model}'s loss reached encoder {self._trainee.name} in epoch {epoch}: it is not "
+                "being trained, and the result would be that of --paradigm pt. Does the model detach or copy its "
+                "features, do its settings give them no weight, or does the encoder detach its output?"
             )
         if self._steps:
-            logger.info("encoder %s: %d steps, gradient norm %.3g", self._name, self._steps, self._norm_last)
+            logger.info("encoder %s: %d steps, gradient norm %.3g", self._trainee.name, self._steps, self._norm_last)
 
     def before_evaluation(self) -> None:
         if self._stale:
             self._refresh()
 
     def weights(self) -> dict[str, Tensor]:
-        return self._encoder.state_dict()
+        return self._trainee.weights()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        self._encoder.load_state_dict(weights)
+        self._trainee.load_weights(weights)
         self._stale, self._age = True, math.inf
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
+        tensors = {f"optimizer.{name}": value for name, value in self._trainee.optimizer_state().items()}
         numbers = {"steps": self._steps, "rows": self._rows, "norm_sum": self._norm_sum, "norm_last": self._norm_last}
         return {**tensors, "generator": self._generator.get_state()}, numbers
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         slots = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name != "generator"}
-        load_optimizer_state(self._optimizer, slots)
+        self._trainee.load_optimizer_state(slots)
         self._generator.set_state(tensors["generator"])
         self._steps, self._rows = numbers["steps"], numbers["rows"]
         self._norm_sum, self._norm_last = numbers["norm_sum"], numbers["norm_last"]
@@ -194,7 +196,7 @@ class JointEncoder:
         if not self._steps and must_learn(self._options):
             raise RunError(
                 f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so that training "
-                f"ended before encoder {self._name} joined; lower them, or raise stopping_step"
+                f"ended before encoder {self._trainee.name} joined; lower them, or raise stopping_step"
             )
         steps = max(1, self._steps)
         return {
@@ -203,7 +205,7 @@ class JointEncoder:
             "steps": self._steps,
             "rows_per_step": self._rows / steps,
             "gradient_norm": {"mean": self._norm_sum / steps, "last": self._norm_last},
-            "weight_change": weight_change(self._initial, dict(self._encoder.named_parameters())),
+            "weight_change": weight_change(self._initial, self._trainee.parameters()),
         }
 
     def _step(self) -> None:
@@ -214,20 +216,13 @@ class JointEncoder:
         rows, weights = self._draw(gradients)
         if not len(rows):
             return
-        self._optimizer.zero_grad()
-        size = self._options.micro_batch or len(rows)
-        for part, share in zip(rows.split(size), weights.split(size), strict=True):
-            objective = self._objective(
-                part, {name: value[part] * share for name, value in gradients.items()}, len(rows)
-            )
-            if objective.requires_grad:
-                objective.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._options.clip_grad_norm).item()
+        norm = self._trainee.step(
+            rows, {name: value[rows] * weights for name, value in gradients.items()}, self._rate()
+        )
         if not math.isfinite(norm):
-            raise TrainingDiverged(f"the gradient of encoder {self._name} became {norm}")
+            raise TrainingDiverged(f"the gradient of encoder {self._trainee.name} became {norm}")
         if norm == 0:
             return
-        self._optimizer.step()
         self._steps, self._rows = self._steps + 1, self._rows + len(rows)
         self._norm_sum, self._norm_last = self._norm_sum + norm, norm
         self._stale = True
@@ -248,43 +243,20 @@ class JointEncoder:
         first = next(iter(self._features().values()))
         return rows.to(first.device), weights.to(first).unsqueeze(1)
 
-    def _objective(self, items: Tensor, gradients: Mapping[str, Tensor], n_rows: int) -> Tensor:
-        """What is sent back for a micro-batch of the step's `n_rows` rows: sum(Z * G), and the contrastive loss in its
-        share of them."""
-        batch = self._batch(items)
-        with precision(self._present.device, self._options.dtype):
-            features = self._encoder(batch)
-            total = torch.stack([(features[name].to(value) * value).sum() for name, value in gradients.items()]).sum()
-            both = self._features.present["image"] & self._features.present["text"] if self._options.itc else None
-            if both is not None and both[items].sum() > 1:
-                pairs = {key: tensor[both[items]] for key, tensor in batch.items()}
-                total = total + self._options.itc * len(items) / n_rows * self._contrast(pairs)
-        return total
-
-    def _contrast(self, pairs: dict[str, Tensor]) -> Tensor:
-        terms = [term for name, term in self._encoder.tuning_losses(pairs).items() if name.startswith("itc")]
-        if not terms:
-            raise ConfigError(f"encoder {self._name} has no contrastive loss of its own, so ete.itc must be 0")
-        return torch.stack(terms).sum()
+    def _rate(self) -> float:
+        """The learning rate of the next step."""
+        rising = (self._steps + 1) / self._options.warmup_steps if self._options.warmup_steps else 1.0
+        return self._options.learning_rate * min(1.0, rising)
 
     def _refresh(self) -> None:
         """Encode all items, so that F is what this encoder makes of them."""
         self._write(self._present.nonzero().squeeze(1), partial=False)
         self._stale, self._age = False, 0
 
-    @torch.no_grad()
     def _write(self, items: Tensor, *, partial: bool) -> None:
-        for part in items.split(self._batch_size):
-            with precision(self._present.device, self._options.dtype):
-                features = self._encoder(self._batch(part))
-            for modality in self._features:
-                self._features.refresh(modality, part, features[modality], partial=partial)
-
-    def _batch(self, items: Tensor) -> dict[str, Tensor]:
-        tensors = self._items.batch(items.cpu().numpy())
-        if items.device.type == "cuda":  # pinned, the copy needn't be waited for
-            return {key: tensor.pin_memory().to(items.device, non_blocking=True) for key, tensor in tensors.items()}
-        return {key: tensor.to(items.device) for key, tensor in tensors.items()}
+        for part in items.split(self._batch_size * processes()):
+            for modality, values in self._trainee.encode(part).items():
+                self._features.refresh(modality, part, values, partial=partial)
 
 
 def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -5,21 +5,39 @@ process would compute of the whole batch, as the sums of their gradients do to i
 with all of the batch asks for them by `gathered`, through which the gradient flows back to the process that owns a row.
 
 Outside of torchrun, and outside of `sharing`, one process holds the whole batch, and everything here is the identity.
+
+Or the first process alone goes through the work, and others do parts of it: each holds a copy of an object, and calls
+of its methods that are marked `everywhere` are made in all. The first process works within `leading`, where the others
+are in `serve`.
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .errors import MMRecError
+
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Self = TypeVar("_Self")
 
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
+_amid_call: ContextVar[bool] = ContextVar("amid_call", default=False)
+
+#: How long a process waits for the others, one of which may train for hours by itself. A dead one is noticed at once.
+_PATIENCE = timedelta(days=30)
+
+
+class OutOfStep(MMRecError):
+    """The first process failed in a call that others have begun too: they can't be told to go on to something else."""
 
 
 def processes() -> int:
@@ -38,9 +56,11 @@ def is_first_process() -> bool:
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes, once: over NCCL where they compute on GPUs, else over gloo."""
+    """Meet the other processes, once: over NCCL for what is on GPUs, over gloo for all else."""
     if processes() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
 
 
 @contextlib.contextmanager
@@ -102,6 +122,60 @@ def told(value: _T, *, source: int = 0) -> _T:
     dist.broadcast_object_list(held, src=source)
     said: _T = held[0]
     return said
+
+
+def everywhere(method: Callable[Concatenate[_Self, _P], _T]) -> Callable[Concatenate[_Self, _P], _T]:
+    """Have a call of `method` that the first process makes be made by all, each on its own copy of the object.
+
+    Arguments are tensors, plain data, and mappings to these by name; tensors reach the others on the CPU.
+    """
+
+    @functools.wraps(method)
+    def call(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if processes() > 1 and is_first_process():
+            _amid_call.set(True)
+            told((method.__name__, _on_cpu(args), _on_cpu(kwargs)))
+        result = method(self, *args, **kwargs)
+        _amid_call.set(False)
+        return result
+
+    return call
+
+
+@contextlib.contextmanager
+def leading(device: torch.device) -> Iterator[None]:
+    """Within it, the first process' calls of what is marked `everywhere` find the others in `serve`, which returns when
+    it ends, be it by an error. One in the midst of such a call becomes OutOfStep: then nothing but the end of this
+    process ends the call of the others."""
+    join(device)
+    try:
+        yield
+    except Exception as error:
+        if _amid_call.get():
+            raise OutOfStep(f"{error} (in what {processes()} processes do together, so that all end here)") from error
+        raise
+    finally:
+        if processes() > 1 and not _amid_call.get():
+            told(None)
+
+
+def serve(device: torch.device, build: Callable[[], object]) -> None:
+    """Make the calls of the first process, as long as that is within `leading`, on what `build` gives; it is built for
+    the first of them."""
+    join(device)
+    target = None
+    while (asked := told(None)) is not None:
+        name, args, kwargs = asked
+        target = target or build()
+        getattr(target, name)(*args, **kwargs)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(each) for key, each in value.items()}
+    return tuple(map(_on_cpu, value)) if isinstance(value, tuple) else value
 
 
 def _share(count: int, number: int) -> slice:

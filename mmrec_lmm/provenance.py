@@ -15,6 +15,7 @@ from .artifacts import fingerprint, hash_files, plain
 from .contracts import Recommender
 from .inputs import Inputs
 from .machine import cpu_threads
+from .parallel import processes
 from .registry import Registry
 from .settings import NOT_IDENTITY
 from .types import RunSpec
@@ -74,6 +75,7 @@ def provenance(
         "parameters_trained": sum(parameter.numel() for parameter in model.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": cpu_threads(spec.settings),
+        "processes": processes(),
         "versions": {
             "mmrec_lmm": __version__,
             "python": platform.python_version(),

@@ -86,6 +86,7 @@ class EndToEnd:
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
     learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
+    warmup_steps: int = 0  # in which that rate is risen to; it never falls, as patience ends training at no known step
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
     encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects

@@ -2,7 +2,8 @@
 
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from .artifacts import fingerprint, plain
 from .errors import RunError
 from .inputs import Inputs, gather
+from .joint import help_train
 from .logs import log_statistics, metric_line
+from .machine import choose_device
+from .parallel import leading
 from .registry import Registry
 from .runner import Interrupted, run
 from .types import RunResult, RunSpec
@@ -43,20 +47,16 @@ def run_grid(
     progress: bool = False,
 ) -> Grid:
     """Run every point in turn. One that fails is logged and the rest goes on; RunError only if all fail."""
-    gathered: dict[str, Inputs] = {}
     results: list[RunResult] = []
     failures: list[tuple[Mapping[str, Any], str]] = []
     logger.info("██Server: \t%s", platform.node())
     logger.info("██Dir: \t%s\n", Path.cwd())
     logger.info("\n%s", _dump(specs))
-    for number, spec in enumerate(specs, start=1):
-        key = _input_key(spec)
-        if key not in gathered:
-            gathered = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
-            log_statistics(gathered[key].dataset)
+    for number, (spec, inputs) in enumerate(_with_inputs(specs, registry, progress=progress), start=1):
         logger.info("=========%d/%d: Parameters:%s=======", number, len(specs), _point(spec.point))
         try:
-            results.append(run(spec, gathered[key], registry, out=out, resume=resume, force=force, progress=progress))
+            with leading(choose_device(spec.settings)) if spec.paradigm == "ete" else nullcontext():
+                results.append(run(spec, inputs, registry, out=out, resume=resume, force=force, progress=progress))
         except Interrupted:
             raise
         except (RunError, RuntimeError, MemoryError) as error:  # torch's errors are RuntimeErrors, out of memory too
@@ -74,6 +74,27 @@ def run_grid(
         logger.info("%s", _summary(result, valid="best valid", test="best test"))
     logger.info("\n\n█████████████ BEST ████████████████\n%s", _summary(best))
     return Grid(results, failures, best)
+
+
+def help_grid(specs: Sequence[RunSpec], registry: Registry) -> None:
+    """What another process than the first does where torchrun started several: its part of the work on encoders. The
+    runs are the first process' alone."""
+    for spec, inputs in _with_inputs(specs, registry):
+        if spec.paradigm == "ete":
+            help_train(spec, inputs, registry)
+
+
+def _with_inputs(
+    specs: Sequence[RunSpec], registry: Registry, *, progress: bool = False
+) -> Iterator[tuple[RunSpec, Inputs]]:
+    """Each run with what it trains on."""
+    gathered: dict[str, Inputs] = {}
+    for spec in specs:
+        key = _input_key(spec)
+        if key not in gathered:
+            gathered = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
+            log_statistics(gathered[key].dataset)
+        yield spec, gathered[key]
 
 
 def best_result(results: Sequence[RunResult], spec: RunSpec) -> RunResult:

@@ -17,7 +17,8 @@ FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_
 
 #: The host from the bottom up. A module imports from lines below its own; a folder counts as one module.
 LAYERS = """
-    errors types settings parallel
+    errors types settings
+    parallel
     specs features graph losses
     contracts hookspecs
     api artifacts layers schema machine logs torchscript
@@ -26,7 +27,7 @@ LAYERS = """
     data results tables items inference optim
     encoding evaluator trainer
     checkpoint prepared
-    finetuning
+    finetuning trainee
     inputs
     provenance joint
     runner

@@ -34,6 +34,7 @@ from mmrec_lmm.registry import Registry
 from mmrec_lmm.settings import EndToEnd, Settings
 from mmrec_lmm.tables import load_table
 from mmrec_lmm.testing import TinyEncoder
+from mmrec_lmm.trainee import Trainee
 from mmrec_lmm.trainer import Trainer, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
 
@@ -122,7 +123,10 @@ class World:
         torch.manual_seed(seed)
         self.model = model(DATA, self.features).to(dtype)
         self.companion = JointEncoder(
-            self.encoder, self.features, prepared(dtype), options, generator=torch.Generator().manual_seed(seed)
+            Trainee(self.encoder, prepared(dtype), PRESENT, options),
+            self.features,
+            options,
+            generator=torch.Generator().manual_seed(seed),
         )
         self.settings = Settings(**{"epochs": 2, "train_batch_size": 10, "stopping_step": 99, **settings})
         self.rows = TrainingRows(DATA.train, DATA.n_users, self.settings.train_batch_size)
