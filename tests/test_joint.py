@@ -364,6 +364,14 @@ def test_in_warm_epochs_the_encoder_stands_still_and_the_model_learns() -> None:
     assert world.companion.report()["steps"] == 2  # of one epoch: five batches in fours
 
 
+def test_in_its_warm_up_the_encoders_rate_rises_step_by_step_and_then_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = Trainee.step
+    monkeypatch.setattr(Trainee, "step", lambda *given: (rates.append(given[-1]), step(*given))[1])
+    World(EndToEnd(learning_rate=0.01, warmup_steps=4, encoder_every=2)).trainer.fit()  # three steps an epoch
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
 def test_a_run_that_ends_before_the_encoder_joins_is_an_error() -> None:
     world = World(EndToEnd(warm_epochs=5), epochs=4)
     world.trainer.fit()
@@ -497,7 +505,9 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2])
 def test_a_joint_run_that_was_stopped_continues_to_the_same_bits(stop_after: int, tmp_path: Path) -> None:
-    options = EndToEnd(learning_rate=0.01, encoder_every=3, rows=3, itc=0.1, refresh_epochs=2, warm_epochs=1)
+    options = EndToEnd(
+        learning_rate=0.01, warmup_steps=5, encoder_every=3, rows=3, itc=0.1, refresh_epochs=2, warm_epochs=1
+    )
 
     def stop(report: EpochReport) -> None:
         if report.epoch == stop_after + 1:
