@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.encoders
+	$(BIN)/python -m benchmarks.joint
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,16 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluator import Evaluator, metric_values
 from mmrec_lmm.features import ItemFeatures
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
+from mmrec_lmm.joint import JointEncoder
 from mmrec_lmm.machine import keep_freed_memory
+from mmrec_lmm.prepared import PreparedItems
 from mmrec_lmm.registry import load_registry
-from mmrec_lmm.settings import Settings
+from mmrec_lmm.settings import EndToEnd, Settings
+from mmrec_lmm.specs import resolve
+from mmrec_lmm.trainee import Trainee
 from mmrec_lmm.trainer import Trainer, Validation
-from mmrec_lmm.types import Batch, FeatureTable, TrainingData
+from mmrec_lmm.types import Batch, FeatureTable, RawItem, TrainingData
 
 from .counting import Count, count
 from .memory import peak_bytes
@@ -151,6 +156,34 @@ def neighbours(*, items: int) -> dict[str, Any]:
     return {"seconds": taken, "peak": peak_bytes()}
 
 
+def joint_memory(encoder: str, *, items: int) -> dict[str, Any]:
+    """The peak of an encoder's side of a joint run: two steps on a gradient for every item, and an encoding of all.
+    `tables` are the bytes of features and gradient, which grow with the catalogue.
+
+    One prepared item stands for all: the store of a real run is memory-mapped, and its pages are the system's to take
+    back.
+    """
+    keep_freed_memory()
+    spec, modalities = load_registry().encoders.get(encoder), ("image", "text")
+    built = resolve(spec.cls)(resolve(spec.config)(variant="tiny"), modalities)
+    one = built.prepare(RawItem(0, Image.effect_noise((300, 450), 80).convert("RGB"), 100 * "word "))
+    prepared = PreparedItems({key: np.broadcast_to(row, (items, *row.shape)) for key, row in one.items()}, {})
+    present = {modality: torch.ones(items, dtype=torch.bool) for modality in modalities}
+    tables = {modality: torch.zeros(items, built.dims[modality]) for modality in modalities}
+    features, options = ItemFeatures(tables, present, joint=True), EndToEnd()
+    companion = JointEncoder(
+        Trainee(built, prepared, present, options), features, options, generator=torch.Generator().manual_seed(0)
+    )
+    companion.epoch_started(0)
+    batch = Batch(*torch.zeros(3, 1, dtype=torch.int64))
+    for _ in range(2 * options.encoder_every):
+        for leaf in features().values():
+            leaf.grad = torch.randn_like(leaf)
+        companion.after_batch(batch)
+    companion.before_evaluation()
+    return {"peak": peak_bytes(), "tables": 2 * sum(table.nbytes for table in tables.values())}
+
+
 def floor(work: Mapping[str, Any], rates: Mapping[str, float]) -> float:
     """The seconds that the counted work takes at the machine's rates: products, rows moved, the optimiser's pass and
     selections. All that goes element by element could be fused into these, and counts as free."""
@@ -201,7 +234,11 @@ def _mapped(size: Size, rng: np.random.Generator, folder: Path) -> dict[str, Fea
     return tables
 
 
-JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {"train": train, "neighbours": neighbours}
+JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "train": train,
+    "neighbours": neighbours,
+    "joint_memory": joint_memory,
+}
 
 
 def main() -> None:

@@ -1,0 +1,267 @@
+"""What joint training costs beside the arithmetic of its encoder: `python -m benchmarks.joint [--full] [--quick]`.
+
+Three tables, for the tiny variants of VLMo, BEiT-3 and CLIP:
+epochs   an epoch of a recommender and the encoder together, beside two forward passes and one backward pass over the
+         very rows that it touched and an epoch of the recommender alone; the encoding of all items stands apart
+loader   how many prepared items a second come from the store, beside what the encoder computes forward and backward
+         in that time; and how many a second are made for it. --full adds CLIP ViT-B/16 with random weights
+memory   the peak of the encoder's side of a joint run, at two sizes of the catalogue
+
+Items are JPEGs of 300 x 450 with a text of a hundred words; interactions are synthetic. One thread, its processor time.
+docs/performance.md says how to read it.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrec_lmm.contracts import ItemEncoder
+from mmrec_lmm.data.sampling import TrainingRows
+from mmrec_lmm.errors import MMRecError
+from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.joint import JointEncoder
+from mmrec_lmm.machine import keep_freed_memory
+from mmrec_lmm.prepared import PreparedItems, prepared_items
+from mmrec_lmm.registry import Registry, load_registry
+from mmrec_lmm.settings import EndToEnd, Settings
+from mmrec_lmm.specs import EncoderSpec, NoConfig, resolve
+from mmrec_lmm.trainee import Trainee
+from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
+
+from .encoders import FULL, catalogue, full
+from .host import processor
+from .models import Bench
+from .synthetic import Size, interactions
+from .timing import Timing, by_turns, seconds
+
+AIM = 1.3
+MODELS = ("VBPR", "MMGCN")  # without and with a graph
+MODALITIES = ("image", "text")
+SIZE = Size(users=1_500, items=500, train=16_000, valid=3_000, test=3_000, widths={})
+QUICK = Size(users=40, items=24, train=240, valid=50, test=50, widths={})
+OPTIONS = EndToEnd(learning_rate=1e-4, refresh_epochs=10**9)  # the one refresh is timed apart
+CATALOGUES = (500, 5_000)  # items, whose memory is compared
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """A joint epoch beside its floor, and the seconds of what they are made of."""
+
+    timing: Timing
+    rows: int  # items encoded with gradient in an epoch
+    recommender: float  # an epoch of it alone
+    refresh: float  # all items encoded once
+
+
+def epochs(
+    name: str, encoder: ItemEncoder, items: PreparedItems, registry: Registry, size: Size, *, repeats: int, batch: int
+) -> Epochs:
+    """Time joint epochs of model `name` and an encoder of image and text, by turns with their floor."""
+    train = interactions(size, np.random.default_rng(0))["train"]
+    present = {modality: torch.ones(size.items, dtype=torch.bool) for modality in MODALITIES}
+    tables = {modality: torch.zeros(size.items, encoder.dims[modality]) for modality in MODALITIES}
+    features = ItemFeatures(tables, present, joint=True)
+    companion = JointEncoder(
+        Trainee(encoder, items, present, OPTIONS), features, OPTIONS, generator=torch.Generator().manual_seed(0)
+    )
+    joint = trainer(name, registry, train, size, features, batch=batch, companion=companion)
+    touched: list[Tensor] = []
+    step = companion._trainee.step
+
+    def noted(rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
+        touched.append(rows)
+        return step(rows, gradients, rate)
+
+    companion._trainee.step = noted  # type: ignore[method-assign]
+    companion.epoch_started(0)  # features, of which the recommender alone gets a copy that stands still
+    frozen = ItemFeatures({modality: table.detach().clone() for modality, table in features().items()}, present)
+    alone = trainer(name, registry, train, size, frozen, batch=batch)
+
+    def joint_epoch() -> None:
+        touched.clear()
+        joint._train_epoch(1)
+
+    def floor() -> None:
+        alone._train_epoch(1)
+        for rows in touched:
+            forward_twice_and_backward(encoder, items, rows)
+
+    timing = by_turns(joint_epoch, floor, repeats)
+    recommender = statistics.median(seconds(lambda: alone._train_epoch(1)) for _ in range(repeats))
+    return Epochs(timing, sum(map(len, touched)), recommender, seconds(companion.before_evaluation))
+
+
+def trainer(
+    name: str,
+    registry: Registry,
+    train: Interactions,
+    size: Size,
+    features: ItemFeatures,
+    *,
+    batch: int,
+    companion: JointEncoder | None = None,
+) -> Trainer:
+    """A model with default options, about to be trained."""
+    torch.manual_seed(0)
+    data = TrainingData(size.users, size.items, train)
+    model = registry.models.load(name, "cls")(data, features, registry.models.load(name, "config")())
+    return Trainer(
+        model,
+        TrainingRows(train, size.users, batch),
+        Settings(),
+        validate=lambda: Validation(0.0, {}),
+        generator=torch.Generator().manual_seed(0),
+        companion=companion,
+    )
+
+
+def forward_twice_and_backward(encoder: ItemEncoder, items: PreparedItems, rows: Tensor) -> None:
+    """The encoder's arithmetic in a step on some rows, with gradients that cost nothing."""
+    for part in rows.split(OPTIONS.micro_batch):
+        forward_and_backward(encoder, items.batch(part.numpy()))
+    with torch.no_grad():
+        for part in rows.split(Settings().encode_batch_size):
+            encoder(items.batch(part.numpy()))
+
+
+def forward_and_backward(encoder: ItemEncoder, batch: dict[str, Tensor]) -> None:
+    """One pass each way. The gradients add up in the encoder's weights, which stay."""
+    torch.stack([rows.sum() for rows in encoder(batch).values()]).sum().backward()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Items a second: computed forward and backward, read from the store, and made for it."""
+
+    computed: float
+    read: float
+    made: float
+
+
+def loading(catalog: ItemCatalog, encoder: ItemEncoder, *, name: str, rounds: int, computed: int) -> Loading:
+    """Time the store of a catalogue's items, and the encoder on `computed` of them a round.
+
+    What is read was written shortly before, and so comes from the system's cache: random batches as a step draws them.
+    """
+    n_items = len(catalog)
+    made = n_items / seconds(lambda: stored(catalog, encoder, name))
+    items = stored(catalog, encoder, name)
+    rng = np.random.default_rng(0)
+    batches = [part.numpy() for part in torch.from_numpy(rng.permutation(n_items)).split(OPTIONS.micro_batch)]
+
+    def read() -> None:
+        for batch in batches:
+            items.batch(batch)
+
+    def compute() -> None:
+        for part in torch.arange(computed).split(OPTIONS.micro_batch):
+            forward_and_backward(encoder, items.batch(part.numpy()))
+
+    timing = by_turns(compute, read, rounds)
+    return Loading(computed / statistics.median(timing.real), n_items / statistics.median(timing.floor), made)
+
+
+def stored(catalog: ItemCatalog, encoder: ItemEncoder, name: str) -> PreparedItems:
+    """The catalogue's items as the encoder prepares them, made where they aren't there."""
+    spec = EncoderSpec(name, None, NoConfig, tuple(encoder.dims), lambda config, modality: "random")
+    return prepared_items(catalog, spec, NoConfig(), encoder, text_fields=["title"])
+
+
+def tiny(spec: EncoderSpec) -> ItemEncoder:
+    """The tiny variant, for image and text."""
+    encoder: ItemEncoder = resolve(spec.cls)(resolve(spec.config)(variant="tiny"), MODALITIES)
+    return encoder.eval()
+
+
+def print_epochs(
+    encoders: Mapping[str, ItemEncoder], catalog: ItemCatalog, registry: Registry, size: Size, *, repeats: int
+) -> None:
+    """A line for each encoder with each model."""
+    batch = max(size.train // 8, 1)
+    print(
+        f"| encoder | model | joint epoch, s | floor, s | of that the recommender | ratio | middle half | aim {AIM} "
+        f"| rows | {size.items} items encoded, s |\n|---|---|---:|---:|---:|---:|---|---|---:|---:|"
+    )
+    for name, encoder in encoders.items():
+        items = stored(catalog, encoder, name)
+        for model in MODELS:
+            found = epochs(model, encoder, items, registry, size, repeats=repeats, batch=batch)
+            times, (low, high) = found.timing, found.timing.quartiles
+            print(
+                f"| {name}:tiny | {model} | {statistics.median(times.real):.2f} | {statistics.median(times.floor):.2f} "
+                f"| {found.recommender:.2f} | {times.ratio:.2f} | {low:.2f} - {high:.2f} "
+                f"| {'ok' if times.ratio <= AIM else 'miss'} | {found.rows} | {found.refresh:.2f} |",
+                flush=True,
+            )
+
+
+def print_loading(works: Sequence[tuple[str, ItemEncoder, int]], catalog: ItemCatalog) -> None:
+    """A line for each encoder by its name, and how many items it computes in a round."""
+    print(
+        "\n| encoder | items | forward + backward, items/s | read from the store, items/s | made, items/s |\n"
+        "|---|---|---:|---:|---:|"
+    )
+    for name, encoder, computed in works:
+        found = loading(catalog, encoder, name=f"{name} once more", rounds=3, computed=computed)
+        kinds = " + ".join(sorted(encoder.dims))
+        print(f"| {name} | {kinds} | {found.computed:,.1f} | {found.read:,.0f} | {found.made:,.0f} |", flush=True)
+
+
+def print_memory(names: Sequence[str], sizes: Sequence[int], *, quick: bool) -> None:
+    """A line for each encoder, each measured in a process of its own."""
+    bench = Bench(threads=1, steps=0, quick=quick)
+    print("\n| encoder |" + "".join(f" {size:,} items, MB | tables, MB |" for size in sizes))
+    print("|---|" + "---:|" * (2 * len(sizes)))
+    for name in names:
+        cells = []
+        for size in sizes:
+            found = bench.job("joint_memory", encoder=name, items=size)
+            cells += [f"{1000 * found['peak']:.0f}", f"{found['tables'] / 1e6:.1f}"]
+        print(f"| {name}:tiny | {' | '.join(cells)} |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    registry = load_registry()
+    known = {name: registry.encoders.get(name) for name in FULL if name in registry.encoders}
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.joint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--encoders", nargs="+", choices=known, metavar="NAME", help="default: all")
+    parser.add_argument("--full", action="store_true", help="read and compute full-size images too, for some minutes")
+    parser.add_argument("--repeats", type=int, default=5, help="of an epoch and its floor (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few items: shows that it runs, measures nothing")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
+    size = QUICK if options.quick else SIZE
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"{processor()}, {os.cpu_count()} cores{load}; one thread, processor time; {options.repeats} repeats\n")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MMREC_LMM_HOME"] = folder
+        catalog = catalogue(Path(folder), size.items, size.items)
+        encoders: dict[str, ItemEncoder] = {}
+        for name in options.encoders or known:
+            try:
+                encoders[name] = tiny(known[name])
+            except MMRecError as error:  # its libraries aren't installed
+                print(f"{name}: not measured: {error}")
+        print_epochs(encoders, catalog, registry, size, repeats=options.repeats)
+        works = [(f"{name}:tiny", encoder, min(256, size.items)) for name, encoder in encoders.items()]
+        if options.full:
+            works.append(("clip ViT-B/16", full(known["clip"], "image").eval(), 8))
+        print_loading(works, catalog)
+    print_memory([*encoders], (20, 40) if options.quick else CATALOGUES, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
