@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .features import ItemFeatures as ItemFeatures
     from .hookspecs import API_VERSION as API_VERSION
     from .hookspecs import hookimpl as hookimpl
+    from .parallel import common_generator as common_generator
+    from .parallel import gathered as gathered
+    from .parallel import own_rows as own_rows
     from .specs import DatasetSpec as DatasetSpec
     from .specs import EncoderSpec as EncoderSpec
     from .specs import MetricSpec as MetricSpec
@@ -51,6 +54,7 @@ _HOME = {
     "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
     "features": ("ItemFeatures",),
     "hookspecs": ("API_VERSION", "hookimpl"),
+    "parallel": ("common_generator", "gathered", "own_rows"),
     "specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "WeightFile"),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",

@@ -352,7 +352,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     options.model = None
     registry, resolved = _resolve(options)
-    start_log(None, "encode", level="INFO", verbose=True)
+    start_log(None, "encode", level="INFO" if is_first_process() else "ERROR", verbose=True)
     tables = encode_dataset(resolved.runs[0], registry, progress=True)
     if not is_first_process():
         return 0

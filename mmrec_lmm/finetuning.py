@@ -14,6 +14,10 @@ together or not at all, so that the items which select the epoch have not been s
 All that is random in an epoch follows from the seed and the epoch's number. So nothing of it needs saving, and tuning
 that was killed goes on after its last epoch and ends with the same weights.
 
+Processes that torchrun started train together: each computes its rows of every batch, of held-out items too, and all
+know the whole batch's losses and gradients, so that they decide alike (parallel.py). The first alone reads and writes
+the store.
+
 Shapes: N items that have image and text, B batch, Q queries, D feature width.
 """
 
@@ -21,8 +25,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
@@ -39,12 +45,12 @@ from . import artifacts
 from .checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
 from .contracts import ItemEncoder
 from .encoding import build_encoder, encoder_id
-from .errors import DataError, NotApplicable, PluginError, RunError, TrainingDiverged
+from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
 from .items import JOINT, Source, source_of
 from .machine import precision
-from .optim import adamw, freeze, rate_factor
-from .parallel import is_first_process
+from .optim import adamw, freeze, rate_factor, recompute_blocks
+from .parallel import gathered, is_first_process, join, own_rows, processes, rank, sharing, sum_gradients, summed, told
 from .prepared import PreparedItems, prepared_items
 from .settings import FineTuning
 from .specs import EncoderSpec, resolve
@@ -75,14 +81,16 @@ def tune(
     text_fields: Sequence[str],
     device: torch.device | str = "cpu",
     workers: int = 0,
+    recompute: bool = False,
     progress: bool = False,
 ) -> Tuned:
     """The encoder as tuned on the catalogue: from the store where it is, else tuned and stored.
 
     Its file is named by all that its weights depend on: encoder, configuration, `tuning`, and what the items hold. The
-    device and the number of threads change them by rounding and are recorded in it. Raises NotApplicable for an encoder
-    without losses, DataError where too few items have an image and a text, ConfigError where `freeze` doesn't fit the
-    encoder, TrainingDiverged, and RunError where memory doesn't suffice.
+    device and the numbers of threads and processes change them by rounding and are recorded in it; `recompute` saves
+    memory and changes nothing (`optim.recompute_blocks`). Raises NotApplicable for an encoder without losses, DataError
+    where too few items have an image and a text, ConfigError where `freeze` or the processes don't fit the encoder,
+    TrainingDiverged, and RunError where memory doesn't suffice or another process has failed.
     """
     if not is_tunable(spec, config):
         raise NotApplicable(
@@ -98,25 +106,40 @@ def tune(
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
     name = artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
     path = artifacts.home() / "tuned" / f"{name}.safetensors"
-    with artifacts.locked(path):
-        if path.exists():
+    device = torch.device(device)
+    join(device)
+    with artifacts.locked(path) if is_first_process() else nullcontext():
+        if told(path.exists()):
             logger.info("%s: tuned before, found in the store, %s", spec.name, path)
         else:
-            device = torch.device(device)
             encoder = build_encoder(spec, config, PAIR)
+            _check_shareable(encoder, name=spec.name)
             frozen = freeze(encoder, tuning.freeze, owner=f"encoder {spec.name}, ft.freeze")
+            if recompute:
+                recompute_blocks(encoder)
             prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
             train, held_out, sizes = _split(source, tuning, name=spec.name)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's state is left alone
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
-                found = tuner.run(path.with_suffix(".parts"), progress=progress)
-            about = {"encoder": spec.name, "made_by": made_by, "ft": tuning, "sizes": sizes, "frozen": frozen, **found}
-            save_weights(path, tuner.best, {"about": json.dumps(artifacts.plain(about))})
-            remove_checkpoint(path.with_suffix(".parts"))
-            path.with_suffix(".parts").rmdir()
-    record = _record(path)
+                with sharing():
+                    found = tuner.run(path.with_suffix(".parts"), progress=progress)
+            if is_first_process():
+                about = {"encoder": spec.name, "made_by": made_by, "ft": tuning, "sizes": sizes, "frozen": frozen}
+                save_weights(path, tuner.best, {"about": json.dumps(artifacts.plain({**about, **found}))})
+                remove_checkpoint(path.with_suffix(".parts"))
+                path.with_suffix(".parts").rmdir()
+        record = told(_record(path) if is_first_process() else {})
     logger.info("%s: %s", spec.name, summary(record))
     return Tuned(path, name, record)
+
+
+def _check_shareable(encoder: nn.Module, *, name: str) -> None:
+    """ConfigError where several processes would train an encoder otherwise than one."""
+    if processes() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules()):
+        raise ConfigError(
+            f"encoder {name} can't be tuned by {processes()} processes: its batch norms would each see their own rows "
+            "of a batch alone; start it without torchrun, and encoding with it again"
+        )
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -250,7 +273,18 @@ class _Tuner:
         self.best: dict[str, Tensor] = {}  # weights of the best epoch, on the CPU
         self._prepared, self._train, self._held_out = prepared, train, held_out
         self._device = next(encoder.parameters()).device
-        self._steps = count_batches(train.groups, tuning.batch_size)  # of an epoch
+        self._batches = count_batches(train.groups, tuning.batch_size)  # of an epoch
+        self._steps = math.ceil(self._batches / tuning.accumulate)  # of an epoch
+        judged = math.ceil(len(held_out) / tuning.batch_size)
+        self._judged = deal(held_out.groups, judged, tuning.batch_size, self._random(0))
+        smallest = min(len(places) for places in [*self._judged, *self._deal(self._random(1))])
+        if smallest < processes():
+            raise ConfigError(
+                f"encoder {name} can't be tuned by {processes()} processes: the smallest batch has {smallest} items, "
+                f"and each process takes some of every batch; start no more than that, or raise ft.batch_size or "
+                "ft.held_out"
+            )
+        self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
         self._epochs: list[dict[str, float]] = []  # the mean of each loss by epoch, and that of the held-out items
         self._best_epoch, self._best_loss = 0, math.inf
@@ -265,8 +299,8 @@ class _Tuner:
             if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise RunError(
                     f"encoder {self.name}: {self._device} has no memory to train on {self.tuning.batch_size} items at "
-                    "once; ft.dtype=bfloat16 takes half of it on a GPU, and a smaller ft.batch_size less, which is "
-                    "another loss"
+                    "once; --recompute=true takes much less and a third more time, ft.dtype=bfloat16 half of it on a "
+                    "GPU, and a smaller ft.batch_size less, which is another loss"
                 ) from None
             raise
         self.encoder.load_state_dict(self.best)
@@ -282,11 +316,13 @@ class _Tuner:
             "epochs": self._epochs,
             "held_out_before": held_out_before,
             "recall": self._recalls(ranks, self._ranks()),
+            "batches_per_epoch": self._batches,
             "steps_per_epoch": self._steps,
-            "parameters_trained": sum(each.numel() for each in self.encoder.parameters() if each.requires_grad),
+            "parameters_trained": sum(each.numel() for each in self._trained),
             "seconds": self._seconds,
             "device": torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
             "threads": torch.get_num_threads(),
+            "processes": processes(),
         }
 
     def _fit(self, checkpoint: Path, *, progress: bool) -> str:
@@ -295,7 +331,7 @@ class _Tuner:
         if state is not None:
             self._restore(state)
             logger.info("%s: tuning goes on after epoch %d", self.name, len(self._epochs))
-        total, done = self.tuning.epochs * self._steps, len(self._epochs) * self._steps
+        total, done = self.tuning.epochs * self._batches, len(self._epochs) * self._batches
         quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal
         with tqdm(desc=f"tuning {self.name}", total=total, initial=done, unit=" batches", disable=quiet) as bar:
             while len(self._epochs) < self.tuning.epochs:
@@ -315,7 +351,8 @@ class _Tuner:
                     self._best_epoch, self._best_loss = len(self._epochs), losses["held_out"]
                     self.best = {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
                 self._seconds += time.perf_counter() - started
-                save_checkpoint(checkpoint, self._state())
+                if is_first_process():
+                    save_checkpoint(checkpoint, self._state())
                 shown = ", ".join(f"{key} {value:.4f}" for key, value in losses.items())
                 logger.info("%s: epoch %d: %s", self.name, len(self._epochs), shown)
                 bar.set_postfix_str(shown)
@@ -323,26 +360,29 @@ class _Tuner:
 
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
         """One pass; the mean of each loss over its batches. TrainingDiverged where one isn't finite."""
-        tuning, done = self.tuning, (epoch - 1) * self._steps
-        rng = self._random(epoch)
+        tuning, first = self.tuning, (epoch - 1) * self._steps
+        batches = self._loaded(self._train.items[places] for places in self._deal(self._random(epoch)))
         self.encoder.train()
         totals: dict[str, Tensor] = {}
-        batches = deal(self._train.groups, self._steps, tuning.batch_size, rng)
-        for step, batch in enumerate(self._batches(self._train.items[places] for places in batches)):
+        for step in range(self._steps):
             factor = rate_factor(
-                done + step, tuning.epochs * self._steps, warmup=tuning.warmup, schedule=tuning.schedule
+                first + step, tuning.epochs * self._steps, warmup=tuning.warmup, schedule=tuning.schedule
             )
             for group in self._optimizer.param_groups:
                 group["lr"] = tuning.learning_rate * factor
             self._optimizer.zero_grad()
-            terms = self._losses(batch)
-            torch.stack([*terms.values()]).sum().backward()
-            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), tuning.clip_grad_norm)
+            count = min(tuning.accumulate, self._batches - step * tuning.accumulate)
+            for batch in islice(batches, count):
+                terms = self._losses(batch)
+                (torch.stack([*terms.values()]).sum() / count).backward()
+                for key, term in terms.items():
+                    totals[key] = totals.get(key, torch.zeros_like(term)) + term.detach()
+                bar.update()
+            sum_gradients(self._trained)
+            torch.nn.utils.clip_grad_norm_(self._trained, tuning.clip_grad_norm)
             self._optimizer.step()
-            for key, term in terms.items():
-                totals[key] = totals.get(key, torch.zeros_like(term)) + term.detach()
-            bar.update()
-        means = {key: total.item() / self._steps for key, total in totals.items()}
+        sums = summed(torch.stack([*totals.values()])).tolist()
+        means = {key: total / self._batches for key, total in zip(totals, sums, strict=True)}
         for key, mean in means.items():
             if not math.isfinite(mean):
                 raise TrainingDiverged(f"encoder {self.name}: tuning loss {key!r} became {mean} in epoch {epoch}")
@@ -351,38 +391,43 @@ class _Tuner:
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         """The mean contrastive loss of the held-out items, each time in the same batches."""
-        rng = self._random(0)
+        self._random(0)
         self.encoder.eval()
-        size = self.tuning.batch_size
-        total, count = 0.0, 0
-        for places in deal(self._held_out.groups, math.ceil(len(self._held_out) / size), size, rng):
-            (batch,) = self._batches([self._held_out.items[places]])
+        total = torch.zeros((), device=self._device)
+        batches = self._loaded(self._held_out.items[places] for places in self._judged)
+        for places, batch in zip(self._judged, batches, strict=True):
             contrastive = [term for key, term in self._losses(batch).items() if key.startswith("itc")]
             if not contrastive:
                 raise PluginError(
                     f"encoder {self.name}: its tuning_losses must have one called itc, by which the epoch is chosen"
                 )
-            total, count = total + torch.stack(contrastive).mean().item() * len(places), count + len(places)
-        if not math.isfinite(total):
-            raise TrainingDiverged(f"encoder {self.name}: the loss of the held-out items became {total}")
-        return total / count
+            total += torch.stack(contrastive).mean() * len(places)
+        loss = summed(total).item() / sum(map(len, self._judged))
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"encoder {self.name}: the loss of the held-out items became {loss}")
+        return loss
+
+    def _deal(self, rng: np.random.Generator) -> list[np.ndarray]:
+        return deal(self._train.groups, self._batches, self.tuning.batch_size, rng)
 
     def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with precision(self._device, self.tuning.dtype):
             return self.encoder.tuning_losses(batch)
 
-    def _batches(self, parts: Sequence[np.ndarray] | Iterator[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-        """Prepared items on the encoder's device."""
+    def _loaded(self, parts: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+        """This process' rows of batches of items, on the encoder's device."""
         for items in parts:
-            yield {key: rows.to(self._device) for key, rows in self._prepared.batch(items).items()}
+            tensors = self._prepared.batch(items, own_rows(len(items)))
+            yield {key: rows.to(self._device) for key, rows in tensors.items()}
 
     def _random(self, epoch: int) -> np.random.Generator:
-        """The epoch's own generator; torch's default ones, from which masks and dropout are drawn, are seeded by it."""
+        """The epoch's own generator; torch's default ones, from which masks and dropout are drawn, are seeded by it, in
+        each process otherwise."""
         rng = np.random.default_rng([self.tuning.seed, 1, epoch])
-        torch.default_generator.manual_seed(int(rng.integers(2**62)))
+        torch.default_generator.manual_seed(int(rng.integers(2**62)) + rank())
         if self._device.type == "cuda":
             with torch.cuda.device(self._device):
-                torch.cuda.manual_seed(int(rng.integers(2**62)))
+                torch.cuda.manual_seed(int(rng.integers(2**62)) + rank())
         return rng
 
     def _state(self) -> TrainingState:
@@ -416,11 +461,11 @@ class _Tuner:
         self.encoder.eval()
         rows: dict[str, list[Tensor]] = {modality: [] for modality in PAIR}
         parts = np.array_split(self._held_out.items, math.ceil(len(self._held_out) / self.tuning.batch_size))
-        for batch in self._batches(parts):
+        for batch in self._loaded(parts):
             with precision(self._device, self.tuning.dtype):
                 vectors = self.encoder(batch)
             for modality in PAIR:
-                rows[modality].append(normalize(vectors[modality].float().cpu(), dim=1))
+                rows[modality].append(normalize(gathered(vectors[modality].float()).cpu(), dim=1))
         image, text = (torch.cat(rows[modality]) for modality in PAIR)  # (Q, D)
         return {
             "image to text": own_ranks(image, text, self._held_out.groups),

@@ -130,6 +130,7 @@ def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progre
             text_fields=settings.text_fields,
             device=choose_device(settings),
             workers=settings.workers,
+            recompute=settings.recompute,
             progress=progress,
         )
 

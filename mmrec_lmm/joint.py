@@ -30,6 +30,7 @@ from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from .features import ItemFeatures
 from .inputs import Inputs, encoder_spec
 from .machine import choose_device, cpu_threads
+from .optim import recompute_blocks
 from .parallel import processes, serve
 from .prepared import prepared_items
 from .registry import Registry
@@ -76,6 +77,8 @@ def _trainee(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping
     known = encoder_spec(spec, registry)
     assert inputs.dataset.catalog is not None  # the features came from there
     encoder = build_encoder(known, spec.encoder_config, [*present])
+    if spec.settings.recompute:
+        recompute_blocks(encoder)
     if not any(True for _ in encoder.parameters()):
         raise NotApplicable(
             f"--paradigm ete is not applicable: encoder {known.name} has no parameters, so there is nothing to train"

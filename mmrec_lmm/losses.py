@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .parallel import gathered, own_rows
+
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
 
@@ -47,14 +49,17 @@ def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tenso
     """The mean of InfoNCE from `first` to `second` and back, for unit rows (B, D) and a learned `scale` = 1 / t ().
 
     Radford et al., ICML 2021, arXiv:2103.00020: row i of the one belongs to row i of the other (ITC). Under autocast
-    too it is computed in float32: in bfloat16 similarities times 100 would be rounded to halves.
+    too it is computed in float32: in bfloat16 similarities times 100 would be rounded to halves. Where processes share
+    a batch, it is one's share: its own rows against everybody's.
     """
     with torch.autocast(first.device.type, enabled=False):
         first, second = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (first, second))
-        logits = scale * first @ second.T  # (B, B)
-    own = torch.arange(len(logits), device=logits.device)
-    ways = torch.nn.functional.cross_entropy(logits, own), torch.nn.functional.cross_entropy(logits.T, own)
-    return (ways[0] + ways[1]) / 2
+        all_first, all_second = gathered(first), gathered(second)  # (B, D)
+        count = len(all_first)
+        own = torch.arange(count, device=first.device)[own_rows(count)]  # (b,)
+        ways = scale * first @ all_second.T, scale * second @ all_first.T  # (b, B)
+        total = torch.stack([torch.nn.functional.cross_entropy(way, own, reduction="sum") for way in ways]).sum()
+    return total / (2 * count)
 
 
 class _InfoNCE(torch.autograd.Function):

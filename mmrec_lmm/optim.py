@@ -1,15 +1,21 @@
 """How an encoder's weights are trained, whether it is tuned by itself or together with a recommender: by AdamW, what
-it decays, what stays frozen, and at which rate."""
+it decays, what stays frozen, at which rate, and in how much memory."""
 
+import functools
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 #: Names of tables in which a row is looked up for a place or a kind, and not for a word: usually not decayed.
 _PLACES = re.compile(r"(^|[._])pos(_|ition)|type_embed")
@@ -57,3 +63,39 @@ def rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float
         return (step + 1) / rising
     done = (step - rising) / (total - rising)
     return 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def recompute_blocks(encoder: nn.Module) -> None:
+    """Have an encoder's repeated blocks keep their inputs alone: what they compute on the way is computed again, from
+    the same random state, when its gradient is asked for. No number changes; a step takes a third longer.
+
+    Blocks are the members of a ModuleList or Sequential that are all of one class, the outermost such list. Blocks with
+    batch norms are left as they are: these would count each batch twice.
+    """
+    blocks = [block for block in _repeated(encoder) if not _has_batch_norm(block)]
+    for block in blocks:
+        block.forward = _computed_again(block.forward)
+    logger.info("recompute: %d blocks are computed twice", len(blocks))
+
+
+def _repeated(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        members = list(child.children())
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len({*map(type, members)}) == 1 and len(members) > 1:
+            yield from members
+        else:
+            yield from _repeated(child)
+
+
+def _has_batch_norm(block: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in block.modules())
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def twice(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+    return twice

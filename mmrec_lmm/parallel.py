@@ -11,30 +11,30 @@ of its methods that are marked `everywhere` are made in all. The first process w
 are in `serve`.
 """
 
+import atexit
 import contextlib
+import datetime
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import MMRecError
+from .errors import MMRecError, RunError
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Self = TypeVar("_Self")
 
+#: Of one process for the others. Long, as they may wait while the first prepares a catalogue or trains a recommender;
+#: a process that fails needs none, since its end is noticed.
+_PATIENCE = datetime.timedelta(days=7)
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 _amid_call: ContextVar[bool] = ContextVar("amid_call", default=False)
-
-#: How long a process waits for the others, one of which may train for hours by itself. A dead one is noticed at once.
-_PATIENCE = timedelta(days=30)
-
 
 class OutOfStep(MMRecError):
     """The first process failed in a call that others have begun too: they can't be told to go on to something else."""
@@ -56,11 +56,13 @@ def is_first_process() -> bool:
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes, once: over NCCL for what is on GPUs, over gloo for all else."""
+    """Meet the other processes, once: they exchange GPUs' tensors over NCCL, all others over gloo."""
     if processes() > 1 and not dist.is_initialized():
         if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            torch.cuda.set_device(device)  # NCCL takes the current one for its own
+        with _together():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        atexit.register(_part)
 
 
 @contextlib.contextmanager
@@ -92,34 +94,39 @@ def summed(values: Tensor) -> Tensor:
     """The sum of all processes' `values`, without gradient."""
     if not _sharing.get():
         return values
-    total = values.detach().clone()
-    dist.all_reduce(total)
-    return total
+    return _sum(values.detach().clone())
+
+
+def common_generator(device: torch.device) -> torch.Generator:
+    """A new generator in the same state in all processes, for what is drawn of a whole batch: masks, negatives.
+
+    The state is drawn from the first process' default generator.
+    """
+    own = torch.randint(2**62, ()) if is_first_process() else torch.zeros((), dtype=torch.long)
+    return torch.Generator(device).manual_seed(int(summed(own)))
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Give every process the sum of all processes' gradients; a parameter that got none anywhere keeps none."""
     if not _sharing.get():
         return
-    got = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float32)
-    got = got.to(parameters[0].device)
-    dist.all_reduce(got)
-    trained = [parameter for parameter, some in zip(parameters, got.tolist(), strict=True) if some]
-    parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
-    if not parts:
+    holders = _sum(torch.tensor([int(parameter.grad is not None) for parameter in parameters]))
+    trained = [parameter for parameter, some in zip(parameters, holders.tolist(), strict=True) if some]
+    if not trained:
         return
-    flat = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(flat)
+    parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+    flat = _sum(torch.cat([part.flatten() for part in parts]))
     for parameter, part in zip(trained, flat.split([part.numel() for part in parts]), strict=True):
         parameter.grad = part.view_as(parameter)
 
 
 def told(value: _T, *, source: int = 0) -> _T:
-    """What process `source` gives for `value` (picklable plain data, such as whether a file exists), in all."""
+    """What process `source` gives for `value`, in all, which wait for it; plain data, such as whether a file exists."""
     if processes() == 1:
         return value
     held: list[Any] = [value]
-    dist.broadcast_object_list(held, src=source)
+    with _together():
+        dist.broadcast_object_list(held, src=source, device=torch.device("cpu"))
     said: _T = held[0]
     return said
 
@@ -184,25 +191,45 @@ def _share(count: int, number: int) -> slice:
     return slice(first, first + each + (number < more))
 
 
+def _sum(values: Tensor) -> Tensor:
+    """`values`, in place the sum of all processes'."""
+    with _together():
+        dist.all_reduce(values)
+    return values
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """RunError where the others can't be reached: most often since one has failed, and said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"process {rank()} of the {processes()} that share this work has lost another, whose own message, if there "
+            f"is one, says why; finished epochs are kept ({str(error).splitlines()[0]})"
+        ) from None
+
+
 class _Gather(torch.autograd.Function):
     """Rows of all processes. Backward: the sum of what all processes send back for one's own."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(processes())]
-        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-        sizes = [int(count) for count in counts]
-        longest = max(sizes)
-        padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])]).contiguous()
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        first = sum(sizes[: rank()])
+        counts = _sum(torch.tensor([len(rows) * (number == rank()) for number in range(processes())])).tolist()
+        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in counts]
+        with _together():
+            dist.all_gather(parts, padded)
+        first = sum(counts[: rank()])
         ctx.own = slice(first, first + len(rows))
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        own: Tensor = total[ctx.own]
+        own: Tensor = _sum(gradient.clone(memory_format=torch.contiguous_format))[ctx.own]
         return own

@@ -45,11 +45,11 @@ class PreparedItems:
     arrays: Mapping[str, np.ndarray]
     lengths: Mapping[str, np.ndarray]
 
-    def batch(self, items: np.ndarray) -> dict[str, Tensor]:
-        """The items (B,) as a batch for the encoder, no longer than its longest."""
+    def batch(self, items: np.ndarray, own: slice = slice(None)) -> dict[str, Tensor]:
+        """The items (B,), or `own` rows of them, as a batch for the encoder, as long as the longest of all B."""
         tensors = {}
         for key, array in self.arrays.items():
-            rows = array[items]  # (B, ...), a copy in memory
+            rows = array[items[own]]  # (b, ...), a copy in memory
             if key in self.lengths:
                 rows = np.ascontiguousarray(rows[:, : self.lengths[key][items].max()])
             tensors[key] = torch.from_numpy(rows)

@@ -257,7 +257,7 @@ _LIMITS: Mapping[str, Limit] = {
 
 _TUNING_LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("batch_size",), _at_least(2)),
-    **dict.fromkeys(("epochs", "encoder_every", "refresh_epochs"), _at_least(1)),
+    **dict.fromkeys(("epochs", "accumulate", "encoder_every", "refresh_epochs"), _at_least(1)),
     **dict.fromkeys(("patience", "micro_batch", "rows", "warm_epochs"), _at_least(0)),
     "learning_rate": Limit("at least 0 and finite", lambda rate: 0 <= rate < math.inf),
     "weight_decay": _LIMITS["weight_decay"],

@@ -55,6 +55,7 @@ class Settings:
     encode_batch_size: int = 64  # items that an encoder takes at once, 256 at most; halved where memory runs out
     encode_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its arithmetic; halves suit a GPU
     encode_compile: bool = False  # torch.compile it: a minute at first, then faster
+    recompute: bool = False  # an encoder in training computes its blocks twice rather than keep what they made
     state: str = "INFO"  # log level
 
 
@@ -68,6 +69,7 @@ class FineTuning:
 
     learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
     batch_size: int = 256  # items whose images and texts are told apart: a smaller one is another loss
+    accumulate: int = 1  # batches whose mean loss a step lowers; items are told apart within each
     epochs: int = 10  # at most
     patience: int = 3  # epochs without a lower loss on the held-out items
     weight_decay: float = 0.01  # not of biases, norms, positions, CLS and scales
@@ -104,7 +106,7 @@ class EndToEnd:
 NOT_IDENTITY = frozenset({
     "text_fields", "missing",
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "device", "use_gpu", "gpu_id",
-    "workers", "encode_batch_size", "encode_dtype", "encode_compile", "state", "save_recommended_topk",
+    "workers", "encode_batch_size", "encode_dtype", "encode_compile", "recompute", "state", "save_recommended_topk",
     "eval_batch_size",
 })  # fmt: skip
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
+from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, gathered, own_rows
 from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalise, cropped, squashed
@@ -109,11 +109,13 @@ class ClipEncoder(ItemEncoder):
 def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) -> Tensor:
     """-(1/B) sum_ij log sigmoid(z_ij (scale a_i.b_j + bias)) for unit rows (B, D); z is 1 for i = j, else -1.
 
-    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which bounds no scale.
+    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which bounds no scale. Where processes share a batch, it is one's
+    share: its own images against everybody's texts.
     """
-    logits = scale * images @ texts.T + bias  # (B, B)
-    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
-    return -F.logsigmoid(signs * logits).sum() / len(logits)
+    texts = gathered(texts)  # (B, D)
+    logits = scale * images @ texts.T + bias  # (b, B)
+    signs = 2 * torch.eye(len(texts), device=logits.device)[own_rows(len(texts))] - 1
+    return -F.logsigmoid(signs * logits).sum() / len(texts)
 
 
 def _taken(tower: nn.Module, name: str) -> nn.Parameter | nn.Linear | None:

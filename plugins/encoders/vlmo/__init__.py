@@ -46,6 +46,8 @@ class VLMoConfig:
     weights: str = ""  # a checkpoint of this variant, or a folder with the published files; "": the cache, or download
     pool: Literal["itc_proj", "cls", "vl_proj", "joint_cls", "joint_pooler"] = "itc_proj"
     image_size: int | None = None  # pixels per side, a multiple of 16; None: the checkpoint's own
+    drop_path: float = 0.1  # of the last block, from 0 at the first; in training only
+    dropout: float = 0.1  # of the text's embeddings; in training only
 
     def __post_init__(self) -> None:
         if self.side < PATCH or self.side % PATCH:
@@ -55,6 +57,9 @@ class VLMoConfig:
                 f"image_size must be {self.native_side} for variant {self.variant} and checkpoint {self.checkpoint}, "
                 f"got {self.image_size}: its positions are relative, and only base_plus' are interpolated"
             )
+        for key in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 0 and less than 1, got {getattr(self, key)}")
 
     @property
     def native_side(self) -> int:

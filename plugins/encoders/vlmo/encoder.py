@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, S side in pixels, D width.
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class VLMoEncoder(ItemEncoder):
     def __init__(self, config: VLMoConfig, modalities: tuple[str, ...]) -> None:
         super().__init__()
         self.pools = {modality: _pool(config.pool, modality) for modality in modalities}
-        self.size = SIZES[config.variant].at(config.side)
+        self.size = replace(SIZES[config.variant], side=config.side, drop_path=config.drop_path, dropout=config.dropout)
         self.dims = dict.fromkeys(modalities, self.size.width)
         self.padding = {"ids": PAD}
         self.reads_images = not {"image", "joint"}.isdisjoint(modalities)

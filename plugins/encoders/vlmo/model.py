@@ -17,7 +17,7 @@ Shapes: B batch, T tokens or patches, S side in pixels, P patches per side, D wi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -45,7 +45,7 @@ class Size:
     vocabulary: int = 30522  # V
     max_tokens: int = 40  # [CLS] and [SEP] among them; also where the joint pass goes over from text to image
     relative: bool = False  # relative position biases and LayerScale, instead of absolute positions
-    embedding_dropout: float = 0.1
+    dropout: float = 0.1  # of the text's embeddings
     drop_path: float = 0.1  # of the last block; linear from 0 in the first
     deviation: float = 0.02  # of new weights
 
@@ -53,10 +53,6 @@ class Size:
     def patches(self) -> int:
         """P, per side."""
         return self.side // self.patch
-
-    def at(self, side: int) -> "Size":
-        """The same for images of another size."""
-        return replace(self, side=side)
 
 
 SIZES = {
@@ -257,7 +253,7 @@ class TextEmbeddings(nn.Module):
         self.position_embeddings = None if size.relative else nn.Embedding(size.max_tokens, size.width)
         self.token_type_embeddings = nn.Embedding(2, size.width)
         self.LayerNorm = nn.LayerNorm(size.width, eps=1e-12)
-        self.dropout = nn.Dropout(size.embedding_dropout)
+        self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]  # (B, T, D)

@@ -8,7 +8,10 @@ Fidelity: a negative of itm is drawn from the softmax over the scaled itc logits
 excludes only the row's own pair; here all pairs of the batch are excluded (catalogues hold equal images and texts under
 several items), and rows without a negative are left out. The scales stay within [1, 100], a bound that the
 original has commented out. Words are drawn in random order until 15 % of a text's pieces are reached, at least one.
-Shapes: B batch, T tokens, S side in pixels, M masked pieces, D width, V vocabulary.
+Where processes share a batch, each computes its share of each mean, and all draw the same words and negatives; the
+original draws negatives, and takes means, within a process.
+Shapes: B batch, b rows of it that this process has (all, if it is alone), n rows that have negatives, T tokens, S side
+in pixels, M masked pieces, D width, V vocabulary.
 """
 
 import math
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mmrec_lmm.api import common_generator, gathered, own_rows
 from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from .model import CLS, MASK, PAD, SEP, VLMo
@@ -26,41 +30,49 @@ MLM_RATE = 0.15  # of a text's word-pieces
 
 
 def tuning_losses(model: VLMo, pixels: Tensor, ids: Tensor, continues: Tensor) -> dict[str, Tensor]:
-    """The three terms for images (B, 3, S, S) and their texts (B, T), weighted so that their sum is the objective."""
+    """The three terms for images (b, 3, S, S) and their texts (b, T), weighted so that their sum is the objective."""
+    generator = common_generator(ids.device)
     itc, similarities = itc_loss(model, pixels, ids)
-    masked, chosen = mask_words(ids, continues)
+    masked, chosen = mask_words(gathered(ids), continues, generator=generator)
     return {
         "itc": itc,
-        "itm": itm_loss(model, pixels, ids, similarities),
+        "itm": itm_loss(model, pixels, ids, similarities, generator=generator),
         "mlm": MLM_WEIGHT * mlm_loss(model, pixels, ids, masked=masked, chosen=chosen),
     }
 
 
 def itc_loss(model: VLMo, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The contrastive loss, and its scaled similarities of images with texts (B, B), detached."""
+    """The contrastive loss, and the scaled similarities of all images with all texts (B, B), detached."""
     with torch.no_grad():  # in place: a clamp within the graph would leave a scale beyond the bound without a gradient
         model.logit_scale.clamp_(0, MAX_LOG_SCALE)
         model.logit_vl_scale.clamp_(0, MAX_LOG_SCALE)
     image_cls, vl_image_cls = model.image(pixels, "imag", "vl")
     text_cls, vl_text_cls = model.text(ids, "text", "vl")
-    image, text = model.project(image_cls, "image"), model.project(text_cls, "text")  # (B, D)
+    image, text = model.project(image_cls, "image"), model.project(text_cls, "text")  # (b, D)
     vl_image, vl_text = model.project(vl_image_cls, "vl_image"), model.project(vl_text_cls, "vl_text")
     scale, vl_scale = model.logit_scale.exp(), model.logit_vl_scale.exp()
     loss = symmetric_info_nce(image, text, scale=scale) + symmetric_info_nce(vl_image, vl_text, scale=vl_scale)
-    return loss / 2, (scale * image @ text.T).detach()
+    return loss / 2, (scale * gathered(image) @ gathered(text).T).detach()
 
 
-def itm_loss(model: VLMo, pixels: Tensor, ids: Tensor, similarities: Tensor) -> Tensor:
+def itm_loss(
+    model: VLMo, pixels: Tensor, ids: Tensor, similarities: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
     """The matching loss, its negatives drawn by the scaled similarities of images with texts (B, B); 0 without any."""
+    pixels, ids = gathered(pixels), gathered(ids)  # (B, 3, S, S), (B, T): a negative may be of any process
     paired = _alike(pixels) @ _alike(ids) > 0  # (B, B): which images belong to which texts
-    rows = (~paired.all(dim=0) & ~paired.all(dim=1)).nonzero()[:, 0]  # those that have negatives
+    rows = (~paired.all(dim=0) & ~paired.all(dim=1)).nonzero()[:, 0]  # (n,)
     if not len(rows):
         return similarities.new_zeros(())
-    images = _draw(similarities.T[rows], excluded=paired.T[rows])
-    texts = _draw(similarities[rows], excluded=paired[rows])
-    states = model.joint(pixels[torch.cat([rows, images, rows])], ids[torch.cat([rows, rows, texts])])  # (3B, T, D)
+    images = _draw(similarities.T[rows], excluded=paired.T[rows], generator=generator)
+    texts = _draw(similarities[rows], excluded=paired[rows], generator=generator)
+    count, own = len(rows), torch.isin(rows, torch.arange(len(ids), device=rows.device)[own_rows(len(ids))])
+    rows, images, texts = rows[own], images[own], texts[own]
+    if not len(rows):
+        return similarities.new_zeros(())
+    states = model.joint(pixels[torch.cat([rows, images, rows])], ids[torch.cat([rows, rows, texts])])  # (3b, T, D)
     labels = torch.arange(3, device=rows.device).eq(0).long().repeat_interleave(len(rows))  # 1 for the true pairs
-    return cross_entropy(model.itm_score(model.pooler(states[:, 0])), labels)
+    return cross_entropy(model.itm_score(model.pooler(states[:, 0])), labels, reduction="sum") / (3 * count)
 
 
 def _alike(rows: Tensor) -> Tensor:
@@ -69,30 +81,33 @@ def _alike(rows: Tensor) -> Tensor:
     return (groups[:, None] == groups).float()
 
 
-def _draw(logits: Tensor, *, excluded: Tensor) -> Tensor:
+def _draw(logits: Tensor, *, excluded: Tensor, generator: torch.Generator | None) -> Tensor:
     """A column for each row, by the softmax over those of its logits that aren't excluded."""
-    return logits.float().masked_fill(excluded, -math.inf).softmax(dim=1).multinomial(1)[:, 0]
+    odds = logits.float().masked_fill(excluded, -math.inf).softmax(dim=1)
+    return odds.multinomial(1, generator=generator)[:, 0]
 
 
 def mlm_loss(model: VLMo, pixels: Tensor, ids: Tensor, *, masked: Tensor, chosen: Tensor) -> Tensor:
-    """The loss of telling the `chosen` pieces (B, T) of `ids`, seen as `masked` and with the image; 0 without any."""
-    states = model.joint(pixels, masked)[:, : ids.shape[1]][chosen]  # (M, D)
-    return cross_entropy(model.mlm_score(states), ids[chosen], reduction="sum") / max(len(states), 1)
+    """The loss of telling the pieces of `ids` (b, T) that are `chosen` (B, T), seen as `masked` (B, T) and with the
+    image; 0 without any."""
+    own = own_rows(len(chosen))
+    states = model.joint(pixels, masked[own])[:, : ids.shape[1]][chosen[own]]  # (M, D)
+    return cross_entropy(model.mlm_score(states), ids[chosen[own]], reduction="sum") / chosen.sum().clamp(min=1)
 
 
-def mask_words(ids: Tensor, continues: Tensor) -> tuple[Tensor, Tensor]:
+def mask_words(ids: Tensor, continues: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Texts (B, T) of which some whole words are hidden, and which pieces those are (B, T).
 
     Of the chosen pieces 80 % become [MASK], 10 % a random piece, and 10 % stay. `continues` (V,) says which pieces
-    continue a word. Draws from torch's default generator.
+    continue a word.
     """
     pieces = ~torch.isin(ids, ids.new_tensor([PAD, CLS, SEP]))
     words = (~continues[ids]).cumsum(dim=1) - 1  # (B, T): each piece's word, counted from [CLS]
-    order = torch.rand(ids.shape, device=ids.device).gather(1, words)  # (B, T): of words; equal within one
+    places, fate = torch.rand(2, *ids.shape, generator=generator, device=ids.device)  # (B, T) each
+    order = places.gather(1, words)  # (B, T): of words; equal within one
     earlier = ((order[:, None] < order[:, :, None]) & pieces[:, None]).sum(dim=2)  # (B, T): pieces of words before it
     wanted = (MLM_RATE * pieces.sum(dim=1, keepdim=True)).round().clamp(min=1)  # (B, 1)
     chosen = pieces & (earlier < wanted)
-    fate = torch.rand(ids.shape, device=ids.device)
-    random = torch.randint(MASK + 1, len(continues), ids.shape, device=ids.device)
+    random = torch.randint(MASK + 1, len(continues), ids.shape, generator=generator, device=ids.device)
     masked = ids.masked_fill(chosen & (fate < 0.8), MASK)
     return torch.where(chosen & (fate >= 0.9), random, masked), chosen
