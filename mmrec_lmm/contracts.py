@@ -81,7 +81,11 @@ class ItemEncoder(nn.Module, ABC):
         """(B, dims[m]) float32 for each modality, from the stacked tensors of `prepare`."""
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none."""
+        """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none.
+
+        Scalars, the first of them called itc. Processes of torchrun each hold some rows of a batch, and return a share
+        of each loss: shares add up to the whole batch's (`losses.symmetric_info_nce`, `api.gathered`).
+        """
         return {}
 
     @classmethod

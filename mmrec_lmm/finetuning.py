@@ -15,8 +15,8 @@ All that is random in an epoch follows from the seed and the epoch's number. So 
 that was killed goes on after its last epoch and ends with the same weights.
 
 Processes that torchrun started train together: each computes its rows of every batch, of held-out items too, and all
-know the whole batch's losses and gradients, so that they decide alike (parallel.py). The first alone reads and writes
-the store.
+know the whole batch's losses and gradients, so that they decide alike (parallel.py). The first alone looks whether the
+encoder is in the store, and writes.
 
 Shapes: N items that have image and text, B batch, Q queries, D feature width.
 """
@@ -49,7 +49,7 @@ from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError
 from .inference import OUT_OF_MEMORY
 from .items import JOINT, Source, source_of
 from .machine import precision
-from .optim import adamw, freeze, rate_factor, recompute_blocks
+from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .parallel import gathered, is_first_process, join, own_rows, processes, rank, sharing, sum_gradients, summed, told
 from .prepared import PreparedItems, prepared_items
 from .settings import FineTuning
@@ -135,10 +135,10 @@ def tune(
 
 def _check_shareable(encoder: nn.Module, *, name: str) -> None:
     """ConfigError where several processes would train an encoder otherwise than one."""
-    if processes() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules()):
+    if processes() > 1 and has_batch_norms(encoder):
         raise ConfigError(
             f"encoder {name} can't be tuned by {processes()} processes: its batch norms would each see their own rows "
-            "of a batch alone; start it without torchrun, and encoding with it again"
+            "of a batch alone; tune it without torchrun, which serves to encode again"
         )
 
 

@@ -65,6 +65,11 @@ def rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float
     return 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
 
+def has_batch_norms(module: nn.Module) -> bool:
+    """Whether a part of it normalises by a batch's own statistics, and counts them."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
 def recompute_blocks(encoder: nn.Module) -> None:
     """Have an encoder's repeated blocks keep their inputs alone: what they compute on the way is computed again, from
     the same random state, when its gradient is asked for. No number changes; a step takes a third longer.
@@ -72,7 +77,7 @@ def recompute_blocks(encoder: nn.Module) -> None:
     Blocks are the members of a ModuleList or Sequential that are all of one class, the outermost such list. Blocks with
     batch norms are left as they are: these would count each batch twice.
     """
-    blocks = [block for block in _repeated(encoder) if not _has_batch_norm(block)]
+    blocks = [block for block in _repeated(encoder) if not has_batch_norms(block)]
     for block in blocks:
         block.forward = _computed_again(block.forward)
     logger.info("recompute: %d blocks are computed twice", len(blocks))
@@ -85,10 +90,6 @@ def _repeated(module: nn.Module) -> Iterator[nn.Module]:
             yield from members
         else:
             yield from _repeated(child)
-
-
-def _has_batch_norm(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in block.modules())
 
 
 def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:

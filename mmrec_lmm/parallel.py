@@ -62,7 +62,7 @@ def join(device: torch.device) -> None:
             torch.cuda.set_device(device)  # NCCL takes the current one for its own
         with _together():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-        atexit.register(_part)
+        atexit.register(dist.destroy_process_group)
 
 
 @contextlib.contextmanager
@@ -79,7 +79,9 @@ def own_rows(count: int) -> slice:
     """This process' share of a batch of `count` rows: shares differ by a row at most, the first are the larger."""
     if not _sharing.get():
         return slice(0, count)
-    return _share(count, rank())
+    each, more = divmod(count, processes())
+    first = rank() * each + min(rank(), more)
+    return slice(first, first + each + (rank() < more))
 
 
 def gathered(rows: Tensor) -> Tensor:
@@ -102,8 +104,8 @@ def common_generator(device: torch.device) -> torch.Generator:
 
     The state is drawn from the first process' default generator.
     """
-    own = torch.randint(2**62, ()) if is_first_process() else torch.zeros((), dtype=torch.long)
-    return torch.Generator(device).manual_seed(int(summed(own)))
+    seeds = gathered(torch.randint(2**62, (1,)))
+    return torch.Generator(device).manual_seed(int(seeds[0]))
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -185,22 +187,11 @@ def _on_cpu(value: Any) -> Any:
     return tuple(map(_on_cpu, value)) if isinstance(value, tuple) else value
 
 
-def _share(count: int, number: int) -> slice:
-    each, more = divmod(count, processes())
-    first = number * each + min(number, more)
-    return slice(first, first + each + (number < more))
-
-
 def _sum(values: Tensor) -> Tensor:
     """`values`, in place the sum of all processes'."""
     with _together():
         dist.all_reduce(values)
     return values
-
-
-def _part() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,6 +53,34 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def start_together(*command: object, count: int = 2) -> "list[subprocess.Popen[str]]":
+    """`python COMMAND` as so many processes that share a work, in the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+
+
+def finish(processes: "list[subprocess.Popen[str]]", *, seconds: float = 120) -> list[Answer]:
+    """What each process said, once all have ended; those that take longer are ended."""
+    try:
+        answers = [(*process.communicate(timeout=seconds), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Answer(code, out, err) for out, err, code in answers]
 
 
 def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]", *, seconds: float = 120) -> None:

@@ -5,8 +5,11 @@ has learned the words for ten colours at each place can match flags that were he
 """
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import call, start, wait_until
+from helpers import call, finish, plugin, start, start_together, wait_until
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -224,6 +227,213 @@ def test_an_item_without_a_text_or_with_an_image_that_cannot_be_read_is_no_part_
     images = {0: tmp_path / "broken.png", 1: None, 2: tmp_path / "gone.png"}
     record = tuned(shop(30, images=images, titles={3: ""}), FineTuning(epochs=1, batch_size=8, held_out=0.2)).record
     assert record["sizes"] == {"train": 21, "held_out": 5, "twins": 0, "unreadable": 2}
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple[list[torch.Tensor], int, int]]:
+    """Fills with what each step had: its gradients, and its number of how many as the schedule counts them."""
+    steps, rates = [], []
+
+    def listening(step, total, **shape):
+        rates.append((step, total))
+        return rate_factor(step, total, **shape)
+
+    def collect(parameters):
+        steps.append(([parameter.grad.clone() for parameter in parameters if parameter.grad is not None], *rates[-1]))
+
+    rate_factor = finetuning.rate_factor
+    monkeypatch.setattr(finetuning, "rate_factor", listening)
+    monkeypatch.setattr(finetuning, "sum_gradients", collect)
+    return steps
+
+
+def test_a_step_follows_the_mean_gradient_of_the_batches_that_it_accumulates(shop, steps):
+    alone, paired = (FineTuning(learning_rate=0, batch_size=8, epochs=2, held_out=0.2, accumulate=n) for n in (1, 2))
+    record = tuned(shop(), alone, "clip").record
+    assert (record["batches_per_epoch"], record["steps_per_epoch"]) == (3, 3)
+    (one, two, three), rates = (step[0] for step in steps[:3]), [step[1:] for step in steps]
+    assert rates == [(step, 6) for step in range(6)]
+    steps.clear()
+    again = tuned(shop(), paired, "clip").record
+    assert again["steps_per_epoch"] == 2
+    assert [step[1:] for step in steps] == [(step, 4) for step in range(4)]
+    for both, first, second in zip(steps[0][0], one, two, strict=True):
+        torch.testing.assert_close(both, (first + second) / 2)
+    for left, last in zip(steps[1][0], three, strict=True):  # the last group of an epoch is shorter
+        torch.testing.assert_close(left, last)
+    assert again["epochs"] == record["epochs"]  # losses are means over batches, whatever a step holds
+
+
+# Several processes
+
+TOGETHER = """
+import json, sys
+from pathlib import Path
+from mmrec_lmm.finetuning import tune
+from mmrec_lmm.registry import load_registry
+from mmrec_lmm.settings import FineTuning
+from mmrec_lmm.specs import resolve
+from mmrec_lmm.types import ItemCatalog
+
+images, titles, encoders, tuning = json.loads(sys.argv[1])
+catalog = ItemCatalog({"title": tuple(titles)}, tuple(map(Path, images)), tuple(map(str, range(len(titles)))), "unused")
+for name, config in encoders.items():
+    spec = load_registry().encoders.get(name)
+    tune(catalog, spec, resolve(spec.config)(**config), FineTuning(**tuning), text_fields=["title"])
+"""
+QUIET = {  # without noise in their forward passes, which is drawn for each process by itself
+    "beit3": {"variant": "tiny", "drop_path": 0.0},
+    "clip": {"variant": "tiny"},
+    "vlmo": {"variant": "tiny", "drop_path": 0.0, "dropout": 0.0},
+}
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_tune_as_one_does(shop, monkeypatch, tmp_path):
+    catalog = shop(30, titles={3: "a longer title than the others have", 4: "short"})
+    # Batches of 7 and 8 are split into unequal shares, and two of them make a step
+    tuning = {"learning_rate": 1e-4, "batch_size": 7, "epochs": 3, "held_out": 0.25, "accumulate": 2}
+    given = json.dumps([list(map(str, catalog.images)), catalog.fields["title"], QUIET, tuning])
+    together, script = tmp_path / "together", tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, given],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MMREC_LMM_HOME": str(together)},
+        check=True,
+        timeout=300,
+    )
+    for name, config in QUIET.items():
+        spec = REGISTRY.encoders.get(name)
+        alone = tune(catalog, spec, resolve(spec.config)(**config), FineTuning(**tuning), text_fields=["title"])
+        monkeypatch.setenv("MMREC_LMM_HOME", str(together))
+        shared = tune(catalog, spec, resolve(spec.config)(**config), FineTuning(**tuning), text_fields=["title"])
+        monkeypatch.undo()
+        assert shared.path == together / "tuned" / alone.path.name
+        assert (alone.record["processes"], shared.record["processes"]) == (1, 2)
+        for one, two in zip(alone.record["epochs"], shared.record["epochs"], strict=True):
+            assert two == pytest.approx(one, abs=1e-5)
+        assert shared.record["held_out_before"] == pytest.approx(alone.record["held_out_before"], abs=1e-5)
+        assert shared.record["recall"] == alone.record["recall"]
+        weights, others = load_file(alone.path), load_file(shared.path)
+        start = build_encoder(spec, resolve(spec.config)(**config), ("image", "text")).state_dict()
+        assert max((weights[key] - start[key]).abs().max() for key in weights) > 3e-4  # 30 times the tolerance
+        for key, value in weights.items():
+            if key.endswith("in_proj_bias"):  # no softmax sees the keys' bias: what moves it is rounding alone
+                value[64:128] = others[key][64:128]
+            torch.testing.assert_close(others[key], value, atol=1e-5, rtol=0)
+
+
+SHARED = (
+    "-d", "toy", "--encoder", "clip:tiny", "--paradigm", "ft", "--ft.held_out=0.3", "--ft.batch_size=4",
+    "--ft.patience=20",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_go_on_together_and_end_with_the_same_weights(data_path, monkeypatch, tmp_path):
+    monkeypatch.chdir(data_path.parent)
+    command = ("-m", "mmrec_lmm", "encode", *SHARED, "--ft.epochs=20")
+    for home in ("killed", "whole"):
+        monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / home))
+        if home == "killed":
+            processes = start_together(*command)
+            try:
+                wait_until(
+                    lambda: list(tmp_path.glob("killed/tuned/*.parts/state.safetensors")), processes[0], seconds=300
+                )
+            finally:
+                for process in processes:
+                    process.kill()
+            finish(processes)
+            assert not list(tmp_path.glob("killed/tuned/*.safetensors"))
+        answers = finish(start_together(*command), seconds=300)
+        assert [answer.code for answer in answers] == [0, 0], answers
+        assert answers[1].out == answers[1].err == ""
+        assert ("goes on after epoch" in answers[0].err) == (home == "killed")
+    (one,), (other,) = (list(tmp_path.glob(f"{home}/tuned/*.safetensors")) for home in ("killed", "whole"))
+    assert one.name == other.name
+    assert_equal(load_file(one), load_file(other))
+
+
+@pytest.mark.slow
+def test_a_run_under_torchrun_shares_tuning_and_encoding_and_the_first_process_trains_and_speaks(
+    data_path, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(data_path.parent)
+    command = ("run", "-m", "VBPR", *SHARED, "--ft.epochs=[1,2]", "--epochs=2", "--embedding_size=4", "--json")
+    one = call(*command, "--out", "alone")
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "together"))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = subprocess.run(
+        [*launcher, "-m", "mmrec_lmm", *command],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    alone, together = (json.loads(out)["points"] for out in (one.out, two.stdout))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["record"]["ft"]["processes"] == 2
+        assert ours["run_id"] == theirs["run_id"]
+        for epoch, other in zip(ours["record"]["ft"]["epochs"], theirs["record"]["ft"]["epochs"], strict=True):
+            assert epoch == pytest.approx(other, abs=1e-5)
+        assert ours["valid"] == pytest.approx(theirs["valid"], abs=0.05)
+    assert len(list(Path("runs").glob("VBPR-*"))) == 2
+    assert len(list(Path("runs/log").iterdir())) == 1
+
+
+BROKEN = """
+import torch
+from mmrec_lmm.errors import RunError
+
+@dataclass(frozen=True)
+class NoKeys:
+    pass
+
+class Broken(ItemEncoder):
+    def __init__(self, config, modalities):
+        super().__init__()
+        self.dims = dict.fromkeys(modalities, 2)
+        self.weight = torch.nn.Parameter(torch.ones(1, 2))
+
+    def prepare(self, item):
+        return {"length": torch.tensor([float(len(item.text))])}
+
+    def forward(self, batch):
+        return dict.fromkeys(self.dims, batch["length"] @ self.weight)
+
+    def tuning_losses(self, batch):
+        if self.training and os.environ["RANK"] == "1":
+            raise RunError("this one is broken")
+        return {"itc": gathered(batch["length"] @ self.weight).square().sum()}
+
+@hookimpl
+def mmrec_register_encoders():
+    return [EncoderSpec("broken", cls=Broken, config=NoKeys, modalities=("image", "text"), weights_id=lambda *_: "")]
+"""
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all_with_its_message(data_path, monkeypatch):
+    monkeypatch.chdir(data_path.parent)
+    broken = plugin(Path("broken.py"), BROKEN)
+    command = ("encode", "-d", "toy", "-p", broken, "--encoder", "broken", "--paradigm", "ft", "--ft.held_out=0.3")
+    first, second = finish(start_together("-m", "mmrec_lmm", *command))
+    assert (first.code, second.code) == (1, 1)
+    assert second.err == "error: this one is broken\n"
+    assert "error: process 0 of the 2 that share this work has lost another" in first.err
+    assert not list(Path.cwd().glob("**/tuned/*.safetensors"))
+
+
+def test_processes_without_a_row_of_each_batch_and_batch_norms_are_refused(shop, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    monkeypatch.setattr(finetuning, "join", lambda device: None)
+    monkeypatch.setattr(finetuning, "told", lambda value: value)
+    with pytest.raises(ConfigError, match="by 9 processes: the smallest batch has 6 items, and each process takes"):
+        tuned(shop(), SHORT, "clip")
+    with pytest.raises(ConfigError, match="encoder cnn can't be tuned by 9 processes: its batch norms would each see"):
+        finetuning._check_shareable(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), name="cnn")
 
 
 # Twins

@@ -1,12 +1,15 @@
 """How an encoder's weights are trained: what is decayed, what is frozen, and the course of the learning rate."""
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from mmrec_lmm.encoding import build_encoder
 from mmrec_lmm.errors import ConfigError
-from mmrec_lmm.optim import adamw, freeze, rate_factor
+from mmrec_lmm.optim import adamw, freeze, rate_factor, recompute_blocks
 from mmrec_lmm.registry import load_registry
 from mmrec_lmm.specs import resolve
+from mmrec_lmm.types import RawItem
 
 VECTORS = {
     "beit3": (
@@ -68,3 +71,55 @@ def test_the_rate_rises_to_its_value_and_falls_to_zero() -> None:
     assert linear == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
     cosine = [rate_factor(step, 8, warmup=0, schedule="cosine") for step in (0, 2, 4, 6, 8)]
     assert cosine == pytest.approx([1, (1 + 0.5**0.5) / 2, 1 / 2, (1 - 0.5**0.5) / 2, 0])
+
+
+def gradients_and_bytes(encoder: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Of an encoder's losses: the gradients, and the bytes that were kept for them beside the weights themselves."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = torch.stack([*encoder.tuning_losses(batch).values()]).sum()
+    total.backward()
+    size = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+    return {name: one.grad for name, one in encoder.named_parameters() if one.grad is not None}, size
+
+
+@pytest.mark.parametrize("name", ["beit3", "clip", "vlmo"])
+def test_blocks_that_are_computed_twice_give_the_same_gradients_from_less_memory(name: str) -> None:
+    spec = load_registry().encoders.get(name)
+    config = resolve(spec.config)(variant="tiny")
+    encoders = [build_encoder(spec, config, ("image", "text")).train() for _ in range(2)]
+    recompute_blocks(encoders[1])
+    rows = [encoders[0].prepare(RawItem(item, None, f"item {item}")) for item in range(6)]
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    batch["pixels"] = torch.rand(batch["pixels"].shape, generator=torch.Generator().manual_seed(0))
+    (ours, kept), (again, less) = (gradients_and_bytes(encoder, batch) for encoder in encoders)
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    assert less < 0.5 * kept
+    assert encoders[0].state_dict().keys() == encoders[1].state_dict().keys()
+    with torch.no_grad():
+        assert all(torch.equal(x, y) for x, y in zip(*(each.eval()(batch).values() for each in encoders), strict=True))
+
+
+def test_of_lists_of_like_blocks_the_outermost_are_computed_twice_and_none_with_batch_norms() -> None:
+    def block(*middle: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(2, 2), *middle, nn.Linear(2, 2))
+
+    encoder = nn.ModuleDict(
+        {
+            "mixed": nn.Sequential(nn.Linear(2, 2), nn.ReLU()),
+            "deep": nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])}),
+            "norms": nn.Sequential(block(nn.BatchNorm1d(2)), block(nn.BatchNorm1d(2))),
+            "one": nn.Sequential(block(nn.ReLU())),
+        }
+    )
+    recompute_blocks(encoder)
+    twice = {name for name, module in encoder.named_modules() if "forward" in vars(module)}
+    assert twice == {"deep.blocks.0", "deep.blocks.1"}

@@ -394,6 +394,11 @@ def test_dropout_acts_in_training_alone() -> None:
         assert not torch.equal(encoder(batch)["text"], encoder(batch)["text"])
     assert encoder.model.text_embeddings.dropout.p == 0.1
     assert [block.drop_path for block in encoder.model.transformer.blocks] == [0.0, 0.05, 0.1]
+    calm = build(pool="cls", drop_path=0.0, dropout=0.0).train()
+    with torch.no_grad():
+        assert torch.equal(calm(batch)["text"], calm(batch)["text"])
+    with pytest.raises(ValueError, match="dropout must be at least 0 and less than 1, got 1"):
+        VLMoConfig(dropout=1.0)
 
 
 def test_stochastic_depth_skips_whole_rows_and_keeps_the_mean(relative: Any) -> None:
