@@ -36,6 +36,7 @@ _PATIENCE = datetime.timedelta(days=7)
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 _amid_call: ContextVar[bool] = ContextVar("amid_call", default=False)
 
+
 class OutOfStep(MMRecError):
     """The first process failed in a call that others have begun too: they can't be told to go on to something else."""
 
