@@ -264,6 +264,15 @@ def test_a_step_follows_the_mean_gradient_of_the_batches_that_it_accumulates(sho
     assert again["epochs"] == record["epochs"]  # losses are means over batches, whatever a step holds
 
 
+def test_blocks_that_are_computed_twice_end_with_the_same_weights_under_the_same_name(shop, monkeypatch, tmp_path):
+    spec, once = REGISTRY.encoders.get("vlmo"), FineTuning(epochs=1, batch_size=8)
+    kept = tuned(shop(12), once, "vlmo")
+    monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
+    again = tune(shop(12), spec, tiny(spec), once, text_fields=["title"], recompute=True)
+    assert again.path == tmp_path / "tuned" / kept.path.name
+    assert_equal(load_file(again.path), load_file(kept.path))
+
+
 # Several processes
 
 TOGETHER = """
