@@ -34,6 +34,7 @@ _Self = TypeVar("_Self")
 #: a process that fails needs none, since its end is noticed.
 _PATIENCE = datetime.timedelta(days=7)
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
+#: Whether the first process is in a call that the others have begun too; an error leaves it true for good.
 _amid_call: ContextVar[bool] = ContextVar("amid_call", default=False)
 
 
