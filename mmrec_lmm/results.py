@@ -6,6 +6,7 @@
         encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch
         features.safetensors     of an end-to-end run, what that encoder makes of all items: (I, D) by modality
         per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user
+        history.jsonl            one line an epoch: losses, validation metrics, seconds (types.EpochReport)
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
         checkpoint/              while it trains: the state after the last evaluation
         result.json              written last: where it stands, the run is finished
@@ -14,7 +15,8 @@ Shapes: U evaluated users, K listed items, I items, D feature width.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,19 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from .artifacts import plain, read_json, write_atomic, write_json
+from .artifacts import plain, read_json, write_atomic, write_bytes, write_json
 from .errors import ConfigError, DataError, RunError, did_you_mean
 from .registry import Registry
 from .schema import PARADIGMS
 from .settings import Settings
-from .types import RunResult, RunSpec
+from .types import EpochReport, RunResult, RunSpec
 
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
 ENCODER = "encoder.safetensors"
 FEATURES = "features.safetensors"
 PER_USER = "per_user.safetensors"
+HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
 RESULT = "result.json"
 
@@ -133,6 +136,20 @@ def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) 
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
     """{"test/users": (U,), "test/recall@20": (U,), ...}."""
     return load_file(folder / PER_USER)
+
+
+def save_history(folder: Path, reports: Sequence[EpochReport]) -> None:
+    """Write the reports of a run's epochs, in order."""
+    write_bytes(folder / HISTORY, "".join(f"{json.dumps(plain(report))}\n" for report in reports).encode())
+
+
+def load_history(folder: Path) -> list[EpochReport]:
+    """The reports of a finished run's epochs, in order; DataError where the file is missing or damaged."""
+    path = folder / HISTORY
+    try:
+        return [EpochReport(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a run's history ({error}); --force runs it again") from None
 
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:

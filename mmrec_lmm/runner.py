@@ -120,6 +120,7 @@ def run(
             save_weights(folder / results.ENCODER, companion.weights())
             save_weights(folder / results.FEATURES, model.features())
         results.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
+        results.save_history(folder, fit.history)
         if spec.settings.save_recommended_topk:
             results.save_topk(folder, rankings["test"].users, rankings["test"].items)
         results.save_result(folder, result)

@@ -10,8 +10,8 @@ What trains beside the model (an encoder, joint.py) is a Companion: the trainer 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -53,12 +53,14 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Fit:
-    """The outcome: the model holds the best weights. `stopped` is "patience", "epochs", "diverged" or "untrained"."""
+    """The outcome: the model holds the best weights. `stopped` is "patience", "epochs", "diverged" or "untrained";
+    `history` has the report of each epoch, also of those before a resumption."""
 
     best_epoch: int
     epochs: int
     validation: Validation
     stopped: str
+    history: Sequence[EpochReport] = field(default=(), compare=False, repr=False)  # it holds seconds, which vary
 
 
 class Companion(Protocol):
@@ -117,6 +119,7 @@ class Trainer:
         self._best_epoch = -1
         self._best_validation = Validation(-math.inf, {})
         self._best_weights: dict[str, Tensor] = {}
+        self._history: list[EpochReport] = []
 
     def fit(
         self,
@@ -153,17 +156,19 @@ class Trainer:
                 logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
                 stopped = "diverged"
                 break
-            if validation is None:
-                on_epoch(EpochReport(epoch, losses, trained - started))
-                continue
-            seconds = time.perf_counter() - trained
-            improved = self._misses == 0
-            on_epoch(EpochReport(epoch, losses, trained - started, validation.metrics, seconds, improved))
-            on_checkpoint(self.state())
+            report = EpochReport(epoch, losses, trained - started)
+            if validation is not None:
+                seconds = time.perf_counter() - trained
+                improved = self._misses == 0
+                report = replace(report, valid=validation.metrics, valid_seconds=seconds, improved=improved)
+            self._history.append(report)
+            on_epoch(report)
+            if validation is not None:
+                on_checkpoint(self.state())
         self._load_weights(self._best_weights)
         if self._companion is not None:
             self._companion.before_evaluation()
-        return Fit(self._best_epoch, self._epoch, self._best_validation, stopped)
+        return Fit(self._best_epoch, self._epoch, self._best_validation, stopped, tuple(self._history))
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over all rows; the sum of each loss term over its batches. TrainingDiverged if one isn't finite."""
@@ -234,6 +239,7 @@ class Trainer:
             "best_epoch": self._best_epoch,
             "best_score": self._best_validation.score,
             "best_metrics": dict(self._best_validation.metrics),
+            "history": [vars(report) for report in self._history],
         }
         if self._companion is not None:
             of_companion, numbers["companion"] = self._companion.state()
@@ -254,6 +260,7 @@ class Trainer:
         self._best_epoch = state.numbers["best_epoch"]
         self._best_validation = Validation(state.numbers["best_score"], state.numbers["best_metrics"])
         self._best_weights = dict(state.best)
+        self._history = [EpochReport(**report) for report in state.numbers["history"]]
 
 
 def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:

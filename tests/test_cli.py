@@ -131,7 +131,9 @@ def test_a_run_leaves_what_its_folder_is_documented_to_hold(here: Path) -> None:
     result = document(call(*RUN, "--json"))
     folder = here / "runs" / result["run_id"]
     names = {path.name for path in folder.iterdir()} - {"checkpoint", ".lock"}
-    assert names == {"config.json", "best.safetensors", "per_user.safetensors", "topk.tsv", "result.json"}
+    assert names == {
+        "config.json", "best.safetensors", "per_user.safetensors", "history.jsonl", "topk.tsv", "result.json",
+    }  # fmt: skip
     assert not list(folder.glob("checkpoint/*"))
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in names)

@@ -59,6 +59,12 @@ def epochs_done() -> int:
     return 0
 
 
+def history(folder: Path) -> list[dict]:
+    """A run's epochs without their seconds."""
+    epochs = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in epoch.items() if "seconds" not in key} for epoch in epochs]
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_three_random_moments_and_resumed_equals_the_uninterrupted_one() -> None:
     whole = call(*RUN, "--out", "whole", "--json")
@@ -78,6 +84,7 @@ def test_a_run_killed_at_three_random_moments_and_resumed_equals_the_uninterrupt
     assert json.loads(out)["test"] == json.loads(whole.out)["test"]
     for name in ("best.safetensors", "per_user.safetensors", "topk.tsv"):
         assert hash_file(Path("runs", run_id, name)) == hash_file(Path("whole", run_id, name)), name
+    assert history(Path("runs", run_id)) == history(Path("whole", run_id))
     assert not list(Path("runs", run_id, "checkpoint").iterdir())
 
 

@@ -25,7 +25,7 @@ from mmrec_lmm.registry import Registry, load_registry
 from mmrec_lmm.runner import Interrupted
 from mmrec_lmm.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.study import run_grid
-from mmrec_lmm.types import Interactions, RunResult, RunSpec
+from mmrec_lmm.types import EpochReport, Interactions, RunResult, RunSpec
 
 TOYS = str(Path(__file__).with_name("plugin_toys.py"))
 Specs = Callable[..., tuple[RunSpec, ...]]
@@ -61,6 +61,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def numbers(result: RunResult) -> tuple[Any, ...]:
     return dict(result.valid), dict(result.test), result.best_epoch, result.epochs, result.stopped
+
+
+def history(result: RunResult) -> list[EpochReport]:
+    """A run's epochs without their seconds, the one thing that varies."""
+    reports = results.load_history(result.path)
+    return [dataclasses.replace(report, train_seconds=0.0, valid_seconds=0.0) for report in reports]
 
 
 # What a run is named by
@@ -205,7 +211,9 @@ def test_a_finished_run_keeps_config_weights_per_user_metrics_lists_and_result(
     result = run_grid([spec], registry, out=out).best
     assert result.path == out / result.run_id
     kept = {path.name for path in result.path.iterdir() if path.is_file() and path.name != ".lock"}
-    assert kept == {"config.json", "best.safetensors", "per_user.safetensors", "topk.tsv", "result.json"}
+    assert kept == {
+        "config.json", "best.safetensors", "per_user.safetensors", "history.jsonl", "topk.tsv", "result.json",
+    }  # fmt: skip
     assert not (result.path / "checkpoint" / "state.safetensors").exists()
     assert results.load_config(result.path, registry) == spec
     stored = json.loads((result.path / "result.json").read_text())
@@ -258,6 +266,27 @@ def test_masking_validation_items_in_test_is_an_option_that_mmrec_has_off(
 
     assert pairs <= listed()
     assert not pairs & listed(mask_valid_in_test="true")
+
+
+def test_the_history_of_a_run_is_what_observers_saw_of_its_epochs(
+    specs: Specs, toys: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[EpochReport] = []
+    monkeypatch.setattr(Registry, "notify_epoch", lambda self, spec, report: seen.append(report))
+    result = run_grid(specs(epochs="4", eval_step="2"), toys, out=out).best
+    assert results.load_history(result.path) == seen
+    assert [report.valid is None for report in seen] == [True, False, True, False]
+    assert seen[result.best_epoch].valid == result.valid
+    run_grid(specs(epochs="0"), toys, out=out)  # has no epoch to tell of
+    diverged = run_grid(specs("Fragile", known=toys, breaks_at="2", epochs="9"), toys, out=out).best
+    assert [report.epoch for report in history(diverged)] == [0, 1]
+
+
+def test_a_damaged_history_is_named(finished: RunResult) -> None:
+    path = finished.path / "history.jsonl"
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(DataError, match=re.escape(f"{path}: not a run's history")):
+        results.load_history(finished.path)
 
 
 def test_lists_are_not_kept_where_they_are_not_wanted(specs: Specs, registry: Registry, out: Path) -> None:
@@ -438,6 +467,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert resumed.run_id == whole.run_id
     assert numbers(resumed) == numbers(whole)
     assert files(resumed.path) == files(whole.path)
+    assert history(resumed) == history(whole)
+    assert len(history(whole)) == 6
     assert not list((resumed.path / "checkpoint").glob("*"))
 
 
