@@ -6,10 +6,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .artifacts import locked
+from .artifacts import hash_file, hash_files, is_readable, locked
 from .data.loading import load_dataset
 from .encoding import EncodeOptions, encode
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
@@ -33,6 +33,7 @@ class Inputs:
     tables: Mapping[str, FeatureTable]
     seconds: Mapping[str, float]
     tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalogue
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of `files_behind`
 
 
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
@@ -54,7 +55,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     if spec.control is not None:
         tables = control_tables(tables, spec.control, settings.seed)
     seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had}
-    return Inputs(dataset, tables, seconds, tuned)
+    return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, tuple(tables), registry))
 
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
@@ -74,6 +75,29 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
         dataset: Dataset = registry.datasets.load(name, "load")(folder, name, settings)
         return dataset
     return load_dataset(folder, name, settings)
+
+
+def files_behind(
+    spec: RunSpec, dataset: Dataset, modalities: Sequence[str], registry: Registry
+) -> dict[str, dict[str, str]]:
+    """Hashes of the files that the inputs come from, for telling which one changed: "data" and each modality -> file
+    -> hash. Files are named within the data set's folder where they lie there; its images count as one."""
+    folder = Path(spec.settings.data_path) / spec.dataset
+    inter = folder / (spec.settings.inter_file_name or f"{spec.dataset}.inter")
+    found = {"data": {inter.name: hash_file(inter)} if inter.is_file() else {}}
+    ready = {**_ready_files(spec, dataset, registry), **spec.features} if modalities else {}
+    encoded = [modality for modality in modalities if modality not in ready]
+    of_catalogue = {}
+    if encoded and dataset.catalog is not None:
+        images = [image for image in dataset.catalog.images if image is not None and is_readable(image)]
+        of_catalogue = {"images": hash_files(images)} if images else {}
+        if (folder / "items.tsv").is_file():
+            of_catalogue["items.tsv"] = hash_file(folder / "items.tsv")
+    for modality in modalities:
+        path = ready.get(modality)
+        where = None if path is None else path.relative_to(folder) if path.is_relative_to(folder) else path
+        found[modality] = of_catalogue if path is None else {str(where): hash_file(path)}
+    return found
 
 
 def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:

@@ -52,6 +52,21 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
     return hashes
 
 
+def versions() -> dict[str, str]:
+    """Of what a run's numbers may depend on, beside the code that is hashed."""
+    return {
+        "mmrec_lmm": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # its own class compares 2.1 and 2.1.0 as equal
+        "numpy": np.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What a run computes on, in words: the GPU's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def provenance(
     spec: RunSpec, inputs: Inputs, model: Recommender, registry: Registry, device: torch.device
 ) -> dict[str, Any]:
@@ -68,19 +83,16 @@ def provenance(
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
         "present": {modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
         **({"ft": {"fingerprint": inputs.tuned.fingerprint, **inputs.tuned.record}} if inputs.tuned else {}),
+        "files": inputs.files,
         "config": fingerprint(spec),
+        "resolved": plain(spec),
         "code": code_hashes(spec, registry),
         "numerics_version": NUMERICS_VERSION,
         "plugin": registry.models.giver(spec.model),
         "parameters_trained": sum(parameter.numel() for parameter in model.parameters()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "threads": cpu_threads(spec.settings),
         "processes": processes(),
-        "versions": {
-            "mmrec_lmm": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -19,6 +19,7 @@ from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
+    from .replay import Replay
     from .study import Grid
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
@@ -74,6 +75,18 @@ def grid_text(grid: Grid, valid_metric: str) -> str:
         for result in grid.results
     ]
     return f"{table(rows)}\n\n* best on validation ({metric}):\n{run_text(grid.best)}"
+
+
+def replay_text(replay: Replay) -> str:
+    """The verdict of a replay, what isn't as it was, and where the two runs part."""
+    lines = [f"{replay.run_id}: {replay.verdict}", *(f"  {line}" for line in replay.changed)]
+    if replay.departs:
+        lines.append(f"  first divergence: {replay.departs}")
+    lines += [
+        f"  {name}: {'not comparable' if value is None else f'differs by {value:.3g} at most'}"
+        for name, value in replay.differences.items()
+    ]
+    return "\n".join(lines)
 
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:

@@ -71,17 +71,20 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
     encoder = record["encoder"]
     encoder_class = registry.encoders.load(encoder, "config") if encoder else None
     of_paradigm = PARADIGMS[record["paradigm"]]
-    return RunSpec(
-        **{
-            **record,
-            "settings": _dataclass(Settings, record["settings"]),
-            "model_config": _dataclass(model_class, record["model_config"]),
-            "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
-            "paradigm_config": _dataclass(of_paradigm.cls, record["paradigm_config"]) if of_paradigm else None,
-            "modalities": tuple(record["modalities"]) if record["modalities"] is not None else None,
-            "features": {modality: Path(path) for modality, path in record["features"].items()},
-        }
-    )
+    try:
+        return RunSpec(
+            **{
+                **record,
+                "settings": _dataclass(Settings, record["settings"]),
+                "model_config": _dataclass(model_class, record["model_config"]),
+                "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
+                "paradigm_config": _dataclass(of_paradigm.cls, record["paradigm_config"]) if of_paradigm else None,
+                "modalities": tuple(record["modalities"]) if record["modalities"] is not None else None,
+                "features": {modality: Path(path) for modality, path in record["features"].items()},
+            }
+        )
+    except TypeError as error:
+        raise DataError(f"{folder / CONFIG}: not a run of this version ({error}); --force runs it again") from None
 
 
 def save_result(folder: Path, result: RunResult) -> None:

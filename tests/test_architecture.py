@@ -25,13 +25,13 @@ LAYERS = """
     weights checkpoints
     registry config
     data results tables items inference optim
-    encoding evaluator trainer
+    encoding evaluator trainer store
     checkpoint prepared
     finetuning trainee
     inputs
     provenance joint
     runner
-    study recommend leaderboard
+    study recommend replay leaderboard
     report
     demo doctor testing
     cli

@@ -1,0 +1,230 @@
+"""Replay: a finished run is made again from its `config.json`, and compared with what it left.
+
+First comes what it depended on: data, features, configuration, code, versions, machine; what differs is told in words.
+Where the differences make it another run (its id wouldn't be the same), it isn't trained. Otherwise it is, in a
+temporary folder, and the files are compared by hash; where they differ, the history tells the first epoch and term
+that departs.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import results
+from .artifacts import plain, read_hash, read_json
+from .checkpoint import load_weights
+from .config import as_yaml
+from .errors import DataError
+from .inputs import Inputs, gather
+from .machine import choose_device, cpu_threads
+from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
+from .registry import Registry
+from .runner import Interrupted, run
+from .types import EpochReport, RunResult, RunSpec
+
+IDENTICAL, WITHIN, DIVERGED, ANOTHER = "identical", "within tolerance", "diverged", "another run"
+
+#: Of a metric's mean over users, relative and absolute, on another machine or a GPU: rounding moves some users' lists.
+RELATIVE, ABSOLUTE = 0.01, 0.0005
+
+TENSOR_FILES = (results.WEIGHTS, results.ENCODER, results.FEATURES, results.PER_USER)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What became of a replay. `verdict` is IDENTICAL, WITHIN, DIVERGED or, where nothing was trained, ANOTHER."""
+
+    run_id: str
+    verdict: str
+    changed: Sequence[str]  # what isn't as it was, in words, in the order of the way of the data
+    differences: Mapping[str, float | None] = field(default_factory=dict)  # of `_differences`, and of the means
+    departs: str | None = None  # the first epoch and loss term or metric that isn't the same
+
+    @property
+    def reproduced(self) -> bool:
+        return self.verdict in (IDENTICAL, WITHIN)
+
+
+def replay(
+    name: str,
+    registry: Registry,
+    *,
+    out: Path,
+    data_path: str | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> Replay:
+    """Make a finished run again, with as many threads as it had, and compare. `data_path` and `device` replace its own.
+
+    Raises DataError where the run or its data is missing or damaged.
+    """
+    folder = results.find_run(out, name)
+    stored = results.load_result(folder)
+    assert stored is not None
+    if "resolved" not in stored.record:
+        raise DataError(f"{folder}: made by a version that kept less than a replay needs; --force runs it again")
+    spec = results.load_config(folder, registry)
+    wanted = {"data_path": data_path, "device": device, "threads": spec.settings.threads or stored.record["threads"]}
+    spec = _with_settings(spec, **{key: value for key, value in wanted.items() if value is not None})
+    inputs = gather(spec, registry, progress=progress)
+    before = changes(stored.record, spec, inputs, registry)
+    configured = changed_values(stored.record["resolved"], read_json(folder / results.CONFIG))
+    changed = [*before.data, *before.features, *configured, *before.code, *before.versions, *before.machine]
+    if run_id(_with_settings(spec, threads=stored.record["threads"]), inputs) != stored.run_id:
+        return Replay(stored.run_id, ANOTHER, changed)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            again = run(spec, inputs, registry, out=Path(scratch), progress=progress)
+        except Interrupted:
+            raise Interrupted(f"{stored.run_id}: interrupted; nothing of a replay is kept") from None
+        excused = bool(before.machine) or choose_device(spec.settings).type != "cpu"
+        return _compared(stored, again, changed, excused=excused)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs between a run's record and here, in words. `machine` can change sums by rounding, no more."""
+
+    data: Sequence[str]
+    features: Sequence[str]
+    code: Sequence[str]
+    versions: Sequence[str]
+    machine: Sequence[str]
+
+
+def changes(record: Mapping[str, Any], spec: RunSpec, inputs: Inputs, registry: Registry) -> Changes:
+    """What of a run's `record` no longer holds, but for its configuration."""
+    data, features = [], []
+    if inputs.dataset.fingerprint != record["data"]:
+        data.append(f"data: the interactions changed{_changed_files(record, inputs, 'data')}")
+    now = {modality: table.fingerprint for modality, table in inputs.tables.items()}
+    for modality in sorted({*now, *record["features"]}):
+        if modality not in now or modality not in record["features"]:
+            features.append(f"features: {modality} is {'gone' if modality not in now else 'new'}")
+        elif now[modality] != record["features"][modality]:
+            features.append(f"features: {modality} changed{_changed_files(record, inputs, modality)}")
+    code = [
+        f"code: that of the {part} changed"
+        for part, digest in code_hashes(spec, registry).items()
+        if digest != record["code"].get(part)
+    ]
+    if record["numerics_version"] != NUMERICS_VERSION:
+        code.append(_was("code: numerics version", record["numerics_version"], NUMERICS_VERSION))
+    others = [
+        _was(f"versions: {library}", record["versions"].get(library), version)
+        for library, version in versions().items()
+        if version != record["versions"].get(library)
+    ]
+    of_torch = [line for line in others if line.startswith("versions: torch ")]
+    here = {"device": device_name(choose_device(spec.settings)), "threads": cpu_threads(spec.settings)}
+    machine = [_was(f"machine: {key}", record[key], value) for key, value in here.items() if value != record[key]]
+    return Changes(data, features, code, [line for line in others if line not in of_torch], [*of_torch, *machine])
+
+
+def changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of two resolved runs (`config.json`) whose values differ, as users write them, with both values."""
+    before, after = dict(_keys(then)), dict(_keys(now))
+    return [
+        _was(f"configuration: {key}", before.get(key), after.get(key))
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
+
+
+def departure(then: Sequence[EpochReport], now: Sequence[EpochReport]) -> str | None:
+    """The first epoch and loss term or metric of two histories that isn't the same; None where all are."""
+    for one, other in zip(then, now, strict=False):
+        for kind, before, after in (
+            ("loss term", one.losses, other.losses),
+            ("valid", one.valid or {}, other.valid or {}),
+        ):
+            for name in {**before, **after}:
+                if before.get(name) != after.get(name):
+                    return _was(f"epoch {one.epoch}: {kind} {name}", before.get(name), after.get(name))
+    if len(then) != len(now):
+        return f"epoch {min(len(then), len(now))}: the run had {len(then)} epochs, its replay {len(now)}"
+    return None
+
+
+def _compared(stored: RunResult, again: RunResult, changed: Sequence[str], *, excused: bool) -> Replay:
+    """The verdict on a replay that ran; `excused` says that rounding may differ here."""
+    differences: dict[str, float | None] = dict(_differences(stored.path, again.path))
+    departs = departure(results.load_history(stored.path), results.load_history(again.path))
+    means = [
+        (then[name], now.get(name, math.inf))
+        for then, now in ((stored.valid, again.valid), (stored.test, again.test))
+        for name in then
+    ]
+    if not differences and departs is None:
+        return Replay(stored.run_id, IDENTICAL, changed)
+    differences["means"] = max(abs(then - now) for then, now in means)
+    close = all(math.isclose(then, now, rel_tol=RELATIVE, abs_tol=ABSOLUTE) for then, now in means)
+    departs = departs or f"after training: the history is the same, and {next(iter(differences))} differs"
+    return Replay(stored.run_id, WITHIN if excused and close else DIVERGED, changed, differences, departs)
+
+
+def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]]:
+    """The files of two runs whose hashes differ: the largest difference of a number or, of lists, how many differ.
+    None where that can't be told: one lacks the file, or a tensor has another shape."""
+    for name in (*TENSOR_FILES, results.TOPK):
+        paths = [folder / name for folder in (stored, again)]
+        present = [path.is_file() for path in paths]
+        if not any(present) or (all(present) and read_hash(paths[0]) == read_hash(paths[1])):
+            continue
+        if not all(present):
+            yield name, None
+        elif name == results.TOPK:
+            then, now = (path.read_text().splitlines() for path in paths)
+            yield name, sum(one != other for one, other in zip(then, now, strict=False)) + abs(len(then) - len(now))
+        else:
+            yield name, _largest(*map(load_weights, paths))
+
+
+def _largest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float | None:
+    """The largest difference between equally named tensors; None where names or shapes differ."""
+    if {name: value.shape for name, value in one.items()} != {name: value.shape for name, value in other.items()}:
+        return None
+    filled = [name for name, value in one.items() if value.numel()]
+    return max(((one[name].double() - other[name].double()).abs().max().item() for name in filled), default=0.0)
+
+
+def _changed_files(record: Mapping[str, Any], inputs: Inputs, part: str) -> str:
+    """The end of a message: which of the files behind a part of the inputs changed."""
+    then, now = record["files"].get(part, {}), inputs.files.get(part, {})
+    files = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if files:
+        return f" ({', '.join(files)})"
+    return " (its files are as they were: the encoder, its weights or what was asked of it differ)" if now else ""
+
+
+def _keys(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each key of a resolved run by the name that users write: seed, reg_weight, encoder.variant, ft.epochs."""
+    sections = {
+        "settings": "",
+        "model_config": "",
+        "encoder_config": "encoder.",
+        "paradigm_config": f"{resolved.get('paradigm')}.",
+    }
+    for name, value in resolved.items():
+        if name in sections and value is not None:
+            yield from ((f"{sections[name]}{key}", held) for key, held in value.items())
+        elif name not in sections:
+            yield name, value
+
+
+def _was(what: str, then: Any, now: Any) -> str:
+    return f"{what} was {_shown(then)}, is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else as_yaml(plain(value))
+
+
+def _with_settings(spec: RunSpec, **values: Any) -> RunSpec:
+    return dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, **values))
