@@ -201,6 +201,31 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)"
     )
     recommend.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+    again = verb("replay", _replay, "Make a finished run again and compare: identical, or what differs first.")
+    again.add_argument("run", help="a run's id, the start of one, or its folder")
+    again.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the run's)")
+    again.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: the run's)")
+    again.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    again.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+    stored = verb("results", _usage, "Ask, export and index finished runs.")
+    stored_verbs = stored.add_subparsers(metavar="VERB")
+    index = verb("index", _results_index, "Make the index over finished runs anew.", parent=stored_verbs)
+    export = verb("export", _results_export, "Finished runs as a table, one row a run.", parent=stored_verbs)
+    export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
+    export.add_argument("-o", dest="file", type=Path, metavar="FILE", help="write there instead of to stdout")
+    export.add_argument(
+        "--where", type=_condition, action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+        help="only runs with these values",
+    )  # fmt: skip
+    ask = verb("query", _results_query, "Answer a SELECT over the tables runs and metrics.", parent=stored_verbs)
+    ask.add_argument("sql", help="for example \"SELECT run, value FROM metrics WHERE split = 'test'\"")
+    ask.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    for each in (index, export, ask):
+        each.add_argument(
+            "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)"
+        )
     return parser
 
 
@@ -434,6 +459,62 @@ def _recommend(options: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from .artifacts import plain
+    from .logs import start_log
+    from .replay import replay
+    from .report import replay_text
+
+    start_log(None, "replay", level="ERROR", verbose=False)  # the run has told what the data lacks
+    found = replay(
+        options.run, _load_registry(options), out=options.out,
+        data_path=options.data_path, device=options.device, progress=True,
+    )  # fmt: skip
+    if options.json:
+        _print_json({**plain(found), "reproduced": found.reproduced})
+    else:
+        print(replay_text(found))
+    return 0 if found.reproduced else 1
+
+
+def _results_index(options: argparse.Namespace) -> int:
+    from .logs import start_log
+    from .store import INDEX, rebuild
+
+    start_log(None, "results", level="WARNING", verbose=False)
+    print(f"{rebuild(options.out)} runs in {options.out / INDEX}")
+    return 0
+
+
+def _results_export(options: argparse.Namespace) -> int:
+    from .artifacts import write_bytes
+    from .logs import start_log
+    from .store import as_csv, as_jsonl, find_runs
+
+    start_log(None, "results", level="WARNING", verbose=False)
+    rows = find_runs(options.out, dict(options.where))
+    text = as_csv(rows) if options.format == "csv" else as_jsonl(rows)
+    if options.file:
+        write_bytes(options.file, text.encode())
+    else:
+        print(text, end="")
+    return 0
+
+
+def _results_query(options: argparse.Namespace) -> int:
+    from .logs import start_log
+    from .report import table
+    from .store import query
+
+    start_log(None, "results", level="WARNING", verbose=False)
+    rows = query(options.out, options.sql)
+    if options.json:
+        _print_json(rows)
+    else:
+        print(table(rows) or "no rows")
+    return 0
+
+
 # What several verbs do
 
 
@@ -525,6 +606,13 @@ def _feature_file(text: str) -> tuple[str, Path]:
     if not equals or not modality:
         raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE.npy")
     return modality, Path(path)
+
+
+def _condition(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def _usage(options: argparse.Namespace) -> int:

@@ -1,0 +1,264 @@
+"""The index over a folder of runs: SQLite, for questions that one file a run can't answer quickly.
+
+Each run's `result.json` is the truth. `index.sqlite` follows from them and can be deleted at any time: whoever asks it
+first brings it up to date, and makes it anew where it is missing, damaged or of another version. A run never writes it,
+so no run can fail because of it.
+
+The file is replaced whole, under a lock that lets one process write, and is read into memory: SQLite's own locks and
+its WAL don't hold on network folders. Where it can't be written, the answer comes from memory alone.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .artifacts import locked, write_bytes
+from .errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
+from .results import PER_USER, RESULT, load_result
+from .types import RunResult
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index.sqlite"
+VERSION = 1  # of the tables; rises when they change
+
+#: Columns of `runs`. Those that hold JSON are marked, and are objects again in an export to JSONL.
+JSON = "TEXT /* JSON */"
+COLUMNS: Mapping[str, str] = {
+    "run": "TEXT PRIMARY KEY",  # the folder's name
+    "model": "TEXT",
+    "dataset": "TEXT",
+    "encoder": "TEXT",
+    "paradigm": "TEXT",
+    "modalities": "TEXT",  # image,text
+    "control": "TEXT",
+    "seed": "INTEGER",
+    "parameters": JSON,  # of the grid that it was first a point of
+    "best_epoch": "INTEGER",
+    "epochs": "INTEGER",
+    "stopped": "TEXT",
+    "data_hash": "TEXT",
+    "features_hash": JSON,  # by modality
+    "code_hash": JSON,  # of host, model and encoder
+    "config_hash": "TEXT",
+    "config": JSON,  # every value, as in config.json
+    "numerics_version": "INTEGER",
+    "versions": JSON,  # of this package, Python, torch and numpy
+    "device": "TEXT",
+    "threads": "INTEGER",
+    "seconds": JSON,  # load, tune, encode, train, rank
+    "train_seconds": "REAL",
+    "peak_memory_bytes": "INTEGER",
+    "parameters_trained": "INTEGER",
+    "finished": "TEXT",  # ISO 8601, UTC
+    "per_user": "TEXT",  # the file of per-user metrics, within the folder of runs
+    "stamp": "TEXT",  # size and time of change of result.json, by which the index knows whether it is up to date
+}
+TABLES = f"""
+    CREATE TABLE runs ({", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())});
+    CREATE TABLE metrics (run TEXT, split TEXT, metric TEXT, value REAL, PRIMARY KEY (run, split, metric));
+    PRAGMA user_version = {VERSION};
+"""
+
+#: All that a query may do: nothing that writes, and no other file.
+_READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+
+
+def rebuild(out: Path) -> int:
+    """Make the index over the runs in `out` anew; how many it has. RunError where it can't be written."""
+    _check_folder(out)
+    with locked(out / INDEX):
+        connection = _empty()
+        _update(connection, out)
+        write_bytes(out / INDEX, connection.serialize())
+    count: int = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+    return count
+
+
+def open_index(out: Path) -> sqlite3.Connection:
+    """The index over the runs in `out`, up to date and read-only: tables `runs` and `metrics`.
+
+    A damaged `result.json` is logged by name and left out. Raises DataError where there is no such folder.
+    """
+    _check_folder(out)
+    connection = _stored(out / INDEX)
+    if connection is None or _stale(connection, out):
+        connection = _refreshed(out)
+    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY)
+    return connection
+
+
+def query(out: Path, sql: str) -> list[dict[str, Any]]:
+    """The rows that a SELECT finds in the index over `out`. ConfigError where it isn't one, or isn't right."""
+    with contextlib.closing(open_index(out)) as connection:
+        try:
+            return _rows(connection.execute(sql))
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise ConfigError(
+                f"query: {error}; it must be one SELECT over runs ({', '.join(COLUMNS)}) and metrics "
+                "(run, split, metric, value)"
+            ) from None
+
+
+def find_runs(out: Path, where: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One row a run: the columns of the index, then each metric as "valid/recall@20", "test/recall@20".
+
+    `where` keeps the runs whose columns have these values, in any case; an empty one stands for "none". ConfigError
+    names an unknown column.
+    """
+    where = where or {}
+    for name in where:
+        if name not in COLUMNS:
+            raise ConfigError(f"--where {name}: no such column{did_you_mean(name, COLUMNS)}; {', '.join(COLUMNS)}")
+    conditions = " AND ".join(f"CAST(ifnull({name}, '') AS TEXT) = ? COLLATE NOCASE" for name in where) or "1"
+    with contextlib.closing(open_index(out)) as connection:
+        rows = _rows(connection.execute(f"SELECT * FROM runs WHERE {conditions} ORDER BY run", [*where.values()]))
+        found = {row["run"]: row for row in rows}
+        for run, split, metric, value in connection.execute("SELECT * FROM metrics ORDER BY rowid"):
+            if run in found:
+                found[run][f"{split}/{metric}"] = value
+    for row in rows:
+        del row["stamp"]
+        row.update({name: json.loads(row[name]) for name, kind in COLUMNS.items() if kind == JSON})
+    return rows
+
+
+def as_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as one JSON object a line."""
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header of all columns that any row has; what is nested, as JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def _check_folder(out: Path) -> None:
+    if not out.is_dir():
+        raise DataError(f"{out}: no such folder of runs; --out names another")
+
+
+def _refreshed(out: Path) -> sqlite3.Connection:
+    """The index brought up to date, and written where that is possible."""
+    try:
+        with locked(out / INDEX):
+            connection = _stored(out / INDEX) or _empty()  # again: another process may have been quicker
+            if _update(connection, out):
+                write_bytes(out / INDEX, connection.serialize())
+    except (OSError, RunError) as error:
+        logger.info("%s isn't kept: %s", out / INDEX, error)
+        connection = _stored(out / INDEX) or _empty()
+        _update(connection, out)
+    return connection
+
+
+def _stored(path: Path) -> sqlite3.Connection | None:
+    """The index in a file, read into memory; None where it is missing, damaged or of another version."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        content = path.read_bytes()
+        connection.deserialize(content or b"damaged")  # of nothing at all, Python makes a MemoryError
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == VERSION and connection.execute("PRAGMA quick_check").fetchone()[0] == "ok":
+            return connection
+    except (OSError, sqlite3.Error, OverflowError):
+        pass
+    connection.close()
+    return None
+
+
+def _empty() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(TABLES)
+    return connection
+
+
+def _stamps(out: Path) -> dict[str, str]:
+    """Of each finished run's `result.json`: size and time of change."""
+    stamps = {}
+    for path in sorted(out.glob(f"*/{RESULT}")):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            stat = path.stat()
+            stamps[path.parent.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+    return stamps
+
+
+def _known(connection: sqlite3.Connection) -> dict[str, str]:
+    return dict(connection.execute("SELECT run, stamp FROM runs"))
+
+
+def _stale(connection: sqlite3.Connection, out: Path) -> bool:
+    return _known(connection) != _stamps(out)
+
+
+def _update(connection: sqlite3.Connection, out: Path) -> bool:
+    """Bring the tables to what the folder holds; whether that changed anything."""
+    known, stamps = _known(connection), _stamps(out)
+    outdated = [run for run in known if known[run] != stamps.get(run)]
+    for table in ("runs", "metrics"):
+        connection.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in outdated])
+    added = 0
+    for run, stamp in stamps.items():
+        if known.get(run) == stamp:
+            continue
+        try:
+            result = load_result(out / run)
+            if result is None:
+                continue
+            row = _row(result, stamp)
+        except MMRecError as error:
+            logger.warning("left out of the index: %s", error)
+            continue
+        except (OSError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("left out of the index: %s: not a result of this version (%r)", out / run / RESULT, error)
+            continue
+        added += 1
+        connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(COLUMNS))})", row)
+        connection.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?)", _metrics(result))
+    connection.commit()
+    return bool(outdated or added)
+
+
+def _row(result: RunResult, stamp: str) -> list[Any]:
+    """A run's values of COLUMNS."""
+    record = result.record
+    values = {
+        **{name: record[name] for name in COLUMNS if name in record},
+        "run": result.path.name,
+        "modalities": ",".join(record["modalities"]),
+        "parameters": result.parameters,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "stopped": result.stopped,
+        "data_hash": record["data"],
+        "features_hash": record["features"],
+        "code_hash": record["code"],
+        "config_hash": record["config"],
+        "config": record["resolved"],
+        "train_seconds": record["seconds"]["train"],
+        "per_user": f"{result.path.name}/{PER_USER}",
+        "stamp": stamp,
+    }
+    return [json.dumps(values[name]) if kind == JSON else values[name] for name, kind in COLUMNS.items()]
+
+
+def _metrics(result: RunResult) -> Iterator[tuple[str, str, str, float]]:
+    for split, values in (("valid", result.valid), ("test", result.test)):
+        for name, value in values.items():
+            yield result.path.name, split, name, value
+
+
+def _rows(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
+    names = [column[0] for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
