@@ -288,6 +288,9 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     parser.add_argument("--force", action="store_true", help="run again what is finished")
+    parser.add_argument(
+        "--protocol", choices=("default", "mmrec"), help="mmrec: also show what selecting on test, as there, would give"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
 
 
@@ -321,8 +324,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         points = [document(result) for result in grid.results]
         failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
-        one = len(resolved.runs) == 1
-        _print_json(points[0] if one else {"winner": document(grid.best), "points": points, "failures": failures})
+        together = {"winner": document(grid.best), "points": points, "failures": failures}
+        if grid.best_on_test is not None:
+            together["best_on_test"] = document(grid.best_on_test)
+        _print_json(points[0] if len(resolved.runs) == 1 else together)
     else:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
         print(f"\n{grid.best.path}/  log: {log}")
@@ -533,7 +538,7 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
     unasked = dataset.default_encoder if dataset and (model is None or model.uses_features) else None
-    flags = {key: typed.get(key) for key in ("seed", "data_path", "device")}
+    flags = {key: typed.get(key) for key in ("seed", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
     request = Request(
         model=options.model,

@@ -55,14 +55,16 @@ def log_statistics(dataset: Dataset) -> None:
         logger.info("====%s====\n%s", title, _statistics(dataset.name, rows))
 
 
-def log_epoch(report: EpochReport, *, model: str, score: float | None) -> None:
-    """MMRec's lines on one epoch, without its test line: test is ranked once, at the end."""
+def log_epoch(report: EpochReport, *, model: str, score: float | None, test: Mapping[str, float] | None = None) -> None:
+    """MMRec's lines on one epoch. `test` is for its protocol; otherwise test is ranked once, at the end."""
     loss = sum(report.losses.values())
     logger.info("epoch %d training [time: %.2fs, train loss: %.4f]", report.epoch, report.train_seconds, loss)
     if report.valid is None:
         return
     logger.info("epoch %d evaluating [time: %.2fs, valid_score: %.6f]", report.epoch, report.valid_seconds, score)
     logger.info("valid result: \n%s", metric_line(report.valid))
+    if test is not None:
+        logger.info("test result: \n%s", metric_line(test))
     if report.improved:
         logger.info("██ %s--Best validation results updated!!!", model)
 

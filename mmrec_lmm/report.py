@@ -62,7 +62,8 @@ def run_text(result: RunResult) -> str:
 
 
 def grid_text(grid: Grid, valid_metric: str) -> str:
-    """Every point with its validation score, the winner marked; then the winner's metrics."""
+    """Every point with its validation score, the winner marked; then the winner's metrics and, under MMRec's protocol,
+    those of the point that it selects on test."""
     metric = valid_metric.lower()
     rows = [
         {
@@ -74,7 +75,13 @@ def grid_text(grid: Grid, valid_metric: str) -> str:
         }
         for result in grid.results
     ]
-    return f"{table(rows)}\n\n* best on validation ({metric}):\n{run_text(grid.best)}"
+    text = f"{table(rows)}\n\n* best on validation ({metric}):\n{run_text(grid.best)}"
+    if grid.best_on_test is not None:
+        text += (
+            f"\n\nfor comparison with published numbers only, MMRec's protocol, selected on TEST ({metric}):\n"
+            f"{run_text(grid.best_on_test)}"
+        )
+    return text
 
 
 def replay_text(replay: Replay) -> str:

@@ -88,7 +88,7 @@ def run(
         started = time.perf_counter()
         try:
             companion = joint_encoder(spec, inputs, registry, model.features) if spec.paradigm == "ete" else None
-            validation = Evaluator(inputs.dataset.valid, [inputs.dataset.train], inputs.dataset.n_items)
+            validation = evaluator_of("valid", inputs.dataset, spec.settings)
             fit = train(
                 model, spec, inputs, registry, validation, metrics, folder,
                 companion=companion, resume=resume, progress=progress,
@@ -155,6 +155,7 @@ def train(
         generator=torch.Generator().manual_seed(settings.seed),
         companion=companion,
     )
+    watched = evaluator_of("test", dataset, settings) if settings.protocol == "mmrec" else None
     state = load_checkpoint(checkpoint) if resume else None
     if state is not None:
         trainer.restore(state)
@@ -169,7 +170,8 @@ def train(
 
         def on_epoch(report: EpochReport) -> None:
             score = None if report.valid is None else report.valid[settings.valid_metric.lower()]
-            log_epoch(report, model=spec.model, score=score)
+            test = watch_test(model, watched, metrics, settings) if watched and report.valid else None
+            log_epoch(report, model=spec.model, score=score, test=test)
             valid = "" if score is None else f" {settings.valid_metric.lower()} {score:.4f}"
             bar.set_postfix_str(f"loss {sum(report.losses.values()):.4f}{valid}")
             bar.update()
@@ -189,14 +191,33 @@ def validate(
     return Validation(means[settings.valid_metric.lower()], means)
 
 
+def watch_test(
+    model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
+) -> dict[str, float]:
+    """Test at the weights of the moment, for the log of MMRec's protocol: nothing is selected by it, and training goes
+    on as if it hadn't been ranked."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a scorer may draw
+        found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
+    return _means(metric_values(found, metrics, settings.topk))
+
+
 def rank(model: Recommender, dataset: Dataset, settings: Settings, validation: Evaluator) -> dict[str, Ranking]:
-    """Validation once more, and test for the only time, at the weights that the model has now."""
-    masked = [dataset.train, dataset.valid] if settings.mask_valid_in_test else [dataset.train]
-    evaluators = {"valid": validation, "test": Evaluator(dataset.test, masked, dataset.n_items)}
+    """Validation once more, and test for the only time that anything is kept of, at the weights that the model has
+    now."""
+    evaluators = {"valid": validation, "test": evaluator_of("test", dataset, settings)}
     return {
         split: evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
         for split, evaluator in evaluators.items()
     }
+
+
+def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
+    """The evaluator of "valid" or "test"."""
+    masked = [dataset.train]
+    if split == "test" and settings.mask_valid_in_test:
+        masked.append(dataset.valid)
+    return Evaluator(getattr(dataset, split), masked, dataset.n_items)
 
 
 def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) -> None:

@@ -45,6 +45,7 @@ class Settings:
     valid_metric: str = "Recall@20"
     mask_valid_in_test: bool = False  # MMRec leaves validation items among the candidates when it tests
     save_recommended_topk: bool = True  # keep each user's top items in the run's folder
+    protocol: Literal["default", "mmrec"] = "default"  # mmrec: show beside ours what selecting on test would give
 
     # machine: nothing here but `threads` and `encode_dtype` can change a number
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -102,12 +103,12 @@ class EndToEnd:
 
 
 #: Settings that are no part of a run's identity: they name a place or a machine and can't change a number, or shape the
-#: features, whose fingerprints are part of it.
+#: features, whose fingerprints are part of it. `protocol` decides what is shown beside a run, never what it keeps.
 NOT_IDENTITY = frozenset({
     "text_fields", "missing",
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "device", "use_gpu", "gpu_id",
     "workers", "encode_batch_size", "encode_dtype", "encode_compile", "recompute", "state", "save_recommended_topk",
-    "eval_batch_size",
+    "eval_batch_size", "protocol",
 })  # fmt: skip
 
 #: Keys that MMRec's own files carry and nothing here reads: accepted, and listed as unused.

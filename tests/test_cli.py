@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def test_without_arguments_the_help_is_printed() -> None:
     assert answer.out.startswith("usage: mmrec-lmm")
 
 
-@pytest.mark.parametrize("group", ["config", "data"])
+@pytest.mark.parametrize("group", ["config", "data", "results"])
 def test_a_group_without_its_verb_is_a_usage_error_that_leaves_stdout_empty(group: str) -> None:
     answer = call(group)
     assert (answer.code, answer.out) == (2, "")
@@ -225,6 +226,17 @@ def test_a_point_that_fails_is_told_and_the_others_count() -> None:
     assert failure["parameters"]["learning_rate"] == 1e38
     assert "a smaller learning_rate is the usual cure" in failure["error"]
     assert answer.err.count("error: ") == 1
+
+
+def test_mmrecs_protocol_shows_what_it_selects_on_test_beside_the_winner() -> None:
+    grid = document(call(*RUN, "--reg_weight=[0.1,1e-5]", "--protocol", "mmrec", "--json"))
+    best = max(grid["points"], key=lambda point: round(point["test"]["recall@20"], 4))
+    assert grid["best_on_test"]["run_id"] == best["run_id"]
+    answer = call(*RUN, "--reg_weight=[0.1,1e-5]", "--protocol=mmrec")
+    head, _, tail = answer.out.partition("MMRec's protocol, selected on TEST (recall@20):\n")
+    assert "* best on validation (recall@20):\n" in head
+    assert tail.startswith(best["run_id"])
+    assert "selected on TEST" not in call(*RUN, "--reg_weight=[0.1,1e-5]").out
 
 
 def test_a_published_grid_runs_by_name() -> None:
@@ -545,7 +557,7 @@ CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(?:mmrec-lmm )?([^`]+)`\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", "config", "data")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", "config", "data", "results")])
 def test_every_flag_of_every_verb_is_documented_in_its_section(verb: str) -> None:
     text = SECTIONS[verb]
     for action in VERBS[verb]._actions:
@@ -584,10 +596,10 @@ def test_every_key_of_the_host_is_documented_with_its_default() -> None:
 
 
 def test_the_commands_that_the_documentation_shows_parse() -> None:
-    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md")]
+    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md", "results.md")]
     for text in (CLI, *(page.read_text(encoding="utf-8") for page in pages)):
         for line in re.findall(r"^mmrec-lmm (.*)$", text, re.MULTILINE):
-            build_parser().parse_known_args(line.partition("  #")[0].split())
+            build_parser().parse_known_args(shlex.split(line.partition("  #")[0]))
 
 
 # What a result is a result of
@@ -619,6 +631,45 @@ def test_flags_on_features_mean_nothing_to_a_model_without_and_are_no_part_of_it
     assert "note: BPR uses no item features: --encoder, --modalities, --control, --encoder.weights left" in flagged.err
     assert document(flagged)["run_id"] == plain["run_id"]
     assert document(flagged)["record"]["control"] is None
+
+
+# Finished runs
+
+
+def test_results_are_exported_queried_and_indexed(here: Path) -> None:
+    run_id = document(call(*RUN, "--json"))["run_id"]
+    call(*RUN, "--control", "shuffled")
+    exported = call("results", "export", "--where", "control=", "model=vbpr", "--where", "dataset=toy")
+    assert [json.loads(line)["run"] for line in exported.out.splitlines()] == [run_id]
+    assert call("results", "export", "--format", "csv", "-o", "all.csv").out == ""
+    table = pd.read_csv("all.csv")
+    assert len(table) == 2
+    sql = f"SELECT value FROM metrics WHERE run = '{run_id}' AND split = 'test' AND metric = 'recall@20'"
+    assert json.loads(call("results", "query", sql, "--json").out) == [
+        {"value": table.set_index("run").loc[run_id, "test/recall@20"]}
+    ]
+    assert call("results", "query", "SELECT count(*) AS runs FROM runs").out == "runs\n----\n   2\n"
+    assert call("results", "query", "SELECT run FROM runs WHERE seed = 7").out == "no rows\n"
+    (here / "runs" / run_id / "result.json").write_text("{")
+    answer = call("results", "index")
+    assert (answer.code, answer.out) == (0, "1 runs in runs/index.sqlite\n")
+    assert f"left out of the index: runs/{run_id}/result.json: not valid JSON" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export", "--where", "sed=1"], 2, "--where sed: no such column; did you mean seed?"),
+        (["export", "--where", "seed"], 2, "'seed' is not KEY=VALUE"),
+        (["query", "DROP TABLE runs"], 2, "query: not authorized; it must be one SELECT over runs (run, model, "),
+        (["index", "--out", "nowhere"], 4, "nowhere: no such folder of runs; --out names another"),
+    ],
+)
+def test_questions_that_have_no_answer_are_refused(arguments: list[str], code: int, message: str) -> None:
+    Path("runs").mkdir()
+    answer = call("results", *arguments)
+    assert (answer.code, answer.out) == (code, "")
+    assert message in answer.err
 
 
 def test_recommend_finds_a_data_set_that_moved(here: Path, tmp_path: Path) -> None:

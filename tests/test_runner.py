@@ -18,6 +18,7 @@ from mmrec_lmm import results, runner, study
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
 from mmrec_lmm.evaluator import Evaluator, Ranking
 from mmrec_lmm.inputs import gather
+from mmrec_lmm.logs import metric_line
 from mmrec_lmm.machine import TORCH_THREADS
 from mmrec_lmm.provenance import run_id
 from mmrec_lmm.recommend import recommend
@@ -101,6 +102,7 @@ OTHER: Mapping[str, Any] = {
     "valid_metric": "NDCG@20",
     "mask_valid_in_test": True,
     "save_recommended_topk": False,
+    "protocol": "mmrec",
     "device": "cpu",
     "use_gpu": False,
     "gpu_id": 1,
@@ -349,6 +351,25 @@ def test_test_is_ranked_once_after_the_last_ranking_of_validation(
     assert made == ["valid", "test"]
 
 
+@pytest.mark.parametrize("model", ["VBPR", "Dropout"])
+def test_mmrecs_protocol_logs_test_at_each_evaluation_and_changes_nothing_of_the_run(
+    model: str, specs: Specs, toys: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mmrec_lmm")
+    ours = run_grid(specs(model, known=toys), toys, out=tmp_path / "ours").best
+    assert caplog.text.count("test result: ") == 1
+    caplog.clear()
+    theirs = run_grid(specs(model, known=toys, protocol="mmrec"), toys, out=tmp_path / "theirs").best
+    assert caplog.text.count("test result: ") == 3 + 1
+    assert theirs.run_id == ours.run_id
+    assert numbers(theirs) == numbers(ours)
+    assert files(theirs.path) == files(ours.path)
+    assert history(theirs) == history(ours)
+    lines = [record.getMessage() for record in caplog.records]
+    epoch = next(place for place, line in enumerate(lines) if line.startswith(f"epoch {ours.best_epoch} evaluating"))
+    assert lines[epoch + 2] == f"test result: \n{metric_line(ours.test)}"
+
+
 def test_held_out_rows_do_not_reach_training(specs: Specs, toys: Registry, data_path: Path, out: Path) -> None:
     [spec] = specs("VBPR", known=toys, epochs="1")
     before = run_grid([spec], toys, out=out).best
@@ -377,6 +398,33 @@ def test_the_winner_is_the_best_on_validation_even_where_test_disagrees(
     assert [result.valid["recall@1"] for result in grid.results] == [0, 1 / 12]
     assert [result.test["recall@1"] for result in grid.results] == [1 / 12, 0]
     assert grid.best.parameters["favourite"] == 0
+    assert grid.best_on_test is None
+
+
+def test_under_mmrecs_protocol_the_best_on_test_stands_beside_the_winner_and_says_so(
+    specs: Specs, toys: Registry, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mmrec_lmm")
+    asked = specs("Favourite", known=toys, favourite="[12, 0]", protocol="mmrec", **FIRST)
+    grid = run_grid(asked, toys, out=out)
+    assert grid.best.parameters["favourite"] == 0
+    assert grid.best_on_test is not None
+    assert grid.best_on_test.parameters["favourite"] == 12
+    assert caplog.text.count("████Current BEST by MMRec's protocol, selected on TEST████:\nParameters: ") == 2
+    assert (
+        "████BEST by MMRec's protocol, selected on TEST████:\nParameters: ['seed', 'favourite']=(999, 12)"
+        in caplog.text
+    )
+    run_grid(specs("Favourite", known=toys, favourite="[12, 0]", **FIRST), toys, out=out)  # the same runs
+
+
+def test_mmrec_compares_four_decimals_and_keeps_the_first() -> None:
+    def result(name: str, value: float) -> RunResult:
+        return RunResult(name, Path(name), {}, {"recall@20": 0.0}, {"recall@20": value}, 0, 1, "epochs")
+
+    spec = RunSpec("VBPR", "toy", Settings(), None)
+    assert study.best_on_test([result("a", 0.10001), result("b", 0.10004)], spec).run_id == "a"
+    assert study.best_on_test([result("a", 0.10001), result("b", 0.10006)], spec).run_id == "b"
 
 
 def test_of_equal_points_the_first_wins(specs: Specs, toys: Registry, out: Path) -> None:

@@ -85,6 +85,16 @@ def test_conditions_pick_runs_by_columns_in_any_case_and_an_empty_one_means_none
         find_runs(out, {"sed": "1"})
 
 
+def test_every_column_of_the_index_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "results.md").read_text(encoding="utf-8")
+    documented = [
+        name
+        for row in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
+        for name in re.findall(r"\w+", row)
+    ]
+    assert not set(store.COLUMNS) - set(documented)
+
+
 # Questions
 
 
