@@ -38,12 +38,17 @@ TENSOR_FILES = (results.WEIGHTS, results.ENCODER, results.FEATURES, results.PER_
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of a replay. `verdict` is IDENTICAL, WITHIN, DIVERGED or, where nothing was trained, ANOTHER."""
+    """What became of a replay. `verdict` is IDENTICAL, WITHIN, DIVERGED or, where nothing was trained, ANOTHER.
+
+    `differences` has each file whose hash differs, with the largest difference of a number or, of the lists, how many
+    differ (None: not comparable, since one lacks the file or a tensor has another shape), and "means", the largest
+    difference of a metric's mean.
+    """
 
     run_id: str
     verdict: str
     changed: Sequence[str]  # what isn't as it was, in words, in the order of the way of the data
-    differences: Mapping[str, float | None] = field(default_factory=dict)  # of `_differences`, and of the means
+    differences: Mapping[str, float | None] = field(default_factory=dict)
     departs: str | None = None  # the first epoch and loss term or metric that isn't the same
 
     @property
@@ -170,8 +175,7 @@ def _compared(stored: RunResult, again: RunResult, changed: Sequence[str], *, ex
 
 
 def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]]:
-    """The files of two runs whose hashes differ: the largest difference of a number or, of lists, how many differ.
-    None where that can't be told: one lacks the file, or a tensor has another shape."""
+    """The files of two runs whose hashes differ, and by how much."""
     for name in (*TENSOR_FILES, results.TOPK):
         paths = [folder / name for folder in (stored, again)]
         present = [path.is_file() for path in paths]
