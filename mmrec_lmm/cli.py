@@ -141,6 +141,20 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
 
+    table = verb("table", _table, "Print a study's leaderboard as a table.")
+    table.add_argument("file", type=Path, help="a leaderboard as JSON, as a study writes it")
+    table.add_argument(
+        "--layout",
+        choices=("plain", "table1", "table3", "table4", "table5"),
+        default="plain",
+        help="what it compares, by the paper's tables (default: plain, all rows)",
+    )
+    _how_to_print(table)
+
+    paper = verb("paper", _paper, "Print the paper's own tables, recounted.")
+    paper.add_argument("--table", type=int, choices=(1, 3, 4, 5), help="one of them (default: all)")
+    _how_to_print(paper)
+
     doctor = verb("doctor", _doctor, "Check libraries, devices, plugins, weights and data.")
     _data_folder(doctor)
 
@@ -277,6 +291,14 @@ def _which_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
 
 
+def _how_to_print(parser: argparse.ArgumentParser) -> None:
+    """The flags of a verb that prints a table."""
+    parser.add_argument(
+        "--format", choices=("markdown", "latex", "csv", "html"), default="markdown", help="default: markdown"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there (default: stdout)")
+
+
 def _data_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-path", type=Path, default=Path("data"), metavar="DIR", help="folder of data sets (default: data)"
@@ -390,6 +412,27 @@ def _encode(options: argparse.Namespace) -> int:
         for table in tables.values():
             export_table(options.export / f"{table.modality}_feat.npy", table)
     print(encoded_text(tables))
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from .layout import read_leaderboard, render
+
+    _write(render(read_leaderboard(options.file), layout=options.layout, format=options.format), options.output)
+    return 0
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from . import paper
+    from .layout import render
+
+    if options.format == "csv" and options.table is None:
+        raise ConfigError("a CSV file holds one table: say which, as in --table 3")
+    texts = [
+        render(paper.leaderboard(table), layout=f"table{table}", format=options.format, published=lambda row: {})
+        for table in ([options.table] if options.table else paper.tables())
+    ]
+    _write("\n".join(texts), options.output)
     return 0
 
 
@@ -623,6 +666,16 @@ def _condition(text: str) -> tuple[str, str]:
 def _usage(options: argparse.Namespace) -> int:
     options.parser.print_help(sys.stderr)
     return 2
+
+
+def _write(text: str, path: Path | None) -> None:
+    """Text to a file, or to stdout."""
+    from .artifacts import write_bytes
+
+    if path is None:
+        print(text, end="")
+    else:
+        write_bytes(path, text.encode())
 
 
 def _print_json(value: Any) -> None:

@@ -32,6 +32,8 @@ LAYERS = """
     provenance joint
     runner
     study recommend replay leaderboard
+    paper
+    layout plots
     report
     demo doctor testing
     cli

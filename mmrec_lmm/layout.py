@@ -1,0 +1,456 @@
+"""A Leaderboard as tables that a paper could print: Markdown, LaTeX, CSV and HTML, in the layouts of LAYOUTS.
+
+`arrange` makes a Table, which knows no format: labels, cells, footnotes, remarks. The writers below turn it into text,
+each with its own escapes. CSV is another matter: a line for each row and metric, with all that was measured. Where the
+paper has a figure for a row, it stands below ours.
+"""
+
+import csv
+import dataclasses
+import html
+import io
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import paper
+from .artifacts import read_json
+from .errors import ConfigError, DataError
+from .leaderboard import FINISHED, Leaderboard, Row, from_document
+from .types import PARADIGMS
+
+FORMATS = ("markdown", "latex", "csv", "html")
+AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")
+DASH = "–"  # for a figure that isn't there
+NONE = "-"  # for an axis on which a row has no value
+LONG = 45  # lines that a page holds; a longer table runs over several
+
+Published = Callable[[Row], Mapping[str, float]]  # figures by metric that somebody printed for what a row compares
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is laid out. An axis that isn't named here, but differs among the rows shown, gets a column too."""
+
+    caption: str
+    rows: tuple[str, ...]  # axes whose values name a line, outermost first
+    compares: str | None = None  # only rows that have another beside them which differs in this axis alone, no control
+    across: str = "metric"  # the axis whose values stand side by side
+    paradigm: str | None = None  # only rows of this one
+    table: int | None = None  # of the paper
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "plain": Layout("all rows", rows=AXES[:-1]),
+    "table1": Layout(
+        "modalities side by side",
+        rows=("dataset", "metric", "model"),
+        compares="modalities",
+        across="modalities",
+        table=1,
+    ),
+    "table3": Layout(
+        "encoders as pre-trained", rows=("dataset", "model", "encoder"), compares="encoder", paradigm="pt", table=3
+    ),
+    "table4": Layout(
+        "pre-trained, fine-tuned and end-to-end encoders",
+        rows=("dataset", "encoder", "model", "paradigm"),
+        compares="paradigm",
+        table=4,
+    ),
+    "table5": Layout(
+        "one modality against both",
+        rows=("metric", "encoder", "model", "modalities"),
+        compares="modalities",
+        across="dataset",
+        table=5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table."""
+
+    text: str = ""
+    bold: bool = False
+    star: bool = False
+    note: str = ""  # the letter of its footnote
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: the labels that name it, and a cell for each column."""
+
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    source: str = "ours"  # or the paper, or the difference to it
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it has a format."""
+
+    caption: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    footnotes: Mapping[str, str]  # letter -> text
+    remarks: tuple[str, ...]
+
+    def breaks(self) -> Iterator[tuple[Line, int]]:
+        """Each line, with how many of its labels the line before it has already said."""
+        before: tuple[str, ...] = ()
+        for line in self.lines:
+            same = [mine == other for mine, other in zip(line.labels, before, strict=False)]
+            yield line, same.index(False) if False in same else len(same)
+            before = line.labels
+
+
+def read_leaderboard(path: Path) -> Leaderboard:
+    """The Leaderboard in a JSON file; DataError where there is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a study writes its leaderboard as JSON")
+    try:
+        return from_document(read_json(path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a leaderboard of this version ({type(error).__name__} {error}); have the study write it again"
+        ) from None
+
+
+def render(
+    board: Leaderboard, *, layout: str = "plain", format: str = "markdown", published: Published = paper.published
+) -> str:
+    """A leaderboard as text in one of LAYOUTS and FORMATS, beside figures that were `published`.
+
+    ConfigError where there is nothing that the layout could compare.
+    """
+    plan = LAYOUTS[layout]
+    rows = _kept(board.rows, plan)
+    if not rows:
+        only = f" (of paradigm {plan.paradigm})" if plan.paradigm else ""
+        raise ConfigError(
+            f"{board.study}: {layout} compares rows that differ in {plan.compares} alone{only}, and no two do; "
+            "the plain layout shows all rows"
+        )
+    if format == "csv":
+        return as_csv(board, rows, published)
+    return {"markdown": as_markdown, "latex": as_latex, "html": as_html}[format](arrange(board, rows, plan, published))
+
+
+def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
+    """The rows that a layout has something to compare with."""
+    if plan.compares is None:
+        return list(rows)
+    others = [axis for axis in AXES if axis != plan.compares]
+    fit = [row for row in rows if not row.control and plan.paradigm in (None, row.paradigm)]
+    alike = Counter(_labels(row, others) for row in fit)
+    return [row for row in fit if alike[_labels(row, others)] > 1]
+
+
+def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Published) -> Table:
+    """Some rows of a leaderboard, put in their places."""
+    axes = _axes(plan, rows)
+    order = {axis: _order(axis, rows) for axis in AXES} | {"metric": list(board.metrics)}
+    found = {
+        (*_labels(row, axes, metric), _label(row, plan.across, metric)): (row, metric)
+        for row in rows
+        for metric in board.metrics
+    }
+    footnotes = _Footnotes()
+    lines = []
+    for labels in sorted(
+        {place[:-1] for place in found},
+        key=lambda labels: [order[axis].index(label) for axis, label in zip(axes, labels, strict=True)],
+    ):
+        shown = [found.get((*labels, column), (None, "")) for column in order[plan.across]]
+        lines.append(Line(labels, tuple(_cell(row, metric, footnotes) for row, metric in shown)))
+        figures = [published(row).get(metric) if row else None for row, metric in shown]
+        if any(figures):
+            above = [_difference(row, metric, figure) for (row, metric), figure in zip(shown, figures, strict=True)]
+            lines.append(Line(labels, tuple(map(_number, figures)), "paper"))
+            lines.append(Line(labels, tuple(_number(value, sign="+") for value in above), "difference"))
+    beside = any(line.source != "ours" for line in lines)
+    if beside:
+        lines = [dataclasses.replace(line, labels=(*line.labels, line.source)) for line in lines]
+    return Table(
+        caption=_caption(board, rows, plan),
+        labels=(*axes, "source") if beside else axes,
+        columns=tuple(order[plan.across]),
+        lines=tuple(lines),
+        footnotes=footnotes.texts(),
+        remarks=tuple(_remarks(board, rows, plan, beside=beside)),
+    )
+
+
+def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
+    """The study, the layout, and what all rows share and no column says."""
+    shared = [axis for axis in AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
+    values = [value for axis in shared if (value := _label(rows[0], axis)) != NONE]
+    return f"{board.title}: {', '.join([plan.caption, *values])}"
+
+
+def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The axes that name a line: the layout's, and before the last one those that differ and that it doesn't name."""
+    known = (*plan.rows, plan.across)
+    others = [axis for axis in AXES if axis not in known and len(_order(axis, rows)) > 1]
+    return (*plan.rows[:-1], *others, plan.rows[-1])
+
+
+def _order(axis: str, rows: Sequence[Row]) -> list[str]:
+    """An axis's values in the order of the study; paradigms from pt to ete."""
+    found = dict.fromkeys(_label(row, axis) for row in rows)
+    return sorted(found, key=PARADIGMS.index) if axis == "paradigm" else list(found)
+
+
+def _label(row: Row, axis: str, metric: str = "") -> str:
+    if axis == "metric":
+        return metric
+    value = "+".join(row.modalities) if axis == "modalities" else getattr(row, axis)
+    return value or NONE
+
+
+def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
+    return tuple(_label(row, axis, metric) for axis in axes)
+
+
+class _Footnotes:
+    """Letters for texts, in the order in which these are first needed; an equal text keeps its letter."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def letter(self, text: str) -> str:
+        place = len(self._letters)
+        letter = string.ascii_lowercase[place % 26] * (place // 26 + 1)  # a, b, ..., z, aa, bb
+        return self._letters.setdefault(" ".join(text.split()), letter)
+
+    def texts(self) -> dict[str, str]:
+        return {letter: text for text, letter in self._letters.items()}
+
+
+def _cell(row: Row | None, metric: str, footnotes: _Footnotes) -> Cell:
+    """A score to four decimals; where there is none a dash, and a footnote that says why."""
+    if row is None:
+        return Cell(DASH, note=footnotes.letter("not part of the study"))
+    reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
+    score = row.scores.get(metric)
+    if score is None:
+        return Cell(DASH, note=footnotes.letter(reason or f"no {metric} was measured"))
+    note = footnotes.letter(reason) if reason else ""
+    return Cell(f"{score.mean:.4f}", score.best, score.star, note)
+
+
+def _difference(row: Row | None, metric: str, figure: float | None) -> float | None:
+    """What ours is above a published figure."""
+    score = row.scores.get(metric) if row else None
+    return None if score is None or figure is None else score.mean - figure
+
+
+def _number(value: float | None, *, sign: str = "") -> Cell:
+    return Cell() if value is None else Cell(f"{value:{sign}.4f}")
+
+
+def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
+    """What a reader must know to judge the figures."""
+    counts = {len(score.seeds) for row in rows for score in row.scores.values()} - {0}
+    if counts:
+        few, many = min(counts), max(counts)
+        seeds = f"{few} to {many} seeds" if few < many else f"{few} seeds" if few > 1 else "1 seed"
+        users = ", ".join(f"{name} {number:,}" for name, number in board.users.items())
+        yield f"Test split; means over users{f' ({users})' if users else ''}, each averaged over {seeds}."
+    if any(score.best for row in rows for score in row.scores.values()):
+        yield "Bold: the best of its group."
+    if board.comparisons:
+        yield (
+            f"*: above {board.baseline or 'the baseline'}, p < {board.alpha:g} (paired {board.test}, Holm-Bonferroni "
+            f"over {board.comparisons:,} comparisons)."
+        )
+    if len(rows) < len(board.rows):
+        others = len(board.rows) - len(rows)
+        yield f"{others} of {len(board.rows)} rows have no place in this layout; plain shows all."
+    yield from board.notes
+    if beside:
+        yield f"paper: the figures of {paper.about()['source']}; difference: ours less the paper's."
+        yield from (str(count) for count in paper.counts(plan.table))
+
+
+# Markdown
+
+
+def as_markdown(table: Table) -> str:
+    """GitHub's Markdown, aligned so that it also reads well as it is."""
+    header = [_md(name) for name in (*table.labels, *table.columns)]
+    body = [
+        [
+            *("" if place < said else _md(label) for place, label in enumerate(line.labels)),
+            *map(_md_cell, line.cells),
+        ]
+        for line, said in table.breaks()
+    ]
+    widths = [max(3, *map(len, column)) for column in zip(header, *body, strict=True)]
+    left = len(table.labels)
+    rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    lines = [
+        "| "
+        + " | ".join(
+            text.ljust(width) if place < left else text.rjust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in (header, rule, *body)
+    ]
+    notes = [f"({letter}) {_md(text)}" for letter, text in table.footnotes.items()] + list(map(_md, table.remarks))
+    return "\n".join([f"**{_md(table.caption)}**", "", *lines, "", "  \n".join(notes)]).rstrip() + "\n"
+
+
+def _md(text: str) -> str:
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|&~$#" else character for character in text)
+
+
+def _md_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.bold else cell.text
+    return text + ("\\*" if cell.star else "") + (f" ({cell.note})" if cell.note else "")
+
+
+# LaTeX
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    DASH: "--",
+    **{character: f"\\{character}" for character in "{}$&#%_"},
+}
+
+
+def as_latex(table: Table) -> str:
+    """A booktabs table to be input by a document; one longer than a page is a longtable. Needs no other package."""
+    long = len(table.lines) > LONG
+    shape = "l" * len(table.labels) + "r" * len(table.columns)
+    caption = f"\\caption{{{_tex(table.caption)}}}"
+    head = [r"\toprule", " & ".join(map(_tex, (*table.labels, *table.columns))) + r" \\", r"\midrule"]
+    start = (
+        [rf"\begin{{longtable}}{{{shape}}}", rf"{caption} \\"]
+        if long
+        else [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{shape}}}"]
+    )
+    names = len([label for label in table.labels if label != "source"])
+    lines: list[str] = []
+    for line, said in table.breaks():
+        if lines and said == 0:
+            lines.append(r"\midrule")
+        elif lines and said < names - 1:
+            lines.append(r"\addlinespace")
+        labels = ["" if place < said else _tex(label) for place, label in enumerate(line.labels)]
+        lines.append(
+            " & ".join([*labels, *(_tex_cell(cell, italic=line.source != "ours") for cell in line.cells)]) + r" \\"
+        )
+    notes = [rf"\textsuperscript{{{letter}}} {_tex(text)}" for letter, text in table.footnotes.items()]
+    notes += map(_tex, table.remarks)
+    return "\n".join(
+        [
+            rf"% \usepackage{{booktabs{',longtable' if long else ''}}}",
+            r"{\footnotesize\setlength{\tabcolsep}{4pt}",
+            *start,
+            *head,
+            *([r"\endfirsthead", *head, r"\endhead"] if long else []),
+            *lines,
+            r"\bottomrule",
+            r"\end{longtable}" if long else r"\end{tabular}",
+            r"\par\smallskip\raggedright",
+            *(rf"{note}\par" for note in notes),
+            *([] if long else [r"\end{table}"]),
+            r"}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    """With the escapes of LaTeX; a character that its plain fonts may lack is named by its number."""
+    return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
+
+
+def _tex_cell(cell: Cell, *, italic: bool) -> str:
+    text = _tex(cell.text)
+    if cell.bold:
+        text = rf"\textbf{{{text}}}"
+    if italic and text:
+        text = rf"\textit{{{text}}}"
+    return text + ("*" if cell.star else "") + (rf"\textsuperscript{{{cell.note}}}" if cell.note else "")
+
+
+# HTML
+
+
+def as_html(table: Table) -> str:
+    """A table element and its notes, without a style: for a page of one's own."""
+    names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in (*table.labels, *table.columns))
+    lines = [
+        f"<table>\n<caption>{html.escape(table.caption)}</caption>",
+        f"<thead>\n<tr>{names}</tr>\n</thead>\n<tbody>",
+    ]
+    for line in table.lines:
+        labels = "".join(f'<th scope="row">{html.escape(label)}</th>' for label in line.labels)
+        lines.append(f"<tr>{labels}{''.join(f'<td>{_html_cell(cell)}</td>' for cell in line.cells)}</tr>")
+    notes = [f"<sup>{letter}</sup> {html.escape(text)}" for letter, text in table.footnotes.items()]
+    notes += map(html.escape, table.remarks)
+    return "\n".join([*lines, "</tbody>\n</table>", *(f"<p>{note}</p>" for note in notes), ""])
+
+
+def _html_cell(cell: Cell) -> str:
+    text = html.escape(cell.text)
+    text = f"<strong>{text}</strong>" if cell.bold else text
+    return text + ("*" if cell.star else "") + (f"<sup>{cell.note}</sup>" if cell.note else "")
+
+
+# CSV
+
+
+def as_csv(board: Leaderboard, rows: Iterable[Row], published: Published) -> str:
+    """One line for each row and metric; what doesn't exist is empty."""
+    lines = [_csv_line(board, row, metric, published(row).get(metric)) for row in rows for metric in board.metrics]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _csv_line(board: Leaderboard, row: Row, metric: str, figure: float | None) -> dict[str, object]:
+    score = row.scores.get(metric)
+    difference = score.difference if score else None
+    return {
+        "dataset": row.dataset,
+        "model": row.model,
+        "encoder": row.encoder,
+        "paradigm": row.paradigm,
+        "modalities": "+".join(row.modalities),
+        "control": row.control,
+        "state": row.state,
+        "reason": row.reason,
+        "metric": metric,
+        "mean": score and score.mean,
+        "low": score and score.interval.low,
+        "high": score and score.interval.high,
+        "seeds": len(score.seeds) if score else 0,
+        "users": board.users.get(row.dataset),
+        "best": int(score.best) if score else None,
+        "against": score and score.against,
+        "difference": difference and difference.mean,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "effect": score and score.effect,
+        "p": score and score.p,
+        "star": int(score.star) if score else None,
+        "paper": figure,
+        "difference_to_paper": _difference(row, metric, figure),
+    }

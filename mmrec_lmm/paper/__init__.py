@@ -1,0 +1,159 @@
+"""The published figures that this benchmark was built to check: as a Leaderboard, beside our own rows, and recounted.
+
+`results.csv` has the figures, `paper.yaml` what they compare and what the paper's text says of them, `README.md` their
+source and terms. The names of encoders and models are data here: this code knows none.
+"""
+
+import csv
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..leaderboard import Interval, Leaderboard, Row, Score
+
+HERE = Path(__file__).parent
+AXES = ("model", "dataset", "encoder", "paradigm", "modalities")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One printed number: its place on AXES, and whether the paper stars it."""
+
+    table: int
+    place: tuple[str, ...]  # one value for each of AXES
+    metric: str
+    value: float
+    starred: bool
+
+
+@dataclass(frozen=True)
+class Count:
+    """In how many cells of a table one side beats the other, recounted from the printed figures."""
+
+    table: int
+    what: str
+    won: int
+    of: int
+    text: str | None  # what the paper's text says
+
+    def __str__(self) -> str:
+        share = f"{self.won} of {self.of} cells ({100 * self.won / self.of:.3g} %)"
+        said = f"; the paper's text says {self.text}" if self.text else ""
+        return f"Table {self.table}: {self.what} in {share}{said}."
+
+
+@functools.cache
+def about() -> Mapping[str, Any]:
+    """`paper.yaml`: source, tables, claims."""
+    return yaml.safe_load((HERE / "paper.yaml").read_text(encoding="utf-8"))
+
+
+def tables() -> list[int]:
+    """The paper's numbers of the tables that are here."""
+    return list(about()["tables"])
+
+
+@functools.cache
+def figures() -> tuple[Figure, ...]:
+    """All printed numbers, in the order of the file."""
+    with (HERE / "results.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Figure(
+                table=int(line["table"]),
+                place=tuple(line[axis] for axis in AXES),
+                metric=line["metric"],
+                value=float(line["value"]),
+                starred=line["starred"] == "1",
+            )
+            for line in csv.DictReader(file)
+        )
+
+
+def published(row: Row) -> Mapping[str, float]:
+    """The paper's figures for what a row compares: {"recall@20": 0.0740, ...}; empty where it has none."""
+    return {} if row.control else _by_place().get(_place(row), {})
+
+
+@functools.cache
+def _by_place() -> Mapping[tuple[str, ...], Mapping[str, float]]:
+    """Figures by place in lower case. Where tables repeat a figure, they agree."""
+    found: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for figure in figures():
+        found[tuple(name.lower() for name in figure.place)][figure.metric] = figure.value
+    return found
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    modalities = "+".join(sorted(row.modalities))
+    return tuple(name.lower() for name in (row.model, row.dataset, row.encoder or "", row.paradigm, modalities))
+
+
+def leaderboard(table: int) -> Leaderboard:
+    """One of the paper's tables. Its scores have no intervals (NaN), seeds or p; their stars are the paper's own."""
+    of_table = [figure for figure in figures() if figure.table == table]
+    facts = about()["tables"][table]
+    group = [AXES.index(axis) for axis in facts["best_within"]]
+    best: dict[tuple[str, ...], float] = {}
+    for figure in of_table:
+        rivals = (*(figure.place[axis] for axis in group), figure.metric)
+        best[rivals] = max(figure.value, best.get(rivals, 0))
+    rows: dict[tuple[str, ...], dict[str, Score]] = defaultdict(dict)
+    for figure in of_table:
+        rivals = (*(figure.place[axis] for axis in group), figure.metric)
+        rows[figure.place][figure.metric] = Score(
+            mean=figure.value,
+            interval=Interval(figure.value, math.nan, math.nan),
+            seeds=(),
+            best=figure.value == best[rivals],
+            star=figure.starred,
+        )
+    star = (f"*: {facts['star']}, as the paper marks it.",) if "star" in facts else ()
+    return Leaderboard(
+        study="paper",
+        title=f"Table {table} as published",
+        metrics=tuple(dict.fromkeys(figure.metric for figure in of_table)),
+        rows=[
+            Row(model, dataset, encoder, paradigm, tuple(modalities.split("+")), scores=scores)
+            for (model, dataset, encoder, paradigm, modalities), scores in rows.items()
+        ],
+        notes=(*star, f"Source: {about()['source']}.", *map(str, counts(table))),
+    )
+
+
+def counts(table: int | None = None) -> list[Count]:
+    """What the paper's text says of its tables, counted in the tables themselves; of one table, or of all."""
+    return [_count(**claim) for claim in about()["claims"] if table in (None, claim["table"])]
+
+
+def _count(
+    *,
+    table: int,
+    axis: str,
+    than: str,
+    better: str | None = None,
+    starred: bool = False,
+    text: str | None = None,
+    **only: str,
+) -> Count:
+    """How many cells of `table` with `better` (None: any other value) on `axis` beat the one that has `than` there."""
+    at = AXES.index(axis)
+
+    def rest(figure: Figure) -> tuple[str, ...]:
+        return (*figure.place[:at], *figure.place[at + 1 :], figure.metric)
+
+    cells = [
+        figure
+        for figure in figures()
+        if figure.table == table and all(figure.place[AXES.index(name)] == value for name, value in only.items())
+    ]
+    base = {rest(figure): figure.value for figure in cells if figure.place[at] == than}
+    rivals = [figure for figure in cells if figure.place[at] == better or (better is None and figure.place[at] != than)]
+    won = sum(figure.value > base[rest(figure)] and (figure.starred or not starred) for figure in rivals)
+    what = " ".join([*only.values(), better or "", "better than", than, "with a star" if starred else ""])
+    return Count(table, " ".join(what.split()), won, len(rivals), text)
