@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _what_to_run(run)
     _how_to_run(run)
     run.add_argument("--grid", metavar="NAME", help="run a published grid: mmrec or lmm")
+    run.add_argument("--plots", type=Path, metavar="DIR", help="also draw its learning curves and metrics by cutoff")
     run.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
     demo = verb(
@@ -322,6 +323,7 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from .logs import start_log
     from .parallel import is_first_process
+    from .plots import need_matplotlib, run_plots
     from .report import grid_text, run_text
     from .results import document
     from .study import help_grid, run_grid
@@ -331,6 +333,8 @@ def _run(options: argparse.Namespace) -> int:
         start_log(None, "help", level="ERROR", verbose=False)  # the first process speaks for all
         help_grid(resolved.runs, registry)
         return 0
+    if options.plots:
+        need_matplotlib()
     first = resolved.runs[0]
     log = start_log(
         options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose
@@ -353,6 +357,8 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
         print(f"\n{grid.best.path}/  log: {log}")
+    if options.plots:
+        run_plots(grid.best.path, options.plots)
     for point, reason in grid.failures:
         print(f"error: {dict(point)}: {reason}", file=sys.stderr)
     return 1 if grid.failures else 0
@@ -615,7 +621,8 @@ def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser, *, allowed:
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not allowed or not argument.startswith("--") or not equals or not key:
-            meant = did_you_mean(argument.partition("=")[0], re.findall(r"--[a-z][\w-]+", parser.format_help()))
+            flags = re.findall(r"--([a-z][\w-]+)", parser.format_help())  # dashes, which all have, would make all alike
+            meant = did_you_mean(key, flags).replace("mean ", "mean --")
             if allowed:
                 name = key if argument.startswith("--") and key else "KEY"
                 meant += f"; a configuration key is written with an equals sign: --{name}=VALUE"

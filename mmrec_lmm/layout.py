@@ -24,6 +24,7 @@ from .types import PARADIGMS
 FORMATS = ("markdown", "latex", "csv", "html")
 AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")
 DASH = "–"  # for a figure that isn't there
+MINUS = "−"
 NONE = "-"  # for an axis on which a row has no value
 LONG = 45  # lines that a page holds; a longer table runs over several
 
@@ -156,7 +157,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
     axes = _axes(plan, rows)
     order = {axis: _order(axis, rows) for axis in AXES} | {"metric": list(board.metrics)}
     found = {
-        (*_labels(row, axes, metric), _label(row, plan.across, metric)): (row, metric)
+        (*_labels(row, axes, metric), label(row, plan.across, metric)): (row, metric)
         for row in rows
         for metric in board.metrics
     }
@@ -189,7 +190,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
     """The study, the layout, and what all rows share and no column says."""
     shared = [axis for axis in AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
-    values = [value for axis in shared if (value := _label(rows[0], axis)) != NONE]
+    values = [value for axis in shared if (value := label(rows[0], axis)) != NONE]
     return f"{board.title}: {', '.join([plan.caption, *values])}"
 
 
@@ -202,11 +203,12 @@ def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _order(axis: str, rows: Sequence[Row]) -> list[str]:
     """An axis's values in the order of the study; paradigms from pt to ete."""
-    found = dict.fromkeys(_label(row, axis) for row in rows)
+    found = dict.fromkeys(label(row, axis) for row in rows)
     return sorted(found, key=PARADIGMS.index) if axis == "paradigm" else list(found)
 
 
-def _label(row: Row, axis: str, metric: str = "") -> str:
+def label(row: Row, axis: str, metric: str = "") -> str:
+    """A row's value on one of AXES as text; on the axis `metric`, that."""
     if axis == "metric":
         return metric
     value = "+".join(row.modalities) if axis == "modalities" else getattr(row, axis)
@@ -214,7 +216,7 @@ def _label(row: Row, axis: str, metric: str = "") -> str:
 
 
 def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
-    return tuple(_label(row, axis, metric) for axis in axes)
+    return tuple(label(row, axis, metric) for axis in axes)
 
 
 class _Footnotes:
@@ -251,7 +253,7 @@ def _difference(row: Row | None, metric: str, figure: float | None) -> float | N
 
 
 def _number(value: float | None, *, sign: str = "") -> Cell:
-    return Cell() if value is None else Cell(f"{value:{sign}.4f}")
+    return Cell() if value is None else Cell(f"{value:{sign}.4f}".replace("-", MINUS))
 
 
 def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
@@ -327,6 +329,7 @@ TEX = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     DASH: "--",
+    MINUS: "$-$",
     **{character: f"\\{character}" for character in "{}$&#%_"},
 }
 

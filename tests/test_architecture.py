@@ -33,7 +33,8 @@ LAYERS = """
     runner
     study recommend replay leaderboard
     paper
-    layout plots
+    layout
+    plots
     report
     demo doctor testing
     cli

@@ -596,7 +596,7 @@ def test_every_key_of_the_host_is_documented_with_its_default() -> None:
 
 
 def test_the_commands_that_the_documentation_shows_parse() -> None:
-    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md", "results.md")]
+    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md", "results.md", "tables.md")]
     for text in (CLI, *(page.read_text(encoding="utf-8") for page in pages)):
         for line in re.findall(r"^mmrec-lmm (.*)$", text, re.MULTILINE):
             build_parser().parse_known_args(shlex.split(line.partition("  #")[0]))

@@ -1,0 +1,209 @@
+"""Figures of a run and of a leaderboard, for a paper: one column wide, in colours that the colour-blind tell apart.
+
+Each function draws one figure; the suffix of its path says the format: .svg, .pdf or .png. The same data give the same
+file, byte by byte, with one version of matplotlib (extra `plots`), which nothing but `_figure` imports.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .artifacts import read_json, write_atomic
+from .errors import ConfigError, DataError
+from .layout import AXES, NONE, label
+from .leaderboard import Leaderboard, Row
+from .results import CONFIG, load_history, load_result
+from .types import EpochReport
+
+WIDTH = 3.3  # inches: a column of a two-column page
+SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX
+METADATA = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}  # no dates: equal data, equal files
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito, 2008
+MARKERS = "osD^vP*"  # so that print without colours tells series apart too
+STYLE: Mapping[Any, Any] = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.4,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 6,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "mmrec-lmm",
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
+}
+
+
+def run_plots(folder: Path, out: Path) -> list[Path]:
+    """A finished run's learning curves and metrics by cutoff, each as SVG and PDF in `out`; the files written."""
+    result = load_result(folder)
+    if result is None:
+        raise DataError(f"{folder}: no finished run lies here, so there is nothing to plot")
+    metric = read_json(folder / CONFIG)["settings"]["valid_metric"].lower()
+    history = load_history(folder)
+    written = []
+    for suffix in SUFFIXES:
+        if history:  # an untrained model has none
+            written.append(learning_curves(history, metric, out / f"learning-curves{suffix}", best=result.best_epoch))
+        written.append(metric_by_cutoff(result.test, out / f"metric-by-cutoff{suffix}"))
+    return written
+
+
+def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
+    """Of each data set, the seeds of its rows, and quality against seconds: SVG and PDF in `out`; the files written."""
+    metric = board.metrics[0]
+    written = []
+    for dataset in dict.fromkeys(row.dataset for row in board.rows):
+        name = re.sub(r"[^\w.-]+", "_", dataset)
+        rows = [row for row in board.rows if row.dataset == dataset and metric in row.scores]
+        timed = [row for row in rows if row.seconds and not row.control]
+        for suffix in SUFFIXES:
+            if rows:
+                written.append(seeds(rows, metric, out / f"seeds-{name}{suffix}"))
+            if timed:
+                written.append(pareto(timed, metric, out / f"pareto-{name}{suffix}"))
+    return written
+
+
+def learning_curves(history: Sequence[EpochReport], metric: str, path: Path, *, best: int) -> Path:
+    """The summed training loss and a validation metric by epoch; a line marks the `best` epoch, whose state is kept."""
+    with _figure(path, height=2.6) as figure:
+        loss, quality = figure.subplots(2, sharex=True)
+        loss.plot(
+            [report.epoch for report in history], [sum(report.losses.values()) for report in history], color=COLOURS[0]
+        )
+        loss.set_ylabel("training loss")
+        seen = [(report.epoch, report.valid[metric]) for report in history if report.valid]
+        quality.plot(*zip(*seen, strict=True), color=COLOURS[1])
+        quality.axvline(best, color="#666666", linewidth=0.6, linestyle="--")
+        quality.set_ylabel(f"validation {metric}")
+        quality.set_xlabel(f"epoch (dashed: {best}, the best)")
+    return path
+
+
+def metric_by_cutoff(test: Mapping[str, float], path: Path) -> Path:
+    """Each metric of the test split by its cutoff: {"recall@5": .04, "recall@10": ...}."""
+    with _figure(path, height=2.0) as figure:
+        axes = figure.subplots()
+        names = list(dict.fromkeys(key.partition("@")[0] for key in test))
+        for place, name in enumerate(names):
+            points = sorted(
+                (int(key.partition("@")[2]), value) for key, value in test.items() if key.startswith(f"{name}@")
+            )
+            axes.plot(*zip(*points, strict=True), label=name, **_series(place))
+        cutoffs = sorted({int(key.partition("@")[2]) for key in test})
+        axes.set_xticks(cutoffs)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("items recommended to a user")
+        axes.set_ylabel("mean over users, test")
+        axes.legend()
+    return path
+
+
+def seeds(rows: Sequence[Row], metric: str, path: Path) -> Path:
+    """One line a row: its seeds as dots, its mean as a bar, and the 95 % interval over users."""
+    names = _names(rows)
+    with _figure(path, height=0.7 + 0.15 * len(rows)) as figure:
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            score = row.scores[metric]
+            axes.hlines(place, score.interval.low, score.interval.high, color="#AAAAAA", linewidth=2.5)
+            axes.plot(score.mean, place, "|", color=COLOURS[1], markersize=7, markeredgewidth=1.4)
+            axes.plot(score.seeds, [place] * len(score.seeds), "o", color=COLOURS[0], markersize=2.2)
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
+        axes.grid(visible=False, axis="y")
+        figure.supxlabel(f"test {metric} (dots: seeds; grey: 95 % interval over users)", fontsize=STYLE["font.size"])
+    return path
+
+
+def pareto(rows: Sequence[Row], metric: str, path: Path) -> Path:
+    """Quality against seconds of training, one point a row; a line joins those that no other beats in both."""
+    points = sorted((row.seconds or 0.0, -row.scores[metric].mean, place) for place, row in enumerate(rows))
+    front: list[tuple[float, float, int]] = []
+    for seconds, worse, place in points:
+        if not front or worse < -front[-1][1]:
+            front.append((seconds, -worse, place))
+    names = _names(rows)
+    with _figure(path, height=2.6) as figure:
+        axes = figure.subplots()
+        for series, model in enumerate(dict.fromkeys(row.model for row in rows)):
+            own = [row for row in rows if row.model == model]
+            style = {**_series(series), "linestyle": "none"}
+            axes.plot([row.seconds for row in own], [row.scores[metric].mean for row in own], label=model, **style)
+        axes.step(
+            [seconds for seconds, _, _ in front],
+            [mean for _, mean, _ in front],
+            where="post",
+            color="#666666",
+            linewidth=0.6,
+        )
+        for seconds, mean, place in front:
+            late = seconds > math.sqrt(points[0][0] * points[-1][0])  # on the right half: its name stands to the left
+            axes.annotate(
+                names[place],
+                (seconds, mean),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="right" if late else "left",
+                fontsize=5,
+                color="#444444",
+            )
+        axes.set_xscale("log")
+        axes.margins(y=0.1)  # room for the names
+        axes.set_xlabel("seconds of training, mean over seeds")
+        axes.set_ylabel(f"test {metric}")
+        figure.legend(loc="outside upper center", ncols=4)
+    return path
+
+
+def need_matplotlib() -> None:
+    """ConfigError where matplotlib isn't installed: asked before a long run rather than after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"plots need matplotlib ({error}): pip install 'mmrec-lmm[plots]'") from None
+
+
+@contextmanager
+def _figure(path: Path, *, height: float) -> Iterator[Any]:
+    """A figure of WIDTH x `height` inches in our style, which is written to `path` at the end."""
+    if path.suffix not in METADATA:
+        raise ConfigError(
+            f"{path}: a plot is written as {', '.join(METADATA)}, not {path.suffix or 'without a suffix'}"
+        )
+    need_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no display, nothing global
+
+    with matplotlib.rc_context(dict(STYLE)):
+        figure = Figure(figsize=(WIDTH, height))
+        yield figure
+        write_atomic(
+            path,
+            lambda temporary: figure.savefig(
+                temporary, format=path.suffix[1:], dpi=300, metadata=METADATA[path.suffix]
+            ),
+        )
+
+
+def _series(place: int) -> dict[str, str]:
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """What tells each row from the others; the model where there is one row."""
+    differ = [axis for axis in AXES if axis == "model" or len({label(row, axis) for row in rows}) > 1]
+    names = [" ".join(value for axis in differ if (value := label(row, axis)) != NONE) for row in rows]
+    return [name.replace("$", r"\$") for name in names]  # which would start a formula
