@@ -127,10 +127,12 @@ def render(
 ) -> str:
     """A leaderboard as text in one of LAYOUTS and FORMATS, beside figures that were `published`.
 
-    ConfigError where there is nothing that the layout could compare.
+    ConfigError where there are no rows, or none that the layout could compare.
     """
     plan = LAYOUTS[layout]
     rows = _kept(board.rows, plan)
+    if not board.rows:
+        raise ConfigError(f"{board.study}: its leaderboard has no rows yet; `study run` makes them")
     if not rows:
         only = f" (of paradigm {plan.paradigm})" if plan.paradigm else ""
         raise ConfigError(

@@ -171,6 +171,11 @@ def test_a_layout_with_nothing_to_compare_says_what_it_compares(layout: str) -> 
         render(board(row(), row(model="BPR")), layout=layout)
 
 
+def test_a_leaderboard_without_rows_says_so() -> None:
+    with pytest.raises(ConfigError, match="has no rows yet"):
+        render(board())
+
+
 # The paper beside us
 
 
