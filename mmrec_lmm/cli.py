@@ -207,6 +207,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     load.add_argument("--force", action="store_true", help="replace an existing data set")
 
+    board = verb("leaderboard", _leaderboard, "Make one HTML page of a leaderboard, to be opened, mailed or published.")
+    board.add_argument("file", type=Path, metavar="FILE", help="a leaderboard as JSON")
+    board.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("leaderboard.html"),
+        metavar="PAGE",
+        help="the page (default: leaderboard.html)",
+    )
+
     recommend = verb("recommend", _recommend, "The best items for users, from a finished run.")
     recommend.add_argument("run", help="a run's id, the start of one, or its folder")
     recommend.add_argument("--users", type=_users, required=True, metavar="0,1,2", help="internal user ids")
@@ -495,6 +506,15 @@ def _data_import(options: argparse.Namespace) -> int:
         force=options.force,
     )
     print(report)
+    return 0
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from .artifacts import write_bytes
+    from .leaderboard import read_leaderboard
+    from .page import page
+
+    print(write_bytes(options.output, page(read_leaderboard(options.file)).encode()))
     return 0
 
 

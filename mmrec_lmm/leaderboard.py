@@ -7,9 +7,11 @@ plain data: `document` and `from_document` are its form as JSON, one file that c
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .artifacts import plain
+from .artifacts import plain, read_json
+from .errors import DataError
 
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
 
@@ -100,6 +102,14 @@ def from_document(document: Mapping[str, Any]) -> Leaderboard:
             "rows": [_row(row) for row in document["rows"]],
         }
     )
+
+
+def read_leaderboard(path: Path) -> Leaderboard:
+    """The Leaderboard in a JSON file; DataError where the file holds something else."""
+    try:
+        return from_document(read_json(path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a leaderboard of this version ({type(error).__name__}: {error})") from None
 
 
 def _row(document: Mapping[str, Any]) -> Row:

@@ -45,9 +45,7 @@ def leaderboard(rows: int | None = None) -> Leaderboard:
     )
 
 
-def _row(
-    generator: np.random.Generator, model: tuple[str, float], encoder: str, paradigm: str, dataset: str
-) -> Row:
+def _row(generator: np.random.Generator, model: tuple[str, float], encoder: str, paradigm: str, dataset: str) -> Row:
     name, level = model
     here = {"model": name, "dataset": dataset, "encoder": encoder, "paradigm": paradigm}
     both = ("image", "text")

@@ -35,7 +35,7 @@ LAYERS = """
     paper
     layout
     plots
-    report
+    report page
     demo doctor testing
     cli
     __main__
