@@ -1,8 +1,8 @@
 """The leaderboard page: one HTML file with its style, script and data, which needs no server and asks for nothing.
 
-`page.html` beside this file is the page; here the data are put into it. Names come from plugins and configuration from
-users, so nothing of them may become markup: the data are JSON without `<`, the script makes text nodes of them, and
-the page's policy admits that one script by its hash and no request at all.
+`page.html`, `page.css` and `page.js` beside this file are the page; here they and the data are put together. Names come
+from plugins and configuration from users, so nothing of them may become markup: the data are JSON without `<`, the
+script makes text nodes of them, and the page's policy admits that one script by its hash and no request at all.
 """
 
 import base64
@@ -21,11 +21,14 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 def page(leaderboard: Leaderboard) -> str:
     """The whole page as text, to be written as UTF-8."""
-    template = (files(__package__) / "page.html").read_text(encoding="utf-8")
-    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    template, style, script = (
+        (files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
     parts = {
-        "policy": POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
         "title": html.escape(leaderboard.title),
+        "style": style,
+        "script": script,
+        "policy": POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
         "document": _json_in_html(leaderboard.document()),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # in one pass: values aren't searched
