@@ -349,6 +349,7 @@ def test_hostile_names_are_shown_and_do_nothing(visit: "Callable[..., Page]") ->
     assert opened.title().startswith("Small </script>")
 
 
+@pytest.mark.slow
 def test_two_thousand_rows_sort_and_filter_quickly_and_are_all_there(visit: "Callable[..., Page]") -> None:
     sample = sample_leaderboards.leaderboard(2000)
     opened = visit(sample, "#dataset=*")
