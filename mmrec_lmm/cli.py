@@ -433,7 +433,8 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from .layout import read_leaderboard, render
+    from .layout import render
+    from .leaderboard import read_leaderboard
 
     _write(render(read_leaderboard(options.file), layout=options.layout, format=options.format), options.output)
     return 0

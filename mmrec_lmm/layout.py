@@ -13,12 +13,10 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from . import paper
-from .artifacts import read_json
-from .errors import ConfigError, DataError
-from .leaderboard import FINISHED, Leaderboard, Row, from_document
+from .errors import ConfigError
+from .leaderboard import FINISHED, Leaderboard, Row
 from .types import PARADIGMS
 
 FORMATS = ("markdown", "latex", "csv", "html")
@@ -108,18 +106,6 @@ class Table:
             same = [mine == other for mine, other in zip(line.labels, before, strict=False)]
             yield line, same.index(False) if False in same else len(same)
             before = line.labels
-
-
-def read_leaderboard(path: Path) -> Leaderboard:
-    """The Leaderboard in a JSON file; DataError where there is none."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; a study writes its leaderboard as JSON")
-    try:
-        return from_document(read_json(path))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a leaderboard of this version ({type(error).__name__} {error}); have the study write it again"
-        ) from None
 
 
 def render(

@@ -105,11 +105,15 @@ def from_document(document: Mapping[str, Any]) -> Leaderboard:
 
 
 def read_leaderboard(path: Path) -> Leaderboard:
-    """The Leaderboard in a JSON file; DataError where the file holds something else."""
+    """The Leaderboard in a JSON file; DataError where there is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a study writes its leaderboard as JSON")
     try:
         return from_document(read_json(path))
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a leaderboard of this version ({type(error).__name__}: {error})") from None
+        raise DataError(
+            f"{path}: not a leaderboard of this version ({type(error).__name__} {error}); have the study write it again"
+        ) from None
 
 
 def _row(document: Mapping[str, Any]) -> Row:
