@@ -38,8 +38,7 @@ class Inputs:
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
     """The data set and a feature table for each modality that the run uses, from files or an encoder."""
     settings, model = spec.settings, registry.models.get(spec.model)
-    if spec.paradigm == "ete":
-        _check_end_to_end(spec, registry)
+    check_applicable(spec, registry)
     started = time.perf_counter()
     dataset = open_dataset(spec.dataset, settings, registry)
     loaded = time.perf_counter()
@@ -98,18 +97,9 @@ def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned:
-    """The run's encoder, tuned on the data set's images and texts. Raises NotApplicable where model or encoder has no
-    part in `--paradigm ft`, ConfigError where no encoder is named or there is no catalogue, and what `tune` raises."""
-    if spec.model and not registry.models.get(spec.model).uses_features:
-        raise NotApplicable(f"--paradigm ft is not applicable: {spec.model} uses no item features")
-    if spec.encoder is None:
-        raise ConfigError("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
-    encoder = registry.encoders.get(spec.encoder)
-    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry)):
-        raise NotApplicable(
-            f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
-            f"encoders that can be tuned: {', '.join(_tunable(registry))}"
-        )
+    """The run's encoder, tuned on the data set's images and texts. Raises what `check_applicable` raises, ConfigError
+    where there is no catalogue, and what `tune` raises."""
+    check_applicable(spec, registry)
     if dataset.catalog is None:
         raise ConfigError(
             f"--paradigm ft tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
@@ -150,7 +140,7 @@ def feature_tables(
     wanted = spec.modalities if spec.modalities is not None else unasked
     missing = [modality for modality in wanted if modality not in available]
     if missing or not wanted:
-        raise ConfigError(_no_features(spec, dataset, missing, available, registry))
+        raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
     for modality in wanted:
         if modality in files:
             yield modality, read_feature_file(files[modality], modality=modality, n_items=dataset.n_items)
@@ -199,9 +189,29 @@ def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
     )
 
 
+def check_applicable(spec: RunSpec, registry: Registry) -> None:
+    """NotApplicable where model, encoder or control has no part in the run's paradigm; ConfigError where features would
+    not be what an encoder in training makes of the items. Nothing is read but the plugins' code."""
+    if spec.paradigm == "ft":
+        _check_fine_tuning(spec, registry)
+    if spec.paradigm == "ete":
+        _check_end_to_end(spec, registry)
+
+
+def _check_fine_tuning(spec: RunSpec, registry: Registry) -> None:
+    if spec.model and not registry.models.get(spec.model).uses_features:
+        raise NotApplicable(f"--paradigm ft is not applicable: {spec.model} uses no item features")
+    if spec.encoder is None:
+        raise NotApplicable("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
+    encoder = registry.encoders.get(spec.encoder)
+    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry)):
+        raise NotApplicable(
+            f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
+            f"encoders that can be tuned: {', '.join(_tunable(registry))}"
+        )
+
+
 def _check_end_to_end(spec: RunSpec, registry: Registry) -> None:
-    """NotApplicable where model or encoder has no part in `--paradigm ete`; ConfigError where features would not be
-    what an encoder in training makes of the items."""
     encoder = registry.encoders.get(spec.encoder) if spec.encoder is not None else None
     if not registry.models.get(spec.model).uses_features:
         raise NotApplicable(
@@ -213,14 +223,14 @@ def _check_end_to_end(spec: RunSpec, registry: Registry) -> None:
             "to train"
         )
     if encoder is None:
-        raise ConfigError("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
+        raise NotApplicable("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
     if spec.features:
         raise ConfigError(
             f"--paradigm ete trains the encoder of all features, which can't stand beside --features "
             f"{', '.join(spec.features)}: leave that out"
         )
     if spec.control is not None:
-        raise ConfigError(
+        raise NotApplicable(
             f"--paradigm ete can't train an encoder whose features --control {spec.control} replaces; its own control "
             "is --ete.learning_rate=0"
         )

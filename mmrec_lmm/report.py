@@ -19,6 +19,7 @@ from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
+    from .engine import Job, Outcome, Record
     from .study import Grid
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
@@ -74,6 +75,40 @@ def grid_text(grid: Grid, valid_metric: str) -> str:
         for result in grid.results
     ]
     return f"{table(rows)}\n\n* best on validation ({metric}):\n{run_text(grid.best)}"
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """`study status`: one row a cell."""
+    return [
+        {
+            "cell": outcome.cell.key,
+            "state": outcome.state,
+            "runs": len(outcome.results),
+            "done": sum(result is not None for result in outcome.results),
+            "reason": outcome.reason,
+        }
+        for outcome in outcomes
+    ]
+
+
+def study_text(outcomes: Sequence[Outcome]) -> str:
+    """Every cell with its state, and the counts."""
+    rows = outcome_rows(outcomes)
+    for row in rows:
+        row["reason"] = textwrap.shorten(row["reason"], WIDTHS["summary"], placeholder=" ...")
+    states = [row["state"] for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
+    return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+
+
+def job_line(job: Job, record: Record) -> str:
+    """What became of one run of a study."""
+    spec = job.spec
+    where = "/".join([spec.model, spec.dataset, spec.encoder or "-", spec.paradigm, "+".join(spec.modalities or ())])
+    point = ", ".join(f"{name}={as_yaml(value)}" for name, value in spec.point.items())
+    what = f"{where} {spec.control or ''} {point}: {record.state}"
+    return f"{what}: {record.reason}" if record.reason else f"{what} in {record.seconds:.1f} s"
 
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:

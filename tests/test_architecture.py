@@ -31,6 +31,8 @@ LAYERS = """
     provenance joint
     runner
     study recommend leaderboard
+    cells
+    engine
     report
     demo doctor testing
     cli
