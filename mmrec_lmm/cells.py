@@ -256,6 +256,7 @@ class _Expansion:
                     cell = dataclasses.replace(cell, modalities=_modalities(chosen[-1]))
                 if cell.key not in cells:
                     cells[cell.key] = self._with_runs(cell, parts)
+        self._fail()
         self._check_read()
         self._fail()
         return list(cells.values())
@@ -320,7 +321,8 @@ class _Expansion:
             for key in settings.keys() - {"preset", "modalities"}:
                 if key in mine or key not in others:  # what no cell knows is an error, which configuration words
                     values[key] = settings[key]
-                    self._read.add((place, key))
+                    if key in mine:
+                        self._read.add((place, key))
                     if key in where:
                         lines[key] = where[key]
         grid = self._grid(cell.model)

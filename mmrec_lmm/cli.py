@@ -201,6 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _which_study(study_run)
     study_run.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes that share the runs")
+    study_run.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
     study_run.add_argument("--dry-run", action="store_true", help="list what would be done")
     study_run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
     status = verb("status", _study_status, "Show how far a study is.", parent=study_verbs)
@@ -455,7 +456,11 @@ def _study_run(options: argparse.Namespace) -> int:
     def told(job: engine.Job, record: engine.Record) -> None:
         print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
 
-    if options.jobs > 1:
+    if options.on == "ray":
+        from .on_ray import on_ray
+
+        on_ray(call, plan, told=told)
+    elif options.jobs > 1:
         engine.in_processes(call, plan, options.jobs, told=told)
     else:
         engine.Worker(plan, registry, since=call.since, progress=True, told=told).work()
@@ -485,6 +490,7 @@ def _study_call(options: argparse.Namespace) -> engine.Call:
     flags = {"data_path": options.data_path, "device": options.device}
     return Call(
         file=find_study(options.study, options.configs),
+        folder=Path.cwd(),
         out=options.out,
         configs=options.configs,
         overrides={key: value for key, value in flags.items() if value is not None},

@@ -29,6 +29,7 @@ import torch
 
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .cells import Cell, Study, load_study
+from .config import as_yaml
 from .errors import DataError, MMRecError, NotApplicable, RunBusy
 from .inputs import Inputs, gather, open_dataset
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
@@ -54,9 +55,10 @@ OF_FEATURES = frozenset({"text_fields", "missing", "encode_dtype"})
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a study. `key` names its record; jobs of one `group` train on the same inputs, and those of one
-    `artefact` share what an encoder makes for these."""
+    """A run of a study: `title` for people, `key` for its record. Jobs of one `group` train on the same inputs, and
+    those of one `artefact` share what an encoder makes for these."""
 
+    title: str
     key: str
     spec: RunSpec
     group: str
@@ -135,7 +137,7 @@ def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TOR
     stamps: dict[str, str] = {}
     for cell in study.cells(registry):
         runs = tuple(_with_threads(spec, threads) for spec in cell.runs)
-        found = [_job(spec, registry, stamps) for spec in runs]
+        found = [_job(cell, spec, registry, stamps) for spec in runs]
         jobs.update({job.key: job for job in found})
         keys.append(tuple(job.key for job in found))
         cells.append(dataclasses.replace(cell, runs=runs))
@@ -151,7 +153,7 @@ def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
     )
 
 
-def _job(spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
+def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
     settings = plain(spec.settings)
     shaping = {name: settings[name] for name in NOT_IDENTITY | SHAPING}
     data = fingerprint([spec.dataset, shaping])
@@ -163,6 +165,7 @@ def _job(spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
     seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
     uses_features = registry.models.get(spec.model).uses_features
     return Job(
+        title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
         key=fingerprint([stamps[data], dataclasses.replace(spec, settings=None, point={}), identity])[:16],
         spec=spec,
         group=fingerprint([artefact, spec.paradigm, spec.modalities, spec.control, seed, uses_features]),
@@ -229,6 +232,7 @@ class Worker:
 
     def _do(self, job: Job, claims: Claims) -> Record | None:
         """Run a job whatever it raises, but for Ctrl-C; None where another process has what it needs."""
+        logger.info("========= %s", job.title)
         torch.set_num_threads(cpu_threads(job.spec.settings))  # encoders compute with the run's threads, too
         try:
             inputs = self._inputs(job, claims)
@@ -282,6 +286,7 @@ class Call:
     """What another process must know to do a study's runs: all that makes the same plan there."""
 
     file: Path
+    folder: Path  # in which it was called
     out: Path
     configs: Path | None
     overrides: Mapping[str, str]

@@ -104,11 +104,7 @@ def study_text(outcomes: Sequence[Outcome]) -> str:
 
 def job_line(job: Job, record: Record) -> str:
     """What became of one run of a study."""
-    spec = job.spec
-    where = "/".join([spec.model, spec.dataset, spec.encoder or "-", spec.paradigm, "+".join(spec.modalities or ())])
-    point = ", ".join(f"{name}={as_yaml(value)}" for name, value in spec.point.items())
-    what = f"{where} {spec.control or ''} {point}: {record.state}"
-    return f"{what}: {record.reason}" if record.reason else f"{what} in {record.seconds:.1f} s"
+    return f"{job.title}: {record.state}" + (f": {record.reason}" if record.reason else f" in {record.seconds:.1f} s")
 
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:

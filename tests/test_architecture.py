@@ -33,6 +33,7 @@ LAYERS = """
     study recommend leaderboard
     cells
     engine
+    on_ray
     report
     demo doctor testing
     cli
