@@ -202,7 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
     _which_study(study_run)
     study_run.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes that share the runs")
     study_run.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
-    study_run.add_argument("--dry-run", action="store_true", help="list what would be done")
+    study_run.add_argument("--dry-run", action="store_true", help="list what would be done, and what it would take")
+    study_run.add_argument("--no-probe", action="store_true", help="with --dry-run: no estimate, which takes minutes")
     study_run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
     status = verb("status", _study_status, "Show how far a study is.", parent=study_verbs)
     _which_study(status)
@@ -448,8 +449,7 @@ def _study_run(options: argparse.Namespace) -> int:
     call = _study_call(options)
     plan, registry = call.plan()
     if options.dry_run:
-        print(study_text(plan.outcomes()))
-        return 0
+        return _study_dry_run(options, call, plan, registry)
     log = start_log(options.out / "log", plan.study.name, level=call.level, verbose=options.verbose)
     done = itertools.count(1)
 
@@ -467,6 +467,20 @@ def _study_run(options: argparse.Namespace) -> int:
     outcomes = plan.outcomes()
     print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
+
+
+def _study_dry_run(options: argparse.Namespace, call: engine.Call, plan: engine.Plan, registry: Registry) -> int:
+    from .estimate import probe, shared_artefacts
+    from .logs import start_log
+    from .report import artefacts_text, estimate_text, probe_line, study_text
+
+    start_log(None, plan.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    print(study_text(plan.outcomes()))
+    print(f"\n{artefacts_text(shared_artefacts(plan, registry))}")
+    if not options.no_probe:
+        probes = probe(plan, call, registry, told=lambda found: print(probe_line(found), file=sys.stderr))
+        print(f"\n{estimate_text(probes, jobs=options.jobs)}")
+    return 0
 
 
 def _study_status(options: argparse.Namespace) -> int:

@@ -97,8 +97,7 @@ def tune(
             f"{', '.join(text_fields)}; --paradigm pt takes it as it is"
         ) from None
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
-    name = artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
-    path = artifacts.home() / "tuned" / f"{name}.safetensors"
+    path = tuned_path(source, spec, config, tuning)
     with artifacts.locked(path):
         if path.exists():
             logger.info("%s: tuned before, found in the store, %s", spec.name, path)
@@ -117,7 +116,18 @@ def tune(
             path.with_suffix(".parts").rmdir()
     record = _record(path)
     logger.info("%s: %s", spec.name, summary(record))
-    return Tuned(path, name, record)
+    return Tuned(path, path.stem, record)
+
+
+def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
+    """The file of the store for the encoder as tuned on a catalogue's pairs, there or not; its stem is the
+    fingerprint."""
+    made_by = [encoder_id(spec, config, modality) for modality in PAIR]
+    return (
+        artifacts.home()
+        / "tuned"
+        / f"{artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])}.safetensors"
+    )
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from .artifacts import locked
 from .data.loading import load_dataset
-from .encoding import EncodeOptions, encode
+from .encoding import EncodeOptions, encode, table_path
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
-from .finetuning import is_tunable, tune
-from .items import JOINT
+from .finetuning import is_tunable, tune, tuned_path
+from .items import JOINT, source_of
 from .machine import choose_device
 from .registry import Registry
 from .settings import Settings
@@ -133,18 +133,9 @@ def feature_tables(
     """One table per modality: from the encoder (as `tuned`, if it was) where the run names one, else from the data
     set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
     encoder makes `joint` only if that names it."""
-    files = {**_ready_files(spec, dataset, registry), **spec.features}
-    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
-    available = sorted({*files, *encodable})
-    unasked = [modality for modality in available if modality != JOINT or modality in files]
-    wanted = spec.modalities if spec.modalities is not None else unasked
-    missing = [modality for modality in wanted if modality not in available]
-    if missing or not wanted:
-        raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
-    for modality in wanted:
-        if modality in files:
-            yield modality, read_feature_file(files[modality], modality=modality, n_items=dataset.n_items)
-    to_encode = tuple(modality for modality in wanted if modality not in files)
+    files, to_encode = _wanted(spec, dataset, registry)
+    for modality, file in files.items():
+        yield modality, read_feature_file(file, modality=modality, n_items=dataset.n_items)
     if to_encode:
         assert spec.encoder is not None
         assert dataset.catalog is not None
@@ -168,6 +159,44 @@ def feature_tables(
             ).items()
         except WeightsMissing as error:  # whoever fetches weights should know for how many items
             raise WeightsMissing(f"{error}\ndata set {dataset.name} has {_content(dataset)}") from None
+
+
+def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The modalities that a run uses: those read from files, and those to be encoded. NotApplicable where one of them
+    is neither, or there are none."""
+    files = {**_ready_files(spec, dataset, registry), **spec.features}
+    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
+    available = sorted({*files, *encodable})
+    unasked = [modality for modality in available if modality != JOINT or modality in files]
+    wanted = spec.modalities if spec.modalities is not None else unasked
+    missing = [modality for modality in wanted if modality not in available]
+    if missing or not wanted:
+        raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
+    ready = {modality: files[modality] for modality in wanted if modality in files}
+    return ready, tuple(modality for modality in wanted if modality not in files)
+
+
+def artefacts(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
+    """The store's files, there or not, that the run's inputs are made of: the tuned encoder under "tuned", tables by
+    modality. Raises NotApplicable as `gather`, and WeightsMissing, since weights are part of the names."""
+    check_applicable(spec, registry)
+    if not registry.models.get(spec.model).uses_features:
+        return {}
+    _, to_encode = _wanted(spec, dataset, registry)
+    if not to_encode or dataset.catalog is None:
+        return {}
+    encoder, fields = encoder_spec(spec, registry), spec.settings.text_fields
+    found: dict[str, Path] = {}
+    if spec.paradigm == "ft":
+        pairs = source_of(dataset.catalog, JOINT, fields)
+        found["tuned"] = tuned_path(pairs, encoder, spec.encoder_config, spec.paradigm_config)
+    for modality in to_encode:
+        source = source_of(dataset.catalog, modality, fields)
+        tuned = found["tuned"].stem if "tuned" in found else None
+        found[modality] = table_path(
+            source, encoder, spec.encoder_config, dtype=spec.settings.encode_dtype, tuned=tuned
+        )
+    return found
 
 
 def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping[str, Path]:

@@ -33,7 +33,7 @@ LAYERS = """
     study recommend leaderboard
     cells
     engine
-    on_ray
+    on_ray estimate
     report
     demo doctor testing
     cli

@@ -4,6 +4,7 @@ by several processes or on Ray, changes no number."""
 import json
 import os
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,6 +224,7 @@ def test_a_mistake_in_a_study_is_told_with_its_line_and_exit_code_2() -> None:
 
 # Processes
 
+HOW = ("pre-trained", "tuned")
 LONGER = SMALL.replace("epochs: 2", "epochs: 60, stopping_step: 60")
 
 
@@ -319,3 +321,34 @@ def workers_of(pid: int) -> list[int]:
 def finish(process: "subprocess.Popen[str]") -> Answer:
     out, err = process.communicate(timeout=600)
     return Answer(process.returncode, out, err)
+
+
+# What a study would take
+
+
+def test_a_dry_run_lists_cells_and_artefacts_and_does_nothing() -> None:
+    Path("small.yaml").write_text(SMALL.replace("[basic, null]", '["clip:tiny", basic]') + "paradigms: [pt, ft]\n")
+    assert call("encode", "-d", "toy", "--encoder", "basic").code == 0
+    answer = call("study", "run", "small.yaml", "--dry-run", "--no-probe")
+    assert answer.code == 0, answer.err
+    assert "5 cells: 4 pending, 1 not applicable; 0 of 8 runs are done" in answer.out
+    shared = dict(re.findall(r"^(\S.*?)  +(there|to be made)$", answer.out, re.MULTILINE))
+    assert shared == {
+        **{f"{modality} of toy by clip:tiny, {how}": "to be made" for modality in ("image", "text") for how in HOW},
+        **{f"{modality} of toy by basic, pre-trained": "there" for modality in ("image", "text")},
+        "clip:tiny tuned on toy": "to be made",
+    }
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_the_estimate_counts_each_kind_of_run_and_a_probe_leaves_nothing_behind() -> None:
+    Path("small.yaml").write_text(SMALL.replace("epochs: 2", "epochs: 50"))
+    answer = call("study", "run", "small.yaml", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert answer.err.count("s an epoch") == 3
+    rows = re.findall(r"^(\S+) seed=1 +2 +(\d+\.\d+) +at most 50 +at most (\S+)", answer.out, re.MULTILINE)
+    assert {cell for cell, *_ in rows} == {"VBPR/toy/basic/pt/-", "VBPR/toy/-/pt/-", "LightGCN/toy/-/pt/-"}
+    assert all(abs(float(minutes) - 2 * 50 * float(seconds) / 60) < 0.06 for _, seconds, minutes in rows)
+    assert "training: at most" in answer.out
+    assert not Path("runs").exists()
