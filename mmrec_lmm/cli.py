@@ -271,7 +271,7 @@ def _which_data(parser: argparse.ArgumentParser) -> None:
 
 def _which_study(parser: argparse.ArgumentParser) -> None:
     """The flags that say which study, on what, and where its runs are."""
-    parser.add_argument("study", metavar="FILE", help="a study's file, or the name of one in a folder study of configs")
+    parser.add_argument("study", help="a study's file, or the name of one in a folder study of configs")
     parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the study's)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")

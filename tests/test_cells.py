@@ -1,11 +1,12 @@
 """Study files: what a file says becomes cells and runs, what is wrong with it is told at once, and who wins a cell."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from mmrec_lmm.cells import Cell, Study, find_study, load_study, winner
+from mmrec_lmm.cells import Cell, Study, StudyKeys, find_study, load_study, winner
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.layers import shipped
 from mmrec_lmm.registry import Registry
@@ -177,6 +178,15 @@ def test_a_study_is_found_by_its_name_or_path(tmp_path: Path, monkeypatch: pytes
     assert find_study("configs/study/Mine.yaml").samefile(own)
     with pytest.raises(ConfigError, match=r"dmo: no such file, and unknown study; did you mean demo\? known: .*demo"):
         find_study("dmo")
+
+
+def test_every_key_of_a_study_is_documented_and_the_example_resolves(tmp_path: Path, registry: Registry) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    keys = {field.name for field in dataclasses.fields(StudyKeys)} | {"for"}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == keys
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert example
+    assert "VBPR/demo/clip:tiny/ft/-/shuffled" in cells(tmp_path, registry, example[1])
 
 
 @pytest.mark.parametrize("path", sorted((shipped() / "study").glob("*.yaml")), ids=lambda path: path.stem)
