@@ -55,7 +55,7 @@ class StudyKeys:
     # how the results are compared
     metrics: tuple[str, ...] = ("Recall@10", "Recall@20", "NDCG@10", "NDCG@20")
     baseline: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {axis: value} that rows are tested against
-    test: str | None = None
+    test: Literal["t-test", "t-test-users", "wilcoxon", "permutation"] = "t-test"
     alpha: float = 0.05
     best_within: tuple[str, ...] = ("dataset",)  # axes: of the rows that agree on them, the best is marked
     family: tuple[str, ...] = ()  # axes: p is corrected among the rows that agree on them; none: among all rows
@@ -224,6 +224,7 @@ class _Expansion:
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
         self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
+        self._selecting: set[int] = set()  # places of parts that select some cell
         self._resolved: dict[str, tuple[RunSpec, ...]] = {}
         self._everyones: set[str] = set()  # the keys that some combination of the study's axes has
 
@@ -312,10 +313,11 @@ class _Expansion:
         preset = study.settings.get("preset")
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
-        said: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]]
-        said = [(None, study.settings, {n.removeprefix("settings."): line for n, line in study.file.lines.items()})]
+        of_all = {name.removeprefix("settings."): line for name, line in study.file.lines.items()}
+        said: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]] = [(None, study.settings, of_all)]
         for part in parts:
             said.append((study.parts.index(part), part.settings, part.lines))
+            self._selecting.add(study.parts.index(part))
             preset = part.settings.get("preset", preset)
         for place, settings, where in said:
             for key in settings.keys() - {"preset", "modalities"}:
@@ -382,12 +384,16 @@ class _Expansion:
     def _check_read(self) -> None:
         """What no cell reads was meant for one: each part must select a cell, and each of its keys must serve one."""
         study = self.study
-        for place, settings in [(None, study.settings), *((n, part.settings) for n, part in enumerate(study.parts))]:
-            prefix = "settings" if place is None else f"{FOR}.{place}.{SET}"
-            for key in settings.keys() - {"preset", "modalities"}:
-                if (place, key) not in self._read:
-                    who = "no cell" if place is None else "no cell that this entry of for selects"
-                    self.problems.append(f"{_at(study.file, f'{prefix}.{key}')}: {who} reads {key}")
+        said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "no cell")]
+        for number, part in enumerate(study.parts):
+            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "no cell that this entry of for selects"))
+            if number not in self._selecting:
+                self.problems.append(f"{study.file.source}:{part.line}: this entry of for selects no cell")
+        for place, settings, prefix, who in said:
+            if place is None or place in self._selecting:
+                for key in settings.keys() - {"preset", "modalities"}:
+                    if (place, key) not in self._read:
+                        self.problems.append(f"{_at(study.file, f'{prefix}.{key}')}: {who} reads {key}")
 
     def _fail(self) -> None:
         if self.problems:

@@ -200,8 +200,9 @@ def build_parser() -> argparse.ArgumentParser:
         "run", _study_run, "Do a study's runs; the same command goes on where it was stopped.", parent=study_verbs
     )
     _which_study(study_run)
-    study_run.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes that share the runs")
-    study_run.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
+    who = study_run.add_mutually_exclusive_group()
+    who.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes that share the runs")
+    who.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
     study_run.add_argument("--dry-run", action="store_true", help="list what would be done, and what it would take")
     study_run.add_argument("--no-probe", action="store_true", help="with --dry-run: no estimate, which takes minutes")
     study_run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")

@@ -3,6 +3,7 @@
     runs/study/<study>/
         <16 hex>.json            of each run that was tried: state, run_id or reason, seconds
         runs.claims.lock         who is at what: claims on its bytes, which end with their process
+        memory.json              what memory the runs need, if a dry run has probed it
 
 A run's own result.json stays the truth; a record says where it is, under a name that changes with all that the run
 reads and computes, its data included. So what is finished is found again without its inputs, and nothing stale is.
@@ -43,6 +44,7 @@ from .types import RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 
+MEMORY = "memory.json"  # bytes that runs need by their keys, where a dry run has probed them
 PAUSE = 0.5  # seconds between two looks at what other processes are doing
 
 #: Settings that shape what `gather` returns, beside those that name a place or a machine.
@@ -240,7 +242,7 @@ class Worker:
                 return None
             result = run(job.spec, inputs, self.registry, out=self.plan.out, resume=True, progress=self.progress)
         except (Interrupted, KeyboardInterrupt):
-            raise
+            raise Interrupted("interrupted; what is finished is kept, and the same command goes on") from None
         except RunBusy:  # the same run, of another study or by itself
             return None
         except NotApplicable as error:

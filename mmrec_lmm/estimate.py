@@ -17,7 +17,7 @@ import numpy as np
 
 from .artifacts import fingerprint, read_json, write_json
 from .encoding import build_encoder
-from .engine import Call, Job, Plan
+from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
 from .inputs import Inputs, artefacts, encoder_spec, gather, open_dataset
 from .leaderboard import FINISHED
@@ -43,13 +43,17 @@ class Probe:
     """What a run of a few epochs took, or why there is no telling."""
 
     title: str
-    runs: int  # that are still to be done
+    keys: tuple[str, ...] = ()  # of the jobs, still to be done, that it speaks for
     seconds_per_epoch: float = 0.0
     epochs: float = 0.0  # of a run
     at_most: bool = True  # `epochs` is the limit, as no run of the model is finished
     memory: int = 0  # bytes, the peak of the process
     disk: int = 0  # bytes of one run's folder
     reason: str = ""
+
+    @property
+    def runs(self) -> int:
+        return len(self.keys)
 
 
 def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
@@ -78,7 +82,8 @@ def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
 
 
 def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe], None] | None = None) -> list[Probe]:
-    """Probe one of the runs of each kind that are still to be done. It takes a while: `told` hears of each."""
+    """Probe one of the runs of each kind that are still to be done. It takes a while: `told` hears of each. What memory
+    they need is kept beside the study's records."""
     records = {key: plan.record(job) for key, job in plan.jobs.items()}
     kinds: dict[str, list[Job]] = {}
     widths: dict[str, Mapping[str, int] | str] = {}  # by group; the reason where they can't be told
@@ -101,13 +106,15 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
         found.append(
             dataclasses.replace(
                 _probe_alone(call, jobs[0]),
-                runs=len(jobs),
+                keys=tuple(job.key for job in jobs),
                 epochs=float(np.mean(known)) if known else spec.settings.epochs,
                 at_most=not known,
             )
         )
         if told:
             told(found[-1])
+    memory = {key: one.memory for one in found for key in one.keys if not one.reason}
+    write_json(plan.folder / MEMORY, memory)
     return found
 
 
@@ -136,11 +143,11 @@ def _probe_alone(call: Call, job: Job) -> Probe:
         if process.is_alive():
             process.kill()
             process.join()
-            return Probe(job.title, 1, reason=f"{EPOCHS} epochs take more than {LIMIT:.0f} s")
+            return Probe(job.title, reason=f"{EPOCHS} epochs take more than {LIMIT:.0f} s")
         answer = Path(folder) / "answer.json"
         if not answer.is_file():
-            return Probe(job.title, 1, reason=f"the probe died with exit code {process.exitcode}: out of memory?")
-        return Probe(title=job.title, runs=1, **read_json(answer))
+            return Probe(job.title, reason=f"the probe died with exit code {process.exitcode}: out of memory?")
+        return Probe(title=job.title, **read_json(answer))
 
 
 def _probe(call: Call, key: str, folder: Path) -> None:

@@ -7,10 +7,11 @@ tasks of their own, for which theirs wait without holding a CPU. Only this modul
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from .engine import Call, Job, Plan, Record, Watch, Worker
+from .artifacts import read_json
+from .engine import MEMORY, Call, Job, Plan, Record, Watch, Worker
 from .errors import ConfigError, MMRecError
 from .inputs import gather
 from .logs import start_log
@@ -25,18 +26,11 @@ SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_EN
 RETRIES = 5  # of a task whose worker was killed
 
 
-def on_ray(
-    call: Call,
-    plan: Plan,
-    *,
-    told: Callable[[Job, Record], None] | None = None,
-    memory: Mapping[str, int] | None = None,
-    **cluster: Any,
-) -> None:
+def on_ray(call: Call, plan: Plan, *, told: Callable[[Job, Record], None] | None = None) -> None:
     """Do the plan on the cluster that RAY_ADDRESS names, or on one that is started here and ends with the study.
 
-    `memory`: bytes that a run of a key needs, where that is known. `cluster`: further arguments of `ray.init`.
-    ConfigError where Ray isn't installed.
+    A task asks for its run's CPUs, GPU and, where a dry run has probed it, memory. ConfigError where Ray isn't
+    installed.
     """
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
@@ -44,18 +38,19 @@ def on_ray(
         import ray
     except ImportError:
         raise ConfigError("--on ray needs Ray, which isn't installed: pip install 'mmrec-lmm[ray]'") from None
-    started_here = not ray.is_initialized()
-    if started_here:
-        local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": 100 << 20}
-        own = {name: value for name, value in os.environ.items() if name.startswith("MMREC_LMM_")}
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": own}}
-        ray.init(**{**quiet, **local, **cluster})
+    here: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": 100 << 20}
+    )
+    own = {name: value for name, value in os.environ.items() if name.startswith("MMREC_LMM_")}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": own}, **here)
     try:
         watch = Watch(plan, call.since, told)
+        probed = plan.folder / MEMORY
+        memory = read_json(probed) if probed.is_file() else {}
         prepared: dict[str, Any] = {}
         waiting = []
         for job in watch.left():
-            resources = _resources(job.spec, (memory or {}).get(job.key))
+            resources = _resources(job.spec, memory.get(job.key))
             if job.artefact not in prepared:
                 prepared[job.artefact] = ray.remote(_prepare).options(**resources).remote(call, job.key)
             waiting.append(ray.remote(_do).options(**resources).remote(call, job.key, prepared[job.artefact]))
@@ -69,12 +64,12 @@ def on_ray(
                     logger.error("a task of Ray failed: %s", error)
         watch.left()
     finally:
-        if started_here:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _resources(spec: RunSpec, memory: int | None) -> dict[str, Any]:
-    cuda = choose_device(spec.settings).type == "cuda"
+    name = spec.settings.device  # a GPU asked for by name may be another machine's alone
+    cuda = name.startswith("cuda") or (name == "auto" and choose_device(spec.settings).type == "cuda")
     known = {"memory": memory} if memory else {}
     return {"num_cpus": cpu_threads(spec.settings), "num_gpus": int(cuda), "max_retries": RETRIES, **known}
 

@@ -154,6 +154,10 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
             "models: [VBPR, LATTICE]\ndatasets: toy\nfor:\n  - model: VBPR\n    set: {knn_k: 3}",
             ["mine.yaml:5: no cell that this entry of for selects reads knn_k"],
         ),
+        (
+            "models: VBPR\ndatasets: toy\nfor:\n  - {encoder: clip, set: {preset: mmrec}}",
+            ["mine.yaml:4: this entry of for selects no cell"],
+        ),
         ("{models: VBPR, datasets: toy, settings: {ft.epochs: 2}}", ["mine.yaml:1: no cell reads ft.epochs"]),
         ("{models: VBPR, datasets: toy, grids: {LATTICE: mmrec}}", ["LATTICE is no model of this study"]),
         ("{models: VBPR, datasets: toy, grids: {VBPR: nowhere}}", ["unknown grid of model VBPR: nowhere"]),
