@@ -31,11 +31,12 @@ import torch
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .cells import Cell, Study, load_study
 from .config import as_yaml
-from .errors import DataError, MMRecError, NotApplicable, RunBusy
+from .errors import MMRecError, NotApplicable, RunBusy
 from .inputs import Inputs, gather, open_dataset
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from .logs import start_log
 from .machine import TORCH_THREADS, cpu_threads
+from .provenance import NUMERICS_VERSION
 from .registry import Registry, load_registry
 from .results import load_result
 from .runner import Interrupted, run
@@ -165,10 +166,12 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
     tuning = spec.paradigm_config if spec.paradigm == "ft" else None
     artefact = fingerprint([data, spec.encoder, spec.encoder_config, tuning])
     seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
+    version = registry.encoders.get(spec.encoder).version if spec.encoder else None
+    bare = dataclasses.replace(spec, settings=None, point={})
     uses_features = registry.models.get(spec.model).uses_features
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
-        key=fingerprint([stamps[data], dataclasses.replace(spec, settings=None, point={}), identity])[:16],
+        key=fingerprint([NUMERICS_VERSION, version, stamps[data], identity, bare])[:16],
         spec=spec,
         group=fingerprint([artefact, spec.paradigm, spec.modalities, spec.control, seed, uses_features]),
         artefact=artefact,
@@ -179,7 +182,7 @@ def _stamp(spec: RunSpec, registry: Registry) -> str:
     """A hash of what a data set holds: its interactions, catalogue and feature files; empty if it can't be read."""
     try:
         dataset = open_dataset(spec.dataset, spec.settings, registry)
-    except DataError:
+    except MMRecError:
         return ""
     return fingerprint(
         [dataset.fingerprint, {name: hash_files([path]) for name, path in dataset.feature_files.items()}]
