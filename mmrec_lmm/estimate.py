@@ -8,6 +8,7 @@ trains along. What it can't tell is how many epochs a run takes: those of the fi
 
 import dataclasses
 import multiprocessing
+import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def _probe_alone(call: Call, job: Job) -> Probe:
             return Probe(job.title, reason=f"{EPOCHS} epochs take more than {LIMIT:.0f} s")
         answer = Path(folder) / "answer.json"
         if not answer.is_file():
-            return Probe(job.title, reason=f"the probe died with exit code {process.exitcode}: out of memory?")
+            hint = ": out of memory?" if process.exitcode == -signal.SIGKILL else ""
+            return Probe(job.title, reason=f"the probe died with exit code {process.exitcode}{hint}")
         return Probe(title=job.title, **read_json(answer))
 
 
