@@ -7,6 +7,7 @@ the state saved. An error is one message on stderr; stdout carries results alone
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from . import __version__
 from .errors import ConfigError, DataError, MMRecError, did_you_mean
 
 if TYPE_CHECKING:
+    from . import engine
     from .config import Resolved
     from .registry import Registry
 
@@ -217,6 +219,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PAGE",
         help="the page (default: leaderboard.html)",
     )
+    study = verb("study", _usage, "Run a study: many runs from one file, and their tables.")
+    study_verbs = study.add_subparsers(metavar="VERB")
+    study_run = verb(
+        "run", _study_run, "Do a study's runs; the same command goes on where it was stopped.", parent=study_verbs
+    )
+    _which_study(study_run)
+    who = study_run.add_mutually_exclusive_group()
+    who.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes that share the runs")
+    who.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
+    study_run.add_argument("--dry-run", action="store_true", help="list what would be done, and what it would take")
+    study_run.add_argument("--no-probe", action="store_true", help="with --dry-run: no estimate, which takes minutes")
+    study_run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
+    status = verb("status", _study_status, "Show how far a study is.", parent=study_verbs)
+    _which_study(status)
+    status.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
     recommend = verb("recommend", _recommend, "The best items for users, from a finished run.")
     recommend.add_argument("run", help="a run's id, the start of one, or its folder")
@@ -309,6 +326,15 @@ def _how_to_print(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("markdown", "latex", "csv", "html"), default="markdown", help="default: markdown"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there (default: stdout)")
+
+
+def _which_study(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which study, on what, and where its runs are."""
+    parser.add_argument("study", help="a study's file, or the name of one in a folder study of configs")
+    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the study's)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
 
 
 def _data_folder(parser: argparse.ArgumentParser) -> None:
@@ -517,6 +543,79 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
     print(write_bytes(options.output, page(read_leaderboard(options.file)).encode()))
     return 0
+
+
+def _study_run(options: argparse.Namespace) -> int:
+    from . import engine
+    from .leaderboard import FINISHED, NOT_APPLICABLE
+    from .logs import start_log
+    from .report import job_line, study_text
+
+    call = _study_call(options)
+    plan, registry = call.plan()
+    if options.dry_run:
+        return _study_dry_run(options, call, plan, registry)
+    log = start_log(options.out / "log", plan.study.name, level=call.level, verbose=options.verbose)
+    done = itertools.count(1)
+
+    def told(job: engine.Job, record: engine.Record) -> None:
+        print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
+
+    if options.on == "ray":
+        from .on_ray import on_ray
+
+        on_ray(call, plan, told=told)
+    elif options.jobs > 1:
+        engine.in_processes(call, plan, options.jobs, told=told)
+    else:
+        engine.Worker(plan, registry, since=call.since, progress=True, told=told).work()
+    outcomes = plan.outcomes()
+    print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
+    return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
+
+
+def _study_dry_run(options: argparse.Namespace, call: engine.Call, plan: engine.Plan, registry: Registry) -> int:
+    from .estimate import probe, shared_artefacts
+    from .logs import start_log
+    from .report import artefacts_text, estimate_text, probe_line, study_text
+
+    start_log(None, plan.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    print(study_text(plan.outcomes()))
+    print(f"\n{artefacts_text(shared_artefacts(plan, registry))}")
+    if not options.no_probe:
+        probes = probe(plan, call, registry, told=lambda found: print(probe_line(found), file=sys.stderr))
+        print(f"\n{estimate_text(probes, jobs=options.jobs)}")
+    return 0
+
+
+def _study_status(options: argparse.Namespace) -> int:
+    from .report import outcome_rows, study_text
+
+    outcomes = _study_call(options).plan()[0].outcomes()
+    if options.json:
+        _print_json(outcome_rows(outcomes))
+    else:
+        print(study_text(outcomes))
+    return 0
+
+
+def _study_call(options: argparse.Namespace) -> engine.Call:
+    """What the flags ask for, as every process of a study gets it."""
+    import time
+
+    from .cells import find_study
+    from .engine import Call
+
+    flags = {"data_path": options.data_path, "device": options.device}
+    return Call(
+        file=find_study(options.study, options.configs),
+        folder=Path.cwd(),
+        out=options.out,
+        configs=options.configs,
+        overrides={key: value for key, value in flags.items() if value is not None},
+        plugins=tuple(options.plugins),
+        since=time.time(),
+    )
 
 
 def _recommend(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Configuration: MMRec's YAML layers and the command line become runs, and every value knows where it came from.
 
 Layers, later wins: the schemas' defaults < overall.yaml < dataset/<name>.yaml < model/<name>.yaml <
-encoder/<name>.yaml < preset/<preset>.yaml < preset/<preset>/<model>.yaml < grid/<grid>/<model>.yaml < command line.
+encoder/<name>.yaml < preset/<preset>.yaml < preset/<preset>/<model>.yaml < grid/<grid>/<model>.yaml < a study's file <
+command line.
 
 Keys are flat, as in MMRec, and a later layer replaces a value whole. `hyper_parameters` is the exception: its lists are
 joined over the layers. Each key that it names is a grid axis, and the grid is their product, the last key fastest.
@@ -45,7 +46,7 @@ _MMREC_MODEL_KEYS = frozenset({
 @dataclass(frozen=True)
 class Request:
     """What the user typed. `model` is empty for a verb that needs none (`encode`), `encoder` may be `name:variant`,
-    `overrides` holds the raw text of each `--key=value`."""
+    `study` is what a study's file says of this run, `overrides` holds the raw text of each `--key=value`."""
 
     model: str
     dataset: str
@@ -57,6 +58,7 @@ class Request:
     preset: str | None = None
     grid: str | None = None
     configs: Path | None = None
+    study: Layer | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -101,7 +103,8 @@ def resolve(
     schemas = [schema for schema in (HOST, of_model, of_encoder, of_paradigm) if schema]
     keys = {name: key for schema in schemas for name, key in schema.keys.items()}
     merge = _Merge(keys, unread=model.unread if model else ())
-    merge.add([*_files(request, model, encoder, dataset, merge.problems), _command_line(request, encoder, merge)])
+    stack = [*_files(request, model, encoder, dataset, merge.problems), request.study]
+    merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
     merge.fail()
 
     axes = {name: merge.points[name] for name in merge.axes}

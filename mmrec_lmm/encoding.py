@@ -88,9 +88,7 @@ def encode(
     tables = {}
     for modality in modalities:
         source = source_of(catalog, modality, text_fields)
-        made_by = [FORMAT, *encoder_id(spec, config, modality), options.dtype, *([tuned.fingerprint] if tuned else [])]
-        name = artifacts.fingerprint([made_by, modality, source.fingerprint])
-        path = artifacts.home() / "features" / f"{name}.safetensors"
+        path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
         with artifacts.locked(path) if processes() == 1 else nullcontext():
             if path.exists():
                 logger.info("%s: features of %s found in the store, %s", modality, spec.name, path)
@@ -107,6 +105,13 @@ def encode(
         tables[modality], about = load_with_header(path)
         _report(tables[modality], about["unreadable"], catalog)
     return tables
+
+
+def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tuned: str | None) -> Path:
+    """The file of the store for a modality's features, there or not; `tuned` is a tuned encoder's fingerprint."""
+    made_by = [FORMAT, *encoder_id(spec, config, source.modality), dtype, *([tuned] if tuned else [])]
+    name = artifacts.fingerprint([made_by, source.modality, source.fingerprint])
+    return artifacts.home() / "features" / f"{name}.safetensors"
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:

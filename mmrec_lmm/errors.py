@@ -14,11 +14,15 @@ class MMRecError(Exception):
 
 
 class RunError(MMRecError):
-    """A run failed: another process holds it, or the disk is full."""
+    """A run failed: it diverged, or the disk is full."""
 
 
 class TrainingDiverged(RunError):
     """The loss, a gradient or the scores became NaN or infinite before any state worth keeping existed."""
+
+
+class RunBusy(RunError):
+    """Another process is at work on this very run."""
 
 
 class ConfigError(MMRecError):
@@ -28,7 +32,7 @@ class ConfigError(MMRecError):
 
 
 class NotApplicable(ConfigError):
-    """A paradigm in which this encoder or model can't take part: a study notes that, and goes on."""
+    """A combination in which this encoder, model or data set can't take part: a study notes that, and goes on."""
 
 
 class PluginError(ConfigError):

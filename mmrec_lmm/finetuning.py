@@ -104,8 +104,7 @@ def tune(
             f"{', '.join(text_fields)}; --paradigm pt takes it as it is"
         ) from None
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
-    name = artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
-    path = artifacts.home() / "tuned" / f"{name}.safetensors"
+    path = tuned_path(source, spec, config, tuning)
     device = torch.device(device)
     join(device)
     with artifacts.locked(path) if is_first_process() else nullcontext():
@@ -130,7 +129,15 @@ def tune(
                 path.with_suffix(".parts").rmdir()
         record = told(_record(path) if is_first_process() else {})
     logger.info("%s: %s", spec.name, summary(record))
-    return Tuned(path, name, record)
+    return Tuned(path, path.stem, record)
+
+
+def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
+    """The file of the store for the encoder as tuned on a catalogue's pairs, there or not; its stem is the
+    fingerprint."""
+    made_by = [encoder_id(spec, config, modality) for modality in PAIR]
+    name = artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
+    return artifacts.home() / "tuned" / f"{name}.safetensors"
 
 
 def _check_shareable(encoder: nn.Module, *, name: str) -> None:

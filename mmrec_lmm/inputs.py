@@ -9,13 +9,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from .artifacts import hash_file, hash_files, is_readable, locked
 from .data.loading import load_dataset
-from .encoding import EncodeOptions, encode
+from .encoding import EncodeOptions, encode, table_path
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
-from .finetuning import is_tunable, tune
-from .items import JOINT
-from .machine import choose_device
+from .finetuning import is_tunable, tune, tuned_path
+from .items import JOINT, source_of
+from .machine import choose_device, cpu_threads
 from .registry import Registry
 from .settings import Settings
 from .specs import EncoderSpec
@@ -39,8 +41,8 @@ class Inputs:
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
     """The data set and a feature table for each modality that the run uses, from files or an encoder."""
     settings, model = spec.settings, registry.models.get(spec.model)
-    if spec.paradigm == "ete":
-        _check_end_to_end(spec, registry)
+    check_applicable(spec, registry)
+    torch.set_num_threads(cpu_threads(settings))
     started = time.perf_counter()
     dataset = open_dataset(spec.dataset, settings, registry)
     loaded = time.perf_counter()
@@ -60,6 +62,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
     """Just the features of a run: one table per modality."""
+    torch.set_num_threads(cpu_threads(spec.settings))
     dataset = open_dataset(spec.dataset, spec.settings, registry)
     tuned = tuned_encoder(spec, dataset, registry, progress=progress) if spec.paradigm == "ft" else None
     return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress))
@@ -122,26 +125,17 @@ def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned:
-    """The run's encoder, tuned on the data set's images and texts. Raises NotApplicable where model or encoder has no
-    part in `--paradigm ft`, ConfigError where no encoder is named or there is no catalogue, and what `tune` raises."""
-    if spec.model and not registry.models.get(spec.model).uses_features:
-        raise NotApplicable(f"--paradigm ft is not applicable: {spec.model} uses no item features")
-    if spec.encoder is None:
-        raise ConfigError("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
-    encoder = registry.encoders.get(spec.encoder)
-    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry), spec.encoder_config):
-        raise NotApplicable(
-            f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
-            f"encoders that can be tuned: {', '.join(_tunable(registry))}"
-        )
+    """The run's encoder, tuned on the data set's images and texts. Raises what `check_applicable` raises, ConfigError
+    where there is no catalogue, and what `tune` raises."""
+    check_applicable(spec, registry)
     if dataset.catalog is None:
         raise ConfigError(
             f"--paradigm ft tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
         )
-    files, wanted = _wanted(spec, dataset, registry)
-    if files.keys() >= {*wanted}:
+    files, to_encode = _wanted(spec, dataset, registry)
+    if not to_encode:
         raise ConfigError(
-            f"--paradigm ft tunes encoder {encoder.name} for nothing where all features, of {', '.join(wanted)}, come "
+            f"--paradigm ft tunes encoder {spec.encoder} for nothing where all features, of {', '.join(files)}, come "
             "from files: leave out --features of a modality that it is to encode, or take --paradigm pt"
         )
     settings = spec.settings
@@ -179,11 +173,9 @@ def feature_tables(
     """One table per modality: from the encoder (as `tuned`, if it was) where the run names one, else from the data
     set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
     encoder makes `joint` only if that names it."""
-    files, wanted = _wanted(spec, dataset, registry)
-    for modality in wanted:
-        if modality in files:
-            yield modality, read_feature_file(files[modality], modality=modality, n_items=dataset.n_items)
-    to_encode = tuple(modality for modality in wanted if modality not in files)
+    files, to_encode = _wanted(spec, dataset, registry)
+    for modality, file in files.items():
+        yield modality, read_feature_file(file, modality=modality, n_items=dataset.n_items)
     if to_encode:
         assert spec.encoder is not None
         assert dataset.catalog is not None
@@ -208,20 +200,6 @@ def feature_tables(
         yield from tables.items()
 
 
-def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[Mapping[str, Path], Sequence[str]]:
-    """The feature files that there are, and the modalities that the run uses; of those without a file its encoder makes
-    the features. Raises ConfigError where there are none of a modality."""
-    files = {**_ready_files(spec, dataset, registry), **spec.features}
-    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
-    available = sorted({*files, *encodable})
-    unasked = [modality for modality in available if modality != JOINT or modality in files]
-    wanted = spec.modalities if spec.modalities is not None else unasked
-    missing = [modality for modality in wanted if modality not in available]
-    if missing or not wanted:
-        raise ConfigError(_no_features(spec, dataset, missing, available, registry))
-    return files, wanted
-
-
 @contextmanager
 def _telling_content(dataset: Dataset) -> Iterator[None]:
     """Whoever is asked to fetch weights should know for how many items."""
@@ -229,6 +207,44 @@ def _telling_content(dataset: Dataset) -> Iterator[None]:
         yield
     except WeightsMissing as error:
         raise WeightsMissing(f"{error}\ndata set {dataset.name} has {_content(dataset)}") from None
+
+
+def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The modalities that a run uses: those read from files, and those to be encoded. NotApplicable where one of them
+    is neither, or there are none."""
+    files = {**_ready_files(spec, dataset, registry), **spec.features}
+    encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
+    available = sorted({*files, *encodable})
+    unasked = [modality for modality in available if modality != JOINT or modality in files]
+    wanted = spec.modalities if spec.modalities is not None else unasked
+    missing = [modality for modality in wanted if modality not in available]
+    if missing or not wanted:
+        raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
+    ready = {modality: files[modality] for modality in wanted if modality in files}
+    return ready, tuple(modality for modality in wanted if modality not in files)
+
+
+def artefacts(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
+    """The store's files, there or not, that the run's inputs are made of: the tuned encoder under "tuned", tables by
+    modality. Raises NotApplicable as `gather`, and WeightsMissing, since weights are part of the names."""
+    check_applicable(spec, registry)
+    if not registry.models.get(spec.model).uses_features:
+        return {}
+    _, to_encode = _wanted(spec, dataset, registry)
+    if not to_encode or dataset.catalog is None:
+        return {}
+    encoder, fields = encoder_spec(spec, registry), spec.settings.text_fields
+    found: dict[str, Path] = {}
+    if spec.paradigm == "ft":
+        pairs = source_of(dataset.catalog, JOINT, fields)
+        found["tuned"] = tuned_path(pairs, encoder, spec.encoder_config, spec.paradigm_config)
+    for modality in to_encode:
+        source = source_of(dataset.catalog, modality, fields)
+        tuned = found["tuned"].stem if "tuned" in found else None
+        found[modality] = table_path(
+            source, encoder, spec.encoder_config, dtype=spec.settings.encode_dtype, tuned=tuned
+        )
+    return found
 
 
 def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping[str, Path]:
@@ -250,9 +266,29 @@ def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
     )
 
 
+def check_applicable(spec: RunSpec, registry: Registry) -> None:
+    """NotApplicable where model, encoder or control has no part in the run's paradigm; ConfigError where features would
+    not be what an encoder in training makes of the items. Nothing is read but the plugins' code."""
+    if spec.paradigm == "ft":
+        _check_fine_tuning(spec, registry)
+    if spec.paradigm == "ete":
+        _check_end_to_end(spec, registry)
+
+
+def _check_fine_tuning(spec: RunSpec, registry: Registry) -> None:
+    if spec.model and not registry.models.get(spec.model).uses_features:
+        raise NotApplicable(f"--paradigm ft is not applicable: {spec.model} uses no item features")
+    if spec.encoder is None:
+        raise NotApplicable("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
+    encoder = registry.encoders.get(spec.encoder)
+    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry), spec.encoder_config):
+        raise NotApplicable(
+            f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
+            f"encoders that can be tuned: {', '.join(_tunable(registry))}"
+        )
+
+
 def _check_end_to_end(spec: RunSpec, registry: Registry) -> None:
-    """NotApplicable where model or encoder has no part in `--paradigm ete`; ConfigError where features would not be
-    what an encoder in training makes of the items."""
     encoder = registry.encoders.get(spec.encoder) if spec.encoder is not None else None
     if not registry.models.get(spec.model).uses_features:
         raise NotApplicable(
@@ -264,14 +300,14 @@ def _check_end_to_end(spec: RunSpec, registry: Registry) -> None:
             "to train"
         )
     if encoder is None:
-        raise ConfigError("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
+        raise NotApplicable("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
     if spec.features:
         raise ConfigError(
             f"--paradigm ete trains the encoder of all features, which can't stand beside --features "
             f"{', '.join(spec.features)}: leave that out"
         )
     if spec.control is not None:
-        raise ConfigError(
+        raise NotApplicable(
             f"--paradigm ete can't train an encoder whose features --control {spec.control} replaces; its own control "
             "is --ete.learning_rate=0"
         )

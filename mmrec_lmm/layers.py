@@ -5,7 +5,7 @@ A layer is one file: the first folder that has it wins, `--configs DIR`, then ./
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _compose(text: str) -> tuple[yaml.Node | None, Any]:
         raise yaml.YAMLError(str(error)) from None
 
 
-def read(path: Path, name: str, *, prefix: str = "") -> Layer:
+def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str] = SECTIONS) -> Layer:
     """A YAML file as the layer `name`; ConfigError names file and line of what isn't YAML, or isn't keys."""
     try:
         node, content = _compose(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def read(path: Path, name: str, *, prefix: str = "") -> Layer:
     lines = {key if key == GRID else prefix + key: line for key, line in _lines(node)}
     values: dict[str, Any] = {}
     for key, value in content.items():
-        if key not in SECTIONS or prefix:
+        if key not in sections or prefix:
             values[key if key == GRID else f"{prefix}{key}"] = value
         elif value is None or isinstance(value, dict):
             values |= {f"{key}.{inner}": inner_value for inner, inner_value in (value or {}).items()}
@@ -117,10 +117,12 @@ def read(path: Path, name: str, *, prefix: str = "") -> Layer:
 
 
 def _lines(node: yaml.Node | None, outer: str = "") -> Iterator[tuple[str, int]]:
-    """Each key (dotted where mappings nest) and the number of its line."""
+    """Each key (dotted where mappings nest, with its place in a list) and the number of its line."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         yield f"{outer}{key.value}", key.start_mark.line + 1
         yield from _lines(value, f"{outer}{key.value}.")
+    for place, item in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
+        yield from _lines(item, f"{outer}{place}.")
 
 
 def shipped() -> Path:
@@ -132,7 +134,7 @@ def shipped() -> Path:
 
 def folders(chosen: Path | None, own: Path | None = None) -> list[Path]:
     """Where a layer is looked for, in order. ConfigError where `chosen` is no folder of configuration."""
-    known = ("overall.yaml", "dataset", "model", "encoder", "preset", "grid")
+    known = ("overall.yaml", "dataset", "model", "encoder", "preset", "grid", "study")
     if chosen and not any(_entry(chosen, name) for name in known):
         raise ConfigError(f"--configs {chosen}: no folder that holds one of {', '.join(known)}")
     return [folder for folder in (chosen, Path("configs"), own, shipped()) if folder]

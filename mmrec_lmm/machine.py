@@ -62,6 +62,7 @@ def choose_device(settings: Settings) -> torch.device:
         raise ConfigError(
             f"device {settings.device} can't be used here: {reason}; `doctor` lists the devices"
         ) from None
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32 in backward passes too (see `precision`)
     return device
 
 

@@ -19,6 +19,8 @@ from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
+    from .engine import Job, Outcome, Record
+    from .estimate import Artefact, Probe
     from .replay import Replay
     from .study import Grid
 
@@ -94,6 +96,84 @@ def replay_text(replay: Replay) -> str:
         for name, value in replay.differences.items()
     ]
     return "\n".join(lines)
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """`study status`: one row a cell."""
+    return [
+        {
+            "cell": outcome.cell.key,
+            "state": outcome.state,
+            "runs": len(outcome.results),
+            "done": sum(result is not None for result in outcome.results),
+            "reason": outcome.reason,
+        }
+        for outcome in outcomes
+    ]
+
+
+def study_text(outcomes: Sequence[Outcome]) -> str:
+    """Every cell with its state, and the counts."""
+    rows = outcome_rows(outcomes)
+    for row in rows:
+        row["reason"] = textwrap.shorten(row["reason"], WIDTHS["summary"], placeholder=" ...")
+    states = [row["state"] for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
+    return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+
+
+def job_line(job: Job, record: Record) -> str:
+    """What became of one run of a study."""
+    return f"{job.title}: {record.state}" + (f": {record.reason}" if record.reason else f" in {record.seconds:.1f} s")
+
+
+def artefacts_text(artefacts: Sequence[Artefact]) -> str:
+    """What a study's runs share, and whether it is there."""
+    rows = [
+        {"shared": one.what, "": "there" if one.there else "to be made" if not one.reason else one.reason}
+        for one in artefacts
+    ]
+    return table(rows) or "nothing is shared: no encoder takes part"
+
+
+def probe_line(probe: Probe) -> str:
+    """What one probe found."""
+    return f"probe of {probe.title}: {probe.reason or f'{probe.seconds_per_epoch:.2f} s an epoch'}"
+
+
+def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
+    """What the runs that are left would take, by their probes."""
+    rows = [
+        {
+            "like": probe.title,
+            "runs": probe.runs,
+            "s/epoch": probe.seconds_per_epoch,
+            "epochs": f"{'at most ' if probe.at_most else ''}{probe.epochs:.0f}",
+            "minutes": f"{'at most ' if probe.at_most else ''}{_minutes(probe):.1f}",
+            "memory": f"{probe.memory / 2**30:.1f} GiB",
+            "disk": f"{probe.runs * probe.disk / 2**20:.1f} MiB",
+        }
+        for probe in probes
+        if not probe.reason
+    ]
+    unknown = [
+        f"{probe.title} and {probe.runs - 1} more: no estimate: {probe.reason}" for probe in probes if probe.reason
+    ]
+    known = [probe for probe in probes if not probe.reason]
+    at_most = "at most " if any(probe.at_most for probe in known) else ""
+    minutes, disk = sum(map(_minutes, known)) / jobs, sum(probe.runs * probe.disk for probe in known)
+    memory = max((probe.memory for probe in known), default=0)
+    total = (
+        f"training: {at_most}{minutes:.0f} minutes with --jobs {jobs}; memory: {memory / 2**30:.1f} GiB a process; "
+        f"disk: {disk / 2**20:.0f} MiB. Measured by probes of a few epochs on this machine, as busy as it is now; "
+        "encoding and tuning come on top"
+    )
+    return "\n\n".join(filter(None, [table(rows), "\n".join(unknown), total]))
+
+
+def _minutes(probe: Probe) -> float:
+    return probe.runs * probe.epochs * probe.seconds_per_epoch / 60
 
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:

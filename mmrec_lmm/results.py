@@ -26,7 +26,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from .artifacts import plain, read_json, write_atomic, write_bytes, write_json
-from .errors import ConfigError, DataError, RunError, did_you_mean
+from .errors import ConfigError, DataError, RunBusy, did_you_mean
 from .registry import Registry
 from .schema import PARADIGMS
 from .settings import Settings
@@ -44,13 +44,13 @@ RESULT = "result.json"
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; RunError at once if another process does."""
+    """Hold the run's folder; RunBusy at once if another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise RunError(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
+        raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
     try:
         for leftover in folder.rglob(".*.tmp"):  # what a killed process was writing
             leftover.unlink(missing_ok=True)

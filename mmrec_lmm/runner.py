@@ -68,7 +68,7 @@ def run(
 ) -> RunResult:
     """Train, rank and record one run under `out`; a finished one is returned as it is unless `force`.
 
-    `resume` continues from the checkpoint of a run that was killed. Raises RunError if another process is at this run,
+    `resume` continues from the checkpoint of a run that was killed. Raises RunBusy if another process is at this run,
     Interrupted at Ctrl-C (the state is saved), TrainingDiverged if the loss is NaN before any evaluation.
     """
     torch.set_num_threads(cpu_threads(spec.settings))

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 INPUT_SETTINGS = (
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
     "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "device",
+    "encode_dtype",
 )  # fmt: skip
 
 

@@ -32,9 +32,9 @@ LAYERS = """
     provenance joint
     runner
     study recommend replay leaderboard
-    paper
-    layout
-    plots
+    cells paper
+    engine layout
+    on_ray estimate plots
     report page
     demo doctor testing
     cli

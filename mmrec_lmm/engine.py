@@ -1,0 +1,378 @@
+"""Doing a study: its runs one after another, or in several processes, whatever is killed meanwhile.
+
+    runs/study/<study>/
+        <16 hex>.json            of each run that was tried: state, run_id or reason, seconds
+        runs.claims.lock         who is at what: claims on its bytes, which end with their process
+        memory.json              what memory the runs need, if a dry run has probed it
+
+A run's own result.json stays the truth; a record says where it is, under a name that changes with all that the run
+reads and computes, its data included. So what is finished is found again without its inputs, and nothing stale is.
+
+Every process does the same: it goes through the runs that are not settled, in an order in which those that share their
+inputs follow each other, does each that nobody else is at, and leaves what others are making, a run, a table of
+features or a tuned encoder, for later. Two commands on one study therefore share its runs, and `--jobs` is no more.
+"""
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
+from .cells import Cell, Study, load_study
+from .config import as_yaml
+from .errors import MMRecError, NotApplicable, RunBusy
+from .inputs import Inputs, gather, open_dataset
+from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
+from .logs import start_log
+from .machine import TORCH_THREADS
+from .provenance import NUMERICS_VERSION
+from .registry import Registry, load_registry
+from .results import load_result
+from .runner import Interrupted, run
+from .settings import NOT_IDENTITY
+from .types import RunResult, RunSpec
+
+logger = logging.getLogger(__name__)
+
+MEMORY = "memory.json"  # bytes that runs need by their keys, where a dry run has probed them
+PAUSE = 0.5  # seconds between two looks at what other processes are doing
+
+#: Settings that shape what `gather` returns, beside those that name a place or a machine.
+SHAPING = frozenset({
+    "USER_ID_FIELD", "ITEM_ID_FIELD", "inter_splitting_label", "field_separator", "filter_out_cod_start_users",
+})  # fmt: skip
+#: Settings that are no part of a run's name but change its features, which are.
+OF_FEATURES = frozenset({"text_fields", "missing", "encode_dtype"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a study: `title` for people, `key` for its record. Jobs of one `group` train on the same inputs, and
+    those of one `artefact` share what an encoder makes for these."""
+
+    title: str
+    key: str
+    spec: RunSpec
+    group: str
+    artefact: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a run when it was last tried; `at` is in seconds since 1970."""
+
+    state: str  # FINISHED, FAILED or NOT_APPLICABLE
+    run_id: str | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell and what is there of it: results in the order of its runs, None where there is none."""
+
+    cell: Cell
+    state: str
+    reason: str
+    results: tuple[RunResult | None, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's cells, and their runs as jobs in the order in which they are done."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    jobs: Mapping[str, Job]  # by key
+    keys: tuple[tuple[str, ...], ...]  # of the jobs of each cell, in the order of its runs
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of the study's own records."""
+        return self.out / "study" / self.study.name
+
+    def record(self, job: Job) -> Record | None:
+        """What is known of a run; None if it is still to be done, or its folder is gone."""
+        path = self.folder / f"{job.key}.json"
+        if not path.is_file():
+            return None
+        record = Record(**read_json(path))
+        gone = record.run_id is not None and not (self.out / record.run_id / "result.json").is_file()
+        return None if gone else record
+
+    def outcomes(self) -> list[Outcome]:
+        """Every cell with its state and results."""
+        return [self._outcome(cell, keys) for cell, keys in zip(self.cells, self.keys, strict=True)]
+
+    def _outcome(self, cell: Cell, keys: Sequence[str]) -> Outcome:
+        if not keys:
+            return Outcome(cell, NOT_APPLICABLE, cell.reason, ())
+        records = [self.record(self.jobs[key]) for key in keys]
+        states = [record.state if record else PENDING for record in records]
+        state = states[0] if len(set(states)) == 1 else PARTIAL
+        if state == PARTIAL and FINISHED not in states:
+            state = FAILED if FAILED in states else PENDING
+        reasons = dict.fromkeys(record.reason for record in records if record and record.reason)
+        results = []
+        for spec, record in zip(cell.runs, records, strict=True):
+            found = load_result(self.out / record.run_id) if record and record.run_id else None
+            results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
+        return Outcome(cell, state, "; ".join(reasons), tuple(results))
+
+
+def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS) -> Plan:
+    """The study's cells and jobs. A data set that a plugin makes is made now; of one that can't be read, the runs will
+    say so. `threads` is what a run without `threads` computes with, the same in every process."""
+    cells, keys, jobs = [], [], {}
+    stamps: dict[str, str] = {}
+    for cell in study.cells(registry):
+        runs = tuple(_with_threads(spec, threads) for spec in cell.runs)
+        found = [_job(cell, spec, registry, stamps) for spec in runs]
+        jobs.update({job.key: job for job in found})
+        keys.append(tuple(job.key for job in found))
+        cells.append(dataclasses.replace(cell, runs=runs))
+    order = {artefact: place for place, artefact in enumerate(dict.fromkeys(job.artefact for job in jobs.values()))}
+    groups = {group: place for place, group in enumerate(dict.fromkeys(job.group for job in jobs.values()))}
+    in_order = sorted(jobs.values(), key=lambda job: (order[job.artefact], groups[job.group]))
+    return Plan(study, tuple(cells), {job.key: job for job in in_order}, tuple(keys), out)
+
+
+def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
+    return dataclasses.replace(
+        spec, settings=dataclasses.replace(spec.settings, threads=spec.settings.threads or threads)
+    )
+
+
+def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
+    settings = plain(spec.settings)
+    shaping = {name: settings[name] for name in NOT_IDENTITY | SHAPING}
+    data = fingerprint([spec.dataset, shaping])
+    if data not in stamps:
+        stamps[data] = _stamp(spec, registry)
+    identity = {name: value for name, value in settings.items() if name not in NOT_IDENTITY - OF_FEATURES}
+    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
+    artefact = fingerprint([data, spec.encoder, spec.encoder_config, tuning])
+    seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
+    version = registry.encoders.get(spec.encoder).version if spec.encoder else None
+    bare = dataclasses.replace(spec, settings=None, point={})
+    uses_features = registry.models.get(spec.model).uses_features
+    return Job(
+        title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
+        key=fingerprint([NUMERICS_VERSION, version, stamps[data], identity, bare])[:16],
+        spec=spec,
+        group=fingerprint([artefact, spec.paradigm, spec.modalities, spec.control, seed, uses_features]),
+        artefact=artefact,
+    )
+
+
+def _stamp(spec: RunSpec, registry: Registry) -> str:
+    """A hash of what a data set holds: its interactions, catalogue and feature files; empty if it can't be read."""
+    try:
+        dataset = open_dataset(spec.dataset, spec.settings, registry)
+    except MMRecError:
+        return ""
+    return fingerprint(
+        [dataset.fingerprint, {name: hash_files([path]) for name, path in dataset.feature_files.items()}]
+    )
+
+
+class Worker:
+    """Does jobs of a plan, beside whoever else does. `since`: what failed before that time is tried again."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        registry: Registry,
+        *,
+        since: float,
+        progress: bool = False,
+        told: Callable[[Job, Record], None] | None = None,
+    ) -> None:
+        self.plan, self.registry, self.since, self.progress, self.told = plan, registry, since, progress, told
+        self._gathered: dict[str, Inputs] = {}  # the last group's only: tables are large
+        self._failed: dict[str, Exception] = {}  # what became of groups whose inputs couldn't be made
+
+    def work(self, jobs: Iterable[Job] | None = None) -> None:
+        """Return when every job is settled, by this process or another. Raises Interrupted, and nothing of a run."""
+        jobs = list(self.plan.jobs.values() if jobs is None else jobs)
+        with Claims(self.plan.folder / "runs") as claims:
+            while jobs := [job for job in jobs if not self._is_settled(job)]:
+                if not sum([self._attempt(job, claims) for job in jobs]):
+                    time.sleep(PAUSE)
+
+    def _is_settled(self, job: Job) -> bool:
+        return is_settled(self.plan.record(job), self.since)
+
+    def _attempt(self, job: Job, claims: Claims) -> bool:
+        """Do a job unless another process is at it, or at making its inputs; whether it is settled now."""
+        if not claims.claim(_piece(job.key)):
+            return False
+        try:
+            if self._is_settled(job):
+                return True
+            started = time.perf_counter()
+            record = self._do(job, claims)
+            if record is None:
+                return False
+            record = dataclasses.replace(record, seconds=time.perf_counter() - started, at=time.time())
+            write_json(self.plan.folder / f"{job.key}.json", record)
+        finally:
+            claims.give_up(_piece(job.key))
+        if self.told:
+            self.told(job, record)
+        return True
+
+    def _do(self, job: Job, claims: Claims) -> Record | None:
+        """Run a job whatever it raises, but for Ctrl-C; None where another process has what it needs."""
+        logger.info("========= %s", job.title)
+        try:
+            inputs = self._inputs(job, claims)
+            if inputs is None:
+                return None
+            result = run(job.spec, inputs, self.registry, out=self.plan.out, resume=True, progress=self.progress)
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted("interrupted; what is finished is kept, and the same command goes on") from None
+        except RunBusy:  # the same run, of another study or by itself
+            return None
+        except NotApplicable as error:
+            return Record(NOT_APPLICABLE, reason=str(error))
+        except MMRecError as error:
+            return Record(FAILED, reason=str(error))
+        except Exception as error:  # a plugin may raise anything, and the other runs are to go on
+            logger.error("a run of %s failed", job.spec.model, exc_info=True)
+            return Record(FAILED, reason=f"{type(error).__name__}: {error}")
+        return Record(FINISHED, run_id=result.run_id)
+
+    def _inputs(self, job: Job, claims: Claims) -> Inputs | None:
+        """The job's inputs; None while another process is making what an encoder makes for them. What they failed with
+        is raised again for each job of the group."""
+        if job.group in self._failed:
+            raise self._failed[job.group]
+        if job.group not in self._gathered:
+            if not claims.claim(_piece(job.artefact)):
+                return None
+            try:
+                self._gathered = {}  # before, so that two groups' tables are never held
+                self._gathered[job.group] = gather(job.spec, self.registry, progress=self.progress)
+            except Exception as error:
+                self._failed[job.group] = error.with_traceback(None)  # which would hold tensors
+                raise
+            finally:
+                claims.give_up(_piece(job.artefact))
+        return self._gathered[job.group]
+
+
+def is_settled(record: Record | None, since: float) -> bool:
+    """Whether there is nothing to do: it is finished, or was tried after `since`."""
+    return record is not None and (record.state == FINISHED or record.at >= since)
+
+
+def _piece(key: str) -> int:
+    """The byte of the claims' file that stands for a job or an artefact."""
+    return int(key[:15], 16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What another process must know to do a study's runs: all that makes the same plan there."""
+
+    file: Path
+    folder: Path  # in which it was called
+    out: Path
+    configs: Path | None
+    overrides: Mapping[str, str]
+    plugins: tuple[str, ...]
+    since: float
+    level: str = "INFO"
+    threads: int = TORCH_THREADS
+
+    def plan(self) -> tuple[Plan, Registry]:
+        """The plan, and the registry that it was made with."""
+        registry = load_registry(self.plugins)
+        study = load_study(self.file, configs=self.configs, overrides=self.overrides)
+        return make_plan(study, registry, out=self.out, threads=self.threads), registry
+
+
+def in_processes(call: Call, plan: Plan, count: int, *, told: Callable[[Job, Record], None] | None = None) -> None:
+    """Do the plan with `count` processes that print nothing but to their logs. One that is killed is replaced, until
+    nothing more gets done: what is left then stays pending."""
+    spawn = multiprocessing.get_context("spawn")
+    watch = Watch(plan, call.since, told)
+    workers: list[Any] = []
+    numbers = iter(range(1, sys.maxsize))
+    try:
+        while left := watch.left():
+            settled = len(plan.jobs) - len(left)
+            workers = [
+                spawn.Process(target=_process, args=(call, next(numbers)), name=f"study-{number}")
+                for number in range(min(count, len(left)))
+            ]
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(PAUSE)
+                watch.left()
+            if len(plan.jobs) - len(watch.left()) == settled:
+                logger.error("%d runs are left: the processes that tried them were killed", len(left))
+                return
+    finally:
+        for worker in workers:  # SIGTERM saves a run's state
+            if worker.is_alive():
+                worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+class Watch:
+    """Follows by their records what other processes do."""
+
+    def __init__(self, plan: Plan, since: float, told: Callable[[Job, Record], None] | None) -> None:
+        self.plan, self.since, self.told = plan, since, told
+        self._left = [job for job in plan.jobs.values() if not is_settled(plan.record(job), since)]
+
+    def left(self) -> list[Job]:
+        """The jobs that are still to be settled; the others have been told, each once."""
+        left = []
+        for job in self._left:
+            record = self.plan.record(job)
+            if record is None or not is_settled(record, self.since):
+                left.append(job)
+            elif self.told:
+                self.told(job, record)
+        self._left = left
+        return left
+
+
+def _process(call: Call, number: int) -> None:
+    """One of the processes of `--jobs`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = start_log(call.out / "log", f"{call.file.stem}-{number}-{os.getpid()}", level=call.level, verbose=False)
+    assert log is not None
+    with log.open("a") as file:  # what libraries print goes there, too
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    plan, registry = call.plan()
+    try:
+        Worker(plan, registry, since=call.since).work()
+    except (Interrupted, KeyboardInterrupt) as stop:
+        logger.warning("%s", stop or "interrupted")
+
+
+def _end_with(parent: Any) -> None:
+    """Interrupt this process when its parent ends, so that a killed command leaves nobody at work."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,101 @@
+"""A study on Ray: one task a run, on as many machines as the cluster has. They share the folder of runs and the cache.
+
+A task does what a process of `--jobs` does with one run, and its result is the run's own files: a task is tried again
+where its worker is killed, and finds the run's checkpoint. What runs share, features and tuned encoders, is made by
+tasks of their own, for which theirs wait without holding a CPU. Only this module imports Ray.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from .artifacts import read_json
+from .engine import MEMORY, Call, Job, Plan, Record, Watch, Worker
+from .errors import ConfigError, MMRecError
+from .inputs import gather
+from .logs import start_log
+from .machine import choose_device, cpu_threads
+from .registry import Registry
+from .types import RunSpec
+
+logger = logging.getLogger(__name__)
+
+#: Ray reads these when it is imported: it is to report nothing to anybody, and to listen to this machine alone.
+SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+RETRIES = 5  # of a task whose worker was killed
+
+
+def on_ray(call: Call, plan: Plan, *, told: Callable[[Job, Record], None] | None = None) -> None:
+    """Do the plan on the cluster that RAY_ADDRESS names, or on one that is started here and ends with the study.
+
+    A task asks for its run's CPUs, GPU and, where a dry run has probed it, memory. ConfigError where Ray isn't
+    installed.
+    """
+    for name, value in SWITCHES.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--on ray needs Ray, which isn't installed: pip install 'mmrec-lmm[ray]'") from None
+    here: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": 100 << 20}
+    )
+    own = {name: value for name, value in os.environ.items() if name.startswith("MMREC_LMM_")}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": own}, **here)
+    try:
+        watch = Watch(plan, call.since, told)
+        probed = plan.folder / MEMORY
+        memory = read_json(probed) if probed.is_file() else {}
+        prepared: dict[str, Any] = {}
+        waiting = []
+        for job in watch.left():
+            resources = _resources(job.spec, memory.get(job.key))
+            if job.artefact not in prepared:
+                prepared[job.artefact] = ray.remote(_prepare).options(**resources).remote(call, job.key)
+            waiting.append(ray.remote(_do).options(**resources).remote(call, job.key, prepared[job.artefact]))
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=1.0)
+            watch.left()
+            for task in done:
+                try:
+                    ray.get(task)
+                except ray.exceptions.RayError as error:
+                    logger.error("a task of Ray failed: %s", error)
+        watch.left()
+    finally:
+        ray.shutdown()
+
+
+def _resources(spec: RunSpec, memory: int | None) -> dict[str, Any]:
+    name = spec.settings.device  # a GPU asked for by name may be another machine's alone
+    cuda = name.startswith("cuda") or (name == "auto" and choose_device(spec.settings).type == "cuda")
+    known = {"memory": memory} if memory else {}
+    return {"num_cpus": cpu_threads(spec.settings), "num_gpus": int(cuda), "max_retries": RETRIES, **known}
+
+
+def _prepare(call: Call, key: str) -> None:
+    """Make what a job shares with others; why it can't be made is for the runs to tell."""
+    plan, registry = _plan(call)
+    try:
+        gather(plan.jobs[key].spec, registry)
+    except MMRecError as error:
+        logger.warning("%s", error)
+
+
+def _do(call: Call, key: str, prepared: None) -> None:
+    """One run, unless it is settled; `prepared` makes the task wait for what it needs."""
+    plan, registry = _plan(call)
+    Worker(plan, registry, since=call.since).work([plan.jobs[key]])
+
+
+_plans: dict[float, tuple[Plan, Registry]] = {}  # of this worker, which does many tasks of one call
+
+
+def _plan(call: Call) -> tuple[Plan, Registry]:
+    if call.since not in _plans:
+        os.chdir(call.folder)  # data, configurations and runs are named from there
+        start_log(call.out / "log", f"{call.file.stem}-ray-{os.getpid()}", level=call.level, verbose=False)
+        _plans.clear()
+        _plans[call.since] = call.plan()
+    return _plans[call.since]

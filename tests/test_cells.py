@@ -1,0 +1,224 @@
+"""Study files: what a file says becomes cells and runs, what is wrong with it is told at once, and who wins a cell."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from mmrec_lmm.cells import Cell, Study, StudyKeys, find_study, load_study, winner
+from mmrec_lmm.errors import ConfigError
+from mmrec_lmm.layers import shipped
+from mmrec_lmm.registry import Registry
+from mmrec_lmm.types import RunResult
+
+
+def study(tmp_path: Path, text: str) -> Study:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return load_study(path)
+
+
+def cells(tmp_path: Path, registry: Registry, text: str) -> dict[str, Cell]:
+    return {cell.key: cell for cell in study(tmp_path, text).cells(registry)}
+
+
+def test_cells_are_the_product_of_the_axes_and_runs_that_of_grid_and_seeds(tmp_path: Path, registry: Registry) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        """
+        models: [vbpr]
+        datasets: [toy]
+        encoders: [basic, "CLIP:tiny"]
+        paradigms: [pt, ete]
+        modalities: [image, text+image]
+        seeds: [1, 2]
+        grids: {VBPR: {reg_weight: [0.1, 0.01]}}
+        """,
+    )
+    assert list(found) == [
+        f"VBPR/toy/{encoder}/{paradigm}/{modalities}"
+        for encoder in ("basic", "clip:tiny")
+        for paradigm in ("pt", "ete")
+        for modalities in ("image", "text+image")
+    ]
+    runs = found["VBPR/toy/clip:tiny/ete/text+image"].runs
+    assert [run.point for run in runs] == [{"seed": s, "reg_weight": w} for s in (1, 2) for w in (0.1, 0.01)]
+    assert {(run.encoder, run.encoder_config.variant, run.modalities) for run in runs} == {
+        ("clip", "tiny", ("text", "image"))
+    }
+
+
+def test_a_model_without_features_is_one_cell_and_meets_no_encoder(tmp_path: Path, registry: Registry) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        "{models: [LightGCN, VBPR], datasets: [toy], encoders: [basic, 'clip:tiny'], paradigms: [pt, ete], "
+        "controls: [none], each_modality: true}",
+    )
+    assert [key for key in found if key.startswith("LightGCN")] == ["LightGCN/toy/-/pt/-"]
+
+
+def test_a_cell_that_cannot_be_stays_with_its_reason(tmp_path: Path, registry: Registry) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        "{models: [VBPR], datasets: [toy], encoders: [basic, null], paradigms: [pt, ft, ete], controls: [shuffled]}",
+    )
+    reasons = {key: cell.reason for key, cell in found.items() if not cell.runs}
+    assert set(reasons) == {
+        "VBPR/toy/basic/ft/-", "VBPR/toy/basic/ft/-/shuffled", "VBPR/toy/basic/ete/-/shuffled",
+        "VBPR/toy/-/ft/-", "VBPR/toy/-/ft/-/shuffled", "VBPR/toy/-/ete/-", "VBPR/toy/-/ete/-/shuffled",
+    }  # fmt: skip
+    assert "no losses over images and texts" in reasons["VBPR/toy/basic/ft/-"]
+
+
+def test_null_is_the_default_encoder_of_a_data_set_that_has_one(tmp_path: Path, registry: Registry) -> None:
+    assert list(cells(tmp_path, registry, "{models: VBPR, datasets: Demo}")) == ["VBPR/demo/basic/pt/-"]
+
+
+def test_settings_reach_the_cells_that_have_such_a_key_and_for_those_that_it_selects(
+    tmp_path: Path, registry: Registry
+) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        """
+        models: [VBPR, LATTICE]
+        datasets: [toy]
+        encoders: ["clip:tiny", basic]
+        paradigms: [pt, ft]
+        settings: {preset: lmm, epochs: 7, knn_k: 3, ft: {epochs: 2}}
+        for:
+          - {encoder: clip, model: [lattice, MMGCL], set: {epochs: 9, ft.learning_rate: 1e-3}}
+          - {encoder: basic, set: {modalities: text, preset: mmrec}}
+        """,
+    )
+    lattice, vbpr = (found[f"{model}/toy/clip:tiny/ft/-"].runs[0] for model in ("LATTICE", "VBPR"))
+    assert (lattice.settings.epochs, vbpr.settings.epochs) == (9, 7)
+    assert (lattice.paradigm_config.learning_rate, vbpr.paradigm_config.learning_rate) == (1e-3, 3e-5)
+    assert (lattice.paradigm_config.epochs, lattice.model_config.knn_k) == (2, 3)
+    assert (vbpr.settings.seed, found["VBPR/toy/basic/pt/text"].runs[0].settings.seed) == (2022, 999)
+
+
+def test_narrowing_merges_the_cells_that_become_one(tmp_path: Path, registry: Registry) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        "{models: VBPR, datasets: toy, encoders: [basic, 'clip:tiny'], each_modality: true, "
+        "for: [{encoder: basic, set: {modalities: text}}]}",
+    )
+    assert list(found) == ["VBPR/toy/basic/pt/text", *(f"VBPR/toy/clip:tiny/pt/{m}" for m in ("-", "image", "text"))]
+
+
+def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registry) -> None:
+    [cell] = cells(
+        tmp_path,
+        registry,
+        "{models: VBPR, datasets: toy, encoders: basic, grids: {vbpr: lmm}, settings: {preset: paper}}",
+    ).values()
+    assert [run.point["reg_weight"] for run in cell.runs] == [2.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (
+            "{modles: VBPR, datasets: toy}",
+            ["mine.yaml:1: unknown key modles; did you mean models?", "models is missing"],
+        ),
+        (
+            "{models: VBPR, datasets: toy, paradigms: fft}",
+            ["mine.yaml:1: paradigms must be a list, each item one of pt"],
+        ),
+        ("{models: VBPR, datasets: toy, baseline: {coder: x}}", ["baseline names the unknown axis coder"]),
+        ("{models: VBPR, datasets: toy, for: [{encodr: x, set: {epochs: 1}}]}", ["unknown axis encodr; did you mean"]),
+        ("{models: VBPR, datasets: toy, for: [{encoder: x}]}", ["mine.yaml:1: set is missing"]),
+        ("{models: VBPR, datasets: toy, for: 3}", ["mine.yaml:1: for must be a list of"]),
+        (
+            "models: [VPBR]\ndatasets: toy\nencoders: klip:tiny",
+            [
+                "mine.yaml:1: unknown model VPBR; did you mean VBPR?",
+                "mine.yaml:3: unknown encoder klip; did you mean clip?",
+            ],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nsettings:\n  epochs: many\n  sed: 1",
+            [
+                "mine.yaml:4: epochs must be a whole number, got 'many'",
+                "mine.yaml:5: unknown key sed; did you mean seed?",
+            ],
+        ),
+        (
+            "models: [VBPR, LATTICE]\ndatasets: toy\nfor:\n  - model: VBPR\n    set: {knn_k: 3}",
+            ["mine.yaml:5: no cell that this entry of for selects reads knn_k"],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nfor:\n  - {encoder: clip, set: {preset: mmrec}}",
+            ["mine.yaml:4: this entry of for selects no cell"],
+        ),
+        ("{models: VBPR, datasets: toy, settings: {ft.epochs: 2}}", ["mine.yaml:1: no cell reads ft.epochs"]),
+        ("{models: VBPR, datasets: toy, grids: {LATTICE: mmrec}}", ["LATTICE is no model of this study"]),
+        ("{models: VBPR, datasets: toy, grids: {VBPR: nowhere}}", ["unknown grid of model VBPR: nowhere"]),
+        ("{models: VBPR, datasets: toy, settings: {metrics: [Recall, Recal]}}", ["unknown metric Recal"]),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_at_once_with_its_line(
+    tmp_path: Path, registry: Registry, text: str, messages: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        study(tmp_path, text).cells(registry)
+    for message in messages:
+        assert message in str(error.value)
+
+
+def test_a_study_is_found_by_its_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "study").mkdir(parents=True)
+    own = tmp_path / "configs" / "study" / "Mine.yaml"
+    own.write_text("{}")
+    assert find_study("mine").samefile(own)
+    assert find_study("configs/study/Mine.yaml").samefile(own)
+    with pytest.raises(ConfigError, match=r"dmo: no such file, and unknown study; did you mean demo\? known: .*demo"):
+        find_study("dmo")
+
+
+def test_every_key_of_a_study_is_documented_and_the_example_resolves(tmp_path: Path, registry: Registry) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    keys = {field.name for field in dataclasses.fields(StudyKeys)} | {"for"}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == keys
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert example
+    assert "VBPR/demo/clip:tiny/ft/-/shuffled" in cells(tmp_path, registry, example[1])
+
+
+@pytest.mark.parametrize("path", sorted((shipped() / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_shipped_study_resolves(path: Path, registry: Registry) -> None:
+    found = load_study(path).cells(registry)
+    assert any(cell.runs for cell in found)
+    assert all(cell.runs or cell.reason for cell in found)
+
+
+def test_the_winner_has_the_highest_mean_over_seeds_on_validation_whatever_test_says(
+    tmp_path: Path, registry: Registry
+) -> None:
+    [cell] = cells(
+        tmp_path,
+        registry,
+        "{models: VBPR, datasets: toy, encoders: basic, seeds: [1, 2], grids: {VBPR: {reg_weight: [0.1, 0.01, 1]}}}",
+    ).values()
+    valid = {(1, 0.1): 0.9, (2, 0.1): 0.1, (1, 0.01): 0.5, (2, 0.01): 0.6, (1, 1): 0.0}
+    results = [
+        RunResult("r", tmp_path, run.point, {"recall@20": score}, {"recall@20": -score}, 0, 1, "epochs")
+        if (score := valid.get((run.point["seed"], run.point["reg_weight"]))) is not None
+        else None
+        for run in cell.runs
+    ]
+    assert [run.parameters for run in winner(cell, results)] == [{"seed": s, "reg_weight": 0.01} for s in (1, 2)]
+    assert winner(cell, [None] * 6) == ()
+    alone = [
+        result and dataclasses.replace(result) if result and result.parameters["seed"] == 1 else None
+        for result in results
+    ]
+    assert [run.parameters["reg_weight"] for run in winner(cell, alone)] == [0.1]

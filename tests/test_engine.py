@@ -1,0 +1,358 @@
+"""Doing studies: nothing is done twice, whatever fails or is killed is told and tried again, and how it is done, alone,
+by several processes or on Ray, changes no number."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import Answer, call, start, wait_until
+
+from mmrec_lmm import engine
+from mmrec_lmm.artifacts import Claims, hash_file
+from mmrec_lmm.cells import load_study
+from mmrec_lmm.engine import Job, Plan, Record, Worker, make_plan
+from mmrec_lmm.errors import NotApplicable
+from mmrec_lmm.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
+from mmrec_lmm.registry import Registry
+from mmrec_lmm.types import RunSpec
+
+TOYS = Path(__file__).with_name("plugin_toys.py")
+SMALL = """
+models: [VBPR, LightGCN]
+datasets: [toy]
+encoders: [basic, null]
+seeds: [1, 2]
+settings: {epochs: 2, embedding_size: 4, threads: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(data_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of a user: it has data/toy and a study of six runs."""
+    monkeypatch.chdir(data_path.parent)
+    Path("small.yaml").write_text(SMALL)
+    return data_path.parent
+
+
+@pytest.fixture
+def plan(registry: Registry) -> Callable[..., Plan]:
+    """The plan of ./small.yaml, as it is now."""
+    return lambda: make_plan(load_study(Path("small.yaml")), registry, out=Path("runs"))
+
+
+def work(plan: Plan, registry: Registry, *, since: float = 0.0) -> list[tuple[Job, Record]]:
+    told: list[tuple[Job, Record]] = []
+    Worker(plan, registry, since=since, told=lambda *what: told.append(what)).work()
+    return told
+
+
+def states(plan: Plan) -> dict[str, str]:
+    return {outcome.cell.key: outcome.state for outcome in plan.outcomes()}
+
+
+def status(*arguments: object) -> dict[str, dict]:
+    answer = call("study", "status", *arguments, "--json")
+    assert answer.code == 0, answer.err
+    return {row["cell"]: row for row in json.loads(answer.out)}
+
+
+def finished_at() -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path("runs").glob("*/result.json")}
+
+
+def test_a_study_does_all_its_runs_and_the_same_command_does_none_again() -> None:
+    answer = call("study", "run", "small.yaml")
+    assert answer.code == 0, answer.err
+    assert answer.err.count(": finished in ") == 6
+    assert "3 cells: 3 finished; 6 of 6 runs are done" in answer.out
+    before = finished_at()
+    assert len(before) == 6
+    again = call("study", "run", "small.yaml")
+    assert (again.code, again.err) == (0, "")
+    assert finished_at() == before
+
+
+def test_status_tells_cells_and_counts_before_and_after() -> None:
+    assert {row["state"] for row in status("small.yaml").values()} == {PENDING}
+    assert "3 cells: 3 pending; 0 of 6 runs are done" in call("study", "status", "small.yaml").out
+    call("study", "run", "small.yaml")
+    assert {(row["state"], row["runs"], row["done"]) for row in status("small.yaml").values()} == {(FINISHED, 2, 2)}
+
+
+def test_a_run_that_fails_is_recorded_with_its_reason_the_rest_goes_on_and_it_is_tried_again() -> None:
+    Path("mixed.yaml").write_text("{models: [Fragile, Favourite], datasets: toy, seeds: [1, 2], settings: {epochs: 1}}")
+    answer = call("study", "run", "mixed.yaml", "-p", TOYS)
+    assert answer.code == 1
+    found = status("mixed.yaml", "-p", TOYS)
+    assert (found["Fragile/toy/-/pt/-"]["state"], found["Favourite/toy/-/pt/-"]["state"]) == (FAILED, FINISHED)
+    assert "became nan in epoch 0" in found["Fragile/toy/-/pt/-"]["reason"]
+    again = call("study", "run", "mixed.yaml", "-p", TOYS)
+    assert (again.code, again.err.count("Fragile/toy/-/pt/- seed="), again.err.count("Favourite")) == (1, 2, 0)
+
+
+def test_what_a_plugin_raises_is_the_reason_and_stops_nothing_else(
+    plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine.run
+
+    def run(spec: RunSpec, *rest: object, **options: object) -> object:
+        if spec.model == "VBPR" and spec.settings.seed == 2:
+            raise KeyError("weight")
+        return real(spec, *rest, **options)
+
+    monkeypatch.setattr(engine, "run", run)
+    work(plan(), registry)
+    outcomes = {outcome.cell.key: outcome for outcome in plan().outcomes()}
+    assert (outcomes["VBPR/toy/basic/pt/-"].state, outcomes["VBPR/toy/basic/pt/-"].reason) == (
+        PARTIAL,
+        "KeyError: 'weight'",
+    )
+    assert [result is None for result in outcomes["VBPR/toy/basic/pt/-"].results] == [False, True]
+    assert outcomes["LightGCN/toy/-/pt/-"].state == FINISHED
+
+
+def test_inputs_that_cannot_be_made_are_tried_once_for_all_runs_that_need_them(
+    plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = engine.gather, []
+
+    def gather(spec: RunSpec, *rest: object, **options: object) -> object:
+        asked.append((spec.model, spec.encoder))
+        if spec.encoder == "basic":
+            raise NotApplicable("no image anywhere")
+        return real(spec, *rest, **options)
+
+    monkeypatch.setattr(engine, "gather", gather)
+    work(plan(), registry)
+    assert sorted(asked, key=str) == [("LightGCN", None), ("VBPR", "basic"), ("VBPR", None)]
+    assert states(plan())["VBPR/toy/basic/pt/-"] == NOT_APPLICABLE
+
+
+def test_a_record_whose_run_is_gone_and_one_of_other_data_count_as_pending(
+    plan: Callable[..., Plan], registry: Registry
+) -> None:
+    work(plan(), registry)
+    gone = next(path.parent for path in Path("runs").glob("LightGCN-*/result.json"))
+    gone.joinpath("result.json").unlink()
+    assert states(plan()) == {
+        "VBPR/toy/basic/pt/-": FINISHED, "VBPR/toy/-/pt/-": FINISHED, "LightGCN/toy/-/pt/-": PARTIAL,
+    }  # fmt: skip
+    np.save("data/toy/text_feat.npy", np.ones((16, 3), np.float32))
+    assert set(states(plan()).values()) == {PENDING}
+
+
+def test_a_runs_record_is_named_by_all_that_can_change_it_and_nothing_else(plan: Callable[..., Plan]) -> None:
+    before = set(plan().jobs)
+    Path("small.yaml").write_text(SMALL.replace("threads: 1", "threads: 1, device: cpu, workers: 1, state: ERROR"))
+    assert set(plan().jobs) == before
+    for change in ("threads: 1, missing: mean", "threads: 2", "threads: 1, learning_rate: 0.1"):
+        Path("small.yaml").write_text(SMALL.replace("threads: 1", change))
+        assert not set(plan().jobs) & before, change
+
+
+def test_runs_that_share_inputs_follow_each_other(plan: Callable[..., Plan]) -> None:
+    Path("small.yaml").write_text("{models: [VBPR, LATTICE], datasets: toy, encoders: [basic, null], seeds: [1, 2]}")
+    done = [(job.spec.encoder, job.spec.model) for job in plan().jobs.values()]
+    assert done == [(encoder, model) for encoder in ("basic", None) for model in ("VBPR", "LATTICE") for _ in range(2)]
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[[Path, str], Callable[[], None]]]:
+    """Has another process claim a piece; gives what ends that process."""
+    ends: list[Callable[[], None]] = []
+
+    def hold(path: Path, key: str) -> Callable[[], None]:
+        ready, stop = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            claims = Claims(path)
+            claims.claim(int(key[:15], 16))
+            os.write(ready[1], b".")
+            os.read(stop[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+
+        def end() -> None:
+            if end in ends:
+                ends.remove(end)
+                os.write(stop[1], b".")
+                os.waitpid(child, 0)
+
+        ends.append(end)
+        return end
+
+    yield hold
+    for end in list(ends):
+        end()
+
+
+@pytest.mark.parametrize("held", ["key", "artefact"])
+def test_what_another_process_is_at_is_left_for_last(
+    held: str,
+    plan: Callable[..., Plan],
+    registry: Registry,
+    holder: Callable[[Path, str], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = list(plan().jobs.values())
+    first = [job for job in jobs if getattr(job, held) == getattr(jobs[0], held)]
+    free = holder(plan().folder / "runs", getattr(jobs[0], held))
+    done: list[str] = []
+
+    def told(job: Job, _: Record) -> None:
+        done.append(job.key)
+        if len(done) == len(jobs) - len(first):
+            free()
+
+    monkeypatch.setattr(engine, "PAUSE", 0.01)
+    Worker(plan(), registry, since=0, told=told).work()
+    assert done == [job.key for job in jobs if job not in first] + [job.key for job in first]
+
+
+def test_a_mistake_in_a_study_is_told_with_its_line_and_exit_code_2() -> None:
+    Path("wrong.yaml").write_text("models: VBPR\ndatasets: toy\nsettings:\n  epohcs: 3")
+    answer = call("study", "run", "wrong.yaml")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == "error: wrong.yaml:4: unknown key epohcs; did you mean epochs?\n"
+
+
+# Processes
+
+HOW = ("pre-trained", "tuned")
+LONGER = SMALL.replace("epochs: 2", "epochs: 60, stopping_step: 60")
+
+
+def same_runs(folder: str, other: str) -> bool:
+    runs = {path.parent.name: path.parent for path in Path(folder).glob("*/result.json")}
+    files = ("best.safetensors", "per_user.safetensors")
+    return len(runs) == 6 and all(
+        hash_file(path / name) == hash_file(Path(other, run, name)) for run, path in runs.items() for name in files
+    )
+
+
+@pytest.mark.slow
+def test_a_study_killed_twice_and_continued_by_two_processes_ends_as_the_uninterrupted_one() -> None:
+    Path("small.yaml").write_text(LONGER)
+    assert call("study", "run", "small.yaml", "--out", "whole").code == 0
+    for runs in (1, 3):
+        process = start("study", "run", "small.yaml")
+        wait_until(lambda runs=runs: len(finished_at()) >= runs and list(Path("runs").glob("*/checkpoint/*")), process)
+        process.kill()
+        process.communicate()
+    before = finished_at()
+    assert 3 <= len(before) < 6
+    answer = finish(start("study", "run", "small.yaml", "--jobs", "2"))
+    assert answer.code == 0, answer.err
+    assert same_runs("runs", "whole")
+    assert {run: finished_at()[run] for run in before} == before
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_study_do_no_run_twice() -> None:
+    Path("small.yaml").write_text(LONGER)
+    commands = [start("study", "run", "small.yaml") for _ in range(2)]
+    answers = [finish(command) for command in commands]
+    assert [answer.code for answer in answers] == [0, 0]
+    assert sum(answer.err.count(": finished in ") for answer in answers) == 6
+    assert all("6 of 6 runs are done" in answer.out for answer in answers)
+
+
+@pytest.mark.slow
+def test_processes_of_jobs_print_nothing_are_replaced_when_killed_and_end_with_their_command() -> None:
+    Path("small.yaml").write_text(LONGER)
+    process = start("study", "run", "small.yaml", "--jobs", "2")
+    wait_until(lambda: len(finished_at()) >= 1, process)
+    victim = random.Random(0).choice(workers_of(process.pid))
+    os.kill(victim, 9)
+    answer = finish(process)
+    assert answer.code == 0, answer.err
+    assert len(finished_at()) == 6
+    assert len(re.findall(r"^\[\d\] ", answer.err, re.MULTILINE)) == 6
+
+    Path("small.yaml").write_text(LONGER.replace("60", "4000"))
+    process = start("study", "run", "small.yaml", "--jobs", "2", "--out", "other")
+    wait_until(lambda: list(Path("other").glob("*/checkpoint/*")), process)
+    workers = workers_of(process.pid)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(b"spawn_main" in command_of(worker) for worker in workers):
+        assert time.monotonic() < deadline, "the command's processes are still at work"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_local_ray_of_two_workers_gives_the_same_runs_and_a_killed_worker_loses_nothing() -> None:
+    pytest.importorskip("ray", reason="the extra [ray] isn't installed")
+    Path("small.yaml").write_text(LONGER)
+    assert call("study", "run", "small.yaml", "--out", "whole").code == 0
+    process = start("study", "run", "small.yaml", "--on", "ray")
+    wait_until(lambda: list(Path("runs").glob("*/checkpoint/state.safetensors")), process)
+    tasks = [pid for pid in children_of(process.pid) if command_of(pid).startswith(b"ray::_do")]
+    assert len(tasks) in (1, 2)
+    os.kill(tasks[0], 9)
+    answer = finish(process)
+    assert answer.code == 0, answer.err
+    assert same_runs("runs", "whole")
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def children_of(pid: int) -> list[int]:
+    """All processes that a process started, and those that these did."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    own = [int(child) for text in lists for child in text.split()]
+    return own + [grandchild for child in own for grandchild in children_of(child)]
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes of `--jobs` that a command started."""
+    return [child for child in children_of(pid) if b"spawn_main" in command_of(child)]
+
+
+def finish(process: "subprocess.Popen[str]") -> Answer:
+    out, err = process.communicate(timeout=600)
+    return Answer(process.returncode, out, err)
+
+
+# What a study would take
+
+
+def test_a_dry_run_lists_cells_and_artefacts_and_does_nothing() -> None:
+    Path("small.yaml").write_text(SMALL.replace("[basic, null]", '["clip:tiny", basic]') + "paradigms: [pt, ft]\n")
+    assert call("encode", "-d", "toy", "--encoder", "basic").code == 0
+    answer = call("study", "run", "small.yaml", "--dry-run", "--no-probe")
+    assert answer.code == 0, answer.err
+    assert "5 cells: 4 pending, 1 not applicable; 0 of 8 runs are done" in answer.out
+    shared = dict(re.findall(r"^(\S.*?)  +(there|to be made)$", answer.out, re.MULTILINE))
+    assert shared == {
+        **{f"{modality} of toy by clip:tiny, {how}": "to be made" for modality in ("image", "text") for how in HOW},
+        **{f"{modality} of toy by basic, pre-trained": "there" for modality in ("image", "text")},
+        "clip:tiny tuned on toy": "to be made",
+    }
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_the_estimate_counts_each_kind_of_run_and_a_probe_leaves_nothing_behind() -> None:
+    Path("small.yaml").write_text(SMALL.replace("epochs: 2", "epochs: 50"))
+    answer = call("study", "run", "small.yaml", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert answer.err.count("s an epoch") == 3
+    rows = re.findall(r"^(\S+) seed=1 +2 +(\d+\.\d+) +at most 50 +at most (\S+)", answer.out, re.MULTILINE)
+    assert {cell for cell, *_ in rows} == {"VBPR/toy/basic/pt/-", "VBPR/toy/-/pt/-", "LightGCN/toy/-/pt/-"}
+    assert all(abs(float(minutes) - 2 * 50 * float(seconds) / 60) < 0.06 for _, seconds, minutes in rows)
+    assert "training: at most" in answer.out
+    assert [path.name for path in Path("runs").rglob("*") if path.is_file()] == ["memory.json"]
