@@ -1,33 +1,79 @@
 """Whether one row of numbers is better than another, and by how much: pure functions of arrays.
 
 A row of a study is a table (S, U): one metric, by seed and by user. Users are averaged over seeds, and two rows are
-compared user by user. That alone would take the seeds at hand for all there are, while another seed moves every user's
-number at once and no number of users averages that away. So the default test counts both (docs/statistics.md has the
-simulation): with d_u the difference of user u, averaged over seeds,
+compared user by user. That alone takes the seeds at hand for all there are, but another seed moves every user's number
+at once, which no number of users averages away. So the default test counts both:
 
-    variance of the difference = var(d_u) / U + v(ours) + v(theirs)
-    v(row) = max(0, var of the seeds' means - what the noise of single users explains of it) / S
+    variance of the difference = var(d_u) / U + g(ours) / S + g(theirs) / S
 
-and Welch-Satterthwaite degrees of freedom. v is the two-way random-effects estimate (Cornfield & Tukey, 1956).
+d_u is the difference of user u, averaged over seeds; g is the variance that seeds give to a row's mean beyond the noise
+of its single users (the two-way random-effects estimate; Cornfield & Tukey 1956). Two to five seeds tell little of a
+variance, so a row's g is its own or the mean over all rows of its data set, whichever is larger; the degrees of freedom
+are Satterthwaite's (1946). docs/statistics.md has the simulation that this choice is by.
 
 Nothing is drawn from a global generator: the same arrays give the same numbers.
 
 Shapes: S seeds, U users, M columns (rows of a study times metrics), R resamples, F comparisons of a family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-#: Of users and seeds (as above); of users alone: paired t, signed ranks, random signs.
+#: Of users and seeds (as above); of users alone: Student's paired t, signed ranks, random signs.
 TESTS = ("t-test", "t-test-users", "wilcoxon", "permutation")
 
 LEVEL = 0.95  # of every interval
+POWER = 0.8  # the chance at which a difference counts as detectable
 RESAMPLES = 10_000
-FLIPS = 99_999  # the smallest p is 1 / (FLIPS + 1): enough for a family of thousands
+FLIPS = 99_999  # the smallest p is 1 / (FLIPS + 1), which a family of some thousands can still correct
 BLOCK_BYTES = 32 << 20  # of resampled weights at once
+
+
+def user_differences(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The differences (U,) of rows (S, U) and (T, U), users averaged over seeds.
+
+    Rounded to 12 decimals: what is equal must not differ in its last digits, or ranks and signs would see it.
+    """
+    return np.asarray(np.round(ours.mean(axis=0) - theirs.mean(axis=0), 12))
+
+
+@dataclass(frozen=True)
+class SeedVariance:
+    """How much another seed moves the mean of a row, learned from all rows of one data set and metric."""
+
+    own: float  # the mean over rows of g
+    seen: float  # the same with the noise of single users in it
+    degrees: float  # of freedom of `seen`: fewer where rows disagree
+
+
+def seed_variance(rows: Sequence[np.ndarray]) -> SeedVariance | None:
+    """Of rows (S, U), each with its own S; None where none has two seeds, or there is one user."""
+    several = [row for row in rows if len(row) > 1 and row.shape[1] > 1]
+    if not several:
+        return None
+    own, seen = np.array([_seed_variances(row) for row in several]).T  # both (rows,)
+    degrees = np.array([len(row) - 1 for row in several])
+    spread = float((seen**2 / degrees).sum())
+    return SeedVariance(
+        own=max(0.0, float(own.mean())),
+        seen=float(seen.mean()),
+        degrees=float(seen.sum() ** 2 / spread) if spread > 0 else float(degrees.sum()),
+    )
+
+
+def _seed_variances(row: np.ndarray) -> tuple[float, float]:
+    """Of a row (S, U): g, which chance can make negative, and the variance of its seeds' means, from which g comes by
+    taking off what the noise of single users gives it. That noise is what neither user nor seed explains of a cell."""
+    seeds, users = row.shape
+    if seeds == 1:
+        return 0.0, 0.0  # unknown: the other rows tell
+    means = row.mean(axis=1, keepdims=True)  # (S, 1)
+    noise = row - means - row.mean(axis=0) + row.mean()  # (S, U)
+    seen = float(means.var(ddof=1))
+    return seen - float((noise**2).sum()) / ((seeds - 1) * (users - 1)) / users, seen
 
 
 @dataclass(frozen=True)
@@ -35,10 +81,9 @@ class Paired:
     """A mean difference over the same users, and how sure it is."""
 
     mean: float
-    error: float  # its standard error
+    error: float  # its standard error; NaN where a single user tells none
     degrees: float  # of freedom of that
     deviation: float  # the standard deviation of the users' differences
-    with_seeds: bool  # whether `error` counts the seeds
 
     @property
     def p(self) -> float:
@@ -53,58 +98,37 @@ class Paired:
         return self.mean / self.deviation if self.deviation > 0 else None
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """The ends of the t interval of the mean; both are the mean itself where a single user has no deviation."""
+        """The ends of the t interval of the mean; both are the mean itself where nothing varies."""
         half = self.error * stats.t.ppf((1 + level) / 2, self.degrees) if self.error > 0 else 0.0
         return float(self.mean - half), float(self.mean + half)
 
-    def detectable(self, *, alpha: float, power: float = 0.8) -> float:
-        """The smallest true difference that the test, two-sided at `alpha`, finds with probability `power`."""
-        if np.isnan(self.error):
-            return float("nan")
+    def detectable(self, alpha: float, *, power: float = POWER) -> float:
+        """The smallest true difference that the test, two-sided at `alpha`, finds with the chance `power`."""
         return float(self.error * (stats.t.ppf(1 - alpha / 2, self.degrees) + stats.t.ppf(power, self.degrees)))
 
 
-def paired(ours: np.ndarray, theirs: np.ndarray, *, seeds: bool = True) -> Paired:
+def paired(ours: np.ndarray, theirs: np.ndarray, seeds: SeedVariance | None = None) -> Paired:
     """The difference between the means of two rows, (S, U) and (T, U), over the same users in the same order.
 
-    With `seeds`, its error counts that other seeds would have given other numbers; that takes two seeds of each row.
-    Without, or with fewer, it is the paired t-test of users, each averaged over the seeds at hand.
+    Without `seeds`, its error is that of users alone, and p is that of Student's paired t-test.
     """
-    differences = ours.mean(axis=0) - theirs.mean(axis=0)  # (U,)
+    differences = user_differences(ours, theirs)  # (U,)
     users = len(differences)
     deviation = float(differences.std(ddof=1)) if users > 1 else float("nan")
     if users > 1 and (differences == differences[0]).all():
-        deviation = 0.0  # and not what rounding leaves
-    of_users = deviation**2 / users
-    with_seeds = seeds and len(ours) > 1 and len(theirs) > 1 and users > 1
-    parts = [_of_seeds(row) for row in (ours, theirs)] if with_seeds else []
-    variance = of_users + sum(max(0.0, total - noise) for total, noise, _ in parts)
-    spread = of_users**2 / max(1, users - 1) + sum(total**2 / degrees for total, _, degrees in parts)
+        deviation = 0.0  # and not what rounding leaves of it
+    variance = deviation**2 / users
+    spread = variance**2 / max(1, users - 1)
+    if seeds is not None:
+        known = [(_seed_variances(row), len(row)) for row in (ours, theirs)]
+        variance += sum(max(seeds.own, own) / count for (own, _), count in known)
+        spread += sum(max(seeds.seen, seen) / count for (_, seen), count in known) ** 2 / seeds.degrees
     return Paired(
         mean=float(differences.mean()),
         error=float(np.sqrt(variance)),
-        degrees=variance**2 / spread if spread > 0 else float(max(1, users - 1)),
+        degrees=float(variance**2 / spread) if spread > 0 else float(max(1, users - 1)),
         deviation=deviation,
-        with_seeds=with_seeds,
     )
-
-
-def _of_seeds(row: np.ndarray) -> tuple[float, float, int]:
-    """Of a row's mean (S, U): the variance that its seeds show, the part of it that is noise of single users, and the
-    degrees of freedom."""
-    seeds, users = row.shape
-    means = row.mean(axis=1, keepdims=True)  # (S, 1)
-    noise = row - means - row.mean(axis=0) + row.mean()  # (S, U), what neither the user nor the seed explains
-    per_cell = float((noise**2).sum()) / ((seeds - 1) * (users - 1))
-    return float(means.var(ddof=1)) / seeds, per_cell / (seeds * users), seeds - 1
-
-
-def p_values(pairs: list[tuple[np.ndarray, np.ndarray]], test: str) -> np.ndarray:
-    """The two-sided p (M,) of each pair of rows, (S, U) and (T, U), by one of TESTS; all over the same U users."""
-    if test in ("t-test", "t-test-users"):
-        return np.array([paired(*pair, seeds=test == "t-test").p for pair in pairs])
-    differences = np.stack([ours.mean(axis=0) - theirs.mean(axis=0) for ours, theirs in pairs], axis=1)  # (U, M)
-    return wilcoxon(differences) if test == "wilcoxon" else permutation(differences)
 
 
 def wilcoxon(differences: np.ndarray) -> np.ndarray:
@@ -127,8 +151,9 @@ def permutation(differences: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -
     rng = np.random.default_rng(seed)
     reached = np.zeros(len(observed), np.int64)
     for count in _blocks(flips, users):
-        bits = np.unpackbits(np.frombuffer(rng.bytes(count * (-(-users // 8))), np.uint8).reshape(count, -1), axis=1)
-        signs = 1 - 2.0 * bits[:, :users]  # (R, U)
+        words = rng.integers(2**64, size=(count, -(-users // 64)), dtype=np.uint64)
+        bits = np.unpackbits(words.view(np.uint8), axis=1)[:, :users]
+        signs = 1 - 2.0 * bits  # (R, U)
         reached += (np.abs(signs @ differences) >= least).sum(axis=0)
     return np.asarray((reached + 1) / (flips + 1))
 

@@ -17,7 +17,7 @@ FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_
 
 #: The host from the bottom up. A module imports from lines below its own; a folder counts as one module.
 LAYERS = """
-    errors types settings parallel
+    errors types settings parallel statistics
     specs features graph losses
     contracts hookspecs
     api artifacts layers schema machine logs torchscript
@@ -29,8 +29,8 @@ LAYERS = """
     finetuning
     inputs
     provenance joint
-    runner
-    study recommend leaderboard
+    runner leaderboard
+    study recommend slices comparison
     report
     demo doctor testing
     cli
