@@ -29,8 +29,8 @@ LAYERS = """
     finetuning
     inputs
     provenance joint
-    runner leaderboard
-    study recommend slices comparison
+    runner leaderboard slices
+    study recommend comparison
     report
     demo doctor testing
     cli

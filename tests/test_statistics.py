@@ -222,8 +222,7 @@ def null_study(rng: np.random.Generator, *, rows: int, seeds: int, users: int, s
     seed moves its whole row by a factor of standard deviation `seed_sd`."""
     base = rng.beta(0.4, 4, users)  # of a hit: 0.09 in the mean, most users far below
     chances = (
-        base * (1 + 0.8 * rng.choice([-1, 1], users)) * (1 + seed_sd * rng.normal(size=(seeds, 1)))
-        for _ in range(rows)
+        base * (1 + 0.8 * rng.choice([-1, 1], users)) * (1 + seed_sd * rng.normal(size=(seeds, 1))) for _ in range(rows)
     )
     return [(rng.random((seeds, users)) < chance).astype(np.float64) for chance in chances]
 
