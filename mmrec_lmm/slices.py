@@ -1,4 +1,4 @@
-"""How good one trained run is on parts of test: cold and rare items, items that lack a modality, and busy or idle users.
+"""How good one trained run is on parts of test: cold and rare items, items that lack a modality, busy and idle users.
 
 A slice belongs to the data set, so that all runs on it are asked about the same users. A slice of items counts, of each
 user's held-out items, those in the slice alone, and leaves out users without any; a hit is read from the run's
