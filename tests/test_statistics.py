@@ -54,11 +54,11 @@ def test_the_signed_rank_test_is_scipys(seed: int, users: int) -> None:
 @settings(max_examples=20)
 @given(SEEDS, st.integers(2, 8))
 def test_the_sign_flip_test_of_few_users_is_scipys_exact_one(seed: int, users: int) -> None:
-    ours, theirs = rows(seed, users)
+    differences = np.random.default_rng(seed).integers(-3, 4, users).astype(np.float64)
     expected = stats.permutation_test(
-        (ours[0] - theirs[0],), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
     )
-    assert permutation((ours - theirs).T) == pytest.approx([expected.pvalue])
+    assert permutation(differences[:, None]) == pytest.approx([expected.pvalue])
 
 
 def test_the_sign_flip_test_of_many_users_agrees_with_scipys_within_its_chance() -> None:
@@ -70,13 +70,14 @@ def test_the_sign_flip_test_of_many_users_agrees_with_scipys_within_its_chance()
     assert found == pytest.approx([expected.pvalue], abs=0.015)  # three standard errors of two such shares near 0.05
 
 
+@settings(max_examples=10)  # statsmodels takes its time
 @given(SEEDS, st.integers(1, 30))
 def test_the_correction_is_statsmodels_holm(seed: int, family: int) -> None:
     p = np.random.default_rng(seed).integers(0, 40, family) / 400  # ties, zeros, and what is cut off at 1
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
 
 
-@given(SEEDS, st.integers(1, 30), st.integers(1, 40))
+@given(SEEDS, st.integers(1, 30), st.integers(2, 40))
 def test_the_bootstrap_interval_is_scipys_draw_by_draw(seed: int, users: int, resamples: int) -> None:
     values = np.random.default_rng(seed).random(users)
     means = bootstrap(values[:, None], resamples=resamples, seed=seed)[:, 0]
