@@ -126,7 +126,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seeds: SeedVariance | None = No
     return Paired(
         mean=float(differences.mean()),
         error=float(np.sqrt(variance)),
-        degrees=float(variance**2 / spread) if spread > 0 else float(max(1, users - 1)),
+        degrees=max(1.0, float(variance**2 / spread)) if spread > 0 else float(max(1, users - 1)),
         deviation=deviation,
     )
 

@@ -153,17 +153,28 @@ def test_with_seeds_the_variance_is_what_its_formula_says() -> None:
     found = seed_variance([ours, theirs])
     assert found is not None
     assert (found.own, found.seen, found.degrees) == pytest.approx((0, 1, 2**2 / 2**2))
-    loud = ours + np.array([[5.0], [-5.0]])  # means 10 and -2: s^2 = 72, g = 72 - 8/3
-    found = seed_variance([loud, theirs])
+    ours, theirs = ours + np.array([[5.0], [-5.0]]), theirs + np.array([[0.0], [8.0]])  # s^2 = 72 and 32
+    own = 72 - 8 / 3, 32
+    found = seed_variance([ours, theirs])
     assert found is not None
-    assert (found.own, found.seen) == pytest.approx(((72 - 8 / 3) / 2, 36))
-    difference = paired(loud, theirs, found)
-    of_users = np.var([2, 3, 1], ddof=1) / 3  # 3 - 1, 5 - 2, 4 - 3
-    assert difference.mean == pytest.approx(2)
-    assert difference.error**2 == pytest.approx(of_users + (72 - 8 / 3) / 2 + found.own / 2)
+    assert (found.own, found.seen) == pytest.approx((np.mean(own), 52))
+    assert found.degrees == pytest.approx((72 + 32) ** 2 / (72**2 + 32**2))
+    difference = paired(ours, theirs, found)
+    of_users = np.var([2, 3, 1], ddof=1) / 3  # 3 - 1, 5 - 2 and 4 - 3, each less 4
+    assert difference.mean == pytest.approx(-2)
+    assert difference.error**2 == pytest.approx(of_users + own[0] / 2 + found.own / 2)  # the larger of own and common
     assert difference.degrees == pytest.approx(
-        difference.error**4 / (of_users**2 / 2 + (72 / 2 + 36 / 2) ** 2 / found.degrees)
+        difference.error**4 / (of_users**2 / 2 + (72 / 2 + 52 / 2) ** 2 / found.degrees)
     )
+
+
+@given(SEEDS, st.integers(2, 4), st.integers(2, 30))
+def test_whatever_seeds_do_p_and_interval_are_numbers(seed: int, seeds: int, users: int) -> None:
+    rng = np.random.default_rng(seed)
+    study = [rng.integers(0, 2, (seeds, users)) * rng.choice([0.0, 1.0]) for _ in range(3)]
+    found = paired(study[0], study[1], seed_variance(study))
+    assert 0 <= found.p <= 1
+    assert np.isfinite([*found.interval(), found.detectable(1e-4)]).all()
 
 
 def test_without_a_second_seed_nothing_is_known_of_seeds() -> None:
