@@ -269,6 +269,12 @@ def build_parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)"
         )
+
+    slices = verb("slices", _slices, "A finished run on parts of test: cold items, long tail, idle and busy users.")
+    slices.add_argument("run", help="a run's id, the start of one, or its folder")
+    slices.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the run's)")
+    slices.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    slices.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return parser
 
 
@@ -686,6 +692,18 @@ def _results_query(options: argparse.Namespace) -> int:
         _print_json(rows)
     else:
         print(table(rows) or "no rows")
+    return 0
+
+
+def _slices(options: argparse.Namespace) -> int:
+    from .report import slices_text
+    from .slices import slice_run
+
+    rows = slice_run(options.run, _load_registry(options), out=options.out, data_path=options.data_path)
+    if options.json:
+        _print_json(rows)
+    else:
+        print(slices_text(rows))
     return 0
 
 

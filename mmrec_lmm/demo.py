@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from . import results
 from .config import Request, resolve
 from .errors import ConfigError
 from .registry import Registry
 from .report import table
+from .statistics import bootstrap, percentile_interval
 from .study import run_grid
 from .types import RunResult
 
@@ -63,7 +63,8 @@ def demo(registry: Registry, overrides: Mapping[str, str], *, data_path: str, ou
 
 
 def _row(seed: int, control: str, content: RunResult, twin: RunResult) -> dict[str, object]:
-    low, high = mean_interval(_test_values(content) - _test_values(twin))
+    differences = _test_values(content) - _test_values(twin)  # (U,)
+    low, high = percentile_interval(bootstrap(differences[:, None]))[:, 0]
     mine, theirs = content.test[METRIC], twin.test[METRIC]
     return {
         "seed": seed,
@@ -74,19 +75,6 @@ def _row(seed: int, control: str, content: RunResult, twin: RunResult) -> dict[s
         "difference": mine - theirs,
         "95 % interval": f"{low:.4f} ... {high:.4f}",
     }
-
-
-def mean_interval(values: np.ndarray, *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """A percentile bootstrap interval of the mean of `values` (U,), the same at every call."""
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _test_values(result: RunResult) -> np.ndarray:

@@ -34,7 +34,7 @@ class Score:
     seeds: tuple[float, ...]  # the mean over users, seed by seed
     best: bool = False  # the highest of its data set, as the study's `best_within` groups rows
     against: str | None = None  # the `key` of the row that it was tested against: the declared baseline
-    difference: Interval | None = None  # to that row, same users
+    difference: Interval | None = None  # to that row, same users; it counts what the test counts
     effect: float | None = None  # difference / standard deviation of the users' differences (Cohen's d_z)
     p: float | None = None  # of the paired test, corrected over the declared family (Holm-Bonferroni)
     star: bool = False  # p below the study's alpha, and the difference above 0
@@ -79,11 +79,12 @@ class Leaderboard:
     title: str
     metrics: tuple[str, ...]  # in order; the first is the one that sorts
     rows: Sequence[Row]
-    test: str = "t-test"  # or "wilcoxon", "permutation"
+    test: str = "t-test"  # one of statistics.TESTS
     alpha: float = 0.05
     baseline: str = ""  # in words: what each row was tested against
-    comparisons: int = 0  # of the family over which p was corrected
-    detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # data set -> metric -> difference
+    comparisons: int = 0  # of the family over which p was corrected; of several the largest
+    #: data set -> metric -> the smallest true difference that the test finds four times in five, p corrected
+    detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     users: Mapping[str, int] = field(default_factory=dict)  # data set -> users that test evaluates
     notes: tuple[str, ...] = ()  # what a reader must know: what failed, what differs from the paper
 

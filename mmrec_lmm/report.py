@@ -197,6 +197,22 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     ]
 
 
+def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`slices`: each slice with its means, at cutoff 20 where that is there; then what each is."""
+    metrics = list(rows[0]["metrics"])
+    shown = [metric for metric in metrics if metric.endswith("@20")] or metrics
+    lines = table(
+        [
+            {
+                **{name: row[name] for name in ("slice", "items", "users")},
+                **{metric: row["metrics"][metric]["mean"] if row["users"] else None for metric in shown},
+            }
+            for row in rows
+        ]
+    )
+    return "\n".join([lines, "", *(f"{row['slice']}: {row['about']}" for row in rows[1:])])
+
+
 def catalogue_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
     """`list models` and its like: name, what it is, who brings it."""
     if kind == "plugins":

@@ -17,7 +17,7 @@ FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_
 
 #: The host from the bottom up. A module imports from lines below its own; a folder counts as one module.
 LAYERS = """
-    errors types settings
+    errors types settings statistics
     parallel
     specs features graph losses
     contracts hookspecs
@@ -30,8 +30,8 @@ LAYERS = """
     finetuning trainee
     inputs
     provenance joint
-    runner
-    study recommend replay leaderboard
+    runner leaderboard slices
+    study recommend replay comparison
     cells paper
     engine layout
     on_ray estimate plots

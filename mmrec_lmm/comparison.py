@@ -1,0 +1,401 @@
+"""From finished runs to a Leaderboard: what each row of a study scored on test, and which differences are real.
+
+Winners are picked before, on validation; nothing here chooses anything by test. All rows of a data set must have been
+tested on the same users, and are compared user by user (statistics.py; docs/statistics.md explains it to readers).
+
+Shapes: S seeds, U users that test evaluates, R resamples.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import results
+from .artifacts import read_json
+from .errors import ConfigError, DataError, did_you_mean
+from .leaderboard import FINISHED, Interval, Leaderboard, Row, Score
+from .slices import Slicer
+from .statistics import (
+    POWER,
+    TESTS,
+    Paired,
+    bootstrap,
+    holm,
+    paired,
+    percentile_interval,
+    permutation,
+    seed_variance,
+    user_differences,
+    wilcoxon,
+)
+from .types import RunResult
+
+AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")
+SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One combination of a study's axes, and the runs of its winner in order of the seeds; none where there is a
+    reason for it. `modalities` may be None: all that the data set has, which the runs know."""
+
+    model: str
+    dataset: str
+    encoder: str | None
+    paradigm: str
+    modalities: tuple[str, ...] | None
+    control: str | None = None
+    runs: Sequence[RunResult] = ()
+    state: str = FINISHED
+    reason: str = ""
+
+
+def compare(
+    entries: Sequence[Entry],
+    *,
+    study: str,
+    title: str = "",
+    metrics: Sequence[str],
+    baseline: Mapping[str, str | None] | None = None,
+    test: str = "t-test",
+    alpha: float = 0.05,
+    best_within: Sequence[str] = ("dataset",),
+    family: Sequence[str] = (),
+    slicers: Mapping[str, Slicer] | None = None,
+) -> Leaderboard:
+    """The Leaderboard of a study's entries, in their order.
+
+    A row is tested against the one that has the values of `baseline` and otherwise its own or, where that is a model
+    without item features, against that model's row. Controls are not tested: they are what content gain is measured
+    by. p is corrected over all tested rows and metrics that agree on the axes `family`, of all data sets where there
+    are none. The best is marked among rows that agree on `best_within`. `slicers`, by data set, ask for slices. Raises
+    ConfigError for an unknown test, axis or metric, DataError where rows of a data set were tested on different users.
+    """
+    if test not in TESTS:
+        raise ConfigError(f"unknown test {test}; there are {', '.join(TESTS)}{did_you_mean(test, TESTS)}")
+    for axis in (*(baseline or ()), *best_within, *family):
+        if axis not in AXES:
+            raise ConfigError(f"unknown axis {axis}; axes are {', '.join(AXES)}{did_you_mean(axis, AXES)}")
+    names = tuple(metric.lower() for metric in metrics)
+    boards = [
+        _Board([entry for entry in entries if entry.dataset == dataset and entry.runs], names, test)
+        for dataset in dict.fromkeys(entry.dataset for entry in entries if entry.runs)
+    ]
+    comparisons = [found for board in boards for found in board.comparisons(baseline or {}, family)]
+    tested = {(found.row, found.metric): score for found, score in _corrected(comparisons, alpha)}
+    measured: dict[int, Row] = {}
+    for board in boards:
+        slices = board.slices(slicers[board.dataset]) if slicers and board.dataset in slicers else {}
+        for place, row in enumerate(board.rows):
+            measured[id(board.entries[place])] = dataclasses.replace(
+                row,
+                scores={name: tested.get((row.key, name)) or board.score(place, name) for name in names},
+                content_gain=board.content_gain(place),
+                slices=slices.get(place, {}),
+            )
+    rows = [measured.get(id(entry)) or _row(entry) for entry in entries]
+    families = Counter(found.family for found in comparisons)
+    return Leaderboard(
+        study=study,
+        title=title or study,
+        metrics=names,
+        rows=_with_best(rows, best_within),
+        test=test,
+        alpha=alpha,
+        baseline=", ".join(f"{axis} {value or '-'}" for axis, value in (baseline or {}).items()),
+        comparisons=max(families.values(), default=0),
+        detectable=_detectable(comparisons, families, alpha),
+        users={board.dataset: len(board.users) for board in boards},
+        notes=tuple(_notes(rows, boards, comparisons, families, test=test, with_baseline=bool(baseline))),
+    )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A row tested against another on one metric, before p is corrected."""
+
+    dataset: str
+    row: str
+    metric: str
+    against: str
+    family: tuple[str, ...]
+    score: Score
+    paired: Paired
+    interval: Interval
+    p: float
+
+
+class _Board:
+    """The rows of one data set, and what their users say."""
+
+    def __init__(self, entries: Sequence[Entry], metrics: Sequence[str], test: str) -> None:
+        self.entries, self.metrics, self.test = entries, metrics, test
+        self.dataset = entries[0].dataset
+        self.rows = [_row(entry) for entry in entries]
+        self.users = results.load_per_user(entries[0].runs[0].path)[USERS]
+        self.values = [self._values(entry) for entry in entries]  # by row and metric, (S, U)
+        self.seeds = {
+            metric: seed_variance([values[metric] for values in self.values]) if test == "t-test" else None
+            for metric in metrics
+        }
+        columns = [values[metric].mean(axis=0) for values in self.values for metric in metrics]
+        means = bootstrap(np.stack(columns, axis=1))  # (R, rows x metrics)
+        self._means = means.reshape(len(means), len(entries), len(metrics))
+
+    def score(self, place: int, metric: str) -> Score:
+        """What a row scored, untested."""
+        by_seed = self.values[place][metric].mean(axis=1)  # (S,)
+        mean = float(by_seed.mean())
+        means = self._means[:, place, self.metrics.index(metric)]
+        return Score(mean, _interval(mean, means), tuple(by_seed.tolist()))
+
+    def difference(self, ours: int, theirs: int, metric: str) -> tuple[Paired, Interval]:
+        """Of two rows; the interval counts what the test counts: seeds too, or users alone."""
+        seeds = self.seeds[metric]
+        found = paired(self.values[ours][metric], self.values[theirs][metric], seeds)
+        if seeds is not None:
+            return found, Interval(found.mean, *found.interval())
+        means = self._means[:, :, self.metrics.index(metric)]
+        return found, _interval(found.mean, means[:, ours] - means[:, theirs])
+
+    def comparisons(self, baseline: Mapping[str, str | None], family: Sequence[str]) -> Iterator[_Comparison]:
+        """Each row that has a baseline, on each metric."""
+        pairs = [
+            (ours, theirs)
+            for ours, row in enumerate(self.rows)
+            if row.control is None and (theirs := _baseline_of(row, self.rows, baseline)) is not None
+        ]
+        if not pairs:
+            return
+        for metric in self.metrics:
+            found = [self.difference(ours, theirs, metric) for ours, theirs in pairs]
+            for (ours, theirs), (one, interval), p in zip(pairs, found, self._p(pairs, found, metric), strict=True):
+                row, group = self.rows[ours], tuple(_value(self.rows[ours], axis) or "-" for axis in family)
+                score, against = self.score(ours, metric), self.rows[theirs].key
+                yield _Comparison(self.dataset, row.key, metric, against, group, score, one, interval, p)
+
+    def content_gain(self, place: int) -> dict[str, dict[str, Interval]]:
+        """A row less each of its control twins: control -> metric -> gain."""
+        row = self.rows[place]
+        if row.control is not None:
+            return {}
+        return {
+            twin.control: {metric: self.difference(place, other, metric)[1] for metric in self.metrics}
+            for other, twin in enumerate(self.rows)
+            if twin.control is not None and dataclasses.replace(twin, control=None).key == row.key
+        }
+
+    def slices(self, slicer: Slicer) -> dict[int, dict[str, dict[str, Interval]]]:
+        """Place of a row -> slice -> metric -> mean over the slice's users, each averaged over the seeds."""
+        found = [[slicer.values(run, self.metrics) for run in entry.runs] for entry in self.entries]
+        sliced: dict[int, dict[str, dict[str, Interval]]] = {place: {} for place in range(len(found))}
+        for name in [part.name for part in slicer.slices[1:]]:  # the first is all of test
+            columns = np.stack(
+                [np.mean([run[name][metric] for run in runs], axis=0) for runs in found for metric in self.metrics],
+                axis=1,
+            )  # (U of the slice, rows x metrics)
+            if not len(columns):
+                continue
+            ends = percentile_interval(bootstrap(columns))
+            for column, mean in enumerate(columns.mean(axis=0).tolist()):
+                place, metric = divmod(column, len(self.metrics))
+                interval = Interval(mean, *ends[:, column].tolist())
+                sliced[place].setdefault(name, {})[self.metrics[metric]] = interval
+        return sliced
+
+    def _p(
+        self, pairs: Sequence[tuple[int, int]], found: Sequence[tuple[Paired, Interval]], metric: str
+    ) -> Sequence[float]:
+        """The uncorrected p of each pair, by the study's test."""
+        if self.test not in ("wilcoxon", "permutation"):
+            return [one.p for one, _ in found]
+        rows = [(self.values[ours][metric], self.values[theirs][metric]) for ours, theirs in pairs]
+        differences = np.stack([user_differences(*pair) for pair in rows], axis=1)  # (U, pairs)
+        p = wilcoxon(differences) if self.test == "wilcoxon" else permutation(differences)
+        return [float(one) for one in p]
+
+    def _values(self, entry: Entry) -> dict[str, np.ndarray]:
+        """Metric -> an entry's values by seed and user (S, U), after a look whether these are the others' users."""
+        first, tables = self.entries[0].runs[0], []
+        for run in entry.runs:
+            table = results.load_per_user(run.path)
+            same_users = np.array_equal(table[USERS], self.users)
+            if run.record["data"] != first.record["data"] or not same_users:
+                what = "other data" if same_users else f"other users ({len(table[USERS]):,}, not {len(self.users):,})"
+                raise DataError(
+                    f"{run.run_id} was tested on {what} than {first.run_id}: {entry.dataset} or its settings changed "
+                    "between them, so that they can't be compared; run the older one again"
+                )
+            for metric in self.metrics:
+                if SPLIT + metric not in table:
+                    known = [name.removeprefix(SPLIT) for name in table if name.startswith(SPLIT) and name != USERS]
+                    raise ConfigError(
+                        f"{run.run_id} has no {metric}{did_you_mean(metric, known)}; its metrics and topk give "
+                        f"{', '.join(sorted(known))}"
+                    )
+            tables.append(table)
+        return {metric: np.stack([table[SPLIT + metric] for table in tables]) for metric in self.metrics}
+
+
+def _row(entry: Entry) -> Row:
+    """The row of an entry: its axes, its cost and its ticket, without numbers of test."""
+    runs = entry.runs
+    known = runs[0].record["modalities"] if runs else ()
+    row = Row(
+        model=entry.model,
+        dataset=entry.dataset,
+        encoder=entry.encoder,
+        paradigm=entry.paradigm,
+        modalities=tuple(known if entry.modalities is None else entry.modalities),
+        control=entry.control,
+        state=entry.state,
+        reason=entry.reason,
+    )
+    if not runs:
+        return row
+    records = [run.record for run in runs]
+    return dataclasses.replace(
+        row,
+        parameters={name: value for name, value in runs[0].parameters.items() if name != "seed"},
+        runs=tuple(run.run_id for run in runs),
+        seeds=tuple(record["seed"] for record in records),
+        seconds=float(np.mean([record["seconds"]["train"] for record in records])),
+        # Whichever run came first did it, and the others found it in the cache
+        encoder_seconds=max(record["seconds"]["tune"] + record["seconds"]["encode"] for record in records),
+        memory=max(record["peak_memory_bytes"] for record in records),
+        parameters_trained=records[0]["parameters_trained"],
+        ticket={
+            "replay": [f"mmrec-lmm replay {run.run_id}" for run in runs],
+            "config": read_json(runs[0].path / results.CONFIG),
+            **{name: records[0][name] for name in ("data", "features", "code", "versions", "device", "threads")},
+        },
+    )
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | None]) -> int | None:
+    """The place among `rows` of what a row is tested against; None where it is a baseline itself or has none."""
+    control = baseline.get("control")
+    candidates = [
+        place
+        for place, other in enumerate(rows)
+        if other.control == control and all(_has(other, axis, value) for axis, value in baseline.items())
+    ]
+    if not baseline or all(_has(row, axis, value) for axis, value in baseline.items()):
+        return None
+    free = [axis for axis in AXES if axis not in baseline and axis != "control"]
+    alike = [place for place in candidates if all(_value(rows[place], axis) == _value(row, axis) for axis in free)]
+    without_features = [place for place in candidates if not rows[place].modalities]
+    return next(iter(alike or (without_features if len(without_features) == 1 else [])), None)
+
+
+def _value(row: Row, axis: str) -> str | None:
+    """A row's value on an axis, as a study's file spells it."""
+    value = getattr(row, axis)
+    return "+".join(value) or None if axis == "modalities" else value
+
+
+def _has(row: Row, axis: str, wanted: str | None) -> bool:
+    """Whether a row has a value, in any case; an encoder's name stands for all of its variants."""
+    own = _value(row, axis)
+    if own is None or wanted is None:
+        return own is wanted
+    names = {own.lower()} | ({own.lower().partition(":")[0]} if axis == "encoder" else set())
+    return wanted.lower() in names
+
+
+def _interval(mean: float, means: np.ndarray) -> Interval:
+    """The percentile interval of resampled means (R,)."""
+    low, high = percentile_interval(means[:, None])[:, 0].tolist()
+    return Interval(mean, low, high)
+
+
+def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tuple[_Comparison, Score]]:
+    """Each comparison with its score, p corrected within its family."""
+    for group in dict.fromkeys(found.family for found in comparisons):
+        members = [found for found in comparisons if found.family == group]
+        for found, p in zip(members, holm(np.array([found.p for found in members])).tolist(), strict=True):
+            yield (
+                found,
+                dataclasses.replace(
+                    found.score,
+                    against=found.against,
+                    difference=found.interval,
+                    effect=found.paired.effect,
+                    p=p,
+                    star=p < alpha and found.paired.mean > 0,
+                ),
+            )
+
+
+def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
+    """The rows with the highest of each group marked, metric by metric; controls don't compete."""
+    highest: dict[tuple[str, ...], float] = {}
+    groups = [tuple(_value(row, axis) or "-" for axis in best_within) for row in rows]
+    for row, group in zip(rows, groups, strict=True):
+        for metric, score in row.scores.items() if row.control is None else ():
+            highest[*group, metric] = max(score.mean, highest.get((*group, metric), -np.inf))
+    return [
+        dataclasses.replace(
+            row,
+            scores={
+                metric: dataclasses.replace(score, best=row.control is None and score.mean == highest[*group, metric])
+                for metric, score in row.scores.items()
+            },
+        )
+        for row, group in zip(rows, groups, strict=True)
+    ]
+
+
+def _detectable(
+    comparisons: Sequence[_Comparison], families: Mapping[tuple[str, ...], int], alpha: float
+) -> dict[str, dict[str, float]]:
+    """Data set -> metric -> the smallest true difference that the test finds with the chance POWER, at the level of
+    Holm's first step (alpha / comparisons): the median over the data set's comparisons."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in comparisons:
+        least = one.paired.detectable(alpha / families[one.family])
+        if np.isfinite(least):
+            found.setdefault(one.dataset, {}).setdefault(one.metric, []).append(least)
+    return {
+        dataset: {metric: float(np.median(values)) for metric, values in by_metric.items()}
+        for dataset, by_metric in found.items()
+    }
+
+
+def _notes(
+    rows: Sequence[Row],
+    boards: Sequence[_Board],
+    comparisons: Sequence[_Comparison],
+    families: Mapping[tuple[str, ...], int],
+    *,
+    test: str,
+    with_baseline: bool,
+) -> Iterator[str]:
+    """What a reader of the table must know."""
+    states = Counter(row.state for row in rows if row.state != FINISHED)
+    if states:
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        yield f"Of {len(rows)} rows, {counts}; each says why."
+    lonely = [board.dataset for board in boards if test == "t-test" and None in board.seeds.values()]
+    if lonely:
+        yield (
+            f"{', '.join(lonely)}: one seed a row, so that intervals, p and stars are over users only. Another seed "
+            "may turn them; three seeds or more tell."
+        )
+    elif test != "t-test":
+        yield "Intervals, p and stars are over users only, for the seeds at hand; the test `t-test` counts seeds too."
+    if with_baseline:
+        done = {found.row for found in comparisons} | {found.against for found in comparisons}
+        left = [row.key for board in boards for row in board.rows if row.control is None and row.key not in done]
+        if left:
+            yield f"Not tested, as no row of their data set is their baseline: {', '.join(left)}."
+    if len(families) > 1:
+        yield f"p is corrected within {len(families)} families of up to {max(families.values())} comparisons."
+    if comparisons:
+        yield (
+            f"Detectable is the smallest true difference found with a chance of {POWER:.0%} at alpha / comparisons, "
+            "the median over a data set's rows."
+        )

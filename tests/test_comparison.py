@@ -1,0 +1,326 @@
+"""From runs to a Leaderboard: small worlds in which it is known what is better than what, and what isn't."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmrec_lmm import results
+from mmrec_lmm.artifacts import write_json
+from mmrec_lmm.comparison import Entry, compare
+from mmrec_lmm.errors import ConfigError, DataError
+from mmrec_lmm.inputs import open_dataset
+from mmrec_lmm.leaderboard import FAILED, NOT_APPLICABLE, Leaderboard, from_document
+from mmrec_lmm.registry import Registry
+from mmrec_lmm.slices import Slicer
+from mmrec_lmm.statistics import holm
+from mmrec_lmm.study import run_grid
+from mmrec_lmm.types import RunResult, RunSpec
+
+Make = Callable[..., Entry]
+METRIC = "recall@20"
+USERS = 200
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Entries whose runs, one for each row of `values` (S, U), hold those values; `axes` differ from VBPR on demo."""
+
+    def make(values: Any, *, users: Sequence[int] | None = None, data: str = "d", **axes: Any) -> Entry:
+        place: dict[str, Any] = {"model": "VBPR", "dataset": "demo", "encoder": "basic", "paradigm": "pt"}
+        place |= {"modalities": ("image", "text"), **axes}
+        runs = []
+        for seed, row in enumerate(np.atleast_2d(np.asarray(values, np.float64)), start=1):
+            folder = tmp_path / "-".join(map(str, [*place.values(), data, seed, len(list(tmp_path.iterdir()))]))
+            folder.mkdir()
+            ids = np.arange(len(row)) if users is None else np.array(users)
+            results.save_per_user(folder, {"test": {"users": ids, METRIC: row, "ndcg@20": row / 2}})
+            write_json(folder / results.CONFIG, {"model": place["model"], "settings": {"seed": seed}})
+            record = {
+                "modalities": ["image", "text"],
+                "seed": seed,
+                "data": data,
+                "features": {"image": "f"},
+                "code": {"host": "c"},
+                "versions": {"torch": "2"},
+                "device": "cpu",
+                "threads": 1,
+                "seconds": {"tune": 0.0, "encode": 3.0 if seed == 1 else 0.1, "train": 10.0 * seed},
+                "peak_memory_bytes": 100 * seed,
+                "parameters_trained": 7,
+            }
+            parameters = {"reg_weight": 0.1, "seed": seed}
+            runs.append(RunResult(folder.name, folder, parameters, {}, {}, 0, 1, "epochs", record))
+        return Entry(**place, runs=runs)
+
+    return make
+
+
+def board(*entries: Entry, **options: Any) -> Leaderboard:
+    options = {"study": "small", "metrics": ["Recall@20"], "baseline": {"encoder": "basic"}} | options
+    return compare(entries, **options)
+
+
+def noise(seed: int, seeds: int = 3, users: int = USERS) -> np.ndarray:
+    return np.random.default_rng(seed).random((seeds, users))
+
+
+# One row
+
+
+def test_a_row_has_its_axes_its_cost_and_its_ticket(make: Make) -> None:
+    (row,) = board(make([[0, 1.0], [1, 1]], modalities=None)).rows
+    assert (row.key, row.seeds, row.seconds, row.encoder_seconds) == ("VBPR/demo/basic/pt/image+text", (1, 2), 15, 3)
+    assert (row.memory, row.parameters_trained, dict(row.parameters)) == (200, 7, {"reg_weight": 0.1})
+    assert row.ticket["replay"] == [f"mmrec-lmm replay {run}" for run in row.runs]
+    assert row.ticket["config"] == {"model": "VBPR", "settings": {"seed": 1}}
+    assert (row.ticket["data"], row.ticket["versions"]) == ("d", {"torch": "2"})
+
+
+def test_a_score_is_the_mean_over_users_of_their_means_over_seeds(make: Make) -> None:
+    (row,) = board(make([[0, 1.0, 0.5], [1, 1, 0]])).rows
+    score = row.scores[METRIC]
+    assert score.mean == pytest.approx((1 / 2 + 1 + 1 / 4) / 3)
+    assert score.seeds == pytest.approx((1 / 2, 2 / 3))
+    assert score.interval.mean == score.mean
+    assert 1 / 4 <= score.interval.low < score.mean < score.interval.high <= 1
+    assert (score.against, score.p, score.star) == (None, None, False)
+
+
+def test_rows_that_failed_or_are_not_applicable_stay_in_their_place_with_their_reason(make: Make) -> None:
+    failed = Entry("MMGCL", "demo", "basic", "ft", None, state=FAILED, reason="the loss was NaN")
+    barred = Entry("BPR", "demo", None, "ete", (), state=NOT_APPLICABLE, reason="it uses no item features")
+    found = board(failed, make(noise(1)), barred)
+    assert [(row.model, row.reason) for row in found.rows] == [
+        ("MMGCL", "the loss was NaN"),
+        ("VBPR", ""),
+        ("BPR", "it uses no item features"),
+    ]
+    assert not found.rows[0].scores
+    assert "Of 3 rows, 1 failed, 1 not applicable; each says why." in found.notes
+
+
+# Differences
+
+
+def test_a_difference_comes_with_its_interval_effect_and_p(make: Make) -> None:
+    base = noise(1, seeds=1)
+    better = base + 0.1 + 0.1 * noise(2, seeds=1)
+    found = board(make(base), make(better, encoder="clip"), test="t-test-users")
+    score = found.rows[1].scores[METRIC]
+    differences = (better - base)[0]
+    assert score.against == found.rows[0].key
+    assert score.difference is not None
+    assert score.difference.mean == pytest.approx(differences.mean())
+    assert score.difference.low < differences.mean() < score.difference.high
+    assert score.effect == pytest.approx(differences.mean() / differences.std(ddof=1))
+    assert score.p == pytest.approx(stats.ttest_rel(better[0], base[0]).pvalue)
+    assert score.star
+    assert found.comparisons == 1
+    assert found.rows[0].scores[METRIC].p is None
+
+
+@pytest.mark.parametrize("test", ["t-test", "t-test-users", "wilcoxon", "permutation"])
+def test_equal_rows_get_no_star_and_better_ones_do_by_each_test(make: Make, test: str) -> None:
+    base = noise(1, users=60)
+    equal, better, worse = make(base, encoder="a"), make(base + 0.2, encoder="b"), make(base - 0.2, encoder="c")
+    rows = board(make(base), equal, better, worse, test=test).rows
+    scores = [row.scores[METRIC] for row in rows[1:]]
+    assert [score.star for score in scores] == [False, True, False]
+    assert scores[0].p == 1
+    assert scores[2].p is not None
+    assert scores[2].p < 0.01  # worse for sure, which is no star
+
+
+def test_a_star_appears_only_after_correction(make: Make) -> None:
+    base, ours = noise(1, seeds=1), noise(1, seeds=1)
+    shift = np.tile([0.3, -0.3], USERS // 2)
+    ours[0] += shift + 0.05  # t = 0.05 / (0.3 / sqrt(200)) = 2.35
+    alone = board(make(base), make(ours, encoder="a")).rows[1].scores[METRIC]
+    assert alone.p == pytest.approx(stats.ttest_1samp(shift + 0.05, 0).pvalue)
+    assert alone.star
+    others = [make(base + np.roll(shift, k % 2), encoder=f"e{k}") for k in range(3)]
+    found = board(make(base), make(ours, encoder="a"), *others)
+    among = found.rows[1].scores[METRIC]
+    assert among.p is not None
+    assert among.p == pytest.approx(4 * (alone.p or 0))
+    assert (found.comparisons, among.star) == (4, False)
+
+
+def test_the_family_is_all_rows_and_metrics_unless_the_study_narrows_it(make: Make) -> None:
+    base = noise(1)
+    entries = [make(base), *(make(noise(k), encoder=f"e{k}", paradigm="pt") for k in (2, 3))]
+    entries += [make(noise(4), model="BPR"), make(noise(5), model="BPR", encoder="e2")]
+    whole = board(*entries, metrics=["recall@20", "NDCG@20"])
+    assert (whole.metrics, whole.comparisons) == ((METRIC, "ndcg@20"), 6)
+    narrowed = board(*entries, metrics=["recall@20", "NDCG@20"], family=["model"], test="t-test-users")
+    assert narrowed.comparisons == 4
+    assert "p is corrected within 2 families of up to 4 comparisons." in narrowed.notes
+    raw = [stats.ttest_rel(entry.mean(0), base.mean(0)).pvalue for entry in (noise(2), noise(3)) for _ in range(2)]
+    scores = [row.scores[metric].p for row in narrowed.rows[1:3] for metric in narrowed.metrics]
+    assert scores == pytest.approx(holm(np.array(raw)))
+
+
+def test_seeds_that_differ_as_much_as_rows_do_cost_the_star(make: Make) -> None:
+    shifts = np.array([[-0.1], [0.0], [0.1]])
+    base, ours = 0.2 * noise(1) + shifts, 0.2 * noise(2) + shifts + 0.06
+    over_users = board(make(base), make(ours, encoder="a"), test="t-test-users")
+    with_seeds = board(make(base), make(ours, encoder="a"))
+    assert over_users.rows[1].scores[METRIC].star
+    assert "the test `t-test` counts seeds too" in " ".join(over_users.notes)
+    score = with_seeds.rows[1].scores[METRIC]
+    assert not score.star
+    assert score.difference is not None
+    assert score.difference.low < 0 < score.difference.high
+
+
+def test_with_one_seed_a_note_says_that_stars_are_over_users_only(make: Make) -> None:
+    found = board(make(noise(1, seeds=1)), make(noise(2, seeds=1) + 0.3, encoder="a"))
+    assert found.rows[1].scores[METRIC].star
+    assert any(note.startswith("demo: one seed a row") and "over users only" in note for note in found.notes)
+    assert not any("one seed" in note for note in board(make(noise(1)), make(noise(2), encoder="a")).notes)
+
+
+def test_the_detectable_difference_is_at_the_corrected_level(make: Make) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.random((1, 1000))
+    ours = base + rng.normal(0, 0.2, base.shape)
+    (alone,) = board(make(base), make(ours, encoder="a")).detectable["demo"].values()
+    z = stats.norm.ppf
+    assert alone == pytest.approx((z(1 - 0.05 / 2) + z(0.8)) * 0.2 / 1000**0.5, rel=0.08)
+    among = board(make(base), *(make(ours, encoder=f"e{k}") for k in range(10))).detectable["demo"][METRIC]
+    assert among == pytest.approx((z(1 - 0.005 / 2) + z(0.8)) * 0.2 / 1000**0.5, rel=0.08)
+
+
+# What is compared with what
+
+
+def test_a_baseline_agrees_with_its_row_on_the_axes_that_it_does_not_name(make: Make) -> None:
+    entries = [
+        make(noise(k), model=model, encoder=encoder, paradigm=paradigm)
+        for k, (model, encoder, paradigm) in enumerate(
+            [(model, *rest) for model in ("VBPR", "LATTICE") for rest in (("CNN", "pt"), ("clip:tiny", "ft"))]
+        )
+    ]
+    rows = board(*entries, baseline={"encoder": "cnn", "paradigm": "pt"}).rows
+    against = {row.key: row.scores[METRIC].against for row in rows}
+    assert against == {
+        "VBPR/demo/CNN/pt/image+text": None,
+        "VBPR/demo/clip:tiny/ft/image+text": "VBPR/demo/CNN/pt/image+text",
+        "LATTICE/demo/CNN/pt/image+text": None,
+        "LATTICE/demo/clip:tiny/ft/image+text": "LATTICE/demo/CNN/pt/image+text",
+    }
+
+
+def test_a_model_without_features_is_a_baseline_of_any_row(make: Make) -> None:
+    plain = make(noise(1), model="BPR", encoder=None, modalities=())
+    rows = board(plain, make(noise(2)), make(noise(3), encoder="clip"), baseline={"model": "BPR"}).rows
+    assert [row.scores[METRIC].against for row in rows] == [None, "BPR/demo/-/pt/-", "BPR/demo/-/pt/-"]
+
+
+def test_a_row_whose_baseline_is_missing_is_not_tested_and_named(make: Make) -> None:
+    found = board(make(noise(1)), make(noise(2), encoder="a"), make(noise(3), model="LATTICE", encoder="a"))
+    assert found.rows[2].scores[METRIC].p is None
+    assert "Not tested, as no row of their data set is their baseline: LATTICE/demo/a/pt/image+text." in found.notes
+
+
+def test_rows_of_different_data_sets_are_never_compared(make: Make) -> None:
+    found = board(make(noise(1)), make(noise(2, users=9) + 9, encoder="a", dataset="baby", data="b"))
+    assert found.rows[1].scores[METRIC].against is None
+    assert found.users == {"demo": USERS, "baby": 9}
+
+
+def test_the_best_is_marked_within_its_group_and_controls_do_not_compete(make: Make) -> None:
+    entries = [
+        make(noise(1)),
+        make(noise(1) + 0.1, encoder="a"),
+        make(noise(1) + 0.2, encoder="a", control="random"),
+        make(noise(1) - 0.1, model="BPR"),
+    ]
+    best = [row.scores[METRIC].best for row in board(*entries).rows]
+    assert best == [False, True, False, False]
+    best = [row.scores[METRIC].best for row in board(*entries, best_within=["dataset", "model"]).rows]
+    assert best == [False, True, False, True]
+
+
+def test_content_gain_is_a_rows_difference_to_its_own_twins(make: Make) -> None:
+    own = noise(1, seeds=1)
+    entries = [
+        make(own),
+        make(own - 0.25, control="none"),
+        make(own - 0.5 + 0.1 * noise(2, seeds=1), control="shuffled"),
+        make(own - 9, control="none", encoder="another"),
+    ]
+    found = board(*entries, baseline={"encoder": "another"})
+    gains = found.rows[0].content_gain
+    assert gains.keys() == {"none", "shuffled"}
+    assert dataclasses.astuple(gains["none"][METRIC]) == pytest.approx((0.25, 0.25, 0.25))
+    shuffled = gains["shuffled"][METRIC]
+    assert 0.4 < shuffled.low < shuffled.mean < shuffled.high < 0.5
+    assert all(not row.content_gain and row.scores[METRIC].p is None for row in found.rows[1:])
+
+
+# What can't be compared
+
+
+def test_rows_tested_on_other_users_or_data_are_refused(make: Make) -> None:
+    base = make(noise(1), data="d")
+    with pytest.raises(
+        DataError, match=r"was tested on other users \(199, not 200\) than VBPR-demo.* can't be compared"
+    ):
+        board(base, make(noise(2, users=199), encoder="a"))
+    with pytest.raises(DataError, match=r"was tested on other users \(200, not 200\)"):
+        board(base, make(noise(2), users=range(1, 201), encoder="a"))
+    with pytest.raises(DataError, match="was tested on other data than"):
+        board(base, make(noise(2), data="another", encoder="a"))
+
+
+def test_an_unknown_metric_test_or_axis_is_named_with_what_there_is(make: Make) -> None:
+    entry = make(noise(1))
+    with pytest.raises(ConfigError, match=r"has no recall@30; did you mean recall@20\?; .* give ndcg@20, recall@20"):
+        board(entry, metrics=["Recall@30"])
+    with pytest.raises(ConfigError, match=r"unknown test wilcox; there are t-test, .*; did you mean wilcoxon\?"):
+        board(entry, test="wilcox")
+    with pytest.raises(ConfigError, match=r"unknown axis encoders; axes are model, .*; did you mean encoder\?"):
+        board(entry, best_within=["encoders"])
+
+
+# Real runs
+
+
+def test_real_runs_make_a_leaderboard_with_slices_that_survives_as_json(
+    specs: Callable[..., tuple[RunSpec, ...]], registry: Registry, tmp_path: Path
+) -> None:
+    def entry(**change: str) -> Entry:
+        runs = run_grid(specs(seed="[1, 2]", **change), registry, out=tmp_path / "runs").results
+        return Entry("VBPR", "toy", change.get("encoder"), "pt", None, change.get("control"), runs)
+
+    entries = [entry(), entry(encoder="basic"), entry(control="none")]
+    [spec] = specs()
+    slicer = Slicer(open_dataset("toy", spec.settings, registry), spec.settings.text_fields, registry)
+    found = compare(
+        entries, study="toy", metrics=["Recall@5", "NDCG@5"], baseline={"encoder": None}, slicers={"toy": slicer}
+    )
+    for row, one in zip(found.rows, entries, strict=True):
+        for metric, score in row.scores.items():
+            assert score.mean == pytest.approx(np.mean([run.test[metric] for run in one.runs]))
+            assert score.seeds == pytest.approx([run.test[metric] for run in one.runs])
+    first = found.rows[0]
+    assert "all" not in first.slices
+    assert "items without text" not in first.slices  # no user of test wants that one
+    tail = first.slices["long tail"]["recall@5"]
+    assert tail.low <= tail.mean <= tail.high
+    assert tail.mean == pytest.approx(
+        np.mean([slicer.values(run, ["recall@5"])["long tail"]["recall@5"].mean() for run in entries[0].runs])
+    )
+    assert first.content_gain["none"]["ndcg@5"].mean == pytest.approx(
+        first.scores["ndcg@5"].mean - found.rows[2].scores["ndcg@5"].mean
+    )
+    assert found.rows[1].scores["recall@5"].against == first.key
+    document = json.loads(json.dumps(found.document(), allow_nan=False))
+    assert from_document(document).document() == found.document()
