@@ -24,6 +24,7 @@ from .errors import ConfigError, DataError, MMRecError, did_you_mean
 if TYPE_CHECKING:
     from . import engine
     from .config import Resolved
+    from .leaderboard import Leaderboard
     from .registry import Registry
 
 ABOUT = (
@@ -146,12 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     table = verb("table", _table, "Print a study's leaderboard as a table.")
     table.add_argument("file", type=Path, help="a leaderboard as JSON, as a study writes it")
-    table.add_argument(
-        "--layout",
-        choices=("plain", "table1", "table3", "table4", "table5"),
-        default="plain",
-        help="what it compares, by the paper's tables (default: plain, all rows)",
-    )
+    _which_layout(table)
     _how_to_print(table)
 
     paper = verb("paper", _paper, "Print the paper's own tables, recounted.")
@@ -211,14 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     board = verb("leaderboard", _leaderboard, "Make one HTML page of a leaderboard, to be opened, mailed or published.")
     board.add_argument("file", type=Path, metavar="FILE", help="a leaderboard as JSON")
-    board.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("leaderboard.html"),
-        metavar="PAGE",
-        help="the page (default: leaderboard.html)",
-    )
+    _which_page(board)
+
     study = verb("study", _usage, "Run a study: many runs from one file, and their tables.")
     study_verbs = study.add_subparsers(metavar="VERB")
     study_run = verb(
@@ -234,6 +224,14 @@ def build_parser() -> argparse.ArgumentParser:
     status = verb("status", _study_status, "Show how far a study is.", parent=study_verbs)
     _which_study(status)
     status.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    of_study = verb("table", _study_table, "Print what a study has found so far as a table.", parent=study_verbs)
+    _which_study(of_study)
+    _which_layout(of_study)
+    _how_to_print(of_study)
+    of_study.add_argument("--plots", type=Path, metavar="DIR", help="also draw seeds and cost against quality there")
+    its_page = verb("page", _study_page, "Make one HTML page of what a study has found so far.", parent=study_verbs)
+    _which_study(its_page)
+    _which_page(its_page)
 
     recommend = verb("recommend", _recommend, "The best items for users, from a finished run.")
     recommend.add_argument("run", help="a run's id, the start of one, or its folder")
@@ -324,6 +322,28 @@ def _which_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
     parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
+
+
+def _which_layout(parser: argparse.ArgumentParser) -> None:
+    """The flag that says what a table compares."""
+    parser.add_argument(
+        "--layout",
+        choices=("plain", "table1", "table3", "table4", "table5"),
+        default="plain",
+        help="what it compares, by the paper's tables (default: plain, all rows)",
+    )
+
+
+def _which_page(parser: argparse.ArgumentParser) -> None:
+    """The flag that says where a page is written."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("leaderboard.html"),
+        metavar="PAGE",
+        help="the page (default: leaderboard.html)",
+    )
 
 
 def _how_to_print(parser: argparse.ArgumentParser) -> None:
@@ -603,6 +623,37 @@ def _study_status(options: argparse.Namespace) -> int:
     else:
         print(study_text(outcomes))
     return 0
+
+
+def _study_table(options: argparse.Namespace) -> int:
+    from .layout import render
+    from .plots import leaderboard_plots, need_matplotlib
+
+    if options.plots:
+        need_matplotlib()
+    board = _findings(options)
+    _write(render(board, layout=options.layout, format=options.format), options.output)
+    if options.plots:
+        for path in leaderboard_plots(board, options.plots):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def _study_page(options: argparse.Namespace) -> int:
+    from .artifacts import write_bytes
+    from .page import page
+
+    print(write_bytes(options.output, page(_findings(options)).encode()))
+    return 0
+
+
+def _findings(options: argparse.Namespace) -> Leaderboard:
+    """What the study has found so far."""
+    from .findings import find
+    from .logs import start_log
+
+    start_log(None, "study", level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    return find(*_study_call(options).plan())
 
 
 def _study_call(options: argparse.Namespace) -> engine.Call:

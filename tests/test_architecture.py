@@ -34,7 +34,7 @@ LAYERS = """
     study recommend replay comparison
     cells paper
     engine layout
-    on_ray estimate plots
+    on_ray estimate findings plots
     report page
     demo doctor testing
     cli

@@ -75,7 +75,10 @@ def test_a_file_that_is_no_leaderboard_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"rows": []}')
     answer = call("leaderboard", tmp_path / "study.json", "-o", tmp_path / "out.html")
     assert (answer.code, answer.out) == (4, "")
-    assert answer.err == f"error: {tmp_path / 'study.json'}: not a leaderboard of this version (KeyError: 'metrics')\n"
+    assert answer.err == (
+        f"error: {tmp_path / 'study.json'}: not a leaderboard of this version (KeyError 'metrics'); have the study "
+        "write it again\n"
+    )
     assert not (tmp_path / "out.html").exists()
 
 

@@ -111,6 +111,7 @@ OTHER: Mapping[str, Any] = {
     "encode_batch_size": 3,
     "encode_dtype": "bfloat16",
     "encode_compile": True,
+    "recompute": True,
     "state": "ERROR",
 }
 

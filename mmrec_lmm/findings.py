@@ -1,0 +1,61 @@
+"""What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
+
+from .artifacts import write_json
+from .cells import winner
+from .comparison import Entry, compare
+from .engine import Outcome, Plan
+from .inputs import open_dataset
+from .leaderboard import Leaderboard
+from .registry import Registry
+from .slices import Slicer
+
+LEADERBOARD = "leaderboard.json"  # in the study's folder
+
+
+def find(plan: Plan, registry: Registry) -> Leaderboard:
+    """The leaderboard of what is finished; cells that are pending, failed or not applicable stay, with the reason.
+
+    It is also written to the study's folder. Raises ConfigError where the runs lack a metric that the study compares,
+    DataError where runs on one data set were tested on different users.
+    """
+    study, outcomes = plan.study, plan.outcomes()
+    board = compare(
+        [_entry(outcome) for outcome in outcomes],
+        study=study.name,
+        title=study.title,
+        metrics=study.metrics,
+        baseline=study.baseline,
+        test=study.test,
+        alpha=study.alpha,
+        best_within=study.best_within,
+        family=study.family,
+        slicers=_slicers(outcomes, registry) if study.slices else None,
+    )
+    write_json(plan.folder / LEADERBOARD, board.document())
+    return board
+
+
+def _entry(outcome: Outcome) -> Entry:
+    cell = outcome.cell
+    return Entry(
+        cell.model,
+        cell.dataset,
+        cell.encoder,
+        cell.paradigm,
+        cell.modalities,
+        cell.control,
+        runs=winner(cell, outcome.results) if cell.runs else (),
+        state=outcome.state,
+        reason=outcome.reason,
+    )
+
+
+def _slicers(outcomes: list[Outcome], registry: Registry) -> dict[str, Slicer]:
+    """For each data set on which something is finished."""
+    slicers: dict[str, Slicer] = {}
+    for outcome in outcomes:
+        if outcome.cell.dataset not in slicers and any(outcome.results):
+            settings = outcome.cell.runs[0].settings
+            dataset = open_dataset(outcome.cell.dataset, settings, registry)
+            slicers[outcome.cell.dataset] = Slicer(dataset, settings.text_fields, registry)
+    return slicers

@@ -1,0 +1,78 @@
+"""What a study has found: the winner of each cell, as table, page and plots, and what is missing with its reason."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers import call
+
+from mmrec_lmm.leaderboard import FINISHED, NOT_APPLICABLE, PENDING, Leaderboard, read_leaderboard
+from mmrec_lmm.results import list_results
+
+STUDY = """
+title: Two points of VBPR
+models: [VBPR, LightGCN]
+datasets: [toy]
+encoders: [basic]
+modalities: image+text
+paradigms: [pt, ft]
+seeds: [1, 2]
+grids: {VBPR: {reg_weight: [0.1, 10.0]}}
+settings: {epochs: 2, embedding_size: 4, threads: 1, valid_metric: NDCG@5}
+controls: [none]
+slices: true
+metrics: [Recall@20, NDCG@20]
+baseline: {model: LightGCN}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(data_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data_path.parent)
+    Path("points.yaml").write_text(STUDY)
+
+
+def found() -> Leaderboard:
+    return read_leaderboard(Path("runs/study/points/leaderboard.json"))
+
+
+def test_a_row_is_the_grid_point_that_is_best_on_validation_over_all_seeds() -> None:
+    assert call("study", "run", "points.yaml").code == 0
+    answer = call("study", "table", "points.yaml")
+    assert answer.code == 0, answer.err
+    (row,) = [row for row in found().rows if row.key == "VBPR/toy/basic/pt/image+text"]
+    results = [result for result in list_results(Path("runs")) if result.record["model"] == "VBPR"]
+    results = [result for result in results if result.record["control"] is None]
+    by_point: dict[float, list[float]] = {}
+    for result in results:
+        by_point.setdefault(result.parameters["reg_weight"], []).append(result.valid["ndcg@5"])
+    best = max(by_point, key=lambda point: sum(by_point[point]))
+    assert row.parameters == {"reg_weight": best}
+    tested = sorted(result.test["recall@20"] for result in results if result.parameters["reg_weight"] == best)
+    assert sorted(row.scores["recall@20"].seeds) == pytest.approx(tested)
+    assert row.scores["recall@20"].against == "LightGCN/toy/-/pt/-"
+    assert set(row.content_gain) == {"none"}
+    assert "least active users" in row.slices
+
+
+def test_what_is_not_there_stays_in_the_table_and_says_why() -> None:
+    answer = call("study", "table", "points.yaml", "--format", "csv")
+    states = {row.key: row.state for row in found().rows}
+    assert answer.code == 0, answer.err
+    assert states["VBPR/toy/basic/ft/image+text"] == NOT_APPLICABLE
+    assert states["LightGCN/toy/-/pt/-"] == PENDING
+    assert FINISHED not in states.values()
+
+
+def test_a_study_becomes_a_page_and_plots() -> None:
+    pytest.importorskip("matplotlib")
+    call("study", "run", "points.yaml")
+    page = call("study", "page", "points.yaml", "-o", "points.html")
+    assert (page.code, page.out) == (0, "points.html\n")
+    (board,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', Path("points.html").read_text())
+    assert json.loads(board)["title"] == "Two points of VBPR"
+    drawn = call("study", "table", "points.yaml", "-o", "points.md", "--plots", "plots")
+    assert (drawn.code, drawn.out) == (0, "")
+    assert {path.name for path in Path("plots").iterdir()} >= {"seeds-toy.svg", "pareto-toy.svg"}
+    assert "VBPR" in Path("points.md").read_text()
