@@ -384,12 +384,12 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .grid import help_grid, run_grid
     from .logs import start_log
     from .parallel import is_first_process
     from .plots import need_matplotlib, run_plots
     from .report import grid_text, run_text
     from .results import document
-    from .study import help_grid, run_grid
 
     registry, resolved = _resolve(options)
     if not is_first_process():
@@ -660,8 +660,8 @@ def _study_call(options: argparse.Namespace) -> engine.Call:
     """What the flags ask for, as every process of a study gets it."""
     import time
 
-    from .cells import find_study
     from .engine import Call
+    from .study import find_study
 
     flags = {"data_path": options.data_path, "device": options.device}
     return Call(

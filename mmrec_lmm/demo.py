@@ -13,10 +13,10 @@ import numpy as np
 from . import results
 from .config import Request, resolve
 from .errors import ConfigError
+from .grid import run_grid
 from .registry import Registry
 from .report import table
 from .statistics import bootstrap, percentile_interval
-from .study import run_grid
 from .types import RunResult
 
 SEEDS = (1, 2, 3)

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
-from .cells import Cell, Study, load_study
 from .config import as_yaml
 from .errors import MMRecError, NotApplicable, RunBusy
 from .inputs import Inputs, gather, open_dataset
@@ -39,6 +38,7 @@ from .registry import Registry, load_registry
 from .results import load_result
 from .runner import Interrupted, run
 from .settings import NOT_IDENTITY
+from .study import Cell, Study, load_study
 from .types import RunResult, RunSpec
 
 logger = logging.getLogger(__name__)

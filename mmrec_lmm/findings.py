@@ -1,13 +1,15 @@
 """What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
 
+from typing import Any
+
 from .artifacts import write_json
-from .cells import winner
 from .comparison import Entry, compare
 from .engine import Outcome, Plan
 from .inputs import open_dataset
 from .leaderboard import Leaderboard
 from .registry import Registry
 from .slices import Slicer
+from .study import winner
 
 LEADERBOARD = "leaderboard.json"  # in the study's folder
 
@@ -19,8 +21,13 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
     DataError where runs on one data set were tested on different users.
     """
     study, outcomes = plan.study, plan.outcomes()
+    entries: dict[Any, Entry] = {}
+    for place, outcome in enumerate(outcomes):
+        entry = _entry(outcome)
+        # Where a data set has one modality, "all that there are" and that one are the same runs, and one row
+        entries.setdefault(tuple(run.run_id for run in entry.runs) or place, entry)
     board = compare(
-        [_entry(outcome) for outcome in outcomes],
+        [*entries.values()],
         study=study.name,
         title=study.title,
         metrics=study.metrics,

@@ -21,8 +21,8 @@ from .weights import place_of, present
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from .engine import Job, Outcome, Record
     from .estimate import Artefact, Probe
+    from .grid import Grid
     from .replay import Replay
-    from .study import Grid
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
 

@@ -4,7 +4,7 @@
     inputs = gather(spec, registry)          data set and feature tables; the encoder runs here, or its cache answers
     result = run(spec, inputs, registry)     train on validation, rank test once, write the run's folder
 
-A grid (study.py) is the same for every point, with one `gather` for all that share their inputs.
+A grid (grid.py) is the same for every point, with one `gather` for all that share their inputs.
 """
 
 import dataclasses

@@ -1,156 +1,428 @@
-"""Many runs from one request: a grid in MMRec's order, its inputs made once, its winner picked on validation."""
+"""Study files: one YAML file names many runs, as a product of axes, and says how their results are to be compared.
 
-import logging
-import platform
+    models: [VBPR, LightGCN]
+    encoders: ["clip:tiny", null]            null: the data set's own features
+    paradigms: [pt, ft]
+    datasets: [demo]
+    seeds: [1, 2, 3]
+    grids: {VBPR: {reg_weight: [0.1, 0.01]}}
+    settings: {epochs: 20}
+    for:
+      - {encoder: clip, paradigm: ft, set: {ft.learning_rate: 1e-3}}
+
+A cell is one combination of the axes and, perhaps, a control. It has one run for each seed and point of its model's
+grid, and its winner is the point that is best on validation, mean over seeds. A cell that can't be run, because its
+encoder can't be tuned say, stays in the study with the reason.
+"""
+
+import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .artifacts import fingerprint, plain
-from .errors import RunError
-from .inputs import Inputs, gather
-from .joint import help_train
-from .logs import log_statistics, metric_line
-from .machine import choose_device
-from .parallel import leading
+from . import layers
+from .config import Request, resolve
+from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
+from .inputs import check_applicable
+from .layers import GRID, Layer
 from .registry import Registry
-from .runner import Interrupted, run
+from .schema import HOST, PARADIGMS, Key, schema_of
 from .types import RunResult, RunSpec
 
-logger = logging.getLogger(__name__)
+AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")
+FOR, SET = "for", "set"
 
-#: Settings that decide what `gather` returns; runs that agree on them share their inputs.
-INPUT_SETTINGS = (
-    "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
-    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "device",
-    "encode_dtype",
-)  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class StudyKeys:
+    """The keys of a study's file, and `for`."""
+
+    models: tuple[str, ...]
+    datasets: tuple[str, ...]
+    encoders: tuple[str | None, ...] = (None,)  # NAME or NAME:VARIANT; null: the data set's own features
+    paradigms: tuple[Literal["pt", "ft", "ete"], ...] = ("pt",)
+    modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all that there are
+    seeds: tuple[int, ...] = ()  # none: what configuration says
+    grids: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # model: a published grid, or {key: [values]}
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
+    title: str = ""
+    # twins and parts of every cell
+    controls: tuple[Literal["shuffled", "random", "none"], ...] = ()
+    each_modality: bool = False  # image alone and text alone, beside what `modalities` says
+    slices: bool = False
+    # how the results are compared
+    metrics: tuple[str, ...] = ("Recall@10", "Recall@20", "NDCG@10", "NDCG@20")
+    baseline: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {axis: value} that rows are tested against
+    test: Literal["t-test", "t-test-users", "wilcoxon", "permutation"] = "t-test"
+    alpha: float = 0.05
+    best_within: tuple[str, ...] = ("dataset",)  # axes: of the rows that agree on them, the best is marked
+    family: tuple[str, ...] = ()  # axes: p is corrected among the rows that agree on them; none: among all rows
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Finished points in order, those that failed with the reason, and the winner on validation.
+class Part:
+    """An entry of `for`: the cells that it selects, by axis, and the settings that they get."""
 
-    `best_on_test` is what MMRec's protocol would report, selected on TEST: None unless `protocol: mmrec` asks for it.
-    """
-
-    results: Sequence[RunResult]
-    failures: Sequence[tuple[Mapping[str, Any], str]]
-    best: RunResult
-    best_on_test: RunResult | None = None
+    where: Mapping[str, tuple[Any, ...]]
+    settings: Mapping[str, Any]
+    lines: Mapping[str, int]
+    line: int | None
 
 
-def run_grid(
-    specs: Sequence[RunSpec],
-    registry: Registry,
-    *,
-    out: Path,
-    resume: bool = False,
-    force: bool = False,
-    progress: bool = False,
-) -> Grid:
-    """Run every point in turn. One that fails is logged and the rest goes on; RunError only if all fail."""
-    results: list[RunResult] = []
-    failures: list[tuple[Mapping[str, Any], str]] = []
-    logger.info("██Server: \t%s", platform.node())
-    logger.info("██Dir: \t%s\n", Path.cwd())
-    logger.info("\n%s", _dump(specs))
-    for number, (spec, inputs) in enumerate(_with_inputs(specs, registry, progress=progress), start=1):
-        logger.info("=========%d/%d: Parameters:%s=======", number, len(specs), _point(spec.point))
-        try:
-            with leading(choose_device(spec.settings)) if spec.paradigm == "ete" else nullcontext():
-                results.append(run(spec, inputs, registry, out=out, resume=resume, force=force, progress=progress))
-        except Interrupted:
-            raise
-        except (RunError, RuntimeError, MemoryError) as error:  # torch's errors are RuntimeErrors, out of memory too
-            if len(specs) == 1:
-                raise
-            logger.error("Parameters: %s failed: %s", _point(spec.point), error)
-            failures.append((spec.point, str(error)))
-            continue
-        logger.info("████Current BEST████:\n%s", _summary(best_result(results, specs[0])))
-        _log_best_on_test("Current BEST", results, specs[0])
-    if not results:
-        raise RunError(f"all {len(specs)} points of the grid failed; the last one: {failures[-1][1]}")
-    best = best_result(results, specs[0])
-    logger.info("\n============All Over=====================")
-    for result in results:
-        logger.info("%s", _summary(result, valid="best valid", test="best test"))
-    logger.info("\n\n█████████████ BEST ████████████████\n%s", _summary(best))
-    return Grid(results, failures, best, _log_best_on_test("BEST", results, specs[0]))
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a study's axes, with its runs: for each point of the grid one for each seed. A cell that isn't
+    applicable has none, and the reason."""
+
+    model: str
+    dataset: str
+    encoder: str | None  # with its variant, as in NAME:VARIANT
+    paradigm: str
+    modalities: tuple[str, ...] | None  # None: all that there are; a model without features has ()
+    control: str | None = None
+    runs: tuple[RunSpec, ...] = ()
+    reason: str = ""
+
+    @property
+    def key(self) -> str:
+        """The cell's name within its study: VBPR/demo/clip:tiny/ft/image+text, and its control."""
+        parts = [self.model, self.dataset, self.encoder or "-", self.paradigm, "+".join(self.modalities or ()) or "-"]
+        return "/".join([*parts, *([self.control] if self.control else [])])
 
 
-def help_grid(specs: Sequence[RunSpec], registry: Registry) -> None:
-    """What another process than the first does where torchrun started several: its part of the work on encoders. The
-    runs are the first process' alone."""
-    for spec, inputs in _with_inputs(specs, registry):
-        if spec.paradigm == "ete":
-            help_train(spec, inputs, registry)
+@dataclass(frozen=True, kw_only=True)
+class Study(StudyKeys):
+    """A study's file as it was read."""
+
+    name: str
+    file: Layer
+    parts: tuple[Part, ...] = ()
+    configs: Path | None = None
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the command line's, for every run
+
+    def cells(self, registry: Registry) -> list[Cell]:
+        """Every cell with its runs, or why it isn't applicable. ConfigError has one line for each thing that is wrong
+        with the file; data sets are not looked at."""
+        return _Expansion(self, registry).cells()
 
 
-def _with_inputs(
-    specs: Sequence[RunSpec], registry: Registry, *, progress: bool = False
-) -> Iterator[tuple[RunSpec, Inputs]]:
-    """Each run with what it trains on."""
-    gathered: dict[str, Inputs] = {}
-    for spec in specs:
-        key = _input_key(spec)
-        if key not in gathered:
-            gathered = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
-            log_statistics(gathered[key].dataset)
-        yield spec, gathered[key]
+def find_study(name: str, configs: Path | None = None) -> Path:
+    """A study's file: a path, or the name of one in the folders of configuration. ConfigError lists those."""
+    if Path(name).is_file():
+        return Path(name)
+    places = layers.folders(configs)
+    found = layers.find(places, "study", f"{name}.yaml")
+    if found is None:
+        known = sorted({path.stem for place in places for path in layers.entries(place / "study")})
+        hint = did_you_mean(name, known) or ";"
+        raise ConfigError(f"{name}: no such file, and unknown study{hint} known: {', '.join(known) or 'none'}")
+    return found
 
 
-def best_result(results: Sequence[RunResult], spec: RunSpec) -> RunResult:
-    """The run with the highest `valid_metric` on validation; of equals the first."""
-    return max(results, key=lambda result: result.valid[spec.settings.valid_metric.lower()])
+def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[str, str] | None = None) -> Study:
+    """The study of a YAML file. ConfigError has one line, with the file's, for each thing that is wrong."""
+    file = layers.read(path, "study", sections=())
+    schema = schema_of(StudyKeys, "a study").keys
+    problems: list[str] = []
+    values = {name: _read(schema[name], value, file, problems) for name, value in file.values.items() if name in schema}
+    for name in file.values.keys() - schema.keys() - {FOR}:
+        problems.append(f"{file.origin(name)}: unknown key {name}{did_you_mean(name, [*schema, FOR])}")
+    for name in ("models", "datasets"):
+        if not file.values.get(name):
+            problems.append(f"{path}: {name} is missing: a study names at least one")
+    for name in ("best_within", "family", "baseline"):
+        for axis in values.get(name) or ():
+            if axis not in AXES:
+                hint = did_you_mean(axis, AXES) or f"; axes are {', '.join(AXES)}"
+                problems.append(f"{file.origin(name)}: {name} names the unknown axis {axis}{hint}")
+    parts = tuple(_parts(file, problems))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    values["settings"] = _flat(values.get("settings", {}))
+    return Study(name=path.stem, file=file, parts=parts, configs=configs, overrides=overrides or {}, **values)
 
 
-def best_on_test(results: Sequence[RunResult], spec: RunSpec) -> RunResult:
-    """The run that MMRec's quick_start calls BEST: the highest `valid_metric` on TEST, rounded to 4 decimals; of equals
-    the first. It leaks test into the choice, and serves only to place published numbers."""
-    return max(results, key=lambda result: round(result.test[spec.settings.valid_metric.lower()], 4))
+def winner(cell: Cell, results: Sequence[RunResult | None]) -> tuple[RunResult, ...]:
+    """The runs of a cell's best grid point in order of their seeds: the highest `valid_metric` on validation, mean over
+    seeds. `results` are those of `cell.runs`, None where there is none; points compete that have the most of them."""
+    points: dict[str, list[RunResult]] = {}
+    for spec, result in zip(cell.runs, results, strict=True):
+        if result is not None:
+            point = {name: value for name, value in spec.point.items() if name != "seed"}
+            points.setdefault(repr(point), []).append(result)
+    if not points:
+        return ()
+    metric = cell.runs[0].settings.valid_metric.lower()
+    most = max(map(len, points.values()))
+    return tuple(
+        max(
+            (runs for runs in points.values() if len(runs) == most),
+            key=lambda runs: sum(run.valid[metric] for run in runs),
+        )
+    )
 
 
-def _log_best_on_test(title: str, results: Sequence[RunResult], spec: RunSpec) -> RunResult | None:
-    """Log and return what MMRec's protocol selects, where that is asked for."""
-    if spec.settings.protocol != "mmrec":
+def _read(key: Key, value: Any, file: Layer, problems: list[str]) -> Any:
+    try:
+        return key.read(value)
+    except ValueError as error:
+        problems.append(f"{file.origin(key.name)}: {key.name} {error}")
         return None
-    best = best_on_test(results, spec)
-    logger.info("████%s by MMRec's protocol, selected on TEST████:\n%s", title, _summary(best))
-    return best
 
 
-def _input_key(spec: RunSpec) -> str:
-    """Equal for runs that train on the same inputs."""
-    settings = {name: getattr(spec.settings, name) for name in INPUT_SETTINGS}
-    seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
-    about = (spec.dataset, spec.encoder, spec.encoder_config, spec.modalities, spec.features, spec.control, spec.model)
-    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
-    return fingerprint([settings, seed, about, tuning])
+def _parts(file: Layer, problems: list[str]) -> Iterator[Part]:
+    """The entries of `for`; a value of an axis may be one or a list."""
+    entries = file.values.get(FOR) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        problems.append(f"{file.origin(FOR)}: for must be a list of {{axis: value, ..., set: {{key: value}}}}")
+        return
+    for place, entry in enumerate(entries):
+        prefix = f"{FOR}.{place}."
+        where = {axis: tuple(_listed(value)) for axis, value in entry.items() if axis != SET}
+        for axis in where:
+            if axis not in AXES:
+                hint = did_you_mean(axis, (*AXES, SET)) or f"; an entry of for has {', '.join(AXES)} and set"
+                problems.append(f"{_at(file, prefix + axis)}: unknown axis {axis}{hint}")
+        if not isinstance(entry.get(SET), dict) or not entry[SET]:
+            problems.append(f"{_at(file, prefix + next(iter(entry), ''))}: set is missing: {{key: value, ...}}")
+            continue
+        inner = f"{prefix}{SET}."
+        lines = {name.removeprefix(inner): line for name, line in file.lines.items() if name.startswith(inner)}
+        yield Part(where, _flat(entry[SET]), lines, file.lines.get(prefix + next(iter(entry))))
 
 
-def _dump(specs: Sequence[RunSpec]) -> str:
-    """All that was asked for as `key=value` lines; a grid's axes with all their values."""
-    first = specs[0]
-    values: dict[str, Any] = {name: getattr(first, name) for name in ("model", "dataset", "encoder", "paradigm")}
-    values |= plain(first.settings) | plain(first.model_config)
-    if first.encoder_config is not None:
-        values |= {f"encoder.{key}": value for key, value in plain(first.encoder_config).items()}
-    values["hyper_parameters"] = list(first.point)
-    for name in first.point:
-        points = [spec.point[name] for spec in specs]
-        values[name] = plain([point for place, point in enumerate(points) if point not in points[:place]])
-    return "\n".join(f"{key}={value}" for key, value in values.items())
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def _point(parameters: Mapping[str, Any]) -> str:
-    """A grid point as MMRec writes it: `['seed', 'reg_weight']=(999, 0.1)`."""
-    return f"{list(parameters)}={tuple(parameters.values())}"
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections' keys by their full names: {ft: {epochs: 2}} is {ft.epochs: 2}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in layers.SECTIONS and isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
-def _summary(result: RunResult, *, valid: str = "Valid", test: str = "Test") -> str:
-    scores = f"{valid}: {metric_line(result.valid)},\n{test}: {metric_line(result.test)}"
-    return f"Parameters: {_point(result.parameters)},\n{scores}\n"
+def _at(file: Layer, name: str) -> str:
+    return str(file.origin(name))
+
+
+def _modalities(text: str | None) -> tuple[str, ...] | None:
+    return tuple(text.split("+")) if text else None
+
+
+class _Expansion:
+    """A study's cells in the making: problems are collected, and each value must be read by some cell."""
+
+    def __init__(self, study: Study, registry: Registry) -> None:
+        self.study, self.registry = study, registry
+        self.problems: list[str] = []
+        self._keys: dict[tuple[str | None, ...], set[str]] = {}
+        self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
+        self._selecting: set[int] = set()  # places of parts that select some cell
+        self._resolved: dict[str, tuple[RunSpec, ...]] = {}
+        self._everyones: set[str] = set()  # the keys that some combination of the study's axes has
+
+    def cells(self) -> list[Cell]:
+        study = self.study
+        self._check_names()
+        self._fail()
+        self._everyones = self._all_keys()
+        cells: dict[str, Cell] = {}
+        for model, dataset, encoder, paradigm in itertools.product(
+            dict.fromkeys(map(self._model, study.models)),
+            dict.fromkeys(map(self._dataset, study.datasets)),
+            study.encoders,
+            study.paradigms,
+        ):
+            places: list[tuple[str | None, str, tuple[str, ...] | None, str | None]]
+            if not self.registry.models.get(model).uses_features:
+                places = [(None, "pt", (), None)]  # what features are, and who made them, is nothing to it
+            else:
+                encoder = self._encoder(encoder, dataset)
+                wanted = list(map(_modalities, study.modalities))
+                wanted += [("image",), ("text",)] if study.each_modality else []
+                controls: list[str | None] = [None, *study.controls]
+                places = [(encoder, paradigm, some, control) for some in wanted for control in controls]
+            for place in places:
+                cell = Cell(model, dataset, *place)
+                parts = [part for part in study.parts if _selects(part, cell)]
+                chosen = [part.settings["modalities"] for part in parts if "modalities" in part.settings]
+                if chosen:  # narrowed, so that two cells may have become one
+                    cell = dataclasses.replace(cell, modalities=_modalities(chosen[-1]))
+                if cell.key not in cells:
+                    cells[cell.key] = self._with_runs(cell, parts)
+        self._fail()
+        self._check_read()
+        self._fail()
+        return list(cells.values())
+
+    def _with_runs(self, cell: Cell, parts: Sequence[Part]) -> Cell:
+        """The cell with its runs. Those that differ only in modalities and control share one resolution."""
+        layer, preset = self._layer(cell, parts)
+        grid = self._grid(cell.model)
+        known = repr((cell.model, cell.dataset, cell.encoder, cell.paradigm, preset, layer.values))
+        if known not in self._resolved:
+            request = Request(
+                model=cell.model,
+                dataset=cell.dataset,
+                encoder=cell.encoder,
+                paradigm=cell.paradigm,
+                preset=preset,
+                grid=grid if isinstance(grid, str) else None,
+                configs=self.study.configs,
+                study=layer,
+                overrides=self.study.overrides,
+            )
+            registry, name = self.registry, request.encoder_name
+            try:
+                self._resolved[known] = resolve(
+                    request,
+                    model=registry.models.get(cell.model),
+                    encoder=registry.encoders.get(name) if name else None,
+                    dataset=registry.datasets.get(cell.dataset) if cell.dataset in registry.datasets else None,
+                ).runs
+            except ConfigError as error:
+                self.problems += str(error).splitlines()
+                self._resolved[known] = ()
+        some = cell.modalities or None
+        runs = tuple(dataclasses.replace(run, modalities=some, control=cell.control) for run in self._resolved[known])
+        try:
+            for run in runs[:1]:
+                check_applicable(run, self.registry)
+                for metric in run.settings.metrics:
+                    self.registry.metrics.get(metric)
+        except NotApplicable as error:
+            return dataclasses.replace(cell, reason=str(error))
+        except PluginError:  # a library is missing, say: the run tells, and the other cells go on
+            pass
+        except ConfigError as error:
+            self.problems.append(str(error))
+        return dataclasses.replace(cell, runs=runs)
+
+    def _layer(self, cell: Cell, parts: Sequence[Part]) -> tuple[Layer, str | None]:
+        """What the file says of a cell's runs, as a layer of their configuration, and the preset. Keys that only other
+        cells read are left out."""
+        study = self.study
+        mine, others = self._keys_of(cell.model, cell.encoder, cell.paradigm), self._everyones
+        preset = study.settings.get("preset")
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        of_all = {name.removeprefix("settings."): line for name, line in study.file.lines.items()}
+        said: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]] = [(None, study.settings, of_all)]
+        for part in parts:
+            said.append((study.parts.index(part), part.settings, part.lines))
+            self._selecting.add(study.parts.index(part))
+            preset = part.settings.get("preset", preset)
+        for place, settings, where in said:
+            for key in settings.keys() - {"preset", "modalities"}:
+                if key in mine or key not in others:  # what no cell knows is an error, which configuration words
+                    values[key] = settings[key]
+                    if key in mine:
+                        self._read.add((place, key))
+                    if key in where:
+                        lines[key] = where[key]
+        grid = self._grid(cell.model)
+        axes = grid if isinstance(grid, Mapping) else {}
+        if study.seeds:
+            axes = {"seed": list(study.seeds), **axes}
+        for key, axis in axes.items():
+            values[key] = axis if isinstance(axis, list) else [axis]
+            lines[key] = study.file.lines.get(f"grids.{cell.model}.{key}", study.file.lines.get("seeds", 0))
+        return Layer("study", study.file.source, {**values, GRID: list(axes)}, lines), preset
+
+    def _grid(self, model: str) -> Any:
+        """What the file says under `grids` of a model, whatever the case of its name there."""
+        return {name.lower(): grid for name, grid in self.study.grids.items()}.get(model.lower())
+
+    def _keys_of(self, model: str, encoder: str | None, paradigm: str) -> set[str]:
+        """The keys that a run of these has."""
+        name = encoder.partition(":")[0] if encoder else None
+        which = (model, name, paradigm)
+        if which not in self._keys:
+            registry, of_paradigm = self.registry, PARADIGMS[paradigm]
+            keys = {*HOST.keys, *schema_of(registry.models.load(model, "config"), model).keys}
+            if name:
+                keys |= schema_of(registry.encoders.load(name, "config"), name, prefix="encoder.").keys.keys()
+            self._keys[which] = keys | (of_paradigm.keys.keys() if of_paradigm else set())
+        return self._keys[which]
+
+    def _all_keys(self) -> set[str]:
+        """The keys that any combination of the study's models, encoders and paradigms has."""
+        study = self.study
+        axes = itertools.product(study.models, study.encoders, study.datasets, study.paradigms)
+        sets = (
+            self._keys_of(self._model(model), self._encoder(encoder, dataset), paradigm)
+            for model, encoder, dataset, paradigm in axes
+        )
+        return set().union(*sets)
+
+    def _check_names(self) -> None:
+        study, registry = self.study, self.registry
+        encoders = [encoder.partition(":")[0] for encoder in study.encoders if encoder]
+        for key, catalogue, names in (
+            ("models", registry.models, study.models),
+            ("encoders", registry.encoders, encoders),
+        ):
+            for name in names:
+                try:
+                    catalogue.load(name, "config")
+                except ConfigError as error:
+                    self.problems.append(f"{_at(study.file, key)}: {error}")
+        for name in study.grids:
+            if name.lower() not in map(str.lower, study.models):
+                hint = did_you_mean(name, study.models)
+                self.problems.append(f"{_at(study.file, f'grids.{name}')}: {name} is no model of this study{hint}")
+            if not isinstance(study.grids[name], str | Mapping):
+                self.problems.append(f"{_at(study.file, f'grids.{name}')}: must name a grid, or hold key: [values]")
+
+    def _check_read(self) -> None:
+        """What no cell reads was meant for one: each part must select a cell, and each of its keys must serve one."""
+        study = self.study
+        said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "no cell")]
+        for number, part in enumerate(study.parts):
+            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "no cell that this entry of for selects"))
+            if number not in self._selecting:
+                self.problems.append(f"{study.file.source}:{part.line}: this entry of for selects no cell")
+        for place, settings, prefix, who in said:
+            if place is None or place in self._selecting:
+                for key in settings.keys() - {"preset", "modalities"}:
+                    if (place, key) not in self._read:
+                        self.problems.append(f"{_at(study.file, f'{prefix}.{key}')}: {who} reads {key}")
+
+    def _fail(self) -> None:
+        if self.problems:
+            raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+
+    def _model(self, name: str) -> str:
+        return self.registry.models.get(name).name
+
+    def _dataset(self, name: str) -> str:
+        return self.registry.datasets.get(name).name if name in self.registry.datasets else name
+
+    def _encoder(self, name: str | None, dataset: str) -> str | None:
+        """The encoder's own spelling; null is the data set's default encoder, if it has one, as in `run`."""
+        if name is None:
+            return self.registry.datasets.get(dataset).default_encoder if dataset in self.registry.datasets else None
+        encoder, colon, variant = name.partition(":")
+        return self.registry.encoders.get(encoder).name + colon + variant
+
+
+def _selects(part: Part, cell: Cell) -> bool:
+    """Whether a cell has one of the part's values on each axis that it names; an encoder's name stands for all of its
+    variants, and names may be written in any case."""
+    spelled = {axis: getattr(cell, axis) for axis in AXES} | {"modalities": "+".join(cell.modalities or ()) or None}
+
+    def has(axis: str, value: Any) -> bool:
+        own = spelled[axis]
+        if own is None or value is None:
+            return own is value
+        names = {own.lower()} | ({own.lower().partition(":")[0]} if axis == "encoder" else set())
+        return str(value).lower() in names
+
+    return all(any(has(axis, value) for value in values) for axis, values in part.where.items())

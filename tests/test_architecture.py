@@ -31,8 +31,8 @@ LAYERS = """
     inputs
     provenance joint
     runner leaderboard slices
-    study recommend replay comparison
-    cells paper
+    grid recommend replay comparison
+    study paper
     engine layout
     on_ray estimate findings plots
     report page

@@ -16,11 +16,11 @@ from helpers import Answer, call, start, wait_until
 
 from mmrec_lmm import engine
 from mmrec_lmm.artifacts import Claims, hash_file
-from mmrec_lmm.cells import load_study
 from mmrec_lmm.engine import Job, Plan, Record, Worker, make_plan
 from mmrec_lmm.errors import NotApplicable
 from mmrec_lmm.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from mmrec_lmm.registry import Registry
+from mmrec_lmm.study import load_study
 from mmrec_lmm.types import RunSpec
 
 TOYS = Path(__file__).with_name("plugin_toys.py")

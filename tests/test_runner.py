@@ -17,6 +17,7 @@ import torch
 from mmrec_lmm import results, runner, study
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
 from mmrec_lmm.evaluator import Evaluator, Ranking
+from mmrec_lmm.grid import run_grid
 from mmrec_lmm.inputs import gather
 from mmrec_lmm.logs import metric_line
 from mmrec_lmm.machine import TORCH_THREADS
@@ -25,7 +26,6 @@ from mmrec_lmm.recommend import recommend
 from mmrec_lmm.registry import Registry, load_registry
 from mmrec_lmm.runner import Interrupted
 from mmrec_lmm.settings import NOT_IDENTITY, Settings
-from mmrec_lmm.study import run_grid
 from mmrec_lmm.types import EpochReport, Interactions, RunResult, RunSpec
 
 TOYS = str(Path(__file__).with_name("plugin_toys.py"))
