@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,17 +96,12 @@ def test_the_hosts_own_metrics_and_encoder_come_from_a_plugin_that_can_be_blocke
 
 def test_listing_models_imports_no_torch_and_takes_under_a_second() -> None:
     code = (
-        "import sys; from mmrec_lmm.registry import load_registry; r = load_registry(); "
-        "print([list(c) for c in (r.models, r.encoders, r.datasets, r.metrics)]); sys.exit('torch' in sys.modules)"
+        "import sys, time; from mmrec_lmm.registry import load_registry; r = load_registry(); "
+        "[list(c) for c in (r.models, r.encoders, r.datasets, r.metrics)]; "
+        "print(time.process_time()); sys.exit('torch' in sys.modules)"
     )
-    seconds = []
-    for _ in range(3):  # the fastest of three: other work on this machine must not fail the test
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(found.stdout) < 1  # of the processor: other work on this machine must not fail the test
 
 
 def test_an_unknown_name_is_answered_with_the_closest_and_all_known(install: Callable[..., str]) -> None:
