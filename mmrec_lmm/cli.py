@@ -575,8 +575,11 @@ def _study_run(options: argparse.Namespace) -> int:
     from . import engine
     from .leaderboard import FINISHED, NOT_APPLICABLE
     from .logs import start_log
+    from .parallel import processes
     from .report import job_line, study_text
 
+    if processes() > 1:
+        raise ConfigError("study run shares its runs by --jobs or --on ray, and not by torchrun: leave that out")
     call = _study_call(options)
     plan, registry = call.plan()
     if options.dry_run:

@@ -356,3 +356,12 @@ def test_the_estimate_counts_each_kind_of_run_and_a_probe_leaves_nothing_behind(
     assert all(abs(float(minutes) - 2 * 50 * float(seconds) / 60) < 0.06 for _, seconds, minutes in rows)
     assert "training: at most" in answer.out
     assert [path.name for path in Path("runs").rglob("*") if path.is_file()] == ["memory.json"]
+
+
+def test_a_study_under_torchrun_is_refused_before_its_processes_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = call("study", "run", "small.yaml")
+    assert (answer.code, answer.out) == (2, "")
+    assert "by --jobs or --on ray" in answer.err
