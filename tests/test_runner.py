@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mmrec_lmm import results, runner, study
+from mmrec_lmm import grid as grids
+from mmrec_lmm import results, runner
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
 from mmrec_lmm.evaluator import Evaluator, Ranking
 from mmrec_lmm.grid import run_grid
@@ -424,8 +425,8 @@ def test_mmrec_compares_four_decimals_and_keeps_the_first() -> None:
         return RunResult(name, Path(name), {}, {"recall@20": 0.0}, {"recall@20": value}, 0, 1, "epochs")
 
     spec = RunSpec("VBPR", "toy", Settings(), None)
-    assert study.best_on_test([result("a", 0.10001), result("b", 0.10004)], spec).run_id == "a"
-    assert study.best_on_test([result("a", 0.10001), result("b", 0.10006)], spec).run_id == "b"
+    assert grids.best_on_test([result("a", 0.10001), result("b", 0.10004)], spec).run_id == "a"
+    assert grids.best_on_test([result("a", 0.10001), result("b", 0.10006)], spec).run_id == "b"
 
 
 def test_of_equal_points_the_first_wins(specs: Specs, toys: Registry, out: Path) -> None:
@@ -437,7 +438,7 @@ def test_a_grids_points_share_their_inputs(
     specs: Specs, registry: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered = []
-    monkeypatch.setattr(study, "gather", lambda *args, **options: gathered.append(1) or gather(*args, **options))
+    monkeypatch.setattr(grids, "gather", lambda *args, **options: gathered.append(1) or gather(*args, **options))
     grid = run_grid(specs(reg_weight="[0.1, 0.2, 0.3]"), registry, out=out)
     assert [result.parameters["reg_weight"] for result in grid.results] == [0.1, 0.2, 0.3]
     assert len(gathered) == 1
