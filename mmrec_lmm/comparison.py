@@ -16,7 +16,7 @@ import numpy as np
 from . import results
 from .artifacts import read_json
 from .errors import ConfigError, DataError, did_you_mean
-from .leaderboard import FINISHED, Interval, Leaderboard, Row, Score
+from .leaderboard import AXES, FINISHED, Interval, Leaderboard, Row, Score, has_value, value_on
 from .slices import Slicer
 from .statistics import (
     POWER,
@@ -33,7 +33,6 @@ from .statistics import (
 )
 from .types import RunResult
 
-AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")
 SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
 
 
@@ -173,7 +172,7 @@ class _Board:
         for metric in self.metrics:
             found = [self.difference(ours, theirs, metric) for ours, theirs in pairs]
             for (ours, theirs), (one, interval), p in zip(pairs, found, self._p(pairs, found, metric), strict=True):
-                row, group = self.rows[ours], tuple(_value(self.rows[ours], axis) or "-" for axis in family)
+                row, group = self.rows[ours], tuple(value_on(self.rows[ours], axis) or "-" for axis in family)
                 score, against = self.score(ours, metric), self.rows[theirs].key
                 yield _Comparison(self.dataset, row.key, metric, against, group, score, one, interval, p)
 
@@ -281,29 +280,14 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
     candidates = [
         place
         for place, other in enumerate(rows)
-        if other.control == control and all(_has(other, axis, value) for axis, value in baseline.items())
+        if other.control == control and all(has_value(other, axis, value) for axis, value in baseline.items())
     ]
-    if not baseline or all(_has(row, axis, value) for axis, value in baseline.items()):
+    if not baseline or all(has_value(row, axis, value) for axis, value in baseline.items()):
         return None
     free = [axis for axis in AXES if axis not in baseline and axis != "control"]
-    alike = [place for place in candidates if all(_value(rows[place], axis) == _value(row, axis) for axis in free)]
+    alike = [place for place in candidates if all(value_on(rows[place], axis) == value_on(row, axis) for axis in free)]
     without_features = [place for place in candidates if not rows[place].modalities]
     return next(iter(alike or (without_features if len(without_features) == 1 else [])), None)
-
-
-def _value(row: Row, axis: str) -> str | None:
-    """A row's value on an axis, as a study's file spells it."""
-    value = getattr(row, axis)
-    return "+".join(value) or None if axis == "modalities" else value
-
-
-def _has(row: Row, axis: str, wanted: str | None) -> bool:
-    """Whether a row has a value, in any case; an encoder's name stands for all of its variants."""
-    own = _value(row, axis)
-    if own is None or wanted is None:
-        return own is wanted
-    names = {own.lower()} | ({own.lower().partition(":")[0]} if axis == "encoder" else set())
-    return wanted.lower() in names
 
 
 def _interval(mean: float, means: np.ndarray) -> Interval:
@@ -333,7 +317,7 @@ def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tup
 def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
     """The rows with the highest of each group marked, metric by metric; controls don't compete."""
     highest: dict[tuple[str, ...], float] = {}
-    groups = [tuple(_value(row, axis) or "-" for axis in best_within) for row in rows]
+    groups = [tuple(value_on(row, axis) or "-" for axis in best_within) for row in rows]
     for row, group in zip(rows, groups, strict=True):
         for metric, score in row.scores.items() if row.control is None else ():
             highest[*group, metric] = max(score.mean, highest.get((*group, metric), -np.inf))

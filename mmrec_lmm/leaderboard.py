@@ -8,12 +8,52 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .artifacts import plain, read_json
 from .errors import DataError
 
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
+
+
+AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")  # of a study
+
+
+class Combination(Protocol):
+    """One value on each of AXES: a study's cell, or a leaderboard's row."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def encoder(self) -> str | None: ...
+    @property
+    def paradigm(self) -> str: ...
+    @property
+    def modalities(self) -> tuple[str, ...] | None: ...
+    @property
+    def control(self) -> str | None: ...
+
+
+def key_of(one: Combination) -> str:
+    """Its name within its study: VBPR/demo/clip:tiny/ft/image+text, and its control."""
+    return "/".join([*(value_on(one, axis) or "-" for axis in AXES[:-1]), *([one.control] if one.control else [])])
+
+
+def value_on(one: Combination, axis: str) -> str | None:
+    """Its value on an axis, as a study's file spells it."""
+    value = getattr(one, axis)
+    return "+".join(value or ()) or None if axis == "modalities" else value
+
+
+def has_value(one: Combination, axis: str, wanted: Any) -> bool:
+    """Whether it has a value, in any case; an encoder's name stands for all of its variants."""
+    own = value_on(one, axis)
+    if own is None or wanted is None:
+        return own is wanted
+    names = {own.lower()} | ({own.lower().partition(":")[0]} if axis == "encoder" else set())
+    return str(wanted).lower() in names
 
 
 @dataclass(frozen=True)
@@ -66,9 +106,8 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The row's name within its study: VBPR/demo/clip:tiny/ft/image+text, and its control."""
-        parts = [self.model, self.dataset, self.encoder or "-", self.paradigm, "+".join(self.modalities) or "-"]
-        return "/".join([*parts, *([self.control] if self.control else [])])
+        """The row's name within its study."""
+        return key_of(self)
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from .config import Request, resolve
 from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from .inputs import check_applicable
 from .layers import GRID, Layer
+from .leaderboard import AXES, has_value, key_of
 from .registry import Registry
 from .schema import HOST, PARADIGMS, Key, schema_of
 from .types import RunResult, RunSpec
 
-AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")
 FOR, SET = "for", "set"
 
 
@@ -87,9 +87,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The cell's name within its study: VBPR/demo/clip:tiny/ft/image+text, and its control."""
-        parts = [self.model, self.dataset, self.encoder or "-", self.paradigm, "+".join(self.modalities or ()) or "-"]
-        return "/".join([*parts, *([self.control] if self.control else [])])
+        """The cell's name within its study."""
+        return key_of(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,15 +413,5 @@ class _Expansion:
 
 
 def _selects(part: Part, cell: Cell) -> bool:
-    """Whether a cell has one of the part's values on each axis that it names; an encoder's name stands for all of its
-    variants, and names may be written in any case."""
-    spelled = {axis: getattr(cell, axis) for axis in AXES} | {"modalities": "+".join(cell.modalities or ()) or None}
-
-    def has(axis: str, value: Any) -> bool:
-        own = spelled[axis]
-        if own is None or value is None:
-            return own is value
-        names = {own.lower()} | ({own.lower().partition(":")[0]} if axis == "encoder" else set())
-        return str(value).lower() in names
-
-    return all(any(has(axis, value) for value in values) for axis, values in part.where.items())
+    """Whether a cell has one of the part's values on each axis that it names."""
+    return all(any(has_value(cell, axis, value) for value in values) for axis, values in part.where.items())
