@@ -328,9 +328,9 @@ def _which_layout(parser: argparse.ArgumentParser) -> None:
     """The flag that says what a table compares."""
     parser.add_argument(
         "--layout",
-        choices=("plain", "table1", "table3", "table4", "table5"),
+        choices=("plain", "table1", "table3", "table4", "table5", "slices"),
         default="plain",
-        help="what it compares, by the paper's tables (default: plain, all rows)",
+        help="what it compares, by the paper's tables, or metrics on parts of test (default: plain, all rows)",
     )
 
 
@@ -590,14 +590,20 @@ def _study_run(options: argparse.Namespace) -> int:
     def told(job: engine.Job, record: engine.Record) -> None:
         print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
 
-    if options.on == "ray":
-        from .on_ray import on_ray
+    def do(plan: engine.Plan) -> None:
+        if options.on == "ray":
+            from .on_ray import on_ray
 
-        on_ray(call, plan, told=told)
-    elif options.jobs > 1:
-        engine.in_processes(call, plan, options.jobs, told=told)
-    else:
-        engine.Worker(plan, registry, since=call.since, progress=True, told=told).work()
+            on_ray(call, plan, told=told)
+        elif options.jobs > 1:
+            engine.in_processes(call, plan, options.jobs, told=told)
+        else:
+            engine.Worker(plan, registry, since=call.since, progress=True, told=told).work()
+
+    do(plan)
+    if plan.waiting:  # for winners, which are known now
+        plan, registry = call.plan()
+        do(plan)
     outcomes = plan.outcomes()
     print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1

@@ -38,7 +38,7 @@ from .registry import Registry, load_registry
 from .results import load_result
 from .runner import Interrupted, run
 from .settings import NOT_IDENTITY
-from .study import Cell, Study, load_study
+from .study import Cell, Study, load_study, winner
 from .types import RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -85,22 +85,32 @@ class Outcome:
     state: str
     reason: str
     results: tuple[RunResult | None, ...]
+    tried: bool = False  # whether nothing of it is still to be done
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's cells, and their runs as jobs in the order in which they are done."""
+    """A study's cells, and their runs as jobs in the order in which they are done.
+
+    Twins of winners (`controls_at: winner`) wait until their cell's grid is done; a plan made then has them as jobs.
+    Until then one point of the grid stands for them."""
 
     study: Study
     cells: tuple[Cell, ...]
     jobs: Mapping[str, Job]  # by key
     keys: tuple[tuple[str, ...], ...]  # of the jobs of each cell, in the order of its runs
     out: Path
+    waiting: Mapping[str, Job] = dataclasses.field(default_factory=dict)  # by key: not to be done yet
 
     @property
     def folder(self) -> Path:
         """Of the study's own records."""
         return self.out / "study" / self.study.name
+
+    @property
+    def expected(self) -> dict[str, Job]:
+        """All runs that the study comes to, those that wait too."""
+        return {**self.jobs, **self.waiting}
 
     def record(self, job: Job) -> Record | None:
         """What is known of a run; None if it is still to be done, or its folder is gone."""
@@ -118,6 +128,8 @@ class Plan:
     def _outcome(self, cell: Cell, keys: Sequence[str]) -> Outcome:
         if not keys:
             return Outcome(cell, NOT_APPLICABLE, cell.reason, ())
+        if keys[0] in self.waiting:
+            return Outcome(cell, PENDING, "waits for the winner of its grid", (None,) * len(keys))
         records = [self.record(self.jobs[key]) for key in keys]
         states = [record.state if record else PENDING for record in records]
         state = states[0] if len(set(states)) == 1 else PARTIAL
@@ -128,24 +140,53 @@ class Plan:
         for spec, record in zip(cell.runs, records, strict=True):
             found = load_result(self.out / record.run_id) if record and record.run_id else None
             results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
-        return Outcome(cell, state, "; ".join(reasons), tuple(results))
+        return Outcome(cell, state, "; ".join(reasons), tuple(results), tried=all(records))
 
 
 def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS) -> Plan:
     """The study's cells and jobs. A data set that a plugin makes is made now; of one that can't be read, the runs will
     say so. `threads` is what a run without `threads` computes with, the same in every process."""
-    cells, keys, jobs = [], [], {}
     stamps: dict[str, str] = {}
+    found = []
     for cell in study.cells(registry):
-        runs = tuple(_with_threads(spec, threads) for spec in cell.runs)
-        found = [_job(cell, spec, registry, stamps) for spec in runs]
-        jobs.update({job.key: job for job in found})
-        keys.append(tuple(job.key for job in found))
-        cells.append(dataclasses.replace(cell, runs=runs))
+        cell = dataclasses.replace(cell, runs=tuple(_with_threads(spec, threads) for spec in cell.runs))
+        found.append((cell, [_job(cell, spec, registry, stamps) for spec in cell.runs]))
+    plan = _plan(study, found, out)
+    return _at_winners(plan) if study.controls_at == "winner" else plan
+
+
+def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, waiting: Sequence[Job] = ()) -> Plan:
+    """The plan of cells with their jobs, those that wait apart."""
+    jobs = {job.key: job for _, of_cell in found for job in of_cell if job not in waiting}
     order = {artefact: place for place, artefact in enumerate(dict.fromkeys(job.artefact for job in jobs.values()))}
     groups = {group: place for place, group in enumerate(dict.fromkeys(job.group for job in jobs.values()))}
     in_order = sorted(jobs.values(), key=lambda job: (order[job.artefact], groups[job.group]))
-    return Plan(study, tuple(cells), {job.key: job for job in in_order}, tuple(keys), out)
+    return Plan(
+        study,
+        tuple(cell for cell, _ in found),
+        {job.key: job for job in in_order},
+        tuple(tuple(job.key for job in of_cell) for _, of_cell in found),
+        out,
+        {job.key: job for job in waiting},
+    )
+
+
+def _at_winners(plan: Plan) -> Plan:
+    """The plan with twins of winners alone; where a grid isn't done yet its first point stands for the winner, and the
+    twins wait."""
+    originals = {outcome.cell.key: outcome for outcome in plan.outcomes()}
+    found, waiting = [], []
+    for cell, keys in zip(plan.cells, plan.keys, strict=True):
+        original = originals.get(dataclasses.replace(cell, control=None).key) if cell.control else None
+        best: Sequence[RunResult] = ()
+        if original and cell.runs:
+            best = winner(original.cell, original.results) if original.tried else ()
+            cell = cell.like(best[0].parameters if best else cell.runs[0].point)
+        jobs = [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]
+        found.append((cell, jobs))
+        if original and not best:
+            waiting += jobs
+    return _plan(plan.study, found, plan.out, waiting)
 
 
 def _with_threads(spec: RunSpec, threads: int) -> RunSpec:

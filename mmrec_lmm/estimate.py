@@ -85,10 +85,10 @@ def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
 def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe], None] | None = None) -> list[Probe]:
     """Probe one of the runs of each kind that are still to be done. It takes a while: `told` hears of each. What memory
     they need is kept beside the study's records."""
-    records = {key: plan.record(job) for key, job in plan.jobs.items()}
+    records = {key: plan.record(job) for key, job in plan.expected.items()}
     kinds: dict[str, list[Job]] = {}
     widths: dict[str, Mapping[str, int] | str] = {}  # by group; the reason where they can't be told
-    for key, job in plan.jobs.items():
+    for key, job in plan.expected.items():
         record = records[key]
         if record is None or record.state != FINISHED:
             if job.group not in widths:
@@ -154,7 +154,7 @@ def _probe_alone(call: Call, job: Job) -> Probe:
 
 def _probe(call: Call, key: str, folder: Path) -> None:
     plan, registry = call.plan()
-    spec = plan.jobs[key].spec
+    spec = plan.expected[key].spec
     few = dataclasses.replace(spec.settings, epochs=EPOCHS, stopping_step=EPOCHS, eval_step=1)
     watched = _Watched(**{part.name: getattr(registry, part.name) for part in dataclasses.fields(registry)})
     try:

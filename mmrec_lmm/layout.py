@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from . import paper
 from .errors import ConfigError
-from .leaderboard import FINISHED, Leaderboard, Row
+from .leaderboard import FINISHED, Interval, Leaderboard, Row
 from .types import PARADIGMS
 
 FORMATS = ("markdown", "latex", "csv", "html")
@@ -39,10 +39,11 @@ class Layout:
     across: str = "metric"  # the axis whose values stand side by side
     paradigm: str | None = None  # only rows of this one
     table: int | None = None  # of the paper
+    gains: bool = False  # columns for what each row is above its control twins, where it has any
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "plain": Layout("all rows", rows=AXES[:-1]),
+    "plain": Layout("all rows", rows=AXES[:-1], gains=True),
     "table1": Layout(
         "modalities side by side",
         rows=("dataset", "metric", "model"),
@@ -66,6 +67,7 @@ LAYOUTS: Mapping[str, Layout] = {
         across="dataset",
         table=5,
     ),
+    "slices": Layout("parts of test", rows=("metric", *AXES[:-1]), across="slice"),
 }
 
 
@@ -125,9 +127,12 @@ def render(
             f"{board.study}: {layout} compares rows that differ in {plan.compares} alone{only}, and no two do; "
             "the plain layout shows all rows"
         )
+    if plan.across == "slice" and not any(row.slices for row in rows):
+        raise ConfigError(f"{board.study}: no row has slices; `slices: true` in a study's file asks for them")
     if format == "csv":
-        return as_csv(board, rows, published)
-    return {"markdown": as_markdown, "latex": as_latex, "html": as_html}[format](arrange(board, rows, plan, published))
+        return slices_csv(board, rows) if plan.across == "slice" else as_csv(board, rows, published)
+    table = _sliced(board, rows, plan) if plan.across == "slice" else arrange(board, rows, plan, published)
+    return {"markdown": as_markdown, "latex": as_latex, "html": as_html}[format](table)
 
 
 def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
@@ -150,13 +155,15 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
         for metric in board.metrics
     }
     footnotes = _Footnotes()
+    controls = _controls(rows) if plan.gains else []
     lines = []
     for labels in sorted(
         {place[:-1] for place in found},
         key=lambda labels: [order[axis].index(label) for axis, label in zip(axes, labels, strict=True)],
     ):
         shown = [found.get((*labels, column), (None, "")) for column in order[plan.across]]
-        lines.append(Line(labels, tuple(_cell(row, metric, footnotes) for row, metric in shown)))
+        gains = [_gain(row, board.metrics[0], control) for row, _ in shown[:1] for control in controls]
+        lines.append(Line(labels, (*(_cell(row, metric, footnotes) for row, metric in shown), *gains)))
         figures = [published(row).get(metric) if row else None for row, metric in shown]
         if any(figures):
             above = [_difference(row, metric, figure) for (row, metric), figure in zip(shown, figures, strict=True)]
@@ -165,14 +172,49 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
     beside = any(line.source != "ours" for line in lines)
     if beside:
         lines = [dataclasses.replace(line, labels=(*line.labels, line.source)) for line in lines]
+    columns = (*order[plan.across], *(f"over {control}" for control in controls))
     return Table(
         caption=_caption(board, rows, plan),
         labels=(*axes, "source") if beside else axes,
-        columns=tuple(order[plan.across]),
-        lines=tuple(lines),
+        columns=columns,
+        lines=tuple(
+            dataclasses.replace(line, cells=(*line.cells, *[Cell()] * (len(columns) - len(line.cells))))
+            for line in lines
+        ),
         footnotes=footnotes.texts(),
         remarks=tuple(_remarks(board, rows, plan, beside=beside)),
     )
+
+
+def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
+    """The metrics of each row that has some on parts of test, side by side with those of all of it."""
+    rows = [row for row in rows if row.slices]
+    axes, parts = _axes(plan, rows), _slices_of(rows)
+    lines = []
+    for metric in board.metrics:
+        for row in rows:
+            found = [row.slices[part][metric].mean if part in row.slices else None for part in parts]
+            cells = [row.scores[metric].mean, *found]
+            lines.append(
+                Line(_labels(row, axes, metric), tuple(Cell(DASH) if x is None else _number(x) for x in cells))
+            )
+    return Table(
+        caption=_caption(board, rows, plan),
+        labels=axes,
+        columns=("all", *parts),
+        lines=tuple(lines),
+        footnotes={},
+        remarks=tuple(_remarks(board, rows, plan, beside=False)),
+    )
+
+
+def _slices_of(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(part for row in rows for part in row.slices))
+
+
+def _controls(rows: Iterable[Row]) -> list[str]:
+    """The controls by which some row's content gain is known."""
+    return list(dict.fromkeys(control for row in rows for control in row.content_gain))
 
 
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
@@ -241,7 +283,19 @@ def _difference(row: Row | None, metric: str, figure: float | None) -> float | N
 
 
 def _number(value: float | None, *, sign: str = "") -> Cell:
-    return Cell() if value is None else Cell(f"{value:{sign}.4f}".replace("-", MINUS))
+    return Cell() if value is None else Cell(_digits(value, sign))
+
+
+def _digits(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.4f}".replace("-", MINUS)
+
+
+def _gain(row: Row | None, metric: str, control: str) -> Cell:
+    """What a row is above its twin, with the interval; empty where it has none."""
+    gain: Interval | None = row.content_gain.get(control, {}).get(metric) if row else None
+    if gain is None:
+        return Cell()
+    return Cell(f"{_digits(gain.mean, '+')} ({_digits(gain.low, '+')} to {_digits(gain.high, '+')})")
 
 
 def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
@@ -252,13 +306,18 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
         seeds = f"{few} to {many} seeds" if few < many else f"{few} seeds" if few > 1 else "1 seed"
         users = ", ".join(f"{name} {number:,}" for name, number in board.users.items())
         yield f"Test split; means over users{f' ({users})' if users else ''}, each averaged over {seeds}."
-    if any(score.best for row in rows for score in row.scores.values()):
+    if plan.across != "slice" and any(score.best for row in rows for score in row.scores.values()):
         yield "Bold: the best of its group."
-    if board.comparisons:
+    if board.comparisons and plan.across != "slice":
         yield (
             f"*: above {board.baseline or 'the baseline'}, p < {board.alpha:g} (paired {board.test}, Holm-Bonferroni "
             f"over {board.comparisons:,} comparisons)."
         )
+    if plan.gains and (controls := _controls(rows)):
+        twins = ", ".join(f"over {control}" for control in controls)
+        yield f"{twins}: content gain, {board.metrics[0]} above the twin whose features are so, with its 95 % interval."
+    if plan.across == "slice":
+        yield "Slices are described, not tested; their intervals are in the CSV."
     if len(rows) < len(board.rows):
         others = len(board.rows) - len(rows)
         yield f"{others} of {len(board.rows)} rows have no place in this layout; plain shows all."
@@ -406,42 +465,64 @@ def _html_cell(cell: Cell) -> str:
 # CSV
 
 
-def as_csv(board: Leaderboard, rows: Iterable[Row], published: Published) -> str:
+def as_csv(board: Leaderboard, rows: Sequence[Row], published: Published) -> str:
     """One line for each row and metric; what doesn't exist is empty."""
-    lines = [_csv_line(board, row, metric, published(row).get(metric)) for row in rows for metric in board.metrics]
-    text = io.StringIO()
+    controls = _controls(rows)
+    return _csv(
+        _csv_line(board, row, metric, published(row).get(metric), controls) for row in rows for metric in board.metrics
+    )
+
+
+def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
+    """One line for each row, metric and slice."""
+    return _csv(
+        {**_csv_axes(row), "metric": metric, "slice": part, **_csv_interval(found.get(metric))}
+        for row in rows
+        for metric in board.metrics
+        for part, found in row.slices.items()
+    )
+
+
+def _csv(lines: Iterable[Mapping[str, object]]) -> str:
+    lines, text = list(lines), io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
 
 
-def _csv_line(board: Leaderboard, row: Row, metric: str, figure: float | None) -> dict[str, object]:
+def _csv_axes(row: Row) -> dict[str, object]:
+    return {axis: "+".join(row.modalities) if axis == "modalities" else getattr(row, axis) for axis in AXES}
+
+
+def _csv_interval(interval: Interval | None, names: Sequence[str] = ("mean", "low", "high")) -> dict[str, object]:
+    values = (interval.mean, interval.low, interval.high) if interval else (None,) * 3
+    return dict(zip(names, values, strict=True))
+
+
+def _csv_line(
+    board: Leaderboard, row: Row, metric: str, figure: float | None, controls: Sequence[str]
+) -> dict[str, object]:
     score = row.scores.get(metric)
-    difference = score.difference if score else None
+    gains: dict[str, object] = {}
+    for control in controls:
+        name = f"gain_over_{control}"
+        gains |= _csv_interval(row.content_gain.get(control, {}).get(metric), (name, f"{name}_low", f"{name}_high"))
     return {
-        "dataset": row.dataset,
-        "model": row.model,
-        "encoder": row.encoder,
-        "paradigm": row.paradigm,
-        "modalities": "+".join(row.modalities),
-        "control": row.control,
+        **_csv_axes(row),
         "state": row.state,
         "reason": row.reason,
         "metric": metric,
-        "mean": score and score.mean,
-        "low": score and score.interval.low,
-        "high": score and score.interval.high,
+        **_csv_interval(score.interval if score else None),
         "seeds": len(score.seeds) if score else 0,
         "users": board.users.get(row.dataset),
         "best": int(score.best) if score else None,
         "against": score and score.against,
-        "difference": difference and difference.mean,
-        "difference_low": difference and difference.low,
-        "difference_high": difference and difference.high,
+        **_csv_interval(score.difference if score else None, ("difference", "difference_low", "difference_high")),
         "effect": score and score.effect,
         "p": score and score.p,
         "star": int(score.star) if score else None,
         "paper": figure,
         "difference_to_paper": _difference(row, metric, figure),
+        **gains,
     }

@@ -76,7 +76,7 @@ def _resources(spec: RunSpec, memory: int | None) -> dict[str, Any]:
 
 def _prepare(call: Call, key: str) -> None:
     """Make what a job shares with others; why it can't be made is for the runs to tell."""
-    plan, registry = _plan(call)
+    plan, registry = _plan(call, key)
     try:
         gather(plan.jobs[key].spec, registry)
     except MMRecError as error:
@@ -85,15 +85,16 @@ def _prepare(call: Call, key: str) -> None:
 
 def _do(call: Call, key: str, prepared: None) -> None:
     """One run, unless it is settled; `prepared` makes the task wait for what it needs."""
-    plan, registry = _plan(call)
+    plan, registry = _plan(call, key)
     Worker(plan, registry, since=call.since).work([plan.jobs[key]])
 
 
 _plans: dict[float, tuple[Plan, Registry]] = {}  # of this worker, which does many tasks of one call
 
 
-def _plan(call: Call) -> tuple[Plan, Registry]:
-    if call.since not in _plans:
+def _plan(call: Call, key: str) -> tuple[Plan, Registry]:
+    """A plan that has a job of that key."""
+    if call.since not in _plans or key not in _plans[call.since][0].jobs:
         os.chdir(call.folder)  # data, configurations and runs are named from there
         start_log(call.out / "log", f"{call.file.stem}-ray-{os.getpid()}", level=call.level, verbose=False)
         _plans.clear()

@@ -50,6 +50,7 @@ class StudyKeys:
     title: str = ""
     # twins and parts of every cell
     controls: tuple[Literal["shuffled", "random", "none"], ...] = ()
+    controls_at: Literal["grid", "winner"] = "grid"  # winner: twins of the cell's best point alone, after its grid
     each_modality: bool = False  # image alone and text alone, beside what `modalities` says
     slices: bool = False
     # how the results are compared
@@ -89,6 +90,17 @@ class Cell:
     def key(self) -> str:
         """The cell's name within its study."""
         return key_of(self)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """What the grid says of each run, but for its seed."""
+        return [_without_seed(run.point) for run in self.runs]
+
+    def like(self, point: Mapping[str, Any]) -> "Cell":
+        """The cell with its runs at one point of the grid, whatever the seeds."""
+        wanted = _without_seed(point)
+        runs = tuple(run for run, own in zip(self.runs, self.points, strict=True) if own == wanted)
+        return dataclasses.replace(self, runs=runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +159,8 @@ def winner(cell: Cell, results: Sequence[RunResult | None]) -> tuple[RunResult, 
     """The runs of a cell's best grid point in order of their seeds: the highest `valid_metric` on validation, mean over
     seeds. `results` are those of `cell.runs`, None where there is none; points compete that have the most of them."""
     points: dict[str, list[RunResult]] = {}
-    for spec, result in zip(cell.runs, results, strict=True):
+    for point, result in zip(cell.points, results, strict=True):
         if result is not None:
-            point = {name: value for name, value in spec.point.items() if name != "seed"}
             points.setdefault(repr(point), []).append(result)
     if not points:
         return ()
@@ -161,6 +172,10 @@ def winner(cell: Cell, results: Sequence[RunResult | None]) -> tuple[RunResult, 
             key=lambda runs: sum(run.valid[metric] for run in runs),
         )
     )
+
+
+def _without_seed(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in point.items() if name != "seed"}
 
 
 def _read(key: Key, value: Any, file: Layer, problems: list[str]) -> Any:

@@ -20,7 +20,7 @@ from mmrec_lmm.engine import Job, Plan, Record, Worker, make_plan
 from mmrec_lmm.errors import NotApplicable
 from mmrec_lmm.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from mmrec_lmm.registry import Registry
-from mmrec_lmm.study import load_study
+from mmrec_lmm.study import load_study, winner
 from mmrec_lmm.types import RunSpec
 
 TOYS = Path(__file__).with_name("plugin_toys.py")
@@ -221,6 +221,66 @@ def test_a_mistake_in_a_study_is_told_with_its_line_and_exit_code_2() -> None:
     answer = call("study", "run", "wrong.yaml")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == "error: wrong.yaml:4: unknown key epohcs; did you mean epochs?\n"
+
+
+# Twins of winners
+
+TWINS = """
+models: [VBPR, LightGCN]
+datasets: [toy]
+encoders: [basic]
+seeds: [1, 2]
+grids: {VBPR: {reg_weight: [0.1, 0.01]}}
+controls: [shuffled, none]
+controls_at: winner
+settings: {epochs: 2, embedding_size: 4, threads: 1}
+"""
+VBPR, SHUFFLED, NONE = (f"VBPR/toy/basic/pt/-{control}" for control in ("", "/shuffled", "/none"))
+
+
+def test_twins_of_winners_wait_for_the_grid_and_then_run_at_its_winner_alone(
+    plan: Callable[..., Plan], registry: Registry
+) -> None:
+    Path("small.yaml").write_text(TWINS)
+    before = plan()
+    assert {job.spec.control for job in before.jobs.values()} == {None}
+    assert [len(keys) for keys in before.keys] == [4, 2, 2, 2]  # VBPR's own, its twins at one point, LightGCN's
+    assert states(before) == dict.fromkeys([VBPR, SHUFFLED, NONE, "LightGCN/toy/-/pt/-"], PENDING)
+    *most, last = [job for job in before.jobs.values() if job.spec.model == "VBPR"]
+    Worker(before, registry, since=0.0).work(most)
+    assert set(plan().waiting) == set(before.waiting)
+    Worker(before, registry, since=0.0).work([last])
+    after = plan()
+    best = winner(after.cells[0], after.outcomes()[0].results)[0].parameters["reg_weight"]
+    twins = [after.jobs[key].spec for keys in after.keys[1:3] for key in keys]
+    assert [(spec.control, spec.point) for spec in twins] == [
+        (control, {"seed": seed, "reg_weight": best}) for control in ("shuffled", "none") for seed in (1, 2)
+    ]
+    assert not after.waiting
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(["--jobs", "2"], marks=pytest.mark.slow)])
+def test_one_command_does_the_grid_and_then_the_twins_of_its_winner(more: list[str]) -> None:
+    Path("small.yaml").write_text(TWINS)
+    assert "4 cells: 4 pending; 0 of 10 runs are done" in call("study", "status", "small.yaml").out
+    answer = finish(start("study", "run", "small.yaml", *more)) if more else call("study", "run", "small.yaml")
+    assert answer.code == 0, answer.err
+    assert "4 cells: 4 finished; 10 of 10 runs are done" in answer.out
+    assert re.findall(r"^\[(\d+)\]", answer.err, re.MULTILINE) == [str(number) for number in range(1, 11)]
+    assert "over shuffled, over none: content gain" in call("study", "table", "small.yaml").out
+
+
+def test_twins_wait_on_where_no_run_of_the_grid_succeeds(
+    plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> object:
+        raise KeyError("weight")
+
+    monkeypatch.setattr(engine, "run", run)
+    Path("small.yaml").write_text(TWINS)
+    work(plan(), registry)
+    assert states(plan()) == {VBPR: FAILED, SHUFFLED: PENDING, NONE: PENDING, "LightGCN/toy/-/pt/-": FAILED}
+    assert {outcome.reason for outcome in plan().outcomes()[1:3]} == {"waits for the winner of its grid"}
 
 
 # Processes

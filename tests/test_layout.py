@@ -165,7 +165,55 @@ def test_the_plain_layout_has_every_row() -> None:
     ]
 
 
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "plain"])
+def test_content_gain_is_a_column_for_each_control_in_the_plain_layout_alone() -> None:
+    gain = {
+        "shuffled": {"recall@20": Interval(0.02, -0.01, 0.05)},
+        "none": {"recall@20": Interval(-0.001, -0.02, 0.01)},
+    }
+    rows = [row(0.12, content_gain=gain), row(control="shuffled"), row(model="BPR", encoder=None)]
+    text = render(board(*rows))
+    assert re.search(r"\| recall@20 \| +over shuffled \| +over none \|", text)
+    assert [line[-3:] for line in cells(text)] == [
+        ["0.1200", "+0.0200 (−0.0100 to +0.0500)", "−0.0010 (−0.0200 to +0.0100)"],
+        ["0.1000", "", ""],
+        ["0.1000", "", ""],
+    ]
+    assert "over shuffled, over none: content gain, recall@20 above the twin" in text
+    assert "over none" not in render(board(*rows, row(encoder="other")), layout="table3")
+
+
+def test_content_gain_beside_the_papers_figures_leaves_their_lines_empty() -> None:
+    gain = {"none": {"recall@20": Interval(0.02, 0.01, 0.03)}}
+    found = cells(render(board(row(0.08, dataset="baby", encoder="cnn_sbert", content_gain=gain))))
+    assert [line[-2:] for line in found] == [
+        ["0.0800", "+0.0200 (+0.0100 to +0.0300)"],
+        ["0.0740", ""],
+        ["+0.0060", ""],
+    ]
+
+
+def test_slices_stand_side_by_side_with_all_of_test() -> None:
+    parts = {
+        "cold items": {"recall@20": Interval(0.01, 0.0, 0.02)},
+        "long tail": {"recall@20": Interval(0.05, 0.04, 0.06)},
+    }
+    sliced = board(row(0.1, slices=parts, best=True, star=True), row(model="pending", slices={}), comparisons=3)
+    text = render(sliced, layout="slices")
+    assert re.search(r"\| +all \| +cold items \| +long tail \|", text)
+    assert [line[-3:] for line in cells(text)] == [["0.1000", "0.0100", "0.0500"]]
+    assert "\\*" not in text, "nothing of a slice is tested"
+    table = pd.read_csv(io.StringIO(render(sliced, layout="slices", format="csv")))
+    assert table[["slice", "mean", "low", "high"]].to_numpy().tolist() == [
+        ["cold items", 0.01, 0.0, 0.02], ["long tail", 0.05, 0.04, 0.06],
+    ]  # fmt: skip
+
+
+def test_a_leaderboard_without_slices_says_how_to_get_them() -> None:
+    with pytest.raises(ConfigError, match="`slices: true` in a study's file"):
+        render(board(row()), layout="slices")
+
+
+@pytest.mark.parametrize("layout", [layout for layout, plan in LAYOUTS.items() if plan.compares])
 def test_a_layout_with_nothing_to_compare_says_what_it_compares(layout: str) -> None:
     with pytest.raises(ConfigError, match=rf"{layout} compares rows that differ in {LAYOUTS[layout].compares} alone"):
         render(board(row(), row(model="BPR")), layout=layout)
@@ -228,10 +276,19 @@ def test_csv_has_a_line_for_each_row_and_metric_that_pandas_reads_back() -> None
     first = table.iloc[0]
     assert (first["mean"], first.low, first.high, first.seeds, first.users) == (0.08, 0.08 - 0.01, 0.1, 2, 19445)
     assert (first.best, first.star, first.p, first.difference, first.difference_low) == (1, 1, 0.01, 0.02, 0.01)
+    assert "gain_over_none" not in table
     assert (first.paper, first.difference_to_paper) == (0.074, pytest.approx(0.006))
     last = table.iloc[3]
     assert (last.model, last.state, last.reason) == (NASTY, "failed", 'it said "no",\nand died')
     assert last[["mean", "star", "p", "paper", "encoder"]].isna().all()
+
+
+def test_csv_has_content_gain_with_its_interval_where_there_are_controls() -> None:
+    made = board(row(0.1, content_gain={"none": {"recall@20": Interval(0.02, 0.01, 0.03)}}), row(control="none"))
+    table = pd.read_csv(io.StringIO(render(made, format="csv")))
+    names = ["gain_over_none", "gain_over_none_low", "gain_over_none_high"]
+    assert table[names].iloc[0].tolist() == [0.02, 0.01, 0.03]
+    assert table[names].iloc[1].isna().all()
 
 
 def test_special_characters_of_names_are_escaped_in_markdown() -> None:
@@ -286,6 +343,8 @@ def test_each_layout_compiles_as_latex_short_and_long(layout: str, tmp_path: Pat
             row(
                 *(() if paradigm == "pt" else (None,)), model=f"{NASTY} é→{n}", dataset=dataset, encoder=encoder,
                 paradigm=paradigm, modalities=has, state=FAILED if paradigm == "ft" else "finished", reason=NASTY,
+                slices={NASTY: {"recall@20": Interval(-0.1, 0.0, 0.2)}} if paradigm == "pt" else {},
+                content_gain={"none": {"recall@20": Interval(0.1, -0.2, 0.2)}} if paradigm == "pt" else {},
             )
             for n in range(lines)
             for dataset in ("baby", NASTY)
