@@ -29,7 +29,7 @@ from typing import Any
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .config import as_yaml
 from .errors import MMRecError, NotApplicable, RunBusy
-from .inputs import Inputs, gather, open_dataset
+from .inputs import Inputs, gather, given_files, open_dataset, shared_keys
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from .logs import start_log
 from .machine import TORCH_THREADS
@@ -46,10 +46,6 @@ logger = logging.getLogger(__name__)
 MEMORY = "memory.json"  # bytes that runs need by their keys, where a dry run has probed them
 PAUSE = 0.5  # seconds between two looks at what other processes are doing
 
-#: Settings that shape what `gather` returns, beside those that name a place or a machine.
-SHAPING = frozenset({
-    "USER_ID_FIELD", "ITEM_ID_FIELD", "inter_splitting_label", "field_separator", "filter_out_cod_start_users",
-})  # fmt: skip
 #: Settings that are no part of a run's name but change its features, which are.
 OF_FEATURES = frozenset({"text_fields", "missing", "encode_dtype"})
 
@@ -196,36 +192,31 @@ def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
 
 
 def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
+    shared = shared_keys(spec, registry)
+    if shared.artefacts not in stamps:
+        stamps[shared.artefacts] = _stamp(spec, registry)
     settings = plain(spec.settings)
-    shaping = {name: settings[name] for name in NOT_IDENTITY | SHAPING}
-    data = fingerprint([spec.dataset, shaping])
-    if data not in stamps:
-        stamps[data] = _stamp(spec, registry)
     identity = {name: value for name, value in settings.items() if name not in NOT_IDENTITY - OF_FEATURES}
-    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
-    artefact = fingerprint([data, spec.encoder, spec.encoder_config, tuning])
-    seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
     bare = dataclasses.replace(spec, settings=None, point={})
-    uses_features = registry.models.get(spec.model).uses_features
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
-        key=fingerprint([NUMERICS_VERSION, version, stamps[data], identity, bare])[:16],
+        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.artefacts], identity, bare])[:16],
         spec=spec,
-        group=fingerprint([artefact, spec.paradigm, spec.modalities, spec.control, seed, uses_features]),
-        artefact=artefact,
+        group=shared.inputs,
+        artefact=shared.artefacts,
     )
 
 
 def _stamp(spec: RunSpec, registry: Registry) -> str:
-    """A hash of what a data set holds: its interactions, catalogue and feature files; empty if it can't be read."""
+    """A hash of what a run reads: interactions, catalogue, and the user's files of features and weights; empty if it
+    can't be read."""
     try:
         dataset = open_dataset(spec.dataset, spec.settings, registry)
+        files = given_files(spec, dataset, registry)
     except MMRecError:
         return ""
-    return fingerprint(
-        [dataset.fingerprint, {name: hash_files([path]) for name, path in dataset.feature_files.items()}]
-    )
+    return fingerprint([dataset.fingerprint, {name: hash_files([path]) for name, path in files.items()}])
 
 
 class Worker:

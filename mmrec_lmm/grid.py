@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifacts import fingerprint, plain
+from .artifacts import plain
 from .errors import RunError
-from .inputs import Inputs, gather
+from .inputs import Inputs, gather, shared_keys
 from .joint import help_train
 from .logs import log_statistics, metric_line
 from .machine import choose_device
@@ -20,13 +20,6 @@ from .runner import Interrupted, run
 from .types import RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
-
-#: Settings that decide what `gather` returns; runs that agree on them share their inputs.
-INPUT_SETTINGS = (
-    "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
-    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "device",
-    "encode_dtype",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ def _with_inputs(
     """Each run with what it trains on."""
     gathered: dict[str, Inputs] = {}
     for spec in specs:
-        key = _input_key(spec)
+        key = shared_keys(spec, registry).inputs
         if key not in gathered:
             gathered = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
             log_statistics(gathered[key].dataset)
@@ -121,15 +114,6 @@ def _log_best_on_test(title: str, results: Sequence[RunResult], spec: RunSpec) -
     best = best_on_test(results, spec)
     logger.info("████%s by MMRec's protocol, selected on TEST████:\n%s", title, _summary(best))
     return best
-
-
-def _input_key(spec: RunSpec) -> str:
-    """Equal for runs that train on the same inputs."""
-    settings = {name: getattr(spec.settings, name) for name in INPUT_SETTINGS}
-    seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
-    about = (spec.dataset, spec.encoder, spec.encoder_config, spec.modalities, spec.features, spec.control, spec.model)
-    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
-    return fingerprint([settings, seed, about, tuning])
 
 
 def _dump(specs: Sequence[RunSpec]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .artifacts import hash_file, hash_files, is_readable, locked
+from .artifacts import fingerprint, hash_file, hash_files, is_readable, locked
 from .data.loading import load_dataset
 from .encoding import EncodeOptions, encode, table_path
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
@@ -25,6 +25,13 @@ from .tables import control_tables, mean_filled, read_feature_file
 from .types import Dataset, FeatureTable, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
+
+#: Settings that decide what `gather` returns.
+SHAPING = (
+    "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
+    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "device",
+    "encode_dtype",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,26 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
         tables = control_tables(tables, spec.control, settings.seed)
     seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had}
     return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, tuple(tables), registry))
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """Equal for runs that share what an encoder makes (`artefacts`), and all that they train on (`inputs`)."""
+
+    artefacts: str
+    inputs: str
+
+
+def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
+    """What a run has in common with others, told from its spec alone: no file is looked at."""
+    settings = {name: getattr(spec.settings, name) for name in SHAPING}
+    uses_features = registry.models.get(spec.model).uses_features
+    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
+    artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
+    seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
+    return SharedKeys(
+        artefacts, fingerprint([artefacts, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
+    )
 
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
@@ -255,6 +282,23 @@ def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping
         return {}
     files: Mapping[str, Path] = registry.encoders.load(spec.encoder, "feature_files")(spec.encoder_config, dataset)
     return files
+
+
+def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
+    """The user's files that features come from: of features, by modality, and of weights (`--weights`), by name.
+    Weights that were downloaded aren't among them, as these are held to the hash that they had at first."""
+    if not registry.models.get(spec.model).uses_features:
+        return {}
+    found = {**_ready_files(spec, dataset, registry), **spec.features}
+    given = Path(getattr(spec.encoder_config, "weights", "") or "")
+    if given.is_file():
+        return {**found, "weights": given}
+    encoder = registry.encoders.get(spec.encoder) if spec.encoder and given.parts else None
+    if encoder is None or encoder.files is None:
+        return found
+    needed = registry.encoders.load(encoder.name, "files")
+    names = [file.name for modality in encoder.modalities for file in needed(spec.encoder_config, modality)]
+    return found | {name: given / name for name in names if (given / name).is_file()}
 
 
 def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:

@@ -145,6 +145,13 @@ def test_a_record_whose_run_is_gone_and_one_of_other_data_count_as_pending(
         "VBPR/toy/basic/pt/-": FINISHED, "VBPR/toy/-/pt/-": FINISHED, "LightGCN/toy/-/pt/-": PARTIAL,
     }  # fmt: skip
     np.save("data/toy/text_feat.npy", np.ones((16, 3), np.float32))
+    work(plan(), registry)
+    np.save("data/toy/text_feat.npy", np.zeros((16, 3), np.float32))
+    assert states(plan()) == {
+        "VBPR/toy/basic/pt/-": FINISHED, "VBPR/toy/-/pt/-": PENDING, "LightGCN/toy/-/pt/-": FINISHED,
+    }, "of other features only those that read them"  # fmt: skip
+    inter = Path("data/toy/toy.inter")
+    inter.write_text(inter.read_text().replace("\t1\n", "\t0\n", 1))
     assert set(states(plan()).values()) == {PENDING}
 
 
@@ -155,6 +162,28 @@ def test_a_runs_record_is_named_by_all_that_can_change_it_and_nothing_else(plan:
     for change in ("threads: 1, missing: mean", "threads: 2", "threads: 1, learning_rate: 0.1"):
         Path("small.yaml").write_text(SMALL.replace("threads: 1", change))
         assert not set(plan().jobs) & before, change
+
+
+@pytest.mark.parametrize(
+    ("encoder", "setting", "file"),
+    [
+        ("clip:tiny", "encoder.weights: given/my.pt", "my.pt"),
+        ("vlmo", "encoder.weights: given", "vlmo_base_plus_patch16_224.pt"),
+        ("precomputed", "encoder.folder: given", "text_feat.npy"),
+    ],
+)
+def test_a_file_of_weights_or_features_that_is_replaced_makes_other_runs(
+    encoder: str, setting: str, file: str, plan: Callable[..., Plan]
+) -> None:
+    Path("given").mkdir()
+    Path("given", file).write_bytes(b"first")
+    Path("small.yaml").write_text(
+        f"{{models: [VBPR, LightGCN], datasets: toy, encoders: ['{encoder}'], settings: {{{setting}}}}}"
+    )
+    before = plan()
+    Path("given", file).write_bytes(b"second")
+    after = plan()
+    assert [set(before.keys[n]) & set(after.keys[n]) for n in (0, 1)] == [set(), set(before.keys[1])]
 
 
 def test_runs_that_share_inputs_follow_each_other(plan: Callable[..., Plan]) -> None:
