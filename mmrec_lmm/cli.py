@@ -610,14 +610,18 @@ def _study_run(options: argparse.Namespace) -> int:
 
 
 def _study_dry_run(options: argparse.Namespace, call: engine.Call, plan: engine.Plan, registry: Registry) -> int:
-    from .estimate import probe, shared_artefacts
+    from .estimate import measure, probe, shared_artefacts
     from .logs import start_log
-    from .report import artefacts_text, estimate_text, probe_line, study_text
+    from .report import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
 
     start_log(None, plan.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
     print(study_text(plan.outcomes()))
-    print(f"\n{artefacts_text(shared_artefacts(plan, registry))}")
+    shared = shared_artefacts(plan, registry)
+    print(f"\n{artefacts_text(shared)}")
     if not options.no_probe:
+        makings = measure(shared, plan, call, told=lambda found: print(making_line(found), file=sys.stderr))
+        if makings:
+            print(f"\n{making_text(makings, jobs=options.jobs)}")
         probes = probe(plan, call, registry, told=lambda found: print(probe_line(found), file=sys.stderr))
         print(f"\n{estimate_text(probes, jobs=options.jobs)}")
     return 0

@@ -1,33 +1,51 @@
-"""What a study would take, before it is done: the artefacts that its runs share, and time, memory and disk by a probe.
+"""What a study would take, before it is done: the artefacts that its runs share, and time, memory and disk by probes.
 
 A probe is a run of a few epochs for each model, data set, paradigm and width of features, in a process and a folder of
 its own. Where features aren't there yet it has random ones of their width, so that no encoder runs for it but one that
-trains along. What it can't tell is how many epochs a run takes: those of the finished runs of its model, or at most
-`epochs`; and how long encoding and tuning take.
+trains along. What making the features, and tuning encoders for them, takes is told from some of the items. What nobody
+can tell before is how many epochs a run takes: those of the finished runs of its model, or at most `epochs`.
 """
 
 import dataclasses
 import multiprocessing
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .artifacts import fingerprint, read_json, write_json
+from .contracts import ItemEncoder
 from .encoding import build_encoder
 from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
+from .finetuning import PAIR
+from .inference import Inference
 from .inputs import Inputs, artefacts, encoder_spec, gather, open_dataset
+from .items import JOINT, loader, source_of
 from .leaderboard import FINISHED
+from .machine import choose_device, cpu_threads, precision
+from .optim import adamw
 from .registry import Registry
 from .runner import run
+from .settings import FineTuning, Settings
 from .types import EpochReport, FeatureTable, RunResult, RunSpec
 
 EPOCHS = 2  # of a probe
 LIMIT = 300.0  # seconds that a probe may take
+SAMPLE = 16  # items that an encoder is measured on at once
+BATCHES = 4  # of them, the first of which isn't counted
+LONG_ENOUGH = 5.0  # seconds of measuring it
+TUNED = "tuned"  # the part that is an encoder's weights, as `artefacts` calls it
+
+
+_Step = Callable[[Mapping[str, Tensor]], object]
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,23 @@ class Artefact:
     what: str
     there: bool
     reason: str = ""
+    key: str = ""  # of a job that needs it
+    part: str = ""  # its modality, or TUNED
+
+
+@dataclass(frozen=True)
+class Making:
+    """What making an artefact would take, told from some of its items, or why there is no telling."""
+
+    what: str
+    items: int = 0
+    passes: int = 1  # over the items: of tuning its epochs, at most
+    seconds_per_item: float = 0.0  # of one pass
+    reason: str = ""
+
+    @property
+    def minutes(self) -> float:
+        return self.items * self.passes * self.seconds_per_item / 60
 
 
 @dataclass(frozen=True)
@@ -74,12 +109,31 @@ def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
             found.setdefault(what, Artefact(what, False, str(error).splitlines()[0]))
             continue
         for part, path in paths.items():
-            how = "tuned" if "tuned" in paths else "pre-trained"
-            what = (
-                f"{name} tuned on {spec.dataset}" if part == "tuned" else f"{part} of {spec.dataset} by {name}, {how}"
-            )
-            found[str(path)] = Artefact(what, path.is_file())
+            how = "tuned" if TUNED in paths else "pre-trained"
+            what = f"{name} tuned on {spec.dataset}" if part == TUNED else f"{part} of {spec.dataset} by {name}, {how}"
+            found[str(path)] = Artefact(what, path.is_file(), key=job.key, part=part)
     return list(found.values())
+
+
+def measure(
+    shared: Sequence[Artefact], plan: Plan, call: Call, *, told: Callable[[Making], None] | None = None
+) -> list[Making]:
+    """What making those artefacts would take that aren't there. An encoder takes as long tuned as untuned, so
+    that its tables are measured once."""
+    answers: dict[str, Mapping[str, Any]] = {}
+    found = []
+    for one in shared:
+        if one.there or one.reason:
+            continue
+        spec = plan.expected[one.key].spec
+        tuning = spec.paradigm_config if one.part == TUNED else None
+        kind = fingerprint([spec.dataset, spec.encoder, spec.encoder_config, one.part, tuning])
+        if kind not in answers:
+            answers[kind] = _alone(_measure, call, one.key, one.part)
+        found.append(Making(one.what, **answers[kind]))
+        if told:
+            told(found[-1])
+    return found
 
 
 def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe], None] | None = None) -> list[Probe]:
@@ -106,7 +160,7 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
         known = lengths.get(spec.model)
         found.append(
             dataclasses.replace(
-                _probe_alone(call, jobs[0]),
+                Probe(jobs[0].title, **_alone(_probe, call, jobs[0].key)),
                 keys=tuple(job.key for job in jobs),
                 epochs=float(np.mean(known)) if known else spec.settings.epochs,
                 at_most=not known,
@@ -129,49 +183,105 @@ def _kind(job: Job, widths: Mapping[str, int] | str) -> str:
 def _widths(spec: RunSpec, registry: Registry) -> dict[str, int]:
     """The widths of the features that an encoder makes for a run."""
     wanted = artefacts(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
-    modalities = tuple(part for part in wanted if part != "tuned")
+    modalities = tuple(part for part in wanted if part != TUNED)
     if not modalities:
         return {}
     return dict(build_encoder(encoder_spec(spec, registry), spec.encoder_config, modalities).dims)
 
 
-def _probe_alone(call: Call, job: Job) -> Probe:
-    """Probe in a process of its own, whose peak of memory is the run's."""
+def _alone(target: Callable[..., Mapping[str, Any]], call: Call, *arguments: Any) -> Mapping[str, Any]:
+    """What `target` answers in a process of its own, whose peak of memory is its own, too; else {"reason": ...}."""
     with tempfile.TemporaryDirectory() as folder:
-        process = multiprocessing.get_context("spawn").Process(target=_probe, args=(call, job.key, Path(folder)))
+        spawn = multiprocessing.get_context("spawn")
+        process = spawn.Process(target=_answer, args=(target, call, arguments, Path(folder)))
         process.start()
         process.join(LIMIT)
         if process.is_alive():
             process.kill()
             process.join()
-            return Probe(job.title, reason=f"{EPOCHS} epochs take more than {LIMIT:.0f} s")
+            return {"reason": f"it takes more than {LIMIT:.0f} s"}
         answer = Path(folder) / "answer.json"
         if not answer.is_file():
             hint = ": out of memory?" if process.exitcode == -signal.SIGKILL else ""
-            return Probe(job.title, reason=f"the probe died with exit code {process.exitcode}{hint}")
-        return Probe(title=job.title, **read_json(answer))
+            return {"reason": f"the probe died with exit code {process.exitcode}{hint}"}
+        found: Mapping[str, Any] = read_json(answer)
+        return found
 
 
-def _probe(call: Call, key: str, folder: Path) -> None:
-    plan, registry = call.plan()
+def _answer(target: Callable[..., Mapping[str, Any]], call: Call, arguments: Sequence[Any], folder: Path) -> None:
+    try:
+        found = target(*call.plan(), folder, *arguments)
+    except Exception as error:  # a plugin may raise anything
+        found = {"reason": f"{type(error).__name__}: {error}"}
+    write_json(folder / "answer.json", found)
+
+
+def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> dict[str, Any]:
+    """A run of a few epochs."""
     spec = plan.expected[key].spec
     few = dataclasses.replace(spec.settings, epochs=EPOCHS, stopping_step=EPOCHS, eval_step=1)
     watched = _Watched(**{part.name: getattr(registry, part.name) for part in dataclasses.fields(registry)})
-    try:
-        inputs = _inputs(spec, registry)
-        result = run(dataclasses.replace(spec, settings=few), inputs, watched, out=folder / "runs")
-    except Exception as error:  # a plugin may raise anything
-        write_json(folder / "answer.json", {"reason": f"{type(error).__name__}: {error}"})
-        return
+    inputs = _inputs(spec, registry)
+    result = run(dataclasses.replace(spec, settings=few), inputs, watched, out=folder / "runs")
     last = watched.epochs[-1]  # the first one pays for what is loaded and allocated once
-    write_json(
-        folder / "answer.json",
-        {
-            "seconds_per_epoch": last.train_seconds + last.valid_seconds / spec.settings.eval_step,
-            "memory": result.record["peak_memory_bytes"],
-            "disk": sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file()),
-        },
+    return {
+        "seconds_per_epoch": last.train_seconds + last.valid_seconds / spec.settings.eval_step,
+        "memory": result.record["peak_memory_bytes"],
+        "disk": sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file()),
+    }
+
+
+def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) -> dict[str, Any]:
+    """Some items encoded, or some steps of tuning on them."""
+    spec = plan.expected[key].spec
+    settings, tuning = spec.settings, spec.paradigm_config if part == TUNED else None
+    torch.set_num_threads(cpu_threads(settings))
+    dataset = open_dataset(spec.dataset, settings, registry)
+    assert dataset.catalog is not None
+    source = source_of(dataset.catalog, JOINT if tuning else part, settings.text_fields)
+    by, device = encoder_spec(spec, registry), choose_device(settings)
+    encoder = build_encoder(by, spec.encoder_config, PAIR if tuning else (part,)).to(device)
+    step = _tuning_step(encoder, tuning, device) if tuning else _encoding_step(encoder, part, settings, device)
+    spread = np.linspace(0, len(source.items) - 1, BATCHES * SAMPLE).astype(int)  # over long texts and short ones
+    places = np.random.default_rng(0).permutation(spread).reshape(BATCHES, SAMPLE)
+    prepared = loader(source, encoder, by.name, source.items[places].tolist(), workers=0, pin=False)
+    seconds: list[float] = []
+    started = time.perf_counter()
+    for batch in prepared:
+        if isinstance(batch, MMRecError):
+            raise batch
+        step(batch.tensors)
+        seconds.append(time.perf_counter() - started)
+        if sum(seconds[1:]) > LONG_ENOUGH:
+            break
+        started = time.perf_counter()
+    return {
+        "items": len(source.items),
+        "passes": tuning.epochs if tuning else 1,
+        "seconds_per_item": float(np.mean(seconds[1:])) / SAMPLE,  # the first pays for what is loaded once
+    }
+
+
+def _encoding_step(encoder: ItemEncoder, modality: str, settings: Settings, device: torch.device) -> _Step:
+    model = Inference(
+        encoder, modality, name="", device=device, dtype=settings.encode_dtype, compile=False, batch_size=SAMPLE
     )
+    return lambda batch: model.fetched(model(batch))
+
+
+def _tuning_step(encoder: ItemEncoder, tuning: FineTuning, device: torch.device) -> _Step:
+    optimizer = adamw(encoder.train(), learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
+
+    def step(batch: Mapping[str, Tensor]) -> float:
+        optimizer.zero_grad()
+        with precision(device, tuning.dtype):
+            losses = encoder.tuning_losses({key: rows.to(device) for key, rows in batch.items()})
+        loss = torch.stack([*losses.values()]).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.item()  # waits for a GPU
+
+    return step
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .weights import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from .engine import Job, Outcome, Record
-    from .estimate import Artefact, Probe
+    from .estimate import Artefact, Making, Probe
     from .grid import Grid
     from .replay import Replay
 
@@ -116,11 +116,15 @@ def study_text(outcomes: Sequence[Outcome]) -> str:
     """Every cell with its state, and the counts."""
     rows = outcome_rows(outcomes)
     for row in rows:
-        row["reason"] = textwrap.shorten(row["reason"], WIDTHS["summary"], placeholder=" ...")
+        row["reason"] = _shortened(row["reason"])
     states = [row["state"] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
     return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+
+
+def _shortened(text: str) -> str:
+    return textwrap.shorten(text, WIDTHS["summary"], placeholder=" ...")
 
 
 def job_line(job: Job, record: Record) -> str:
@@ -131,8 +135,7 @@ def job_line(job: Job, record: Record) -> str:
 def artefacts_text(artefacts: Sequence[Artefact]) -> str:
     """What a study's runs share, and whether it is there."""
     rows = [
-        {"shared": one.what, "": "there" if one.there else "to be made" if not one.reason else one.reason}
-        for one in artefacts
+        {"shared": one.what, "": "there" if one.there else _shortened(one.reason) or "to be made"} for one in artefacts
     ]
     return table(rows) or "nothing is shared: no encoder takes part"
 
@@ -140,6 +143,31 @@ def artefacts_text(artefacts: Sequence[Artefact]) -> str:
 def probe_line(probe: Probe) -> str:
     """What one probe found."""
     return f"probe of {probe.title}: {probe.reason or f'{probe.seconds_per_epoch:.2f} s an epoch'}"
+
+
+def making_line(making: Making) -> str:
+    """What one artefact would take."""
+    return f"probe of {making.what}: {making.reason or f'{1000 * making.seconds_per_item:.1f} ms an item'}"
+
+
+def making_text(makings: Sequence[Making], *, jobs: int) -> str:
+    """What making all that runs share would take."""
+    known = [making for making in makings if not making.reason]
+    rows = [
+        {
+            "to be made": making.what,
+            "items": making.items,
+            "ms/item": f"{1000 * making.seconds_per_item:.1f}",
+            "passes": f"at most {making.passes}" if making.passes > 1 else "1",
+            "minutes": f"{making.minutes:.1f}",
+        }
+        for making in known
+    ]
+    unknown = [f"{making.what}: no estimate: {making.reason}" for making in makings if making.reason]
+    at_most = "at most " if any(making.passes > 1 for making in known) else ""
+    minutes = sum(making.minutes for making in known) / jobs
+    total = f"encoding and tuning: {at_most}{minutes:.0f} minutes with --jobs {jobs}" if known else ""
+    return "\n\n".join(filter(None, [table(rows), "\n".join(unknown), total]))
 
 
 def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
@@ -166,8 +194,7 @@ def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
     memory = max((probe.memory for probe in known), default=0)
     total = (
         f"training: {at_most}{minutes:.0f} minutes with --jobs {jobs}; memory: {memory / 2**30:.1f} GiB a process; "
-        f"disk: {disk / 2**20:.0f} MiB. Measured by probes of a few epochs on this machine, as busy as it is now; "
-        "encoding and tuning come on top"
+        f"disk: {disk / 2**20:.0f} MiB. Measured by probes of a few epochs on this machine, as busy as it is now"
     )
     return "\n\n".join(filter(None, [table(rows), "\n".join(unknown), total]))
 

@@ -444,7 +444,28 @@ def test_the_estimate_counts_each_kind_of_run_and_a_probe_leaves_nothing_behind(
     assert {cell for cell, *_ in rows} == {"VBPR/toy/basic/pt/-", "VBPR/toy/-/pt/-", "LightGCN/toy/-/pt/-"}
     assert all(abs(float(minutes) - 2 * 50 * float(seconds) / 60) < 0.06 for _, seconds, minutes in rows)
     assert "training: at most" in answer.out
+    made = re.findall(r"^(\S+) of toy by basic, pre-trained +15 +\d+\.\d+ +1 +0\.\d$", answer.out, re.MULTILINE)
+    assert made == ["image", "text"]
     assert [path.name for path in Path("runs").rglob("*") if path.is_file()] == ["memory.json"]
+
+
+@pytest.mark.slow
+def test_the_estimate_tells_what_tuning_takes_and_why_it_can_not_tell() -> None:
+    Path("small.yaml").write_text(
+        "{models: VBPR, datasets: toy, encoders: ['clip:tiny', clip], paradigms: [ft], "
+        "settings: {epochs: 2, threads: 1, ft: {epochs: 3}}}"
+    )
+    answer = call("study", "run", "small.yaml", "--dry-run")
+    assert answer.code == 0, answer.err
+    [(items, each, minutes)] = re.findall(
+        r"^clip:tiny tuned on toy +(\d+) +(\d+\.\d) +at most 3 +(\d+\.\d)$", answer.out, re.MULTILINE
+    )
+    assert items == "14", "that have both image and text"
+    assert float(each) > 0
+    assert abs(float(minutes) - 14 * 3 * float(each) / 60_000) <= 0.06
+    assert len(re.findall(r"^(image|text) of toy by clip:tiny, tuned +15 .* 1 +0\.\d$", answer.out, re.MULTILINE)) == 2
+    assert "encoding and tuning: at most 0 minutes with --jobs 1" in answer.out
+    assert "clip on toy, ft" in answer.out
 
 
 def test_a_study_under_torchrun_is_refused_before_its_processes_wait_for_each_other(
