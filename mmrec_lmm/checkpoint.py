@@ -6,7 +6,8 @@ complete pair.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -54,6 +55,18 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
     return TrainingState(tensors, numbers, load_weights(folder / f"best-{numbers['best_epoch']}.safetensors"))
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """While a state from `folder` is taken over: DataError where other code wrote it, so that something doesn't fit."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last one is load_state_dict's
+        raise DataError(
+            f"{folder}: the checkpoint there was written by other code or another version of it "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); delete the folder to start over"
+        ) from None
 
 
 def remove_checkpoint(folder: Path) -> None:

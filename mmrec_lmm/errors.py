@@ -25,6 +25,11 @@ class RunBusy(RunError):
     """Another process is at work on this very run."""
 
 
+class OutOfStep(MMRecError):
+    """The first of torchrun's processes failed in a call that others have begun too: they can't be told to go on to
+    something else."""
+
+
 class ConfigError(MMRecError):
     """A name, key, value or combination that configuration doesn't allow."""
 

@@ -42,7 +42,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from . import artifacts
-from .checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
+from .checkpoint import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .contracts import ItemEncoder
 from .encoding import build_encoder, encoder_id
 from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
@@ -336,7 +336,8 @@ class _Tuner:
         """All epochs; why they ended: "epochs", "patience" or "diverged"."""
         state = load_checkpoint(checkpoint)
         if state is not None:
-            self._restore(state)
+            with restoring(checkpoint):
+                self._restore(state)
             logger.info("%s: tuning goes on after epoch %d", self.name, len(self._epochs))
         total, done = self.tuning.epochs * self._batches, len(self._epochs) * self._batches
         quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import MMRecError, RunError
+from .errors import OutOfStep, RunError
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -36,10 +36,6 @@ _PATIENCE = datetime.timedelta(days=7)
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 #: Whether the first process is in a call that the others have begun too; an error leaves it true for good.
 _amid_call: ContextVar[bool] = ContextVar("amid_call", default=False)
-
-
-class OutOfStep(MMRecError):
-    """The first process failed in a call that others have begun too: they can't be told to go on to something else."""
 
 
 def processes() -> int:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from . import results
-from .checkpoint import STATE, load_checkpoint, remove_checkpoint, save_checkpoint, save_weights
+from .checkpoint import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .contracts import Recommender
 from .data.sampling import TrainingRows
 from .errors import RunError
@@ -158,7 +158,8 @@ def train(
     watched = evaluator_of("test", dataset, settings) if settings.protocol == "mmrec" else None
     state = load_checkpoint(checkpoint) if resume else None
     if state is not None:
-        trainer.restore(state)
+        with restoring(checkpoint):
+            trainer.restore(state)
         logger.info("continuing %s after epoch %d", name, state.numbers["epoch"] - 1)
     else:
         if (checkpoint / STATE).is_file():

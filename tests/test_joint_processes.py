@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mmrec_lmm import parallel
 from mmrec_lmm.checkpoint import load_weights
-from mmrec_lmm.parallel import OutOfStep, everywhere, leading, serve
+from mmrec_lmm.errors import OutOfStep
+from mmrec_lmm.parallel import everywhere, leading, serve
 
 PLUGIN = """
 import json

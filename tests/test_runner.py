@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mmrec_lmm import grid as grids
 from mmrec_lmm import results, runner
@@ -520,6 +522,19 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert history(resumed) == history(whole)
     assert len(history(whole)) == 6
     assert not list((resumed.path / "checkpoint").glob("*"))
+
+
+def test_a_checkpoint_of_other_code_is_refused_with_what_to_do(
+    specs: Specs, toys: Registry, tmp_path: Path, out: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run_grid(specs(), interrupting(tmp_path, 2), out=out)
+    [path] = out.glob("*/checkpoint/state.safetensors")
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    save_file({f"of_old.{name}": value for name, value in load_file(path).items()}, path, metadata=about)
+    with pytest.raises(DataError, match=r"checkpoint: the checkpoint there was written by other code .* start over"):
+        run_grid(specs(), toys, out=out, resume=True)
 
 
 def test_an_interruption_before_the_first_evaluation_says_that_nothing_is_saved(
