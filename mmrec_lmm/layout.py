@@ -318,6 +318,10 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
         yield f"{twins}: content gain, {board.metrics[0]} above the twin whose features are so, with its 95 % interval."
     if plan.across == "slice":
         yield "Slices are described, not tested; their intervals are in the CSV."
+    if plan.across != "slice":
+        for dataset, least in board.detectable.items():
+            values = ", ".join(f"{metric} {value:.4f}" for metric, value in least.items())
+            yield f"Detectable on {dataset}: {values}."
     if len(rows) < len(board.rows):
         others = len(board.rows) - len(rows)
         yield f"{others} of {len(board.rows)} rows have no place in this layout; plain shows all."

@@ -70,11 +70,12 @@ def test_the_best_is_bold_a_corrected_star_follows_and_a_missing_cell_is_a_dash_
 def test_the_remarks_name_test_alpha_family_seeds_and_users() -> None:
     compared = board(
         row(encoder="weak"), row(0.2, encoder="good", star=True), comparisons=12, alpha=0.01, baseline="weak",
-        notes=("One cell failed.",),
+        notes=("One cell failed.",), detectable={"toys": {"recall@20": 0.01234}},
     )  # fmt: skip
     text = render(compared, layout="table3")
     assert r"\*: above weak, p \< 0.01 (paired t-test, Holm-Bonferroni over 12 comparisons)." in text
     assert "means over users (toys 1,234), each averaged over 2 seeds." in text
+    assert "Detectable on toys: recall@20 0.0123." in text
     assert "One cell failed." in text
 
 
