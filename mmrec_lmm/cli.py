@@ -7,12 +7,14 @@ the state saved. An error is one message on stderr; stdout carries results alone
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -580,11 +582,11 @@ def _study_run(options: argparse.Namespace) -> int:
 
     if processes() > 1:
         raise ConfigError("study run shares its runs by --jobs or --on ray, and not by torchrun: leave that out")
-    call = _study_call(options)
-    plan, registry = call.plan()
+    call = dataclasses.replace(_study_call(options), since=time.time())
     if options.dry_run:
-        return _study_dry_run(options, call, plan, registry)
-    log = start_log(options.out / "log", plan.study.name, level=call.level, verbose=options.verbose)
+        return _study_dry_run(options, call)
+    plan, registry = call.plan()
+    log = start_log(options.out / "log", call.study.name, level=call.level, verbose=options.verbose)
     done = itertools.count(1)
 
     def told(job: engine.Job, record: engine.Record) -> None:
@@ -600,21 +602,19 @@ def _study_run(options: argparse.Namespace) -> int:
         else:
             engine.Worker(plan, registry, since=call.since, progress=True, told=told).work()
 
-    do(plan)
-    if plan.waiting:  # for winners, which are known now
-        plan, registry = call.plan()
-        do(plan)
+    plan = engine.do_all(call, plan, do)
     outcomes = plan.outcomes()
     print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
 
 
-def _study_dry_run(options: argparse.Namespace, call: engine.Call, plan: engine.Plan, registry: Registry) -> int:
+def _study_dry_run(options: argparse.Namespace, call: engine.Call) -> int:
     from .estimate import measure, probe, shared_artefacts
     from .logs import start_log
     from .report import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
 
-    start_log(None, plan.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    start_log(None, call.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    plan, registry = call.plan()
     print(study_text(plan.outcomes()))
     shared = shared_artefacts(plan, registry)
     print(f"\n{artefacts_text(shared)}")
@@ -671,20 +671,19 @@ def _findings(options: argparse.Namespace) -> Leaderboard:
 
 def _study_call(options: argparse.Namespace) -> engine.Call:
     """What the flags ask for, as every process of a study gets it."""
-    import time
-
     from .engine import Call
-    from .study import find_study
+    from .study import find_study, load_study
 
     flags = {"data_path": options.data_path, "device": options.device}
     return Call(
-        file=find_study(options.study, options.configs),
+        study=load_study(
+            find_study(options.study, options.configs),
+            configs=options.configs,
+            overrides={key: value for key, value in flags.items() if value is not None},
+        ),
         folder=Path.cwd(),
         out=options.out,
-        configs=options.configs,
-        overrides={key: value for key, value in flags.items() if value is not None},
         plugins=tuple(options.plugins),
-        since=time.time(),
     )
 
 

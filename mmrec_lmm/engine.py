@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import encoding, finetuning
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .config import as_yaml
 from .errors import MMRecError, NotApplicable, RunBusy
@@ -38,12 +39,13 @@ from .registry import Registry, load_registry
 from .results import load_result
 from .runner import Interrupted, run
 from .settings import NOT_IDENTITY
-from .study import Cell, Study, load_study, winner
+from .study import Cell, Study, winner
 from .types import RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 
 MEMORY = "memory.json"  # bytes that runs need by their keys, where a dry run has probed them
+RETRIES = 5  # of a process or task that was killed
 PAUSE = 0.5  # seconds between two looks at what other processes are doing
 
 #: Settings that are no part of a run's name but change its features, which are.
@@ -81,7 +83,6 @@ class Outcome:
     state: str
     reason: str
     results: tuple[RunResult | None, ...]
-    tried: bool = False  # whether nothing of it is still to be done
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Plan:
         gone = record.run_id is not None and not (self.out / record.run_id / "result.json").is_file()
         return None if gone else record
 
+    def left(self, since: float) -> list[Job]:
+        """The jobs that are neither finished nor were tried after `since`."""
+        return [job for job in self.jobs.values() if not is_settled(self.record(job), since)]
+
     def outcomes(self) -> list[Outcome]:
         """Every cell with its state and results."""
         return [self._outcome(cell, keys) for cell, keys in zip(self.cells, self.keys, strict=True)]
@@ -136,19 +141,20 @@ class Plan:
         for spec, record in zip(cell.runs, records, strict=True):
             found = load_result(self.out / record.run_id) if record and record.run_id else None
             results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
-        return Outcome(cell, state, "; ".join(reasons), tuple(results), tried=all(records))
+        return Outcome(cell, state, "; ".join(reasons), tuple(results))
 
 
-def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS) -> Plan:
+def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:
     """The study's cells and jobs. A data set that a plugin makes is made now; of one that can't be read, the runs will
-    say so. `threads` is what a run without `threads` computes with, the same in every process."""
+    say so. `threads` is what a run without `threads` computes with, the same in every process. What failed before
+    `since` is to be tried again, so that winners aren't known before that."""
     stamps: dict[str, str] = {}
     found = []
     for cell in study.cells(registry):
         cell = dataclasses.replace(cell, runs=tuple(_with_threads(spec, threads) for spec in cell.runs))
         found.append((cell, [_job(cell, spec, registry, stamps) for spec in cell.runs]))
     plan = _plan(study, found, out)
-    return _at_winners(plan) if study.controls_at == "winner" else plan
+    return _at_winners(plan, since) if study.controls_at == "winner" else plan
 
 
 def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, waiting: Sequence[Job] = ()) -> Plan:
@@ -167,21 +173,25 @@ def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, 
     )
 
 
-def _at_winners(plan: Plan) -> Plan:
+def _at_winners(plan: Plan, since: float) -> Plan:
     """The plan with twins of winners alone; where a grid isn't done yet its first point stands for the winner, and the
     twins wait."""
-    originals = {outcome.cell.key: outcome for outcome in plan.outcomes()}
+    originals = {outcome.cell.key: (outcome, keys) for outcome, keys in zip(plan.outcomes(), plan.keys, strict=True)}
+    left = {job.key for job in plan.left(since)}
     found, waiting = [], []
     for cell, keys in zip(plan.cells, plan.keys, strict=True):
-        original = originals.get(dataclasses.replace(cell, control=None).key) if cell.control else None
-        best: Sequence[RunResult] = ()
-        if original and cell.runs:
-            best = winner(original.cell, original.results) if original.tried else ()
-            cell = cell.like(best[0].parameters if best else cell.runs[0].point)
-        jobs = [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]
-        found.append((cell, jobs))
-        if original and not best:
-            waiting += jobs
+        own = dataclasses.replace(cell, control=None).key
+        if cell.control and cell.runs and own in originals:
+            original, its_keys = originals[own]
+            best = winner(original.cell, original.results)
+            if not left.isdisjoint(its_keys):
+                cell = cell.like(cell.runs[0].point)
+                waiting += [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]
+            elif best:
+                cell = cell.like(best[0].parameters)
+            else:
+                cell = dataclasses.replace(cell, runs=(), reason=f"{own} has no winner: {original.reason}")
+        found.append((cell, [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]))
     return _plan(plan.study, found, plan.out, waiting)
 
 
@@ -209,14 +219,17 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
 
 
 def _stamp(spec: RunSpec, registry: Registry) -> str:
-    """A hash of what a run reads: interactions, catalogue, and the user's files of features and weights; empty if it
-    can't be read."""
+    """A hash of what a run reads: interactions, what an encoder encodes, and the user's files of features and weights;
+    empty if it can't be read."""
     try:
         dataset = open_dataset(spec.dataset, spec.settings, registry)
         files = given_files(spec, dataset, registry)
     except MMRecError:
         return ""
-    return fingerprint([dataset.fingerprint, {name: hash_files([path]) for name, path in files.items()}])
+    encoded = (
+        [dataset.catalog.fingerprint, encoding.FORMAT, finetuning.FORMAT] if spec.encoder and dataset.catalog else []
+    )
+    return fingerprint([dataset.fingerprint, encoded, {name: hash_files([path]) for name, path in files.items()}])
 
 
 class Worker:
@@ -317,47 +330,59 @@ def _piece(key: str) -> int:
 
 @dataclass(frozen=True)
 class Call:
-    """What another process must know to do a study's runs: all that makes the same plan there."""
+    """What another process must know to do a study's runs: all that makes the same plan there. What failed before
+    `since` is tried again."""
 
-    file: Path
+    study: Study
     folder: Path  # in which it was called
     out: Path
-    configs: Path | None
-    overrides: Mapping[str, str]
     plugins: tuple[str, ...]
-    since: float
+    since: float = 0.0
     level: str = "INFO"
     threads: int = TORCH_THREADS
 
     def plan(self) -> tuple[Plan, Registry]:
         """The plan, and the registry that it was made with."""
         registry = load_registry(self.plugins)
-        study = load_study(self.file, configs=self.configs, overrides=self.overrides)
-        return make_plan(study, registry, out=self.out, threads=self.threads), registry
+        return make_plan(self.study, registry, out=self.out, threads=self.threads, since=self.since), registry
+
+
+def do_all(call: Call, plan: Plan, do: Callable[[Plan], None]) -> Plan:
+    """Have `do` do the plan, and then the twins of winners, which only the grids' results tell, until nothing is left
+    or nothing more gets done; the plan then."""
+    before: list[Job] = []
+    while (left := plan.left(call.since)) and left != before:
+        do(plan)
+        before = left
+        if plan.study.controls_at == "winner":
+            plan, _ = call.plan()
+    return plan
 
 
 def in_processes(call: Call, plan: Plan, count: int, *, told: Callable[[Job, Record], None] | None = None) -> None:
-    """Do the plan with `count` processes that print nothing but to their logs. One that is killed is replaced, until
-    nothing more gets done: what is left then stays pending."""
+    """Do the plan with `count` processes that print nothing but to their logs. One that is killed is replaced, RETRIES
+    times for each of the `count`; what is left then stays pending."""
     spawn = multiprocessing.get_context("spawn")
     watch = Watch(plan, call.since, told)
     workers: list[Any] = []
-    numbers = iter(range(1, sys.maxsize))
+    started = deaths = 0
     try:
         while left := watch.left():
-            settled = len(plan.jobs) - len(left)
-            workers = [
-                spawn.Process(target=_process, args=(call, next(numbers)), name=f"study-{number}")
-                for number in range(min(count, len(left)))
-            ]
-            for worker in workers:
-                worker.start()
-            while any(worker.is_alive() for worker in workers):
-                time.sleep(PAUSE)
-                watch.left()
-            if len(plan.jobs) - len(watch.left()) == settled:
-                logger.error("%d runs are left: the processes that tried them were killed", len(left))
+            for worker in [worker for worker in workers if not worker.is_alive()]:
+                workers.remove(worker)
+                if worker.exitcode:
+                    deaths += 1
+                    logger.warning("%s ended with exit code %s", worker.name, worker.exitcode)
+            for _ in range(min(count, len(left)) - len(workers) if deaths < RETRIES * count else 0):
+                started += 1
+                workers.append(spawn.Process(target=_process, args=(call, started), name=f"process {started}"))
+                workers[-1].start()
+            if not workers:
+                logger.error("%d runs are left: %d processes that tried them were killed", len(left), deaths)
                 return
+            time.sleep(PAUSE)
+        for worker in workers:
+            worker.join()
     finally:
         for worker in workers:  # SIGTERM saves a run's state
             if worker.is_alive():
@@ -371,7 +396,7 @@ class Watch:
 
     def __init__(self, plan: Plan, since: float, told: Callable[[Job, Record], None] | None) -> None:
         self.plan, self.since, self.told = plan, since, told
-        self._left = [job for job in plan.jobs.values() if not is_settled(plan.record(job), since)]
+        self._left = plan.left(since)
 
     def left(self) -> list[Job]:
         """The jobs that are still to be settled; the others have been told, each once."""
@@ -389,7 +414,7 @@ class Watch:
 def _process(call: Call, number: int) -> None:
     """One of the processes of `--jobs`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    log = start_log(call.out / "log", f"{call.file.stem}-{number}-{os.getpid()}", level=call.level, verbose=False)
+    log = start_log(call.out / "log", f"{call.study.name}-{number}-{os.getpid()}", level=call.level, verbose=False)
     assert log is not None
     with log.open("a") as file:  # what libraries print goes there, too
         os.dup2(file.fileno(), sys.stdout.fileno())

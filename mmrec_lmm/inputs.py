@@ -21,7 +21,7 @@ from .machine import choose_device, cpu_threads
 from .registry import Registry
 from .settings import Settings
 from .specs import EncoderSpec
-from .tables import control_tables, mean_filled, read_feature_file
+from .tables import MISSED_IMAGES, control_tables, mean_filled, read_feature_file
 from .types import Dataset, FeatureTable, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
@@ -290,6 +290,8 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
     if not registry.models.get(spec.model).uses_features:
         return {}
     found = {**_ready_files(spec, dataset, registry), **spec.features}
+    if "image" in found and (missed := found["image"].with_name(MISSED_IMAGES)).is_file():
+        found["missed images"] = missed
     given = Path(getattr(spec.encoder_config, "weights", "") or "")
     if given.is_file():
         return {**found, "weights": given}

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .artifacts import read_json
-from .engine import MEMORY, Call, Job, Plan, Record, Watch, Worker
-from .errors import ConfigError, MMRecError
+from .engine import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
+from .errors import ConfigError
 from .inputs import gather
 from .logs import start_log
 from .machine import choose_device, cpu_threads
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: Ray reads these when it is imported: it is to report nothing to anybody, and to listen to this machine alone.
 SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-RETRIES = 5  # of a task whose worker was killed
 
 
 def on_ray(call: Call, plan: Plan, *, told: Callable[[Job, Record], None] | None = None) -> None:
@@ -79,8 +78,8 @@ def _prepare(call: Call, key: str) -> None:
     plan, registry = _plan(call, key)
     try:
         gather(plan.jobs[key].spec, registry)
-    except MMRecError as error:
-        logger.warning("%s", error)
+    except Exception as error:  # a plugin may raise anything
+        logger.warning("%s: %s", type(error).__name__, error)
 
 
 def _do(call: Call, key: str, prepared: None) -> None:
@@ -93,10 +92,10 @@ _plans: dict[float, tuple[Plan, Registry]] = {}  # of this worker, which does ma
 
 
 def _plan(call: Call, key: str) -> tuple[Plan, Registry]:
-    """A plan that has a job of that key."""
+    """A plan that has a job of that key: of twins of winners only one made after their grid."""
     if call.since not in _plans or key not in _plans[call.since][0].jobs:
         os.chdir(call.folder)  # data, configurations and runs are named from there
-        start_log(call.out / "log", f"{call.file.stem}-ray-{os.getpid()}", level=call.level, verbose=False)
+        start_log(call.out / "log", f"{call.study.name}-ray-{os.getpid()}", level=call.level, verbose=False)
         _plans.clear()
         _plans[call.since] = call.plan()
     return _plans[call.since]

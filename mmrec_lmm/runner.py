@@ -85,7 +85,6 @@ def run(
         results.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
-        started = time.perf_counter()
         try:
             companion = joint_encoder(spec, inputs, registry, model.features) if spec.paradigm == "ete" else None
             validation = evaluator_of("valid", inputs.dataset, spec.settings)
@@ -98,7 +97,8 @@ def run(
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
-        seconds = {**inputs.seconds, "train": trained - started, "rank": time.perf_counter() - trained}
+        in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # before a kill, too
+        seconds = {**inputs.seconds, "train": in_epochs, "rank": time.perf_counter() - trained}
         result = RunResult(
             run_id=name,
             path=folder,

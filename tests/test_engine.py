@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import Answer, call, start, wait_until
 
@@ -164,6 +165,23 @@ def test_a_runs_record_is_named_by_all_that_can_change_it_and_nothing_else(plan:
         assert not set(plan().jobs) & before, change
 
 
+def test_another_text_or_image_makes_other_runs_of_those_that_encode_it(plan: Callable[..., Plan]) -> None:
+    def anew() -> Iterator[None]:
+        items = pd.read_csv("data/toy/items.tsv", sep="\t")
+        items.loc[0, "title"] = "another title"
+        items.to_csv("data/toy/items.tsv", sep="\t", index=False)
+        yield
+        Path("data/toy/images/0.png").write_bytes(b"another image")
+        yield
+
+    before = plan()
+    for _ in anew():
+        after = plan()
+        kept = [cell.key for cell, old, new in zip(before.cells, before.keys, after.keys, strict=True) if old == new]
+        assert kept == ["VBPR/toy/-/pt/-", "LightGCN/toy/-/pt/-"]
+        before = after
+
+
 @pytest.mark.parametrize(
     ("encoder", "setting", "file"),
     [
@@ -299,7 +317,7 @@ def test_one_command_does_the_grid_and_then_the_twins_of_its_winner(more: list[s
     assert "over shuffled, over none: content gain" in call("study", "table", "small.yaml").out
 
 
-def test_twins_wait_on_where_no_run_of_the_grid_succeeds(
+def test_twins_of_a_grid_that_has_failed_say_so_until_it_is_tried_again(
     plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*_: object, **__: object) -> object:
@@ -308,8 +326,34 @@ def test_twins_wait_on_where_no_run_of_the_grid_succeeds(
     monkeypatch.setattr(engine, "run", run)
     Path("small.yaml").write_text(TWINS)
     work(plan(), registry)
-    assert states(plan()) == {VBPR: FAILED, SHUFFLED: PENDING, NONE: PENDING, "LightGCN/toy/-/pt/-": FAILED}
-    assert {outcome.reason for outcome in plan().outcomes()[1:3]} == {"waits for the winner of its grid"}
+    lost = dict.fromkeys([SHUFFLED, NONE], NOT_APPLICABLE)
+    assert states(plan()) == {VBPR: FAILED, "LightGCN/toy/-/pt/-": FAILED, **lost}
+    assert {outcome.reason for outcome in plan().outcomes()[1:3]} == {f"{VBPR} has no winner: KeyError: 'weight'"}
+    again = make_plan(plan().study, registry, out=Path("runs"), since=time.time())
+    assert [*states(again).values()] == [FAILED, PENDING, PENDING, FAILED], "that is tried again may have one"
+
+
+def test_one_command_gives_twins_to_the_winner_that_its_second_try_of_a_run_brings(
+    plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("small.yaml").write_text(TWINS)
+    whole = make_plan(plan().study, registry, out=Path("whole"))
+    work(whole, registry)
+    best = winner(whole.cells[0], whole.outcomes()[0].results)[0].parameters["reg_weight"]
+    real, broken = engine.run, True
+
+    def run(spec: RunSpec, *rest: object, **options: object) -> object:
+        if broken and spec.point.get("reg_weight") == best:
+            raise KeyError("weight")
+        return real(spec, *rest, **options)
+
+    monkeypatch.setattr(engine, "run", run)
+    assert call("study", "run", "small.yaml").code == 1
+    assert {plan().jobs[key].spec.point["reg_weight"] for key in plan().keys[1]} == {0.1, 0.01} - {best}
+    broken = False
+    assert call("study", "run", "small.yaml").code == 0
+    assert {plan().jobs[key].spec.point["reg_weight"] for key in plan().keys[1]} == {best}
+    assert set(states(plan()).values()) == {FINISHED}
 
 
 # Processes
