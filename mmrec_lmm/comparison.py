@@ -16,7 +16,7 @@ import numpy as np
 from . import results
 from .artifacts import read_json
 from .errors import ConfigError, DataError, did_you_mean
-from .leaderboard import AXES, FINISHED, Interval, Leaderboard, Row, Score, has_value, value_on
+from .leaderboard import AXES, FINISHED, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
 from .slices import Slicer
 from .statistics import (
     POWER,
@@ -27,6 +27,7 @@ from .statistics import (
     paired,
     percentile_interval,
     permutation,
+    rank_sums,
     seed_variance,
     user_differences,
     wilcoxon,
@@ -39,7 +40,7 @@ SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
 @dataclass(frozen=True)
 class Entry:
     """One combination of a study's axes, and the runs of its winner in order of the seeds; none where there is a
-    reason for it. `modalities` may be None: all that the data set has, which the runs know."""
+    reason for it. `modalities` may be None where there are no runs: all that the data set has."""
 
     model: str
     dataset: str
@@ -50,6 +51,11 @@ class Entry:
     runs: Sequence[RunResult] = ()
     state: str = FINISHED
     reason: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name within its study."""
+        return key_of(self)
 
 
 def compare(
@@ -68,10 +74,11 @@ def compare(
     """The Leaderboard of a study's entries, in their order.
 
     A row is tested against the one that has the values of `baseline` and otherwise its own or, where that is a model
-    without item features, against that model's row. Controls are not tested: they are what content gain is measured
-    by. p is corrected over all tested rows and metrics that agree on the axes `family`, of all data sets where there
-    are none. The best is marked among rows that agree on `best_within`. `slicers`, by data set, ask for slices. Raises
-    ConfigError for an unknown test, axis or metric, DataError where rows of a data set were tested on different users.
+    without item features, against that model's row; a baseline that is several rows is refused. Controls are not
+    tested: they are what content gain is measured by. p is corrected over all tested rows and metrics that agree on the
+    axes `family`, of all data sets where there are none. The best is marked among rows that agree on `best_within`.
+    `slicers`, by data set, ask for slices. Raises ConfigError for an unknown test, axis or metric, DataError where rows
+    of a data set were tested on different users.
     """
     if test not in TESTS:
         raise ConfigError(f"unknown test {test}; there are {', '.join(TESTS)}{did_you_mean(test, TESTS)}")
@@ -108,7 +115,7 @@ def compare(
         comparisons=max(families.values(), default=0),
         detectable=_detectable(comparisons, families, alpha),
         users={board.dataset: len(board.users) for board in boards},
-        notes=tuple(_notes(rows, boards, comparisons, families, test=test, with_baseline=bool(baseline))),
+        notes=tuple(_notes(rows, boards, comparisons, families, test=test, baseline=baseline or {})),
     )
 
 
@@ -125,6 +132,7 @@ class _Comparison:
     paired: Paired
     interval: Interval
     p: float
+    above: bool  # whether the test, if it finds a difference, finds one in favour of the row
 
 
 class _Board:
@@ -171,10 +179,11 @@ class _Board:
             return
         for metric in self.metrics:
             found = [self.difference(ours, theirs, metric) for ours, theirs in pairs]
-            for (ours, theirs), (one, interval), p in zip(pairs, found, self._p(pairs, found, metric), strict=True):
+            tested = self._tested(pairs, found, metric)
+            for (ours, theirs), (one, interval), (p, above) in zip(pairs, found, tested, strict=True):
                 row, group = self.rows[ours], tuple(value_on(self.rows[ours], axis) or "-" for axis in family)
                 score, against = self.score(ours, metric), self.rows[theirs].key
-                yield _Comparison(self.dataset, row.key, metric, against, group, score, one, interval, p)
+                yield _Comparison(self.dataset, row.key, metric, against, group, score, one, interval, p, above)
 
     def content_gain(self, place: int) -> dict[str, dict[str, Interval]]:
         """A row less each of its control twins: control -> metric -> gain."""
@@ -205,16 +214,17 @@ class _Board:
                 sliced[place].setdefault(name, {})[self.metrics[metric]] = interval
         return sliced
 
-    def _p(
+    def _tested(
         self, pairs: Sequence[tuple[int, int]], found: Sequence[tuple[Paired, Interval]], metric: str
-    ) -> Sequence[float]:
-        """The uncorrected p of each pair, by the study's test."""
+    ) -> list[tuple[float, bool]]:
+        """By the study's test the uncorrected p of each pair, and whether it speaks for the first of them."""
         if self.test not in ("wilcoxon", "permutation"):
-            return [one.p for one, _ in found]
+            return [(one.p, one.mean > 0) for one, _ in found]
         rows = [(self.values[ours][metric], self.values[theirs][metric]) for ours, theirs in pairs]
         differences = np.stack([user_differences(*pair) for pair in rows], axis=1)  # (U, pairs)
-        p = wilcoxon(differences) if self.test == "wilcoxon" else permutation(differences)
-        return [float(one) for one in p]
+        if self.test == "wilcoxon":
+            return list(zip(wilcoxon(differences).tolist(), (rank_sums(differences) > 0).tolist(), strict=True))
+        return list(zip(permutation(differences).tolist(), (differences.sum(axis=0) > 0).tolist(), strict=True))
 
     def _values(self, entry: Entry) -> dict[str, np.ndarray]:
         """Metric -> an entry's values by seed and user (S, U), after a look whether these are the others' users."""
@@ -242,13 +252,12 @@ class _Board:
 def _row(entry: Entry) -> Row:
     """The row of an entry: its axes, its cost and its ticket, without numbers of test."""
     runs = entry.runs
-    known = runs[0].record["modalities"] if runs else ()
     row = Row(
         model=entry.model,
         dataset=entry.dataset,
         encoder=entry.encoder,
         paradigm=entry.paradigm,
-        modalities=tuple(known if entry.modalities is None else entry.modalities),
+        modalities=tuple(entry.modalities or ()),
         control=entry.control,
         state=entry.state,
         reason=entry.reason,
@@ -286,8 +295,15 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
         return None
     free = [axis for axis in AXES if axis not in baseline and axis != "control"]
     alike = [place for place in candidates if all(value_on(rows[place], axis) == value_on(row, axis) for axis in free)]
+    if len(alike) > 1:
+        named = ", ".join(f"{axis} {value}" for axis, value in baseline.items())
+        raise ConfigError(
+            f"baseline {named} is several rows: {', '.join(rows[place].key for place in alike)}; name one of them"
+        )
+    if alike or not {"model", "encoder"} & baseline.keys():
+        return next(iter(alike), None)
     without_features = [place for place in candidates if not rows[place].modalities]
-    return next(iter(alike or (without_features if len(without_features) == 1 else [])), None)
+    return without_features[0] if len(without_features) == 1 else None
 
 
 def _interval(mean: float, means: np.ndarray) -> Interval:
@@ -309,7 +325,7 @@ def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tup
                     difference=found.interval,
                     effect=found.paired.effect,
                     p=p,
-                    star=p < alpha and found.paired.mean > 0,
+                    star=p < alpha and found.above and found.paired.mean > 0,
                 ),
             )
 
@@ -356,7 +372,7 @@ def _notes(
     families: Mapping[tuple[str, ...], int],
     *,
     test: str,
-    with_baseline: bool,
+    baseline: Mapping[str, str | None],
 ) -> Iterator[str]:
     """What a reader of the table must know."""
     states = Counter(row.state for row in rows if row.state != FINISHED)
@@ -371,9 +387,10 @@ def _notes(
         )
     elif test != "t-test":
         yield "Intervals, p and stars are over users only, for the seeds at hand; the test `t-test` counts seeds too."
-    if with_baseline:
+    if baseline:
         done = {found.row for found in comparisons} | {found.against for found in comparisons}
-        left = [row.key for board in boards for row in board.rows if row.control is None and row.key not in done]
+        own = [row for board in boards for row in board.rows if row.control is None and row.key not in done]
+        left = [row.key for row in own if not all(has_value(row, axis, value) for axis, value in baseline.items())]
         if left:
             yield f"Not tested, as no row of their data set is their baseline: {', '.join(left)}."
     if len(families) > 1:

@@ -1,7 +1,5 @@
 """What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
 
-from typing import Any
-
 from .artifacts import write_json
 from .comparison import Entry, compare
 from .engine import Outcome, Plan
@@ -21,11 +19,10 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
     DataError where runs on one data set were tested on different users.
     """
     study, outcomes = plan.study, plan.outcomes()
-    entries: dict[Any, Entry] = {}
-    for place, outcome in enumerate(outcomes):
-        entry = _entry(outcome)
-        # Where a data set has one modality, "all that there are" and that one are the same runs, and one row
-        entries.setdefault(tuple(run.run_id for run in entry.runs) or place, entry)
+    entries: dict[str, Entry] = {}
+    for entry in map(_entry, outcomes):
+        # Where a data set has one modality, "all that there are" and that one are one row: of whichever got further
+        entries[entry.key] = max(entries.get(entry.key, entry), entry, key=lambda one: len(one.runs))
     board = compare(
         [*entries.values()],
         study=study.name,
@@ -44,14 +41,15 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
 
 def _entry(outcome: Outcome) -> Entry:
     cell = outcome.cell
+    runs = winner(cell, outcome.results) if cell.runs else ()
     return Entry(
         cell.model,
         cell.dataset,
         cell.encoder,
         cell.paradigm,
-        cell.modalities,
+        tuple(runs[0].record["modalities"]) if runs else cell.modalities,
         cell.control,
-        runs=winner(cell, outcome.results) if cell.runs else (),
+        runs=runs,
         state=outcome.state,
         reason=outcome.reason,
     )

@@ -325,7 +325,8 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
     if len(rows) < len(board.rows):
         others = len(board.rows) - len(rows)
         yield f"{others} of {len(board.rows)} rows have no place in this layout; plain shows all."
-    yield from board.notes
+    if plan.across != "slice":
+        yield from board.notes
     if beside:
         yield f"paper: the figures of {paper.about()['source']}; difference: ours less the paper's."
         yield from (str(count) for count in paper.counts(plan.table))

@@ -136,6 +136,13 @@ def wilcoxon(differences: np.ndarray) -> np.ndarray:
     return np.array([float(stats.wilcoxon(column).pvalue) if column.any() else 1.0 for column in differences.T])
 
 
+def rank_sums(differences: np.ndarray) -> np.ndarray:
+    """The signed-rank sum (M,) of each column of (U, M): above 0 where `wilcoxon` finds that they lie above 0, which a
+    mean need not say."""
+    ranks = [stats.rankdata(np.abs(column[column != 0])) @ np.sign(column[column != 0]) for column in differences.T]
+    return np.array(ranks)
+
+
 def permutation(differences: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> np.ndarray:
     """The p (M,) of the sign-flip test on each column of (U, M): how often random signs give as large a mean.
 

@@ -148,10 +148,14 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
             if axis not in AXES:
                 hint = did_you_mean(axis, AXES) or f"; axes are {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name} names the unknown axis {axis}{hint}")
+    values["settings"] = _flat(values.get("settings") or {})
+    if "modalities" in values["settings"]:
+        problems.append(f"{file.origin('settings.modalities')}: modalities are an axis: say them beside settings")
+    if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
+        problems.append(f"{file.origin('alpha')}: alpha must lie between 0 and 1, got {values['alpha']}")
     parts = tuple(_parts(file, problems))
     if problems:
         raise ConfigError("\n".join(problems))
-    values["settings"] = _flat(values.get("settings", {}))
     return Study(name=path.stem, file=file, parts=parts, configs=configs, overrides=overrides or {}, **values)
 
 
@@ -203,6 +207,9 @@ def _parts(file: Layer, problems: list[str]) -> Iterator[Part]:
             problems.append(f"{_at(file, prefix + next(iter(entry), ''))}: set is missing: {{key: value, ...}}")
             continue
         inner = f"{prefix}{SET}."
+        if not isinstance(entry[SET].get("modalities", ""), str | None):
+            problems.append(f"{_at(file, inner + 'modalities')}: modalities must be a text such as image+text, or null")
+            continue
         lines = {name.removeprefix(inner): line for name, line in file.lines.items() if name.startswith(inner)}
         yield Part(where, _flat(entry[SET]), lines, file.lines.get(prefix + next(iter(entry))))
 
@@ -311,6 +318,7 @@ class _Expansion:
                 check_applicable(run, self.registry)
                 for metric in run.settings.metrics:
                     self.registry.metrics.get(metric)
+                self._check_measured(run)
         except NotApplicable as error:
             return dataclasses.replace(cell, reason=str(error))
         except PluginError:  # a library is missing, say: the run tells, and the other cells go on
@@ -318,6 +326,19 @@ class _Expansion:
         except ConfigError as error:
             self.problems.append(str(error))
         return dataclasses.replace(cell, runs=runs)
+
+    def _check_measured(self, run: RunSpec) -> None:
+        """Tables and slices are made from what the runs keep, so what they don't is refused before any is done."""
+        study, settings = self.study, run.settings
+        measured = [f"{name}@{k}" for name in settings.metrics for k in settings.topk]
+        for metric in study.metrics:
+            if metric.lower() not in map(str.lower, measured):
+                self.problems.append(
+                    f"{_at(study.file, 'metrics')}: metrics names {metric}, which runs of {run.model} don't measure"
+                    f"{did_you_mean(metric, measured)}; their metrics and topk give {', '.join(measured)}"
+                )
+        if study.slices and not settings.save_recommended_topk:
+            self.problems.append(f"{_at(study.file, 'slices')}: slices need save_recommended_topk: true")
 
     def _layer(self, cell: Cell, parts: Sequence[Part]) -> tuple[Layer, str | None]:
         """What the file says of a cell's runs, as a layer of their configuration, and the preset. Keys that only other
@@ -346,6 +367,12 @@ class _Expansion:
         if study.seeds:
             axes = {"seed": list(study.seeds), **axes}
         for key, axis in axes.items():
+            if key in values:
+                line = lines.get(key)
+                self.problems.append(
+                    f"{study.file.source}{f':{line}' if line else ''}: {key} is an axis of {cell.model}, by "
+                    f"{'seeds' if key == 'seed' else 'grids'}, so that one value can't be set beside it"
+                )
             values[key] = axis if isinstance(axis, list) else [axis]
             lines[key] = study.file.lines.get(f"grids.{cell.model}.{key}", study.file.lines.get("seeds", 0))
         return Layer("study", study.file.source, {**values, GRID: list(axes)}, lines), preset
@@ -388,12 +415,30 @@ class _Expansion:
                     catalogue.load(name, "config")
                 except ConfigError as error:
                     self.problems.append(f"{_at(study.file, key)}: {error}")
+        self._check_modalities()
         for name in study.grids:
             if name.lower() not in map(str.lower, study.models):
                 hint = did_you_mean(name, study.models)
                 self.problems.append(f"{_at(study.file, f'grids.{name}')}: {name} is no model of this study{hint}")
             if not isinstance(study.grids[name], str | Mapping):
                 self.problems.append(f"{_at(study.file, f'grids.{name}')}: must name a grid, or hold key: [values]")
+
+    def _check_modalities(self) -> None:
+        """A modality that none of the study's encoders makes; what files hold beside, nobody knows yet."""
+        study, encoders = self.study, self.registry.encoders
+        names = [name.partition(":")[0] if name else "" for name in study.encoders]
+        specs = [encoders.get(name) for name in names if name in encoders]
+        if len(specs) < len(names) or any(spec.feature_files for spec in specs):
+            return
+        known = {modality for spec in specs for modality in spec.modalities}
+        said = [(_at(study.file, "modalities"), text) for text in study.modalities]
+        for number, part in enumerate(study.parts):
+            said.append((_at(study.file, f"{FOR}.{number}.{SET}.modalities"), part.settings.get("modalities")))
+        for where, text in said:
+            for name in _modalities(text) or ():
+                if name not in known:
+                    hint = did_you_mean(name, known) or f"; these make {', '.join(sorted(known))}"
+                    self.problems.append(f"{where}: no encoder of this study makes the modality {name}{hint}")
 
     def _check_read(self) -> None:
         """What no cell reads was meant for one: each part must select a cell, and each of its keys must serve one."""

@@ -74,7 +74,7 @@ def noise(seed: int, seeds: int = 3, users: int = USERS) -> np.ndarray:
 
 
 def test_a_row_has_its_axes_its_cost_and_its_ticket(make: Make) -> None:
-    (row,) = board(make([[0, 1.0], [1, 1]], modalities=None)).rows
+    (row,) = board(make([[0, 1.0], [1, 1]])).rows
     assert (row.key, row.seeds, row.seconds, row.encoder_seconds) == ("VBPR/demo/basic/pt/image+text", (1, 2), 15, 3)
     assert (row.memory, row.parameters_trained, dict(row.parameters)) == (200, 7, {"reg_weight": 0.1})
     assert row.ticket["replay"] == [f"mmrec-lmm replay {run}" for run in row.runs]
@@ -221,6 +221,32 @@ def test_a_model_without_features_is_a_baseline_of_any_row(make: Make) -> None:
     plain = make(noise(1), model="BPR", encoder=None, modalities=())
     rows = board(plain, make(noise(2)), make(noise(3), encoder="clip"), baseline={"model": "BPR"}).rows
     assert [row.scores[METRIC].against for row in rows] == [None, "BPR/demo/-/pt/-", "BPR/demo/-/pt/-"]
+
+
+def test_a_model_without_features_stands_in_for_no_baseline_that_names_neither_model_nor_encoder(make: Make) -> None:
+    ids_alone, tuned = make(noise(1), model="LightGCN", encoder=None, modalities=()), make(noise(2), paradigm="ft")
+    found = board(ids_alone, tuned, baseline={"paradigm": "pt"})
+    assert found.rows[1].scores[METRIC].against is None
+    assert "Not tested, as no row of their data set is their baseline: VBPR/demo/basic/ft/image+text." in found.notes
+
+
+def test_a_baseline_that_is_several_rows_is_refused(make: Make) -> None:
+    entries = [make(noise(n), encoder=encoder) for n, encoder in enumerate(("clip:tiny", "clip:ViT-L-14", "basic"))]
+    with pytest.raises(ConfigError, match=r"baseline encoder clip is several rows: VBPR/demo/clip:tiny.*ViT-L-14"):
+        board(*entries, baseline={"encoder": "clip"})
+
+
+def test_a_star_of_signed_ranks_wants_these_and_the_mean_to_be_above(make: Make) -> None:
+    base = np.full((1, 100), 0.5)
+    many_below_few_far_above = base + np.r_[np.full(80, -0.1), np.full(20, 0.5)] + noise(0, users=100)[:1] / 1e6
+    above = base + 0.1 + noise(0, users=100)[:1] / 1e6
+    rows = board(
+        make(base), make(many_below_few_far_above, encoder="a"), make(above, encoder="b"), test="wilcoxon"
+    ).rows
+    scores = [row.scores[METRIC] for row in rows[1:]]
+    assert [(score.p < 0.05, score.difference.mean > 0, score.star) for score in scores] == [
+        (True, True, False), (True, True, True),
+    ]  # fmt: skip
 
 
 def test_a_row_whose_baseline_is_missing_is_not_tested_and_named(make: Make) -> None:

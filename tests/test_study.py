@@ -162,6 +162,35 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ("{models: VBPR, datasets: toy, grids: {LATTICE: mmrec}}", ["LATTICE is no model of this study"]),
         ("{models: VBPR, datasets: toy, grids: {VBPR: nowhere}}", ["unknown grid of model VBPR: nowhere"]),
         ("{models: VBPR, datasets: toy, settings: {metrics: [Recall, Recal]}}", ["unknown metric Recal"]),
+        (
+            "models: VBPR\ndatasets: toy\nmetrics: [Recall@20, Recall@15]\nslices: true\n"
+            "settings: {save_recommended_topk: false}",
+            [
+                "mine.yaml:3: metrics names Recall@15, which runs of VBPR don't measure; did you mean Recall@5?",
+                "mine.yaml:4: slices need save_recommended_topk: true",
+            ],
+        ),
+        ("{models: VBPR, datasets: toy, alpha: 5}", ["mine.yaml:1: alpha must lie between 0 and 1, got 5"]),
+        (
+            "models: VBPR\ndatasets: toy\nsettings: {modalities: text}",
+            ["mine.yaml:3: modalities are an axis: say them beside settings"],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nfor:\n  - model: VBPR\n    set: {modalities: [text]}",
+            ["mine.yaml:5: modalities must be a text such as image+text, or null"],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nencoders: basic\nmodalities: [txet, image]",
+            ["mine.yaml:4: no encoder of this study makes the modality txet; did you mean text?"],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nseeds: [1, 2]\ngrids: {VBPR: {reg_weight: [1, 2]}}\nsettings:\n  seed: 5\n"
+            "for:\n  - model: VBPR\n    set: {reg_weight: 7}",
+            [
+                "mine.yaml:6: seed is an axis of VBPR, by seeds, so that one value can't be set beside it",
+                "mine.yaml:9: reg_weight is an axis of VBPR, by grids, so that one value can't be set beside it",
+            ],
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_at_once_with_its_line(
