@@ -271,8 +271,7 @@ def _row(entry: Entry) -> Row:
         runs=tuple(run.run_id for run in runs),
         seeds=tuple(record["seed"] for record in records),
         seconds=float(np.mean([record["seconds"]["train"] for record in records])),
-        # Whichever run came first did it, and the others found it in the cache
-        encoder_seconds=max(record["seconds"]["tune"] + record["seconds"]["encode"] for record in records),
+        encoder_seconds=max(record["seconds"].get("encoder", 0.0) for record in records),
         memory=max(record["peak_memory_bytes"] for record in records),
         parameters_trained=records[0]["parameters_trained"],
         ticket={

@@ -199,6 +199,7 @@ def _encode_free(
     unreadable: dict[int, str] = {}
     with torch.cuda.device(model.device) if cuda else nullcontext(), progress:
         prepared = loader(source, model.encoder, model.name, batches(), workers=options.workers, pin=cuda)
+        began = time.perf_counter()
         computed = ((model(batch.tensors), batch.unreadable) for batch in progress.waiting(_sound(prepared)))
         # On a GPU one batch ahead: it computes the next rows while these are fetched and saved
         for features, reasons in _ahead(computed) if cuda else computed:
@@ -207,9 +208,9 @@ def _encode_free(
             progress.advance(len(rows[-1]))
             shard = claimed[0]
             if sum(map(len, rows)) == len(shard.items):
-                _save_shard(claimed.popleft(), source.modality, rows, unreadable)
+                _save_shard(claimed.popleft(), source.modality, rows, unreadable, time.perf_counter() - began)
                 claims.give_up(shard.number)
-                rows, unreadable = [], {}
+                rows, unreadable, began = [], {}, time.perf_counter()
     return progress.done > 0
 
 
@@ -283,9 +284,11 @@ class _Progress:
             )  # fmt: skip
 
 
-def _save_shard(shard: _Shard, modality: str, rows: Sequence[np.ndarray], unreadable: Mapping[int, str]) -> None:
+def _save_shard(
+    shard: _Shard, modality: str, rows: Sequence[np.ndarray], unreadable: Mapping[int, str], seconds: float
+) -> None:
     present = np.array([int(item) not in unreadable for item in shard.items])
-    table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem)
+    table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem, seconds)
     save_table(shard.path, table, unreadable=unreadable)
 
 
@@ -299,5 +302,6 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
         present[items] = part.present
         unreadable |= about["unreadable"]
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
+    table = FeatureTable(modality, values, present, path.stem, sum(part.seconds for _, part, _ in parts))
+    save_table(path, table, encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))

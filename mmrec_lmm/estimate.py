@@ -68,6 +68,7 @@ class Making:
     passes: int = 1  # over the items: of tuning its epochs, at most
     seconds_per_item: float = 0.0  # of one pass
     reason: str = ""
+    together: str = ""  # equal for what one process makes, one after the other
 
     @property
     def minutes(self) -> float:
@@ -130,7 +131,7 @@ def measure(
         kind = fingerprint([spec.dataset, spec.encoder, spec.encoder_config, one.part, tuning])
         if kind not in answers:
             answers[kind] = _alone(_measure, call, one.key, one.part)
-        found.append(Making(one.what, **answers[kind]))
+        found.append(Making(one.what, **answers[kind], together=plan.expected[one.key].artefact))
         if told:
             told(found[-1])
     return found
@@ -141,16 +142,17 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
     they need is kept beside the study's records."""
     records = {key: plan.record(job) for key, job in plan.expected.items()}
     kinds: dict[str, list[Job]] = {}
-    widths: dict[str, Mapping[str, int] | str] = {}  # by group; the reason where they can't be told
+    widths: dict[str, Mapping[str, int] | str] = {}  # by features; the reason where they can't be told
     for key, job in plan.expected.items():
         record = records[key]
         if record is None or record.state != FINISHED:
-            if job.group not in widths:
+            features = f"{job.artefact} {job.spec.modalities}"
+            if features not in widths:
                 try:
-                    widths[job.group] = _widths(job.spec, registry)
-                except MMRecError as error:
-                    widths[job.group] = str(error)
-            kinds.setdefault(_kind(job, widths[job.group]), []).append(job)
+                    widths[features] = _widths(job.spec, registry)
+                except Exception as error:  # a plugin may raise anything; the probe tells it
+                    widths[features] = str(error)
+            kinds.setdefault(_kind(job, widths[features]), []).append(job)
     lengths: dict[str, list[int]] = {}
     for outcome in plan.outcomes():
         lengths.setdefault(outcome.cell.model, []).extend(one.epochs for one in outcome.results if one is not None)

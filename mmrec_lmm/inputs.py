@@ -40,7 +40,7 @@ class Inputs:
 
     dataset: Dataset
     tables: Mapping[str, FeatureTable]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # by step; "encoder" is what tuning and encoding took whichever run first needed them
     tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalogue
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of `files_behind`
 
@@ -59,11 +59,12 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     had = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
+    made_in = sum(table.seconds for table in tables.values()) + (tuned.record["seconds"] if tuned else 0.0)
     if settings.missing == "mean":
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
     if spec.control is not None:
         tables = control_tables(tables, spec.control, settings.seed)
-    seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had}
+    seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had, "encoder": made_in}
     return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, tuple(tables), registry))
 
 

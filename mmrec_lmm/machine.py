@@ -5,7 +5,8 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -66,8 +67,22 @@ def choose_device(settings: Settings) -> torch.device:
     return device
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory` begin anew, as far as the system can: one process may do many runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library; no right to
+            ctypes.CDLL(None).malloc_trim(0)  # what is kept though freed (keep_freed_memory) is no need of what comes
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held, in bytes: on the GPU if it used one, else resident."""
+    """The most memory that this process has held since `forget_peak_memory`, in bytes: on the GPU if it used one, else
+    resident. Where the system can't forget, it is since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -165,7 +165,10 @@ def making_text(makings: Sequence[Making], *, jobs: int) -> str:
     ]
     unknown = [f"{making.what}: no estimate: {making.reason}" for making in makings if making.reason]
     at_most = "at most " if any(making.passes > 1 for making in known) else ""
-    minutes = sum(making.minutes for making in known) / jobs
+    of_one: dict[str, float] = {}
+    for making in known:
+        of_one[making.together] = of_one.get(making.together, 0.0) + making.minutes
+    minutes = max([sum(of_one.values()) / jobs, *of_one.values()])
     total = f"encoding and tuning: {at_most}{minutes:.0f} minutes with --jobs {jobs}" if known else ""
     return "\n\n".join(filter(None, [table(rows), "\n".join(unknown), total]))
 

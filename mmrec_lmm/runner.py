@@ -27,7 +27,7 @@ from .features import ItemFeatures
 from .inputs import Inputs
 from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
-from .machine import choose_device, cpu_threads, keep_freed_memory, peak_memory
+from .machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
 from .provenance import code_hashes, provenance, run_id
 from .registry import Registry
 from .settings import Settings
@@ -83,6 +83,7 @@ def run(
             _warn_of_other_code(finished, spec, registry)
             return dataclasses.replace(finished, parameters=spec.point)  # it may have been a point of another grid
         results.save_config(folder, spec)
+        forget_peak_memory(device)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
         try:

@@ -121,6 +121,7 @@ class FeatureTable:
     values: np.ndarray
     present: np.ndarray
     fingerprint: str
+    seconds: float = field(default=0.0, compare=False)  # that an encoder took for it, whoever let it; 0 for a file's
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.present.shape != self.values.shape[:1]:

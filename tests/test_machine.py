@@ -31,3 +31,24 @@ def faults(**environment: str) -> int:
 def test_tensors_find_the_memory_of_those_before_them_unless_the_environment_says_otherwise() -> None:
     assert faults() < 2000
     assert faults(MALLOC_TRIM_THRESHOLD_="100000", MALLOC_MMAP_THRESHOLD_="100000") > 39 * 2000
+
+
+PEAKS = """
+import torch
+from mmrec_lmm.machine import forget_peak_memory, keep_freed_memory, peak_memory
+keep_freed_memory()
+device = torch.device("cpu")
+large = [torch.ones(2**20) for _ in range(75)]  # 4 MB each, which the C library keeps when they are freed
+first = peak_memory(device)
+del large
+forget_peak_memory(device)
+torch.ones(2**22)
+print(first, peak_memory(device))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only Linux forgets a peak")
+def test_the_peak_of_a_run_is_not_that_of_the_run_before_it_in_the_same_process() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert 200e6 < first - second < 300e6

@@ -524,6 +524,21 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert not list((resumed.path / "checkpoint").glob("*"))
 
 
+def test_seconds_of_training_count_all_epochs_and_those_of_the_encoder_whoever_let_it(
+    specs: Specs, toys: Registry, tmp_path: Path, out: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run_grid(specs(encoder="basic"), interrupting(tmp_path, 2), out=out)
+    result = run_grid(specs(encoder="basic"), toys, out=out, resume=True).best
+    seconds = result.record["seconds"]
+    assert seconds["train"] == sum(
+        report.train_seconds + report.valid_seconds for report in results.load_history(result.path)
+    )
+    assert seconds["encoder"] > 0
+    again = run_grid(specs(encoder="basic", seed="5"), toys, out=out).best.record["seconds"]
+    assert again["encoder"] == seconds["encoder"]
+
+
 def test_a_checkpoint_of_other_code_is_refused_with_what_to_do(
     specs: Specs, toys: Registry, tmp_path: Path, out: Path
 ) -> None:
