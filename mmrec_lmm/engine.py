@@ -159,7 +159,8 @@ def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TOR
 
 def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, waiting: Sequence[Job] = ()) -> Plan:
     """The plan of cells with their jobs, those that wait apart."""
-    jobs = {job.key: job for _, of_cell in found for job in of_cell if job not in waiting}
+    apart = {job.key: job for job in waiting}
+    jobs = {job.key: job for _, of_cell in found for job in of_cell if job.key not in apart}
     order = {artefact: place for place, artefact in enumerate(dict.fromkeys(job.artefact for job in jobs.values()))}
     groups = {group: place for place, group in enumerate(dict.fromkeys(job.group for job in jobs.values()))}
     in_order = sorted(jobs.values(), key=lambda job: (order[job.artefact], groups[job.group]))
@@ -169,7 +170,7 @@ def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, 
         {job.key: job for job in in_order},
         tuple(tuple(job.key for job in of_cell) for _, of_cell in found),
         out,
-        {job.key: job for job in waiting},
+        apart,
     )
 
 
