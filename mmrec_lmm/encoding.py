@@ -12,6 +12,7 @@ share: none waits for one that has died.
 Shapes: I items, S items of a shard, D feature width.
 """
 
+import dataclasses
 import logging
 import re
 import shutil
@@ -102,7 +103,8 @@ def encode(
                     dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,
                 )  # fmt: skip
                 _make(path, source, model, len(catalog), options)
-        tables[modality], about = load_with_header(path)
+        table, about = load_with_header(path)
+        tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
         _report(tables[modality], about["unreadable"], catalog)
     return tables
 
@@ -112,6 +114,17 @@ def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tu
     made_by = [FORMAT, *encoder_id(spec, config, source.modality), dtype, *([tuned] if tuned else [])]
     name = artifacts.fingerprint([made_by, source.modality, source.fingerprint])
     return artifacts.home() / "features" / f"{name}.safetensors"
+
+
+def _seconds_file(path: Path) -> Path:
+    """Of the table at `path`: what it took. Not within it, as its bytes are to follow from its name."""
+    return artifacts.home() / "seconds" / path.stem
+
+
+def _seconds(path: Path) -> float:
+    """What an encoder took for the table at `path`; 0 where nothing says it."""
+    told = _seconds_file(path)
+    return float(told.read_text()) if told.is_file() else 0.0
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:
@@ -288,8 +301,8 @@ def _save_shard(
     shard: _Shard, modality: str, rows: Sequence[np.ndarray], unreadable: Mapping[int, str], seconds: float
 ) -> None:
     present = np.array([int(item) not in unreadable for item in shard.items])
-    table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem, seconds)
-    save_table(shard.path, table, unreadable=unreadable)
+    table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem)
+    save_table(shard.path, table, unreadable=unreadable, seconds=seconds)
 
 
 def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int, *, encoder: str) -> None:
@@ -302,6 +315,7 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
         present[items] = part.present
         unreadable |= about["unreadable"]
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    table = FeatureTable(modality, values, present, path.stem, sum(part.seconds for _, part, _ in parts))
-    save_table(path, table, encoder=encoder, unreadable=unreadable)
+    seconds = sum(about["seconds"] for _, _, about in parts)
+    artifacts.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
+    save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))

@@ -90,8 +90,7 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
 
 def save_table(path: Path, table: FeatureTable, **about: Any) -> Path:
     """Write a table atomically as safetensors; `about` is further plain data for the file's header."""
-    header = {"modality": table.modality, "fingerprint": table.fingerprint, "seconds": table.seconds}
-    header |= artifacts.plain(about)
+    header = {"modality": table.modality, "fingerprint": table.fingerprint} | artifacts.plain(about)
     arrays = {"values": np.ascontiguousarray(table.values), "present": np.ascontiguousarray(table.present)}
     metadata = {"about": json.dumps(header)}
     return artifacts.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
@@ -118,7 +117,7 @@ def load_with_header(path: Path) -> tuple[FeatureTable, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])
             arrays = file.get_tensor("values"), file.get_tensor("present")
-        return FeatureTable(about["modality"], *arrays, about["fingerprint"], about.get("seconds", 0.0)), about
+        return FeatureTable(about["modality"], *arrays, about["fingerprint"]), about
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
