@@ -315,7 +315,7 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
         present[items] = part.present
         unreadable |= about["unreadable"]
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    seconds = sum(about["seconds"] for _, _, about in parts)
+    seconds = sum(about.get("seconds", 0.0) for _, _, about in parts)  # of older shards nobody knows
     artifacts.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
     save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))
