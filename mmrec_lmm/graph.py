@@ -34,6 +34,7 @@ with warnings.catch_warnings():  # torch says once per process that this layout 
 Normalisation = Literal["symmetric", "random_walk", "random_walk_with_self", "random_walk_plus_self", "plain"]
 Reduction = Literal["sum", "mean", "max"]
 Side = Literal["users", "items"]
+Ties = Literal["own_first", "topk"]
 
 BLOCK_ROWS = 256  # of similarities at once in the search for neighbours: a block of products that caches can hold
 
@@ -387,11 +388,15 @@ class Neighbours:
 
 
 @torch.no_grad()
-def nearest_neighbours(x: Tensor, k: int, *, present: Tensor | None = None, block_rows: int = BLOCK_ROWS) -> Neighbours:
-    """The k items of largest cosine in `x` (I, D), itself always among them: exact, O(I^2 D) time, O(I) memory.
+def nearest_neighbours(
+    x: Tensor, k: int, *, present: Tensor | None = None, ties: Ties = "own_first", block_rows: int = BLOCK_ROWS
+) -> Neighbours:
+    """The k items of largest cosine in `x` (I, D): exact, O(I^2 D) time, O(I) memory.
 
-    Equal cosines go to the lower id. With fewer than k candidates all of them are neighbours. An item that is not
-    `present` (I,) or whose row is zero has only itself, and is nobody else's neighbour.
+    `ties` says who wins among equal cosines. own_first: the item itself, which is thus always among its neighbours,
+    then lower ids. topk: whom torch's topk picks from the row of cosines; many equal items then all have the same k
+    neighbours, and most of them aren't among their own. With fewer than k candidates all of them are neighbours. An
+    item that is not `present` (I,) or whose row is zero has only itself, and is nobody else's neighbour.
     """
     norms = torch.linalg.vector_norm(x, dim=1)
     usable = norms != 0  # NaN counts as usable: it must reach the loss, where it is noticed
@@ -405,15 +410,15 @@ def nearest_neighbours(x: Tensor, k: int, *, present: Tensor | None = None, bloc
     values[:, 0], real[:, 0] = 1.0, True
     if len(ids):
         unit = x[ids].div_(norms[ids].unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)  # (C, D)
-        found, similar = _most_similar(unit, min(k, len(ids)), block_rows)  # (C, k') both
+        found, similar = _most_similar(unit, min(k, len(ids)), ties, block_rows)  # (C, k') both
         width = found.shape[1]
         items[ids, :width], values[ids, :width], real[ids, :width] = ids[found], similar, True
     return Neighbours(items, values, real)
 
 
-def _most_similar(unit: Tensor, k: int, block_rows: int) -> tuple[Tensor, Tensor]:
-    """For each row of `unit` (C, D), the k rows (C, k) of largest cosine with it, ascending, itself included; and the
-    cosines (C, k)."""
+def _most_similar(unit: Tensor, k: int, ties: Ties, block_rows: int) -> tuple[Tensor, Tensor]:
+    """For each row of `unit` (C, D), the k rows (C, k) of largest cosine with it, ascending by row; and the cosines
+    (C, k)."""
     n = len(unit)
     block = min(n, block_rows)
     buffer, similar = unit.new_empty(block, n), unit.new_empty(n, k)
@@ -422,15 +427,25 @@ def _most_similar(unit: Tensor, k: int, block_rows: int) -> tuple[Tensor, Tensor
     for start in range(0, n, block):
         stop = min(start + block, n)
         products = torch.mm(unit[start:stop], unit.T, out=buffer[: stop - start])  # (block, C)
-        products[rows[: stop - start], start + rows[: stop - start]] = torch.inf  # rounding mustn't cost the place
-        values, best = products.topk(min(k + 1, n), dim=1)  # one more, to see ties at the border
-        if k < n:
-            tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
-            best = best[:, :k]
-            best[tied] = _lowest_of_ties(products[tied], values[tied, k].unsqueeze(1), k)
+        if ties == "topk":
+            best = products.topk(k, dim=1).indices  # of k, and not of more: topk's choice among equals depends on it
+        else:
+            products[rows[: stop - start], start + rows[: stop - start]] = torch.inf  # rounding mustn't cost the place
+            best = _lowest_of_best(products, k)
         found[start:stop] = best.sort(dim=1).values
         similar[start:stop] = products.gather(1, found[start:stop])
     return found, similar.clamp_(max=1.0)
+
+
+def _lowest_of_best(products: Tensor, k: int) -> Tensor:
+    """The k columns (R, k) that are largest in each row of `products` (R, C), the lower ones among equals."""
+    if k == products.shape[1]:
+        return products.topk(k, dim=1).indices
+    values, best = products.topk(k + 1, dim=1)  # one more, to see ties at the border
+    tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
+    best = best[:, :k]
+    best[tied] = _lowest_of_ties(products[tied], values[tied, k].unsqueeze(1), k)
+    return best
 
 
 def _lowest_of_ties(products: Tensor, threshold: Tensor, k: int) -> Tensor:

@@ -312,6 +312,23 @@ def test_an_item_stays_its_own_neighbour_among_more_twins_than_there_are_places(
     assert neighbour_sets(torch.ones(6, 2), 3) == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5]]
 
 
+@given(n=st.integers(1, 30), k=st.integers(1, 35), block=st.integers(1, 40), seed=st.integers(0, 99))
+def test_the_rule_topk_leaves_equal_cosines_to_torch_over_the_dense_rows_in_blocks_of_any_size(
+    n: int, k: int, block: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.eye(3)[torch.randint(0, 3, (n,), generator=generator)]  # cosines of exactly 0 and 1
+    expected = (x @ x.T).topk(min(k, n), dim=1).indices.sort(dim=1).values
+    assert neighbour_sets(x, k, ties="topk", block_rows=block) == expected.tolist()
+
+
+def test_under_the_rule_topk_equal_items_share_their_neighbours_and_absent_items_keep_only_themselves() -> None:
+    found = neighbour_sets(torch.ones(9, 2), 3, ties="topk", present=torch.arange(9) != 4)
+    assert found[4] == [4]
+    assert len({tuple(row) for item, row in enumerate(found) if item != 4}) == 1
+    assert not any(4 in row for item, row in enumerate(found) if item != 4)
+
+
 def test_a_graph_whose_rows_sum_to_nothing_vanishes_instead_of_becoming_nan() -> None:
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]], requires_grad=True)
     near = nearest_neighbours(x, 3)

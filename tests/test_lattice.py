@@ -203,6 +203,43 @@ def test_the_sparse_form_equals_the_dense_equations_in_value_and_gradient(
         torch.testing.assert_close(sparse.eval().scorer()(torch.arange(N_USERS)), scores, rtol=0, atol=1e-12)
 
 
+def two_kinds_of_items(registry: Registry, **config: Any) -> DotProduct:
+    """Items of one kind have equal features, and more of them are equal than have a place; every cosine is exactly 0
+    or 1, of raw and of learned features."""
+    tables = {}
+    for modality, table in double_features()().items():
+        tables[modality] = torch.zeros_like(table)
+        tables[modality][torch.arange(N_ITEMS), torch.arange(N_ITEMS) % 2] = 1.0
+    own = ItemFeatures(tables, double_features().present)
+    model = lattice(registry, own, data=uneven_data(), **config)
+    with torch.no_grad():
+        for modality in own:
+            trs = model.get_submodule(f"{modality}_trs")
+            assert isinstance(trs, torch.nn.Linear)
+            trs.weight.copy_(torch.eye(*trs.weight.shape))
+            trs.bias.zero_()
+    return model
+
+
+@pytest.mark.usefixtures("_double")
+def test_under_mmrecs_rule_equal_items_have_the_neighbours_of_plain_topk_in_both_kinds_of_graphs(
+    registry: Registry,
+) -> None:
+    ours, own_first = (two_kinds_of_items(registry, knn_ties=ties) for ties in ("topk", "own_first"))
+    loss, scores = equations(ours, CONFIG)
+    assert torch.stack([*ours.training_loss(BATCH).values()]).sum().item() == pytest.approx(loss.item(), abs=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval().scorer()(torch.arange(N_USERS)), scores, rtol=0, atol=1e-12)
+        assert (own_first.eval().scorer()(torch.arange(N_USERS)) - scores).abs().max() > 1e-3
+    for model, lists in ((ours, 2), (own_first, N_ITEMS)):
+        graphs = model.item_graph()[0].split(CONFIG["knn_k"], dim=1)
+        assert len(graphs) == 4  # raw and learned, of either modality
+        for items in graphs:
+            has_itself = (items == torch.arange(N_ITEMS).unsqueeze(1)).any(dim=1)
+            assert len(items.unique(dim=0)) <= lists
+            assert bool(has_itself.all()) == (model is own_first)
+
+
 @pytest.mark.usefixtures("_double")
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_later_batches_of_an_epoch_have_the_first_ones_graph_and_the_same_gradient_of_embeddings(
@@ -335,10 +372,13 @@ def test_a_batch_of_one_and_a_user_with_one_training_row_train(registry: Registr
 
 
 @pytest.mark.parametrize("preset", ["mmrec", "lmm", "paper"])
-def test_the_presets_of_the_sources_divide_the_regulariser_as_they_do(registry: Registry, preset: str) -> None:
+def test_the_presets_of_the_sources_divide_the_regulariser_and_treat_equal_cosines_as_they_do(
+    registry: Registry, preset: str
+) -> None:
     request = Request(model="LATTICE", dataset="baby", preset=preset)
     (run,) = resolve(request, model=registry.models.get("LATTICE"), encoder=None, dataset=None).runs
     assert run.model_config.reg_batch_size == run.settings.train_batch_size
+    assert run.model_config.knn_ties == "topk"
     assert run.settings.learning_rate_scheduler == (0.96, 50.0)
 
 

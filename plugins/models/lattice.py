@@ -14,9 +14,11 @@ as the dense matrices of the authors' code, in O(I k D) instead of O(I^3).
 
 Fidelity: MMRec's code, which follows the authors'. The item graph learns in the first batch of each epoch only and
 stands still for the rest of it; X_m is a trainable copy of the frozen features. `reg_batch_size` is the B of the loss
-where it isn't the batch's own number of rows: MMRec divides by its train_batch_size in the short last batch too. Ours:
-an item without features (absent, or a zero row, which makes MMRec's graph NaN) is its own only neighbour, equal
-cosines go to the lower id, and features that train with their encoder are used live, without a copy.
+where it isn't the batch's own number of rows: MMRec divides by its train_batch_size in the short last batch too.
+`knn_ties: topk` is MMRec's rule for equal cosines in all graphs, whatever torch's topk picks: items with equal features
+(texts that the mean fills in) then have the same k neighbours, itself among them or not; `own_first`, the default,
+gives each item itself, then lower ids. Ours: an item without features (absent, or a zero row, which makes MMRec's graph
+NaN) is its own only neighbour, and features that train with their encoder are used live, without a copy.
 Shapes: B batch, U users, I items, D embedding, F features, k neighbours, M modalities.
 """
 
@@ -49,6 +51,7 @@ class LATTICEConfig:
     embedding_size: int = 64
     feat_embed_dim: int = 64  # of trs_m, in which learned neighbours are found
     knn_k: int = 10  # neighbours per graph, the item itself among them
+    knn_ties: Literal["own_first", "topk"] = "own_first"  # equal cosines: itself, then lower ids; MMRec: torch's topk
     n_layers: int = 1  # of the item graph
     lambda_coeff: float = 0.9  # share of the fixed graphs; the learned one has the rest
     cf_model: Literal["lightgcn", "ngcf", "mf"] = "lightgcn"
@@ -147,7 +150,7 @@ class LATTICE(DotProduct):
         for modality, weight in zip(self.modalities, importance, strict=True):
             trainable = tables[modality] if self.features.joint else self.get_parameter(f"{modality}_embedding.weight")
             projected = self.get_submodule(f"{modality}_trs")(trainable)  # (I, feat_embed_dim)
-            learned.append(nearest_neighbours(projected, self.config.knn_k, present=fixed[modality].known))
+            learned.append(self._neighbours(projected, fixed[modality].known))
             values.append(weight * cosines(projected, learned[-1]))  # (I, k)
         degrees = torch.stack([part.sum(1) for part in values]).sum(0)  # (I,) of all modalities together
         for neighbours, part in zip(learned, values, strict=True):
@@ -159,9 +162,12 @@ class LATTICE(DotProduct):
         graphs = {}
         for modality, table in self.features().items():
             known = self.features.present[modality] & (table != 0).any(dim=1)
-            near = nearest_neighbours(table, self.config.knn_k, present=known)
+            near = self._neighbours(table, known)
             graphs[modality] = FixedGraph(near, symmetric_weights(near.cosines, near.cosines.sum(1), near), known)
         return graphs
+
+    def _neighbours(self, x: Tensor, known: Tensor) -> Neighbours:
+        return nearest_neighbours(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
 
     def _travel(self, items: Tensor, weights: Tensor) -> Tensor:
         """S^n_layers E (I, D)."""
