@@ -300,7 +300,9 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
         help="features of a modality from a file",
     )
     parser.add_argument(
-        "--control", choices=("shuffled", "random", "none"), help="a twin run whose features carry no content"
+        "--control",
+        choices=("shuffled", "random", "constant", "none"),
+        help="a twin run whose features carry no content",
     )
     parser.add_argument(
         "--preset", choices=("mmrec", "lmm", "paper"), help="set what differs between the sources as one of them has it"
@@ -528,14 +530,16 @@ def _data_demo(options: argparse.Namespace) -> int:
 def _data_check(options: argparse.Namespace) -> int:
     from .inputs import open_dataset
     from .report import dataset_text
-    from .tables import read_feature_file
+    from .tables import normalized, read_feature_file
 
     options.model = options.encoder = None
     registry, resolved = _resolve(options)
     run = resolved.runs[0]
     dataset = open_dataset(run.dataset, run.settings, registry)
     tables = {
-        modality: read_feature_file(path, modality=modality, n_items=dataset.n_items)
+        modality: normalized(
+            read_feature_file(path, modality=modality, n_items=dataset.n_items), run.settings.normalize
+        )
         for modality, path in dataset.feature_files.items()
     }
     print(dataset_text(dataset, tables))

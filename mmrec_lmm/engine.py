@@ -49,7 +49,7 @@ RETRIES = 5  # of a process or task that was killed
 PAUSE = 0.5  # seconds between two looks at what other processes are doing
 
 #: Settings that are no part of a run's name but change its features, which are.
-OF_FEATURES = frozenset({"text_fields", "missing", "encode_dtype"})
+OF_FEATURES = frozenset({"text_fields", "missing", "normalize", "encode_dtype"})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .machine import choose_device, cpu_threads
 from .registry import Registry
 from .settings import Settings
 from .specs import EncoderSpec
-from .tables import MISSED_IMAGES, control_tables, mean_filled, read_feature_file
+from .tables import MISSED_IMAGES, control_tables, mean_filled, normalized, read_feature_file
 from .types import Dataset, FeatureTable, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 #: Settings that decide what `gather` returns.
 SHAPING = (
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
-    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "device",
-    "encode_dtype",
+    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "normalize",
+    "device", "encode_dtype",
 )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
     uses_features = registry.models.get(spec.model).uses_features
     tuning = spec.paradigm_config if spec.paradigm == "ft" else None
     artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
-    seed = spec.settings.seed if spec.control else None  # only a control's shuffling depends on it
+    seed = None if spec.control in (None, "constant") else spec.settings.seed  # only a control's draw depends on it
     return SharedKeys(
         artefacts, fingerprint([artefacts, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
     )
@@ -200,10 +200,14 @@ def feature_tables(
 ) -> Iterator[tuple[str, FeatureTable]]:
     """One table per modality: from the encoder (as `tuned`, if it was) where the run names one, else from the data
     set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
-    encoder makes `joint` only if that names it."""
+    encoder makes `joint` only if that names it. Those from files are scaled as `normalize` says."""
     files, to_encode = _wanted(spec, dataset, registry)
+    how = spec.settings.normalize
+    if how != "none" and not files:
+        logger.warning("normalize: %s changes nothing: it is for feature files, and this run reads none", how)
     for modality, file in files.items():
-        yield modality, read_feature_file(file, modality=modality, n_items=dataset.n_items)
+        table = read_feature_file(file, modality=modality, n_items=dataset.n_items)
+        yield modality, normalized(table, how)
     if to_encode:
         assert spec.encoder is not None
         assert dataset.catalog is not None

@@ -89,7 +89,7 @@ class Row:
     encoder: str | None  # with its variant: "clip:tiny"; None: the data set's own files, or ids alone
     paradigm: str
     modalities: tuple[str, ...]
-    control: str | None = None  # shuffled, random, none: a twin whose features carry no content
+    control: str | None = None  # shuffled, random, constant, none: a twin whose features carry no content
     state: str = FINISHED
     reason: str = ""  # why it failed or isn't applicable
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the winning point of the grid

@@ -15,6 +15,7 @@ from .errors import ConfigError, did_you_mean
 from .registry import Catalogue, Registry
 from .schema import Key, describe_type, schema_of
 from .specs import EncoderSpec, WeightFile
+from .tables import scale_note
 from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights import place_of, present
 
@@ -367,9 +368,14 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
         f"({dataset.feature_files[modality]})"
         for modality, features in tables.items()
     ]
+    notes = [
+        f"{dataset.feature_files[modality]}: {note}"
+        for modality, table in tables.items()
+        if (note := scale_note(table))
+    ]
     cold = dataset.n_items - len(np.unique(dataset.train.items))
     lines.append(f"items without a training row: {cold:,}")
-    return "\n".join([*lines, *dataset.notes])
+    return "\n".join([*lines, *dataset.notes, *notes])
 
 
 def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -> str:

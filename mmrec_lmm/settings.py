@@ -24,6 +24,9 @@ class Settings:
     filter_out_cod_start_users: bool = True  # drop valid and test rows of users without a training row (MMRec's typo)
     text_fields: tuple[str, ...] = ("title", "brand", "categories", "description")  # joined in this order for encoders
     missing: Literal["zero", "mean"] = "zero"  # features of absent items; MMRec fills with the mean
+    normalize: Literal["none", "unit", "centered", "standard"] = (
+        "none"  # of feature files; MMRec takes them as they are
+    )
 
     # training
     seed: int = 999
@@ -105,7 +108,7 @@ class EndToEnd:
 #: Settings that are no part of a run's identity: they name a place or a machine and can't change a number, or shape the
 #: features, whose fingerprints are part of it. `protocol` decides what is shown beside a run, never what it keeps.
 NOT_IDENTITY = frozenset({
-    "text_fields", "missing",
+    "text_fields", "missing", "normalize",
     "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "device", "use_gpu", "gpu_id",
     "workers", "encode_batch_size", "encode_dtype", "encode_compile", "recompute", "state", "save_recommended_topk",
     "eval_batch_size", "protocol",

@@ -49,7 +49,7 @@ class StudyKeys:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
     title: str = ""
     # twins and parts of every cell
-    controls: tuple[Literal["shuffled", "random", "none"], ...] = ()
+    controls: tuple[Literal["shuffled", "random", "constant", "none"], ...] = ()
     controls_at: Literal["grid", "winner"] = "grid"  # winner: twins of the cell's best point alone, after its grid
     each_modality: bool = False  # image alone and text alone, beside what `modalities` says
     slices: bool = False

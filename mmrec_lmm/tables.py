@@ -1,4 +1,4 @@
-"""Feature tables in files: MMRec's .npy, the store's safetensors, and the controls that are made of a table.
+"""Feature tables in files: MMRec's .npy, the store's safetensors; their scale; and the controls made of a table.
 
 Rows never shift: every table has one row per item, and an item without the modality has a zero row that `present`
 masks.
@@ -19,7 +19,11 @@ from . import artifacts
 from .errors import ConfigError, DataError, did_you_mean
 from .types import FeatureTable, ItemCatalog
 
-CONTROLS = ("shuffled", "random", "none")
+CONTROLS = ("shuffled", "random", "constant", "none")
+NORMALIZATIONS = ("none", "unit", "centered", "standard")
+ROUNDING = 1e-6  # of a number's size: what float32 leaves of a difference of equal numbers, and some more
+SAME_DIRECTION = 0.9  # mean cosine to the mean row from which four fifths of a row's squared length say nothing of it
+UNEQUAL_LENGTHS = 10.0  # 95th over 5th percentile: items' shares in a gradient then differ a hundredfold
 MISSED_IMAGES = "missed_img_itemIDs.csv"  # MMRec's list of items whose image feature is only the mean of the others
 
 
@@ -133,10 +137,59 @@ def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
     return line
 
 
-def mean_filled(table: FeatureTable) -> FeatureTable:
-    """The table as MMRec would have it (`missing: mean`): absent items get the mean row of the others."""
-    if table.present.all() or not table.present.any():
+def normalized(table: FeatureTable, how: str) -> FeatureTable:
+    """The table on a common scale (`normalize`); absent items stay zero.
+
+    unit: each row to length 1. centered: less the mean row, then each to length 1. standard: each column to mean 0 and
+    deviation 1 over the present items. A row, or a column, that float32 can't tell from the mean becomes zero.
+    """
+    if how == "none":
         return table
+    if how not in NORMALIZATIONS:
+        known = ", ".join(NORMALIZATIONS)
+        raise ConfigError(f"normalize: expected {known}, got {how}{did_you_mean(how, NORMALIZATIONS)}")
+    rows = table.values[table.present].astype(np.float64)  # (P, D)
+    if len(rows):
+        axis = 0 if how == "standard" else 1
+        size = np.abs(rows).max(axis=axis, keepdims=True)
+        if how != "unit":
+            rows -= rows.mean(axis=0)
+        scale = rows.std(axis=0, keepdims=True) if how == "standard" else np.linalg.norm(rows, axis=1, keepdims=True)
+        real = scale > ROUNDING * size
+        rows = np.where(real, rows, 0.0) / np.where(real, scale, 1.0)
+    values = np.zeros(table.values.shape, np.float32)
+    values[table.present] = rows
+    return FeatureTable(table.modality, values, table.present, artifacts.fingerprint([table.fingerprint, how]))
+
+
+def scale_note(table: FeatureTable) -> str | None:
+    """What of a table's scale is likely to harm a model that reads it as it is, and what to type; None if nothing."""
+    if not table.present.any():
+        return None
+    lengths = np.sqrt(np.einsum("ij,ij->i", table.values, table.values, dtype=np.float64))  # (I,)
+    mean = table.values.sum(axis=0, dtype=np.float64)
+    mean = (mean / max(np.linalg.norm(mean), np.finfo(np.float64).tiny)).astype(np.float32)  # of length 1, or zero
+    cosine = float(((table.values @ mean)[table.present] / lengths[table.present]).mean())
+    low, high = np.percentile(lengths[table.present], [5, 95])
+    if cosine > SAME_DIRECTION:
+        what = f"rows differ little (mean cosine {cosine:.2f} to their mean row, length {lengths.max():.3g} at most)"
+        return f"{what}; try --normalize=centered"
+    if high > UNEQUAL_LENGTHS * low:
+        what = f"rows of very unequal length ({low:.3g} to {high:.3g}, the 5th and the 95th percentile)"
+        return f"{what}; try --normalize=unit"
+    return None
+
+
+def mean_filled(table: FeatureTable) -> FeatureTable:
+    """The table as MMRec would have it (`missing: mean`): absent items get the mean row of the others. ConfigError
+    where there are no others."""
+    if table.present.all():
+        return table
+    if not table.present.any():
+        raise ConfigError(
+            f"missing: mean: expected items that have {table.modality}, got none of {len(table.present):,}; try "
+            f"--missing=zero, or leave {table.modality} out of --modalities"
+        )
     mean = table.values[table.present].mean(axis=0, dtype=np.float64)
     values = np.where(table.present[:, None], table.values, mean.astype(np.float32))
     name = artifacts.fingerprint([table.fingerprint, "mean"])
@@ -148,7 +201,8 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
 
     shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
     with each other, and only the link between items and content is cut; who is present stays as it is. random:
-    Gaussian rows with each column's mean and deviation. none: zero rows and nothing present, so that any model runs,
+    Gaussian rows with each column's mean and deviation. constant: every item that has the modality gets the mean row
+    of them all, whatever the seed. none: zero rows and nothing present, so that any model runs,
     with its ids alone.
     """
     if control not in CONTROLS:
@@ -166,6 +220,9 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
             values = table.values[shuffled]
         elif control == "random":
             values = _random_like(table, seed)
+        elif control == "constant":
+            controls[name] = _constant(table)
+            continue
         else:
             values, present = np.zeros_like(table.values), np.zeros_like(present)
         controls[name] = FeatureTable(name, values, present, artifacts.fingerprint([sources, name, control, seed]))
@@ -189,6 +246,14 @@ def _random_like(table: FeatureTable, seed: int) -> np.ndarray:
     values = np.zeros(table.values.shape, np.float32)
     values[table.present] = rng.standard_normal(known.shape, np.float32) * known.std(axis=0) + known.mean(axis=0)
     return values
+
+
+def _constant(table: FeatureTable) -> FeatureTable:
+    values = np.zeros(table.values.shape, np.float32)
+    if table.present.any():
+        values[table.present] = table.values[table.present].mean(axis=0, dtype=np.float64)
+    name = artifacts.fingerprint([table.fingerprint, "constant"])
+    return FeatureTable(table.modality, values, table.present, name)
 
 
 def _first(ids: Sequence[Any] | np.ndarray, count: int = 5) -> str:

@@ -80,7 +80,8 @@ def check_model(
 
     The loss is a dict of finite scalars that train every parameter's model; scores are (B, I), finite, independent of
     the batch and of training mode; `vectors`, where there are any, give the same scores; saving and loading changes
-    none; features are read live; joint features receive a gradient.
+    none; features are read live; joint features receive a gradient; and a modality that no item has, alone or beside
+    another, leaves losses, gradients and scores finite.
     """
     data, _ = checkerboard()
     tables = checkerboard_features(modalities=modalities)
@@ -126,6 +127,32 @@ def check_model(
         for modality, leaf in model.features().items():
             model.features.refresh(modality, torch.arange(data.n_items), leaf.detach() + 1)
         assert not torch.equal(scores_of(model), scores), f"{name} ignores refreshed features: it keeps a copy"
+    _check_absent_modality(model_class, config, modalities, joint=joint)
+
+
+def _check_absent_modality(
+    model_class: type[Recommender], config: Any, modalities: tuple[str, ...], *, joint: bool
+) -> None:
+    """Assert that a modality which no item has leaves losses, gradients and scores finite: as the only one, and beside
+    others that items have."""
+    data, _ = checkerboard()
+    batch, first = batch_of(data), modalities[0]
+    for wanted in dict.fromkeys([(first,), modalities]):
+        tables = checkerboard_features(modalities=wanted)
+        zeros, nobody = np.zeros_like(tables[first].values), np.zeros_like(tables[first].present)
+        tables[first] = FeatureTable(first, zeros, nobody, "absent")
+        others = f" beside {', '.join(wanted[1:])}" if len(wanted) > 1 else ""
+        where = f"{model_class.__name__}, where no item has {first}{others}"
+        torch.manual_seed(0)
+        model = model_class(data, ItemFeatures.from_tables(tables, joint=joint), config).train()
+        model.on_epoch_start(0)
+        terms = model.training_loss(batch)
+        for key, term in terms.items():
+            assert term.isfinite(), f"{where}: loss term {key} is {term.item()}"
+        torch.stack([*terms.values()]).sum().backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), f"{where}: gradient of {key} isn't finite"
+        assert scores_of(model).isfinite().all(), f"{where}: a score isn't finite"
 
 
 def check_model_learns(model_class: type[Recommender], config: Any, *, steps: int = 300, lr: float = 0.01) -> None:

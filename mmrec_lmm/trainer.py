@@ -151,8 +151,7 @@ class Trainer:
                 validation = self._evaluate() if due else None
             except TrainingDiverged as error:
                 if not self._best_weights:
-                    cure = "a smaller learning_rate is the usual cure"
-                    raise TrainingDiverged(f"{error}, before any evaluation; {cure}") from None
+                    raise TrainingDiverged(f"{error}, before any evaluation; {_cure(self._model)}") from None
                 logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
                 stopped = "diverged"
                 break
@@ -261,6 +260,17 @@ class Trainer:
         self._best_validation = Validation(state.numbers["best_score"], state.numbers["best_metrics"])
         self._best_weights = dict(state.best)
         self._history = [EpochReport(**report) for report in state.numbers["history"]]
+
+
+def _cure(model: Recommender) -> str:
+    """What is likely to mend a model that diverged before any evaluation."""
+    nowhere = [modality for modality, present in model.features.present.items() if not present.any()]
+    if nowhere:
+        return (
+            f"no item has {', '.join(nowhere)}: a mean over its present items is 0 / 0; try testing.check_model, which "
+            "says whether the model takes such a modality; if it does, try a smaller learning_rate"
+        )
+    return "a smaller learning_rate is the usual cure"
 
 
 def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:
