@@ -439,6 +439,17 @@ def test_data_check_reads_feature_files(here: Path) -> None:
     assert "text_feat.npy: NaN or infinity in 16 of 16 rows" in answer.err
 
 
+def test_data_check_names_a_feature_file_of_poor_scale_until_it_is_normalized(here: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((16, 40)) + 4
+    np.save(path := here / "data" / "toy" / "text_feat.npy", rows)
+    answer = call("data", "check", "-d", "toy")
+    assert answer.code == 0
+    [line] = [line for line in answer.out.splitlines() if "--normalize" in line]
+    assert line.startswith(f"{path.relative_to(here)}: rows differ little (mean cosine 0.9")
+    assert line.endswith("try --normalize=centered")
+    assert "--normalize" not in call("data", "check", "-d", "toy", "--normalize=centered").out
+
+
 def test_a_data_set_that_a_plugin_makes_has_the_plugins_spelling_of_its_name(here: Path) -> None:
     assert call("data", "check", "-d", "DEMO").out.startswith("demo: ")
     assert (here / "data" / "demo" / "demo.inter").is_file()

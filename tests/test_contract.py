@@ -150,6 +150,23 @@ class Narrow(Sound):
         return lambda ids: super(Narrow, self).scorer()(ids)[:, 1:]
 
 
+class Means(Sound):
+    """Subtracts the mean of the items that have the first modality."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users, items - items[self.features.present[self.first]].mean(0)
+
+
+class Lengths(Sound):
+    """Divides by lengths, which has no gradient at zero, and mends only what comes out."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        rows = items * self.users[0]
+        return users, (rows / rows.square().sum(1, keepdim=True).sqrt()).nan_to_num()
+
+
 FAULTS: list[tuple[type[Recommender], str]] = [
     (Copies, "Copies ignores refreshed features: it keeps a copy"),
     (Detaches, "Detaches: the loss doesn't reach joint features of image"),
@@ -160,6 +177,8 @@ FAULTS: list[tuple[type[Recommender], str]] = [
     (Breaks, "Breaks.training_loss must return named finite scalars"),
     (Rows, "Rows.training_loss must return named finite scalars"),
     (Narrow, "Narrow: scores are"),
+    (Means, "Means, where no item has image: loss term bpr is nan"),
+    (Lengths, "Lengths, where no item has image: gradient of users isn't finite"),
 ]
 
 
@@ -171,6 +190,17 @@ def test_a_sound_model_passes() -> None:
 def test_a_model_that_breaks_the_contract_is_found_out(model: type[Recommender], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_model(model, None, modalities=("image",), joint=True)
+
+
+def test_a_model_that_breaks_where_one_of_two_modalities_is_absent_is_found_out() -> None:
+    class Beside(Means):
+        """Averages present items only where there are two modalities."""
+
+        def vectors(self) -> tuple[Tensor, Tensor]:
+            return super().vectors() if len(self.features) > 1 else Sound.vectors(self)
+
+    with pytest.raises(AssertionError, match="Beside, where no item has image beside text: loss term bpr is nan"):
+        check_model(Beside, None)
 
 
 def test_a_model_that_learns_nothing_is_found_out() -> None:

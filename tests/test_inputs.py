@@ -43,6 +43,44 @@ def test_the_precision_is_the_users_choice_and_gives_other_features(made):
     assert not np.array_equal(half["text"].values, full["text"].values)
 
 
+def gathered(spec: RunSpec, registry: Registry) -> np.ndarray:
+    return inputs.gather(spec, registry).tables["text"].values
+
+
+def test_files_are_normalized_before_absent_items_get_the_mean_and_before_controls(specs, registry):
+    [plain] = specs()
+    rows = gathered(plain, registry).astype(float)
+    present = rows.any(axis=1)
+    scaled = rows / np.where(present, np.linalg.norm(rows, axis=1), 1.0)[:, None]
+    mean = scaled[present].mean(axis=0)
+    assert (~present).sum() == 1
+    [filled] = specs(normalize="unit", missing="mean")
+    np.testing.assert_allclose(gathered(filled, registry), np.where(present[:, None], scaled, mean), atol=1e-6)
+    [constant] = specs(normalize="unit", control="constant")
+    np.testing.assert_allclose(gathered(constant, registry), np.outer(present, mean), atol=1e-6)
+
+
+def test_what_an_encoder_makes_is_not_normalized_and_the_log_says_so(specs, registry, caplog):
+    [plain], [scaled] = specs(encoder="basic"), specs(encoder="basic", normalize="standard")
+    before, after = (inputs.gather(spec, registry).tables["text"] for spec in (plain, scaled))
+    assert before.fingerprint == after.fingerprint
+    np.testing.assert_array_equal(before.values, after.values)
+    assert "normalize: standard changes nothing: it is for feature files, and this run reads none" in caplog.text
+
+
+def test_runs_of_unlike_seeds_share_a_constant_and_not_a_draw(specs, registry):
+    for control, shared in (("constant", True), ("shuffled", False)):
+        one, other = (inputs.shared_keys(specs(seed=seed, control=control)[0], registry).inputs for seed in ("1", "2"))
+        assert (one == other) == shared
+
+
+def test_the_mean_of_a_modality_that_no_item_has_is_refused(specs, registry, data_path):
+    np.save(data_path / "toy" / "text_feat.npy", np.zeros((16, 6), np.float32))
+    [spec] = specs(missing="mean")
+    with pytest.raises(ConfigError, match="missing: mean: expected items that have text, got none of 16"):
+        inputs.gather(spec, registry)
+
+
 def test_each_process_of_torchrun_has_a_gpu_of_its_own_while_there_are_enough(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert choose_device(Settings(use_gpu=False)).type == "cpu"

@@ -9,6 +9,7 @@ import torch
 
 from mmrec_lmm import tables
 from mmrec_lmm.errors import ConfigError, DataError
+from mmrec_lmm.testing import checkerboard_features
 from mmrec_lmm.types import FeatureTable
 
 
@@ -123,6 +124,92 @@ def test_a_large_float32_file_is_mapped_rather_than_read(tmp_path):
     assert isinstance(values, np.memmap)
 
 
+# Their scale
+
+
+def raw_features(rows: int = 300, width: int = 20, *, common: float = 0.0, spread: float = 0.0) -> FeatureTable:
+    """Rows of length 33: one of them absent, `common` their cosine to one direction, `spread` that of log lengths."""
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((rows, width))
+    own[:, 0] = 0
+    own *= np.sqrt(1 - common**2) / np.linalg.norm(own, axis=1, keepdims=True)
+    own[:, 0] = common
+    values = (33 * np.exp(spread * rng.standard_normal((rows, 1))) * own).astype(np.float32)
+    present = np.arange(rows) != 7
+    return FeatureTable("text", values * present[:, None], present, "raw")
+
+
+def test_features_as_they_are_keep_table_and_name():
+    assert tables.normalized(raw := raw_features(), "none") is raw
+
+
+@pytest.mark.parametrize("how", ["unit", "centered", "standard"])
+def test_normalized_features_keep_absent_rows_zero_and_have_a_name_of_their_own(how):
+    raw = raw_features(common=0.9, spread=1.0)
+    scaled = tables.normalized(raw, how)
+    np.testing.assert_array_equal(scaled.present, raw.present)
+    assert scaled.values.dtype == np.float32
+    assert not scaled.values[7].any()
+    assert len({tables.normalized(raw, each).fingerprint for each in tables.NORMALIZATIONS}) == 4
+    assert scaled.fingerprint == tables.normalized(raw, how).fingerprint
+
+
+def test_each_normalization_does_what_its_name_says():
+    raw = raw_features(common=0.9, spread=1.0)
+    rows = {how: tables.normalized(raw, how).values[raw.present].astype(float) for how in tables.NORMALIZATIONS}
+    plain = rows["none"]
+    np.testing.assert_allclose(rows["unit"], plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
+    less = plain - plain.mean(axis=0)
+    np.testing.assert_allclose(rows["centered"], less / np.linalg.norm(less, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(rows["standard"].mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(rows["standard"].std(axis=0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["unit", "centered", "standard"])
+def test_what_has_no_scale_becomes_zero_and_never_nan_or_noise(how):
+    constant = np.full((5, 3), 0.1, np.float32)
+    constant[:, 2] = [1, 2, 3, 4, 5]
+    present = np.array([True, True, True, True, False])
+    mixed = FeatureTable("text", constant * present[:, None], present, "c")
+    equal = FeatureTable("text", np.full((5, 3), 0.1, np.float32) * present[:, None], present, "e")
+    one = FeatureTable("text", constant * (np.arange(5) == 1)[:, None], np.arange(5) == 1, "o")
+    nobody = FeatureTable("text", np.zeros((5, 3), np.float32), np.zeros(5, bool), "n")
+    for table in (mixed, equal, one, nobody):
+        assert np.isfinite(tables.normalized(table, how).values).all()
+    if how == "standard":
+        assert not tables.normalized(mixed, how).values[:, :2].any()
+    if how != "unit":
+        assert not tables.normalized(equal, how).values.any()
+        assert not tables.normalized(one, how).values.any()
+
+
+def test_an_unknown_normalization_is_refused_with_a_suggestion():
+    with pytest.raises(ConfigError, match=r"normalize: expected none, .*, got centred; did you mean centered\?"):
+        tables.normalized(raw_features(), "centred")
+
+
+def test_rows_that_differ_little_and_rows_of_very_unequal_length_are_noted_until_they_are_normalized():
+    alike, unequal = raw_features(common=0.92), raw_features(spread=1.0)
+    note = tables.scale_note(alike)
+    assert note is not None
+    assert "mean cosine 0.92 to their mean row, length 33 at most" in note
+    assert note.endswith("try --normalize=centered")
+    assert tables.scale_note(tables.normalized(alike, "unit")) is not None
+    assert tables.scale_note(tables.normalized(alike, "centered")) is None
+    note = tables.scale_note(unequal)
+    assert note is not None
+    assert note.startswith("rows of very unequal length (")
+    assert note.endswith("try --normalize=unit")
+    assert tables.scale_note(tables.normalized(unequal, "unit")) is None
+
+
+def test_features_without_fault_are_not_noted():
+    unit = tables.normalized(raw_features(common=0.85), "unit")  # as alike as rows of real encoders are
+    empty = FeatureTable("text", np.zeros((2, 2), np.float32), np.zeros(2, bool), "n")
+    for table in (raw_features(spread=0.3), unit, empty, *checkerboard_features().values()):
+        assert tables.scale_note(table) is None
+
+
 # Tables in the store
 
 
@@ -201,6 +288,24 @@ def test_the_control_none_leaves_zero_rows_of_the_same_width_with_nothing_presen
         assert not table.present.any()
 
 
+def test_constant_features_are_the_mean_row_of_those_that_have_the_modality_whatever_the_seed():
+    real = two_tables()["text"]
+    one, other = (tables.control_tables(two_tables(), "constant", seed=seed)["text"] for seed in (1, 2))
+    np.testing.assert_array_equal(one.present, real.present)
+    np.testing.assert_allclose(one.values[one.present], real.values[real.present].mean(), rtol=1e-6)
+    assert not one.values[~one.present].any()
+    assert one.values.dtype == np.float32
+    assert one.fingerprint == other.fingerprint != real.fingerprint
+    np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_a_modality_that_no_item_has_stays_absent_under_the_control_constant():
+    nobody = FeatureTable("text", np.zeros((3, 2), np.float32), np.zeros(3, bool), "n")
+    constant = tables.control_tables({"text": nobody}, "constant", seed=1)["text"]
+    assert not constant.values.any()
+    assert not constant.present.any()
+
+
 def test_an_unknown_control_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"unknown control shufled; .*did you mean shuffled\?"):
         tables.control_tables(two_tables(), "shufled", seed=1)
@@ -211,3 +316,13 @@ def test_mean_filled_features_are_present_everywhere_and_absent_rows_hold_the_me
     assert filled.values.tolist() == [[1], [2], [3]]
     assert filled.present.all()
     assert filled.fingerprint != "t"
+
+
+def test_a_mean_of_no_items_is_refused():
+    nobody = FeatureTable("text", np.zeros((1200, 2), np.float32), np.zeros(1200, bool), "n")
+    with pytest.raises(ConfigError) as caught:
+        tables.mean_filled(nobody)
+    assert str(caught.value) == (
+        "missing: mean: expected items that have text, got none of 1,200; try --missing=zero, or leave text out of "
+        "--modalities"
+    )

@@ -14,6 +14,7 @@ from mmrec_lmm.checkpoint import load_checkpoint, load_weights, remove_checkpoin
 from mmrec_lmm.contracts import Recommender, Scorer
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import DataError, TrainingDiverged
+from mmrec_lmm.features import ItemFeatures
 from mmrec_lmm.settings import Settings
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.trainer import Fit, Trainer, TrainingState, Validation, build_optimizer
@@ -28,6 +29,7 @@ class Toy(Recommender):
 
     def __init__(self, loss: Callable[["Toy", int], Tensor], *, start: float = 1.0) -> None:
         nn.Module.__init__(self)
+        self.features = ItemFeatures({}, {})
         self.weight = nn.Parameter(torch.full((DATA.n_items,), start))
         self.other = nn.Parameter(torch.full((2,), start))
         self.loss = loss
@@ -157,6 +159,19 @@ def test_a_broken_loss_before_any_evaluation_is_an_error_that_names_term_and_epo
         trainer_of(Toy(broken_at(2, value)), eval_step=3).fit()  # the last of the epoch's three steps
     assert str(caught.value) == (
         f"loss term 'loss' became {value} in epoch 0, before any evaluation; a smaller learning_rate is the usual cure"
+    )
+
+
+def test_the_hint_at_a_broken_loss_names_modalities_that_no_item_has() -> None:
+    model = Toy(broken_at(0))
+    present = {"image": torch.arange(3) > 0, "text": torch.zeros(3, dtype=torch.bool)}
+    model.features = ItemFeatures({name: torch.zeros(3, 2) for name in present}, present)
+    with pytest.raises(TrainingDiverged) as caught:
+        trainer_of(model).fit()
+    assert str(caught.value) == (
+        "loss term 'loss' became nan in epoch 0, before any evaluation; no item has text: a mean over its present "
+        "items is 0 / 0; try testing.check_model, which says whether the model takes such a modality; if it does, try "
+        "a smaller learning_rate"
     )
 
 
