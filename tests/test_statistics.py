@@ -164,7 +164,7 @@ def test_with_seeds_the_variance_is_what_its_formula_says() -> None:
     assert difference.mean == pytest.approx(-2)
     assert difference.error**2 == pytest.approx(of_users + own[0] / 2 + found.own / 2)  # the larger of own and common
     assert difference.degrees == pytest.approx(
-        difference.error**4 / (of_users**2 / 2 + (72 / 2 + 52 / 2) ** 2 / found.degrees)
+        difference.error**4 / (of_users**2 / 2 + (52 / 2 + 52 / 2) ** 2 / found.degrees + ((72 - 52) / 2) ** 2 / 1)
     )
 
 
