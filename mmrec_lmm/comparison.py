@@ -18,12 +18,11 @@ import numpy as np
 from . import results
 from .artifacts import read_json
 from .errors import ConfigError, DataError, did_you_mean
-from .leaderboard import AXES, FINISHED, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
+from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
 from .marks import marks_of, settings_of
 from .slices import Slicer
 from .statistics import (
     POWER,
-    STAR_SEEDS,
     TESTS,
     Paired,
     bootstrap,

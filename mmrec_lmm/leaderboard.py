@@ -16,6 +16,7 @@ from .errors import DataError
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
 
 
+STAR_SEEDS = 3  # that both rows of a starred difference have
 AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")  # of a study
 
 

@@ -28,7 +28,6 @@ from scipy import special, stats
 TESTS = ("t-test", "t-test-users", "wilcoxon", "permutation")
 
 LEVEL = 0.95  # of every interval
-STAR_SEEDS = 3  # that both rows of a starred difference have
 POWER = 0.8  # the chance at which a difference counts as detectable
 RESAMPLES = 2_000  # an end of an interval then varies by some 3 % of its distance from the mean
 FLIPS = 99_999  # the smallest p is 1 / (FLIPS + 1), which a family of some thousands can still correct
