@@ -149,7 +149,8 @@ def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, l
     ranked_by = most if most in metrics else metrics[0]
     if ranked_by == most and not others:
         return ranked_by, []
-    counts = ", ".join(f"{metric} ({count:,} rows)" for metric, count in selected.most_common())
+    total = selected.total()
+    counts = ", ".join(f"{metric} ({count} of {total} rows)" for metric, count in selected.most_common())
     lack = "" if ranked_by == most else f"; {most} isn't among the study's metrics"
     return ranked_by, [f"Runs were selected on validation by {counts}{lack}: rows rank by {ranked_by}."]
 
@@ -202,9 +203,9 @@ def _why_untested(
     if not finished:
         return "no row is finished yet"
     if not baseline:
-        waiting = [entry.model for entry in entries if entry.modalities == () and entry.control is None]
+        waiting = ", ".join(dict.fromkeys(one.model for one in entries if one.modalities == () and not one.control))
         if waiting:
-            return f"the study names no baseline, and no ID-only model of it is finished ({', '.join(dict.fromkeys(waiting))})"
+            return f"the study names no baseline, and no ID-only model of it is finished ({waiting})"
         return "the study names no baseline and has no ID-only model; `baseline: {axis: value}` in its file names one"
     if comparisons:
         return "every difference has a side with a single seed"
@@ -511,19 +512,20 @@ def _of_few_seeds(board: _Board) -> str:
     counts = Counter(len(entry.runs) for entry in board.entries)
     total = len(board.entries)
 
-    def rows(seeds: str, count: int) -> str:
-        return f"all {total} rows have {seeds}" if count == total else f"{count} of {total} rows have {seeds}"
+    def rows(seeds: str) -> str:
+        count = counts[1 if seeds == "one seed" else 2]
+        if count < total:
+            return f"{count} of {total} rows have {seeds}"
+        return f"all {total} rows have {seeds}" if total > 1 else f"its only row has {seeds}"
 
     parts = []
     if counts[1]:
         parts.append(
-            f"{rows('one seed', counts[1])}: intervals are over users only, and a difference to such a row or of it "
+            f"{rows('one seed')}: intervals are over users only, and a difference to such a row or of it "
             "has neither interval nor p"
         )
     if counts[2]:
-        parts.append(
-            f"{rows('two seeds', counts[2])}: a difference to such a row or of it has p and interval, but no star"
-        )
+        parts.append(f"{rows('two seeds')}: a difference to such a row or of it has p and interval, but no star")
     return f"{board.dataset}: {'; '.join(parts)}. A star needs three seeds on both sides." if parts else ""
 
 

@@ -4,7 +4,6 @@
 plain data: `document` and `from_document` are its form as JSON, one file that can be mailed.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

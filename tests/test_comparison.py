@@ -122,7 +122,7 @@ def test_a_rows_interval_counts_its_seeds_where_it_has_several(make: Make) -> No
     half = stats.t.ppf(0.975, max(1, degrees)) * (of_users + g / 2) ** 0.5
     interval = row.scores[METRIC].interval
     assert dataclasses.astuple(interval) == pytest.approx((0.4, 0.4 - half, 0.4 + half))
-    (moved,) = board(make(values + [[0.0], [0.3]])).rows  # means 0.3 and 0.8: s^2 = .125
+    (moved,) = board(make(values + np.array([[0.0], [0.3]]))).rows  # means 0.3 and 0.8: s^2 = .125
     g = 0.125 - 0.08 / 3
     degrees = (of_users + g / 2) ** 2 / (of_users**2 / 2 + (0.125 / 2) ** 2 / 1)
     half = stats.t.ppf(0.975, max(1, degrees)) * (of_users + g / 2) ** 0.5
@@ -134,7 +134,7 @@ def test_a_row_of_one_seed_has_an_interval_over_users_alone(make: Make) -> None:
     found = board(make(values))
     low, high = percentile_interval(bootstrap(values.T))[:, 0]
     assert dataclasses.astuple(found.rows[0].scores[METRIC].interval) == (values.mean(), low, high)
-    assert "demo: all 1 rows have one seed: intervals are over users only" in " ".join(found.notes)
+    assert "demo: its only row has one seed: intervals are over users only" in " ".join(found.notes)
 
 
 def test_rows_that_failed_or_are_not_applicable_stay_in_their_place_with_their_reason(make: Make) -> None:
@@ -294,6 +294,83 @@ def test_a_baseline_agrees_with_its_row_on_the_axes_that_it_does_not_name(make: 
     }
 
 
+IDS = {"encoder": None, "modalities": ()}
+
+
+def test_a_study_without_a_baseline_takes_its_id_only_model(make: Make) -> None:
+    found = board(make(noise(1)), make(noise(2), model="BPR", **IDS), baseline=None)
+    assert found.rows[0].scores[METRIC].against == found.rows[1].key
+    assert (found.baseline, found.untested) == ("model BPR", "")
+    assert "The study names no baseline: rows are tested against BPR, its only ID-only model." in found.notes
+
+
+def test_of_several_id_only_models_it_is_the_best_on_validation_whatever_they_do_on_test(make: Make) -> None:
+    entries = [
+        make(noise(1)),
+        make(noise(2) + 0.5, model="BPR", valid=0.1, **IDS),
+        make(noise(3), model="LightGCN", valid=0.2, **IDS),
+    ]
+    found = board(*entries, baseline={})
+    assert [row.scores[METRIC].against for row in found.rows] == ["LightGCN/demo/-/pt/-"] * 2 + [None]
+    assert "tested against LightGCN, of its ID-only models the best on validation (BPR 0.1000, LightGCN 0.2000" in (
+        " ".join(found.notes)
+    )
+
+
+def test_over_data_sets_the_id_only_model_is_best_in_the_mean_of_all(make: Make) -> None:
+    valid = {("BPR", "demo"): 0.5, ("BPR", "baby"): 0.1, ("LightGCN", "demo"): 0.4, ("LightGCN", "baby"): 0.3}
+    entries = [
+        make(noise(1), model=model, dataset=dataset, data=dataset, valid=score, **IDS)
+        for (model, dataset), score in valid.items()
+    ]
+    entries.append(make(noise(2), model="MF", dataset="demo", data="demo", valid=0.9, **IDS))  # on one of two alone
+    assert board(*entries, baseline=None).baseline == "model LightGCN"
+
+
+def test_controls_and_unfinished_rows_are_no_id_only_baseline(make: Make) -> None:
+    pending = Entry("BPR", "demo", None, "pt", (), state="pending")
+    found = board(make(noise(1)), make(noise(2), control="none", encoder=None), pending, baseline=None)
+    assert found.baseline == ""
+    assert found.untested == (
+        "Nothing was tested: the study names no baseline, and no ID-only model of it is finished (BPR)."
+    )
+
+
+def test_without_any_baseline_the_board_says_that_nothing_was_tested(make: Make) -> None:
+    found = board(make(noise(1)), make(noise(2) + 1, encoder="a"), baseline=None)
+    assert (found.baseline, found.comparisons) == ("", 0)
+    assert found.untested == (
+        "Nothing was tested: the study names no baseline and has no ID-only model; `baseline: {axis: value}` in its "
+        "file names one."
+    )
+    assert board(Entry("BPR", "demo", None, "pt", (), state="pending"), baseline=None).untested == (
+        "Nothing was tested: no row is finished yet."
+    )
+
+
+def test_a_baseline_that_no_row_matches_is_an_error_that_says_what_there_is(make: Make) -> None:
+    entries = [make(noise(1)), make(noise(2), encoder="clip:tiny")]
+    with pytest.raises(
+        ConfigError,
+        match=r"small: baseline: expected values that a row of the study has, got encoder cnn; try encoder basic, clip",
+    ):
+        board(*entries, baseline={"encoder": "cnn"})
+    entries.append(make(noise(3), model="BPR", **IDS))
+    with pytest.raises(
+        ConfigError, match=r"that a row of the study has together, got model BPR, encoder clip; try VBPR/"
+    ):
+        board(*entries, baseline={"model": "BPR", "encoder": "clip"})
+    with pytest.raises(ConfigError, match=r"got control random; try control -"):
+        board(*entries, baseline={"control": "random"})
+
+
+def test_a_baseline_that_is_still_pending_is_said_first(make: Make) -> None:
+    pending = Entry("VBPR", "demo", "cnn", "pt", None, state="pending")
+    found = board(make(noise(1)), pending, baseline={"encoder": "cnn"})
+    assert found.untested == "Nothing was tested: no row that is the baseline (encoder cnn) is finished."
+    assert found.baseline == "encoder cnn"
+
+
 def test_a_model_without_features_is_a_baseline_of_any_row(make: Make) -> None:
     plain = make(noise(1), model="BPR", encoder=None, modalities=())
     rows = board(plain, make(noise(2)), make(noise(3), encoder="clip"), baseline={"model": "BPR"}).rows
@@ -367,6 +444,75 @@ def test_content_gain_is_a_rows_difference_to_its_own_twins(make: Make) -> None:
     assert 0.4 < shuffled.low < shuffled.mean < shuffled.high < 0.5
     assert found.rows[0].twins == {"none": found.rows[1].key, "shuffled": found.rows[2].key}
     assert all(not row.content_gain and row.scores[METRIC].p is None for row in found.rows[1:])
+
+
+def test_one_twin_without_features_is_that_of_every_encoder_and_paradigm(make: Make) -> None:
+    none = {"control": "none", "encoder": None}
+    entries = [
+        make(noise(1)),
+        make(noise(2), encoder="clip", paradigm="ft"),
+        make(noise(3), **none),
+        make(noise(4), encoder="clip", modalities=("image",)),
+        make(noise(5), modalities=("image",), **none),
+        make(noise(6), model="LATTICE"),
+        make(noise(7), control="constant"),
+    ]
+    rows = board(*entries).rows
+    assert [row.twins for row in rows] == [
+        {"none": rows[2].key, "constant": rows[6].key}, {"none": rows[2].key}, {}, {"none": rows[4].key}, {}, {}, {},
+    ]  # fmt: skip
+    assert rows[2].key == "VBPR/demo/-/pt/image+text/none"
+    gain = rows[1].content_gain["none"][METRIC]
+    assert gain.mean == pytest.approx(noise(2).mean() - noise(3).mean())
+
+
+def test_a_twin_of_ones_own_comes_before_the_shared_one_in_either_order(make: Make) -> None:
+    shared, own = make(noise(2), control="none", encoder=None), make(noise(3), control="none")
+    for entries in ([make(noise(1)), shared, own], [make(noise(1)), own, shared]):
+        assert board(*entries).rows[0].twins == {"none": own.key}
+
+
+# How rows rank, and their marks
+
+
+def test_rows_rank_by_the_metric_that_selected_their_runs(make: Make) -> None:
+    entries = [make(noise(k), encoder=f"e{k}", valid_metric="NDCG@20") for k in range(3)]
+    both = {"metrics": ["Recall@20", "NDCG@20"], "baseline": {"encoder": "e0"}}
+    found = board(*entries, **both)
+    assert (found.ranked_by, found.main_metric, found.metrics[0]) == ("ndcg@20", "ndcg@20", METRIC)
+    assert not any("rank by" in note for note in found.notes)
+    lacking = board(*entries, baseline={"encoder": "e0"})
+    assert lacking.main_metric == METRIC
+    assert (
+        "Runs were selected on validation by ndcg@20 (3 of 3 rows); ndcg@20 isn't among the study's metrics: rows rank "
+        "by recall@20."
+    ) in lacking.notes
+    mixed = board(*entries, make(noise(4)), **both)
+    assert mixed.main_metric == "ndcg@20"
+    assert (
+        "Runs were selected on validation by ndcg@20 (3 of 4 rows), recall@20 (1 of 4 rows): rows rank by ndcg@20."
+        in (" ".join(mixed.notes))
+    )
+
+
+def test_a_row_has_the_marks_of_its_runs(make: Make) -> None:
+    first = {"best_epoch": 0}
+    marked, fine = board(make(noise(1), run=first), make(noise(2), encoder="a")).rows
+    assert (marked.marks, fine.marks) == (("best epoch is the first evaluated",), ())
+    found = board(make(noise(1), run=first), make(noise(2), encoder="a"))
+    assert found.marked() == {marked.key: marked.marks}
+    assert from_document(json.loads(json.dumps(found.document()))).marked() == found.marked()
+
+
+def test_an_earlier_leaderboard_is_still_read(make: Make) -> None:
+    document = json.loads(json.dumps(board(make(noise(1)), make(noise(2), encoder="a")).document()))
+    for name in ("ranked_by", "untested"):
+        del document[name]
+    for row in document["rows"]:
+        del row["marks"], row["twins"]
+    found = from_document(document)
+    assert (found.main_metric, found.untested, found.marked()) == (METRIC, "", {})
+    assert [row.twins for row in found.rows] == [{}, {}]
 
 
 # What can't be compared
