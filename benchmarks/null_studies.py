@@ -3,6 +3,7 @@
     python -m benchmarks.null_studies --out null.jsonl
     python -m benchmarks.null_studies --out null.jsonl --part 2/4      # a part of the blocks, for one of four processes
     python -m benchmarks.null_studies --out null.jsonl --report        # the table of what the file holds
+    python -m benchmarks.null_studies --power 0.04 --studies 200       # how often a true difference is found
 
 Every number by user is invented, in memory; all else is what `study table` does: pairs, seeds, correction, stars. Each
 block of studies is a line of the file, from a generator of its own; blocks that are there aren't done again.
@@ -81,9 +82,11 @@ class Studies:
             runs.append(RunResult(path.name, path, {}, {METRIC: 0.0}, {}, 50, 71, "patience", record))
         return Entry("VBPR", "invented", f"encoder{row}", "pt", ("text",), runs=runs)
 
-    def found(self, rng: np.random.Generator, *, test: str = "t-test") -> tuple[bool, bool]:
-        """Whether one more study has any star, and any loss that is as sure."""
+    def found(self, rng: np.random.Generator, *, test: str = "t-test", lift: float = 0.0) -> tuple[bool, bool]:
+        """Whether one more study has any star, and any loss that is as sure. The first row is truly better by `lift`;
+        with one, only its star and its loss count."""
         values = hits(self.kind, rng)
+        values[1] += lift
         tables = {
             run.path: {USERS: np.arange(values.shape[2]), SPLIT + METRIC: values[row, seed]}
             for row, entry in enumerate(self.entries)
@@ -93,7 +96,7 @@ class Studies:
             self.entries, study="null", metrics=[METRIC], baseline={"encoder": "encoder0"}, test=test,
             load=tables.__getitem__,
         )  # fmt: skip
-        scores = [row.scores[METRIC] for row in board.rows[1:]]
+        scores = [row.scores[METRIC] for row in board.rows[1 : 2 if lift else None]]
         losses = [score.p is not None and score.p < board.alpha and _below(score.difference) for score in scores]
         return any(score.star for score in scores), any(losses)
 
@@ -102,12 +105,12 @@ def _below(difference: object) -> bool:
     return getattr(difference, "mean", 0.0) < 0
 
 
-def counts(kind: Kind, *, studies: int, seed: Sequence[int], test: str = "t-test") -> dict[str, int]:
-    """How many studies of a kind have a star, a sure loss, and either."""
+def counts(kind: Kind, *, studies: int, seed: Sequence[int], test: str = "t-test", lift: float = 0.0) -> dict[str, int]:
+    """How many studies of a kind have a star, a sure loss, and either; with a `lift`, on the row that has it."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         null = Studies(kind, Path(folder))
-        found = np.array([null.found(rng, test=test) for _ in range(studies)])
+        found = np.array([null.found(rng, test=test, lift=lift) for _ in range(studies)])
     return {
         "studies": studies,
         "stars": int(found[:, 0].sum()),
@@ -147,19 +150,44 @@ def report(path: Path) -> str:
             continue
         total = {name: sum(one[name] for one in own) for name in own[0]}
         shares = " | ".join(f"{total[name] / total['studies']:.1%}" for name in ("stars", "losses", "either"))
-        varies = "as the rows'" if kind.ratio == 1 else f"{kind.ratio:g} times as much"
         ratio = f"{ratio_of_variances(kind, draws=2000):.1f}"
-        lines.append(f"| {kind.rows} | {kind.seeds} | {varies} | {ratio} | {total['studies']:,} | {shares} |")
+        lines.append(f"| {kind.rows} | {kind.seeds} | {_varies(kind)} | {ratio} | {total['studies']:,} | {shares} |")
     return "\n".join(lines)
+
+
+def power(*, studies: int, lift: float) -> str:
+    """How often a row that is better by `lift` gets a star among 12, by the test that counts seeds and by that over
+    users alone, in Markdown."""
+    lines = [
+        "| seeds | seeds vary | baseline's | `t-test` | `t-test-users` |",
+        "|---:|---:|---|---:|---:|",
+    ]
+    for seeds, (seed_sd, ratio) in itertools.product((3, 5), ((0.03, 1), (0.1, 1), (0.3, 1), (0.1, 2), (0.1, 4))):
+        kind = Kind(12, seeds, seed_sd, ratio)
+        found = [
+            counts(kind, studies=studies, seed=(seeds, int(100 * seed_sd), int(ratio)), test=test, lift=lift)["stars"]
+            for test in ("t-test", "t-test-users")
+        ]
+        shares = " | ".join(f"{stars / studies:.0%}" for stars in found)
+        lines.append(f"| {seeds} | {seed_sd:.0%} | {_varies(kind)} | {shares} |")
+    return "\n".join(lines)
+
+
+def _varies(kind: Kind) -> str:
+    return "as the rows'" if kind.ratio == 1 else f"{kind.ratio:g} times as much"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the file of blocks, which is continued")
+    parser.add_argument("--out", type=Path, default=Path("null.jsonl"), help="the file of blocks, which is continued")
     parser.add_argument("--part", default="1/1", help="which of how many parts of the blocks")
     parser.add_argument("--studies", type=int, default=STUDIES, help="of each kind (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="only print what the file holds")
+    parser.add_argument("--power", type=float, metavar="LIFT", help="how often a row that is so much better is found")
     options = parser.parse_args(arguments)
+    if options.power:
+        print(power(studies=options.studies, lift=options.power))
+        return
     part, parts = map(int, options.part.split("/"))
     done = {(place, block) for place, block, _ in blocks(options.out)}
     # kinds take turns, so that a run that is stopped has some of each; the extremes come first
