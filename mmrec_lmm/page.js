@@ -328,8 +328,11 @@ function renderPlot() {
   points = shown.map(row => {
     const {mean, interval: {low, high}} = row.scores[metric], leads = front.includes(row);
     const whisker = leads && low != null && high != null
-      && draw("line", {class: "whisker", y1: y(low) - y(mean), y2: y(high) - y(mean)});
-    const said = `${nameOf(row)}: ${metric} ${fixed(mean)}, ${duration(row.seconds)}`;
+      && draw("line", {  // as far as the plot goes
+        class: "whisker", y1: Math.min(bottom, y(low)) - y(mean), y2: Math.max(top, y(high)) - y(mean),
+      });
+    const said = `${nameOf(row)}: ${metric} ${fixed(mean)}, ${duration(row.seconds)}`
+      + (marksOf(row).length ? `, marked: ${marksOf(row).join("; ")}` : "");
     const node = draw("g", {
       class: leads ? "point on-front" : "point", transform: `translate(${x(row.seconds)} ${y(mean)})`, tabindex: -1,
       role: "button", "aria-haspopup": "dialog", "aria-label": leads ? `${said}, on the front` : said,
@@ -347,7 +350,8 @@ function renderPlot() {
   const covers = ([a, b, c, d], [e, f, g, h]) => a < e + g && e < a + c && b < f + h && f < b + d;
   for (const row of front.toReversed()) {  // named where there is room, left or right, in full or by the model
     const [px, py] = [x(row.seconds), y(quality(row))];
-    const places = [nameOf(row), row.model].flatMap(label => {
+    const dagger = marksOf(row).length ? "†" : "";
+    const places = [nameOf(row) + dagger, row.model + dagger].flatMap(label => {
       const long = label.length * LETTER;
       return [{label, at: px - 8, side: "end", box: [px - 8 - long, py - 21, long, 14]},
         {label, at: px + 8, side: "start", box: [px + 8, py - 21, long, 14]}];

@@ -169,12 +169,25 @@ def test_a_mark_stands_beside_a_row_and_all_that_is_compared_with_it(visit: "Cal
     assert f"marked: compared with {base.key}, whose {first}" in texts[2]
     assert "0.4000 0.3900 – 0.4100" in texts[0], "the row's own score is not marked by its twin"
     assert "+0.2000" in texts[0]
+    points = [point.get_attribute("aria-label") for point in opened.locator(".point").all()]
+    assert f"Good · basic · pt: recall@20 0.3000, 10 s, marked: {first}, on the front" in points
     opened.get_by_role("button", name="Good", exact=True).click()
     assert f"† Marked: {first}." in opened.get_by_role("dialog").inner_text()
     opened.keyboard.press("Escape")
     opened.get_by_role("button", name="Poor", exact=True).click()
     assert f"Compared with {base.key} (marked †: {first})." in opened.get_by_role("dialog").inner_text()
     assert "†" not in visit(THREE).locator("body").inner_text()
+
+
+def test_an_interval_wider_than_the_plot_ends_with_it(visit: "Callable[..., Page]") -> None:
+    wide = row("Wide", 0.3, 10.0)
+    wide = replace(wide, scores={"recall@20": replace(wide.scores["recall@20"], interval=Interval(0.3, -2.0, 2.0))})
+    opened = visit(board(wide, row("Poor", 0.29, 20.0)))
+    plot, whisker = opened.locator("#plot").bounding_box(), opened.locator(".whisker").bounding_box()
+    assert plot is not None
+    assert whisker is not None
+    assert plot["y"] <= whisker["y"]
+    assert whisker["y"] + whisker["height"] <= plot["y"] + plot["height"]
 
 
 def test_the_page_says_first_that_nothing_was_tested(visit: "Callable[..., Page]") -> None:
