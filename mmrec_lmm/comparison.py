@@ -8,15 +8,18 @@ Shapes: S seeds, U users that test evaluates, R resamples.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from . import results
 from .artifacts import read_json
 from .errors import ConfigError, DataError, did_you_mean
-from .leaderboard import AXES, FINISHED, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
+from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
+from .marks import marks_of, settings_of
 from .slices import Slicer
 from .statistics import (
     POWER,
@@ -24,6 +27,7 @@ from .statistics import (
     Paired,
     bootstrap,
     holm,
+    mean_of,
     paired,
     percentile_interval,
     permutation,
@@ -70,27 +74,37 @@ def compare(
     best_within: Sequence[str] = ("dataset",),
     family: Sequence[str] = (),
     slicers: Mapping[str, Slicer] | None = None,
+    load: Callable[[Path], Mapping[str, np.ndarray]] = results.load_per_user,
 ) -> Leaderboard:
     """The Leaderboard of a study's entries, in their order.
 
     A row is tested against the one that has the values of `baseline` and otherwise its own or, where that is a model
-    without item features, against that model's row; a baseline that is several rows is refused. Controls are not
-    tested: they are what content gain is measured by. p is corrected over all tested rows and metrics that agree on the
-    axes `family`, of all data sets where there are none. The best is marked among rows that agree on `best_within`.
-    `slicers`, by data set, ask for slices. Raises ConfigError for an unknown test, axis or metric, DataError where rows
-    of a data set were tested on different users.
+    without item features, against that model's row; a baseline that is several rows is refused. Without a `baseline`
+    it is the ID-only model that is best on validation, if there is one. Controls are not tested: they are what content
+    gain is measured by. p is corrected over all tested rows and metrics that agree on the axes `family`, of all data
+    sets where there are none; a star also asks for STAR_SEEDS on both sides, and one seed on either side gives neither
+    p nor interval. The best is marked among rows that agree on `best_within`. `slicers`, by data set, ask for slices;
+    `load` gives the numbers by user of a run's folder. Raises ConfigError for an unknown test, axis or metric and for a
+    baseline that no row is, DataError where rows of a data set were tested on different users.
     """
     if test not in TESTS:
         raise ConfigError(f"unknown test {test}; there are {', '.join(TESTS)}{did_you_mean(test, TESTS)}")
-    for axis in (*(baseline or ()), *best_within, *family):
+    baseline = baseline or {}
+    for axis in (*baseline, *best_within, *family):
         if axis not in AXES:
             raise ConfigError(f"unknown axis {axis}; axes are {', '.join(AXES)}{did_you_mean(axis, AXES)}")
     names = tuple(metric.lower() for metric in metrics)
+    ranked_by, notes = _ranked_by(entries, names)
+    if baseline:
+        _check_baseline(entries, baseline, study)
+    else:
+        baseline, chosen = _id_only(entries)
+        notes += chosen
     boards = [
-        _Board([entry for entry in entries if entry.dataset == dataset and entry.runs], names, test)
+        _Board([entry for entry in entries if entry.dataset == dataset and entry.runs], names, test, load)
         for dataset in dict.fromkeys(entry.dataset for entry in entries if entry.runs)
     ]
-    comparisons = [found for board in boards for found in board.comparisons(baseline or {}, family)]
+    comparisons = [found for board in boards for found in board.comparisons(baseline, family)]
     tested = {(found.row, found.metric): score for found, score in _corrected(comparisons, alpha)}
     measured: dict[int, Row] = {}
     for board in boards:
@@ -100,10 +114,11 @@ def compare(
                 row,
                 scores={name: tested.get((row.key, name)) or board.score(place, name) for name in names},
                 content_gain=board.content_gain(place),
+                twins={control: board.rows[twin].key for control, twin in board.twins(place).items()},
                 slices=slices.get(place, {}),
             )
     rows = [measured.get(id(entry)) or _row(entry) for entry in entries]
-    families = Counter(found.family for found in comparisons)
+    families = Counter(found.family for found in comparisons if found.p is not None)
     return Leaderboard(
         study=study,
         title=title or study,
@@ -111,12 +126,92 @@ def compare(
         rows=_with_best(rows, best_within),
         test=test,
         alpha=alpha,
-        baseline=", ".join(f"{axis} {value or '-'}" for axis, value in (baseline or {}).items()),
+        ranked_by=ranked_by,
+        baseline=_in_words(baseline),
+        untested="" if families else f"Nothing was tested: {_why_untested(entries, comparisons, baseline)}.",
         comparisons=max(families.values(), default=0),
         detectable=_detectable(comparisons, families, alpha),
         users={board.dataset: len(board.users) for board in boards},
-        notes=tuple(_notes(rows, boards, comparisons, families, test=test, baseline=baseline or {})),
+        notes=(*_notes(rows, boards, comparisons, families, test=test, baseline=baseline), *notes),
     )
+
+
+def _in_words(baseline: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{axis} {value or '-'}" for axis, value in baseline.items())
+
+
+def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, list[str]]:
+    """The metric by which rows rank, which is the one that selected their runs, and a note where it can't be."""
+    selected = Counter(metric for entry in entries if entry.runs and (metric := _valid_metric(entry.runs[0])))
+    if not selected:
+        return metrics[0], []
+    (most, _), *others = selected.most_common()
+    ranked_by = most if most in metrics else metrics[0]
+    if ranked_by == most and not others:
+        return ranked_by, []
+    total = selected.total()
+    counts = ", ".join(f"{metric} ({count} of {total} rows)" for metric, count in selected.most_common())
+    lack = "" if ranked_by == most else f"; {most} isn't among the study's metrics"
+    return ranked_by, [f"Runs were selected on validation by {counts}{lack}: rows rank by {ranked_by}."]
+
+
+def _valid_metric(run: RunResult) -> str:
+    return str(settings_of(run).get("valid_metric", "")).lower()
+
+
+def _check_baseline(entries: Sequence[Entry], baseline: Mapping[str, str | None], study: str) -> None:
+    """ConfigError where no row of the study, finished or not, is the baseline."""
+    own = [entry for entry in entries if entry.control == baseline.get("control")] or entries
+
+    def has(entry: Entry, axis: str) -> bool:
+        unknown = axis == "modalities" and entry.modalities is None  # all that its data set has: a run will tell
+        return unknown or has_value(entry, axis, baseline[axis])
+
+    if not entries or any(all(has(entry, axis) for axis in baseline) for entry in own):
+        return
+    absent = [axis for axis in baseline if not any(has(entry, axis) for entry in own)]
+    known = [f"{axis} {', '.join(dict.fromkeys(value_on(one, axis) or '-' for one in own))}" for axis in absent]
+    raise ConfigError(
+        f"{study}: baseline: expected values that a row of the study has{'' if absent else ' together'}, got "
+        f"{_in_words(baseline)}; try {'; '.join(known) or ' or '.join(dict.fromkeys(one.key for one in own))}"
+    )
+
+
+def _id_only(entries: Sequence[Entry]) -> tuple[dict[str, str | None], list[str]]:
+    """The baseline of a study that names none: its model without item features that is best on validation, mean over
+    runs and data sets, among those on most data sets; and the note that says so. Nothing where there is none."""
+    found: dict[str, list[float]] = {}
+    for entry in entries:
+        if entry.runs and entry.modalities == () and entry.control is None:
+            scores = [run.valid.get(_valid_metric(run), -np.inf) for run in entry.runs]
+            found.setdefault(entry.model, []).append(float(np.mean(scores)))
+    if not found:
+        return {}, []
+    best = max(found, key=lambda model: (len(found[model]), np.mean(found[model])))
+    why = "its only ID-only model"
+    if len(found) > 1:
+        means = ", ".join(f"{model} {np.mean(values):.4f}" for model, values in found.items())
+        why = f"of its ID-only models the best on validation ({means}, by the metric that selects)"
+    return {"model": best}, [f"The study names no baseline: rows are tested against {best}, {why}."]
+
+
+def _why_untested(
+    entries: Sequence[Entry], comparisons: Sequence["_Comparison"], baseline: Mapping[str, str | None]
+) -> str:
+    """Why a study without any p has none."""
+    finished = [entry for entry in entries if entry.runs]
+    if not finished:
+        return "no row is finished yet"
+    if not baseline:
+        waiting = ", ".join(dict.fromkeys(one.model for one in entries if one.modalities == () and not one.control))
+        if waiting:
+            return f"the study names no baseline, and no ID-only model of it is finished ({waiting})"
+        return "the study names no baseline and has no ID-only model; `baseline: {axis: value}` in its file names one"
+    if comparisons:
+        return "every difference has a side with a single seed"
+    if any(all(has_value(entry, axis, value) for axis, value in baseline.items()) for entry in finished):
+        return f"no finished row has a finished row of the baseline ({_in_words(baseline)}) to be compared with"
+    return f"no row that is the baseline ({_in_words(baseline)}) is finished"
 
 
 @dataclass(frozen=True)
@@ -131,38 +226,56 @@ class _Comparison:
     score: Score
     paired: Paired
     interval: Interval
-    p: float
+    seeds: int  # of the side that has fewer
+    p: float | None  # None where that is one
     above: bool  # whether the test, if it finds a difference, finds one in favour of the row
 
 
 class _Board:
     """The rows of one data set, and what their users say."""
 
-    def __init__(self, entries: Sequence[Entry], metrics: Sequence[str], test: str) -> None:
-        self.entries, self.metrics, self.test = entries, metrics, test
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        metrics: Sequence[str],
+        test: str,
+        load: Callable[[Path], Mapping[str, np.ndarray]],
+    ) -> None:
+        self.entries, self.metrics, self.test, self._load = entries, metrics, test, load
         self.dataset = entries[0].dataset
         self.rows = [_row(entry) for entry in entries]
-        self.users = results.load_per_user(entries[0].runs[0].path)[USERS]
+        self.users = load(entries[0].runs[0].path)[USERS]
         self.values = [self._values(entry) for entry in entries]  # by row and metric, (S, U)
-        self.seeds = {
-            metric: seed_variance([values[metric] for values in self.values]) if test == "t-test" else None
-            for metric in metrics
-        }
-        columns = [values[metric].mean(axis=0) for values in self.values for metric in metrics]
+        self.seeds = {metric: seed_variance([values[metric] for values in self.values]) for metric in metrics}
+
+    @cached_property
+    def _means(self) -> np.ndarray:
+        """The means over resampled users (R, rows, metrics), the same users for all."""
+        columns = [values[metric].mean(axis=0) for values in self.values for metric in self.metrics]
         means = bootstrap(np.stack(columns, axis=1))  # (R, rows x metrics)
-        self._means = means.reshape(len(means), len(entries), len(metrics))
+        return means.reshape(len(means), len(self.entries), len(self.metrics))
+
+    def seeds_of(self, *places: int) -> int:
+        """How many seeds the row has that has fewest."""
+        return min(len(self.entries[place].runs) for place in places)
 
     def score(self, place: int, metric: str) -> Score:
-        """What a row scored, untested."""
+        """What a row scored, untested; its interval counts seeds where it has several."""
         by_seed = self.values[place][metric].mean(axis=1)  # (S,)
-        mean = float(by_seed.mean())
-        means = self._means[:, place, self.metrics.index(metric)]
-        return Score(mean, _interval(mean, means), tuple(by_seed.tolist()))
+        mean, seeds = float(by_seed.mean()), self.seeds[metric]
+        if seeds is not None and len(by_seed) > 1:
+            interval = Interval(mean, *mean_of(self.values[place][metric], seeds).interval())
+        else:
+            interval = _interval(mean, self._means[:, place, self.metrics.index(metric)])
+        return Score(mean, interval, tuple(by_seed.tolist()))
 
     def difference(self, ours: int, theirs: int, metric: str) -> tuple[Paired, Interval]:
-        """Of two rows; the interval counts what the test counts: seeds too, or users alone."""
-        seeds = self.seeds[metric]
+        """Of two rows; the interval counts what the test counts: seeds too, or users alone. A row of one seed leaves
+        none to be told."""
+        seeds = self.seeds[metric] if self.test == "t-test" else None
         found = paired(self.values[ours][metric], self.values[theirs][metric], seeds)
+        if self.seeds_of(ours, theirs) < 2:
+            return found, Interval(found.mean, None, None)
         if seeds is not None:
             return found, Interval(found.mean, *found.interval())
         means = self._means[:, :, self.metrics.index(metric)]
@@ -182,18 +295,40 @@ class _Board:
             tested = self._tested(pairs, found, metric)
             for (ours, theirs), (one, interval), (p, above) in zip(pairs, found, tested, strict=True):
                 row, group = self.rows[ours], tuple(value_on(self.rows[ours], axis) or "-" for axis in family)
-                score, against = self.score(ours, metric), self.rows[theirs].key
-                yield _Comparison(self.dataset, row.key, metric, against, group, score, one, interval, p, above)
+                yield _Comparison(
+                    dataset=self.dataset,
+                    row=row.key,
+                    metric=metric,
+                    against=self.rows[theirs].key,
+                    family=group,
+                    score=self.score(ours, metric),
+                    paired=one,
+                    interval=interval,
+                    seeds=(seeds := self.seeds_of(ours, theirs)),
+                    p=p if seeds > 1 else None,
+                    above=above,
+                )
 
-    def content_gain(self, place: int) -> dict[str, dict[str, Interval]]:
-        """A row less each of its control twins: control -> metric -> gain."""
+    def twins(self, place: int) -> dict[str, int]:
+        """Control -> the place of a row's twin. Without features a model is one row whatever the encoder and how that
+        is trained, so that the twin `none` of any is that row, where there is none of its own."""
         row = self.rows[place]
         if row.control is not None:
             return {}
+        found: dict[str, int] = {}
+        for other, twin in enumerate(self.rows):
+            own = twin.control is not None and dataclasses.replace(twin, control=None).key == row.key
+            shared = twin.control == "none" and twin.encoder is None and twin.paradigm == "pt"
+            alike = (twin.model, twin.modalities) == (row.model, row.modalities)
+            if own or (shared and alike and "none" not in found):
+                found[str(twin.control)] = other
+        return found
+
+    def content_gain(self, place: int) -> dict[str, dict[str, Interval]]:
+        """A row less each of its control twins: control -> metric -> gain."""
         return {
-            twin.control: {metric: self.difference(place, other, metric)[1] for metric in self.metrics}
-            for other, twin in enumerate(self.rows)
-            if twin.control is not None and dataclasses.replace(twin, control=None).key == row.key
+            control: {metric: self.difference(place, twin, metric)[1] for metric in self.metrics}
+            for control, twin in self.twins(place).items()
         }
 
     def slices(self, slicer: Slicer) -> dict[int, dict[str, dict[str, Interval]]]:
@@ -230,7 +365,7 @@ class _Board:
         """Metric -> an entry's values by seed and user (S, U), after a look whether these are the others' users."""
         first, tables = self.entries[0].runs[0], []
         for run in entry.runs:
-            table = results.load_per_user(run.path)
+            table = self._load(run.path)
             same_users = np.array_equal(table[USERS], self.users)
             if run.record["data"] != first.record["data"] or not same_users:
                 what = "other data" if same_users else f"other users ({len(table[USERS]):,}, not {len(self.users):,})"
@@ -261,6 +396,7 @@ def _row(entry: Entry) -> Row:
         control=entry.control,
         state=entry.state,
         reason=entry.reason,
+        marks=marks_of(runs),
     )
     if not runs:
         return row
@@ -312,21 +448,26 @@ def _interval(mean: float, means: np.ndarray) -> Interval:
 
 
 def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tuple[_Comparison, Score]]:
-    """Each comparison with its score, p corrected within its family."""
+    """Each comparison with its score, p corrected within its family, to which it belongs if it has a p."""
+    corrected: dict[int, float] = {}
     for group in dict.fromkeys(found.family for found in comparisons):
-        members = [found for found in comparisons if found.family == group]
-        for found, p in zip(members, holm(np.array([found.p for found in members])).tolist(), strict=True):
-            yield (
-                found,
-                dataclasses.replace(
-                    found.score,
-                    against=found.against,
-                    difference=found.interval,
-                    effect=found.paired.effect,
-                    p=p,
-                    star=p < alpha and found.above and found.paired.mean > 0,
-                ),
-            )
+        members = [found for found in comparisons if found.family == group and found.p is not None]
+        values = holm(np.array([found.p for found in members])).tolist()
+        corrected |= {id(found): value for found, value in zip(members, values, strict=True)}
+    for found in comparisons:
+        p = corrected.get(id(found))
+        above = found.above and found.paired.mean > 0
+        yield (
+            found,
+            dataclasses.replace(
+                found.score,
+                against=found.against,
+                difference=found.interval,
+                effect=found.paired.effect,
+                p=p,
+                star=p is not None and p < alpha and above and found.seeds >= STAR_SEEDS,
+            ),
+        )
 
 
 def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
@@ -355,6 +496,8 @@ def _detectable(
     Holm's first step (alpha / comparisons): the median over the data set's comparisons."""
     found: dict[str, dict[str, list[float]]] = {}
     for one in comparisons:
+        if one.p is None:
+            continue
         least = one.paired.detectable(alpha / families[one.family])
         if np.isfinite(least):
             found.setdefault(one.dataset, {}).setdefault(one.metric, []).append(least)
@@ -362,6 +505,28 @@ def _detectable(
         dataset: {metric: float(np.median(values)) for metric, values in by_metric.items()}
         for dataset, by_metric in found.items()
     }
+
+
+def _of_few_seeds(board: _Board) -> str:
+    """What the rows of a data set lack that have fewer than STAR_SEEDS seeds."""
+    counts = Counter(len(entry.runs) for entry in board.entries)
+    total = len(board.entries)
+
+    def rows(seeds: str) -> str:
+        count = counts[1 if seeds == "one seed" else 2]
+        if count < total:
+            return f"{count} of {total} rows have {seeds}"
+        return f"all {total} rows have {seeds}" if total > 1 else f"its only row has {seeds}"
+
+    parts = []
+    if counts[1]:
+        parts.append(
+            f"{rows('one seed')}: intervals are over users only, and a difference to such a row or of it "
+            "has neither interval nor p"
+        )
+    if counts[2]:
+        parts.append(f"{rows('two seeds')}: a difference to such a row or of it has p and interval, but no star")
+    return f"{board.dataset}: {'; '.join(parts)}. A star needs three seeds on both sides." if parts else ""
 
 
 def _notes(
@@ -378,14 +543,12 @@ def _notes(
     if states:
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         yield f"Of {len(rows)} rows, {counts}; each says why."
-    lonely = [board.dataset for board in boards if test == "t-test" and None in board.seeds.values()]
-    if lonely:
+    yield from filter(None, map(_of_few_seeds, boards))
+    if test != "t-test" and families:
         yield (
-            f"{', '.join(lonely)}: one seed a row, so that intervals, p and stars are over users only. Another seed "
-            "may turn them; three seeds or more tell."
+            "p, stars and intervals of differences are over users only, for the seeds at hand; the test `t-test` "
+            "counts seeds too."
         )
-    elif test != "t-test":
-        yield "Intervals, p and stars are over users only, for the seeds at hand; the test `t-test` counts seeds too."
     if baseline:
         done = {found.row for found in comparisons} | {found.against for found in comparisons}
         own = [row for board in boards for row in board.rows if row.control is None and row.key not in done]

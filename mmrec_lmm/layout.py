@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from . import paper
 from .errors import ConfigError
-from .leaderboard import FINISHED, Interval, Leaderboard, Row
+from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
 from .types import PARADIGMS
 
 FORMATS = ("markdown", "latex", "csv", "html")
 AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")
 DASH = "–"  # for a figure that isn't there
 MINUS = "−"
+MARK = "†"  # behind a figure that may say more of a run's budget than of its model, and what is compared with it
 NONE = "-"  # for an axis on which a row has no value
 LONG = 45  # lines that a page holds; a longer table runs over several
 
@@ -78,6 +79,7 @@ class Cell:
     text: str = ""
     bold: bool = False
     star: bool = False
+    mark: bool = False
     note: str = ""  # the letter of its footnote
 
 
@@ -154,7 +156,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
         for row in rows
         for metric in board.metrics
     }
-    footnotes = _Footnotes()
+    footnotes, marked = _Footnotes(), board.marked()
     controls = _controls(rows) if plan.gains else []
     lines = []
     for labels in sorted(
@@ -162,13 +164,15 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
         key=lambda labels: [order[axis].index(label) for axis, label in zip(axes, labels, strict=True)],
     ):
         shown = [found.get((*labels, column), (None, "")) for column in order[plan.across]]
-        gains = [_gain(row, board.metrics[0], control) for row, _ in shown[:1] for control in controls]
-        lines.append(Line(labels, (*(_cell(row, metric, footnotes) for row, metric in shown), *gains)))
+        gains = [_gain(row, board.main_metric, control, marked) for row, _ in shown[:1] for control in controls]
+        lines.append(Line(labels, (*(_cell(row, metric, footnotes, marked) for row, metric in shown), *gains)))
         figures = [published(row).get(metric) if row else None for row, metric in shown]
         if any(figures):
             above = [_difference(row, metric, figure) for (row, metric), figure in zip(shown, figures, strict=True)]
             lines.append(Line(labels, tuple(map(_number, figures)), "paper"))
-            lines.append(Line(labels, tuple(_number(value, sign="+") for value in above), "difference"))
+            marks = [bool(row and row.marks) for row, _ in shown]
+            cells = (_number(value, sign="+", mark=mark) for value, mark in zip(above, marks, strict=True))
+            lines.append(Line(labels, tuple(cells), "difference"))
     beside = any(line.source != "ours" for line in lines)
     if beside:
         lines = [dataclasses.replace(line, labels=(*line.labels, line.source)) for line in lines]
@@ -194,10 +198,10 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     for metric in board.metrics:
         for row in rows:
             found = [row.slices[part][metric].mean if part in row.slices else None for part in parts]
-            cells = [row.scores[metric].mean, *found]
-            lines.append(
-                Line(_labels(row, axes, metric), tuple(Cell(DASH) if x is None else _number(x) for x in cells))
-            )
+            figures = [row.scores[metric].mean, *found]
+            mark = bool(row.marks)
+            cells = tuple(Cell(DASH) if x is None else _number(x, mark=mark) for x in figures)
+            lines.append(Line(_labels(row, axes, metric), cells))
     return Table(
         caption=_caption(board, rows, plan),
         labels=axes,
@@ -218,10 +222,10 @@ def _controls(rows: Iterable[Row]) -> list[str]:
 
 
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
-    """The study, the layout, and what all rows share and no column says."""
+    """That nothing was tested, where that is so; the study, the layout, and what all rows share and no column says."""
     shared = [axis for axis in AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
     values = [value for axis in shared if (value := label(rows[0], axis)) != NONE]
-    return f"{board.title}: {', '.join([plan.caption, *values])}"
+    return f"{board.untested} {board.title}: {', '.join([plan.caption, *values])}".lstrip()
 
 
 def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -264,8 +268,9 @@ class _Footnotes:
         return {letter: text for text, letter in self._letters.items()}
 
 
-def _cell(row: Row | None, metric: str, footnotes: _Footnotes) -> Cell:
-    """A score to four decimals; where there is none a dash, and a footnote that says why."""
+def _cell(row: Row | None, metric: str, footnotes: _Footnotes, marked: Mapping[str, tuple[str, ...]]) -> Cell:
+    """A score to four decimals, marked where it or its baseline is; where there is none a dash, and a footnote that
+    says why."""
     if row is None:
         return Cell(DASH, note=footnotes.letter("not part of the study"))
     reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
@@ -273,7 +278,7 @@ def _cell(row: Row | None, metric: str, footnotes: _Footnotes) -> Cell:
     if score is None:
         return Cell(DASH, note=footnotes.letter(reason or f"no {metric} was measured"))
     note = footnotes.letter(reason) if reason else ""
-    return Cell(f"{score.mean:.4f}", score.best, score.star, note)
+    return Cell(f"{score.mean:.4f}", score.best, score.star, bool(row.marks) or score.against in marked, note)
 
 
 def _difference(row: Row | None, metric: str, figure: float | None) -> float | None:
@@ -282,20 +287,47 @@ def _difference(row: Row | None, metric: str, figure: float | None) -> float | N
     return None if score is None or figure is None else score.mean - figure
 
 
-def _number(value: float | None, *, sign: str = "") -> Cell:
-    return Cell() if value is None else Cell(_digits(value, sign))
+def _number(value: float | None, *, sign: str = "", mark: bool = False) -> Cell:
+    return Cell() if value is None else Cell(_digits(value, sign), mark=mark)
 
 
 def _digits(value: float, sign: str = "") -> str:
     return f"{value:{sign}.4f}".replace("-", MINUS)
 
 
-def _gain(row: Row | None, metric: str, control: str) -> Cell:
-    """What a row is above its twin, with the interval; empty where it has none."""
+def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple[str, ...]]) -> Cell:
+    """What a row is above its twin, with the interval if there is one, marked where either is; empty where it has no
+    twin."""
     gain: Interval | None = row.content_gain.get(control, {}).get(metric) if row else None
-    if gain is None:
+    if row is None or gain is None:
         return Cell()
-    return Cell(f"{_digits(gain.mean, '+')} ({_digits(gain.low, '+')} to {_digits(gain.high, '+')})")
+    text = _digits(gain.mean, "+")
+    if gain.low is not None and gain.high is not None:
+        text += f" ({_digits(gain.low, '+')} to {_digits(gain.high, '+')})"
+    return Cell(text, mark=bool(row.marks) or row.twins.get(control) in marked)
+
+
+def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
+    """What the mark means, and which rows have it: those shown, and those that they are compared with."""
+    keys = {row.key for row in rows}
+    keys |= {score.against for row in rows for score in row.scores.values() if score.against}
+    keys |= {twin for row in rows for twin in row.twins.values()}
+    reasons: dict[str, list[str]] = {}
+    for key, why in board.marked().items():
+        if key in keys:
+            reasons.setdefault("; ".join(why), []).append(key)
+    if reasons:
+        named = ". ".join(f"{_some(found)}: {why}" for why, found in reasons.items())
+        yield (
+            f"{MARK}: the figure may say more about the training budget than about the model, or is compared with one "
+            f"that may. {named}."
+        )
+
+
+def _some(keys: Sequence[str], at_most: int = 6) -> str:
+    """Some of the names, and how many more there are."""
+    more = f" and {len(keys) - at_most} more" if len(keys) > at_most else ""
+    return ", ".join(keys[:at_most]) + more
 
 
 def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
@@ -309,13 +341,19 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
     if plan.across != "slice" and any(score.best for row in rows for score in row.scores.values()):
         yield "Bold: the best of its group."
     if board.comparisons and plan.across != "slice":
+        starred = [len(score.seeds) for row in rows for score in row.scores.values() if score.star]
+        seeds = ", three seeds or more on both sides" if min(starred, default=STAR_SEEDS) >= STAR_SEEDS else ""
         yield (
             f"*: above {board.baseline or 'the baseline'}, p < {board.alpha:g} (paired {board.test}, Holm-Bonferroni "
-            f"over {board.comparisons:,} comparisons)."
+            f"over {board.comparisons:,} comparisons){seeds}."
         )
     if plan.gains and (controls := _controls(rows)):
         twins = ", ".join(f"over {control}" for control in controls)
-        yield f"{twins}: content gain, {board.metrics[0]} above the twin whose features are so, with its 95 % interval."
+        metric = board.main_metric
+        yield f"{twins}: content gain, {metric} above the twin whose features are so, with its 95 % interval."
+    yield from _of_marks(board, rows)
+    if board.users:
+        yield "All intervals and p are conditional on this one split of the data: another split would move them all."
     if plan.across == "slice":
         yield "Slices are described, not tested; their intervals are in the CSV."
     if plan.across != "slice":
@@ -367,7 +405,8 @@ def _md(text: str) -> str:
 
 def _md_cell(cell: Cell) -> str:
     text = f"**{cell.text}**" if cell.bold else cell.text
-    return text + ("\\*" if cell.star else "") + (f" ({cell.note})" if cell.note else "")
+    text += ("\\*" if cell.star else "") + (MARK if cell.mark else "")
+    return text + (f" ({cell.note})" if cell.note else "")
 
 
 # LaTeX
@@ -381,6 +420,7 @@ TEX = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     DASH: "--",
+    MARK: r"\dag{}",
     MINUS: "$-$",
     **{character: f"\\{character}" for character in "{}$&#%_"},
 }
@@ -440,7 +480,8 @@ def _tex_cell(cell: Cell, *, italic: bool) -> str:
         text = rf"\textbf{{{text}}}"
     if italic and text:
         text = rf"\textit{{{text}}}"
-    return text + ("*" if cell.star else "") + (rf"\textsuperscript{{{cell.note}}}" if cell.note else "")
+    text += ("*" if cell.star else "") + (_tex(MARK) if cell.mark else "")
+    return text + (rf"\textsuperscript{{{cell.note}}}" if cell.note else "")
 
 
 # HTML
@@ -464,7 +505,8 @@ def as_html(table: Table) -> str:
 def _html_cell(cell: Cell) -> str:
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.bold else text
-    return text + ("*" if cell.star else "") + (f"<sup>{cell.note}</sup>" if cell.note else "")
+    text += ("*" if cell.star else "") + (MARK if cell.mark else "")
+    return text + (f"<sup>{cell.note}</sup>" if cell.note else "")
 
 
 # CSV
@@ -481,7 +523,14 @@ def as_csv(board: Leaderboard, rows: Sequence[Row], published: Published) -> str
 def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
     """One line for each row, metric and slice."""
     return _csv(
-        {**_csv_axes(row), "metric": metric, "slice": part, **_csv_interval(found.get(metric))}
+        {
+            **_csv_axes(row),
+            "metric": metric,
+            "slice": part,
+            **_csv_interval(found.get(metric)),
+            "marks": "; ".join(row.marks),
+            "untested": board.untested,
+        }
         for row in rows
         for metric in board.metrics
         for part, found in row.slices.items()
@@ -508,11 +557,12 @@ def _csv_interval(interval: Interval | None, names: Sequence[str] = ("mean", "lo
 def _csv_line(
     board: Leaderboard, row: Row, metric: str, figure: float | None, controls: Sequence[str]
 ) -> dict[str, object]:
-    score = row.scores.get(metric)
+    score, marked = row.scores.get(metric), board.marked()
     gains: dict[str, object] = {}
     for control in controls:
         name = f"gain_over_{control}"
         gains |= _csv_interval(row.content_gain.get(control, {}).get(metric), (name, f"{name}_low", f"{name}_high"))
+        gains[f"{name}_marks"] = "; ".join(marked.get(row.twins.get(control, ""), ()))
     return {
         **_csv_axes(row),
         "state": row.state,
@@ -527,6 +577,9 @@ def _csv_line(
         "effect": score and score.effect,
         "p": score and score.p,
         "star": int(score.star) if score else None,
+        "marks": "; ".join(row.marks),
+        "against_marks": "; ".join(marked.get(score.against or "", ())) if score else "",
+        "untested": board.untested,
         "paper": figure,
         "difference_to_paper": _difference(row, metric, figure),
         **gains,

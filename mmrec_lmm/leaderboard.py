@@ -4,7 +4,6 @@
 plain data: `document` and `from_document` are its form as JSON, one file that can be mailed.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from .errors import DataError
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
 
 
+STAR_SEEDS = 3  # that both rows of a starred difference have
 AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")  # of a study
 
 
@@ -58,11 +58,11 @@ def has_value(one: Combination, axis: str, wanted: Any) -> bool:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its 95 % interval."""
+    """An estimate and the ends of its 95 % interval; None where a single seed can't tell them."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,15 @@ class Score:
     """One metric of one row, on test. `mean` is over users, each of whom is first averaged over the seeds."""
 
     mean: float
-    interval: Interval  # bootstrap over users
+    interval: Interval  # of users and seeds; of users alone (bootstrap) where the row has one seed
     seeds: tuple[float, ...]  # the mean over users, seed by seed
     best: bool = False  # the highest of its data set, as the study's `best_within` groups rows
     against: str | None = None  # the `key` of the row that it was tested against: the declared baseline
     difference: Interval | None = None  # to that row, same users; it counts what the test counts
     effect: float | None = None  # difference / standard deviation of the users' differences (Cohen's d_z)
-    p: float | None = None  # of the paired test, corrected over the declared family (Holm-Bonferroni)
-    star: bool = False  # p below the study's alpha, and the difference above 0
+    #: of the paired test, corrected over the declared family (Holm-Bonferroni); None where either has a single seed
+    p: float | None = None
+    star: bool = False  # p below the study's alpha, the difference above 0, and three seeds on both sides
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Row:
     scores: Mapping[str, Score] = field(default_factory=dict)  # "recall@20" -> Score
     slices: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # "cold items" -> "recall@20" -> mean
     content_gain: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # control -> metric -> gain
+    twins: Mapping[str, str] = field(default_factory=dict)  # control -> `key` of the row that its gain is over
+    marks: tuple[str, ...] = ()  # why its numbers may say more of its budget than of its model (marks.py)
     runs: tuple[str, ...] = ()  # ids of the winner's runs, in order of the seeds
     seeds: tuple[int, ...] = ()
     seconds: float | None = None  # of training, mean over seeds
@@ -116,16 +119,27 @@ class Leaderboard:
 
     study: str
     title: str
-    metrics: tuple[str, ...]  # in order; the first is the one that sorts
+    metrics: tuple[str, ...]  # in order
     rows: Sequence[Row]
     test: str = "t-test"  # one of statistics.TESTS
     alpha: float = 0.05
+    ranked_by: str = ""  # the metric by which runs were selected on validation, and rows rank; "": the first
     baseline: str = ""  # in words: what each row was tested against
+    untested: str = ""  # why no row was tested, where none was: the first thing that a reader must know
     comparisons: int = 0  # of the family over which p was corrected; of several the largest
     #: data set -> metric -> the smallest true difference that the test finds four times in five, p corrected
     detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     users: Mapping[str, int] = field(default_factory=dict)  # data set -> users that test evaluates
     notes: tuple[str, ...] = ()  # what a reader must know: what failed, what differs from the paper
+
+    @property
+    def main_metric(self) -> str:
+        """The metric by which rows rank."""
+        return self.ranked_by or self.metrics[0]
+
+    def marked(self) -> dict[str, tuple[str, ...]]:
+        """Key of each marked row -> its marks."""
+        return {row.key: row.marks for row in self.rows if row.marks}
 
     def document(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -161,12 +175,12 @@ def _row(document: Mapping[str, Any]) -> Row:
         name: {key: {metric: Interval(**value) for metric, value in values.items()} for key, values in found.items()}
         for name, found in ((name, document[name]) for name in ("slices", "content_gain"))
     }
-    tuples = {field.name: tuple(document[field.name]) for field in dataclasses.fields(Row) if field.name in _TUPLES}
+    tuples = {name: tuple(document[name]) for name in _TUPLES if name in document}
     scores = {metric: _score(value) for metric, value in document["scores"].items()}
     return Row(**{**document, **nested, **tuples, "scores": scores})
 
 
-_TUPLES = ("modalities", "runs", "seeds")
+_TUPLES = ("modalities", "runs", "seeds", "marks")  # an earlier file has no marks
 
 
 def _score(document: Mapping[str, Any]) -> Score:

@@ -28,7 +28,8 @@ const NONE = "–";
 const fixed = (value, digits = 4) => value == null ? NONE : value.toFixed(digits);
 const signed = value => value == null ? NONE : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(4);
 const count = value => value == null ? NONE : value.toLocaleString("en");
-const ends = (interval, format = fixed) => interval ? `${format(interval.low)} – ${format(interval.high)}` : "";
+const ends = (interval, format = fixed) =>  // one seed tells none
+  interval?.low == null || interval.high == null ? "" : `${format(interval.low)} – ${format(interval.high)}`;
 function short(value, units) {  // 93 with {h: 3600, min: 60, s: 1} is "1.6 min"
   if (value == null) return NONE;
   const [unit, size] = Object.entries(units).find(([, size]) => value >= size) ?? Object.entries(units).at(-1);
@@ -52,7 +53,7 @@ const datasets = distinct(rows.map(row => row.dataset));
 const paradigms = distinct(rows.filter(row => row.scored).map(row => row.paradigm));
 const controls = distinct(rows.map(row => row.control).filter(Boolean));
 const gains = distinct(rows.flatMap(row => Object.keys(row.content_gain)));
-const main = board.metrics[0];
+const main = board.ranked_by || board.metrics[0];  // what selected the runs; an earlier file doesn't say
 for (const dataset of datasets) {
   rows.filter(row => row.dataset === dataset && row.scores[main] && !row.control)
     .sort((a, b) => b.scores[main].mean - a.scores[main].mean)
@@ -62,7 +63,8 @@ for (const dataset of datasets) {
 // The view: what is shown, in which order. What differs from the default stands in the address, to be sent.
 const DEFAULT = {
   dataset: datasets[0] ?? ANY, model: ANY, encoder: ANY, paradigm: ANY, control: OWN, failed: "",
-  sort: "rank", order: "ascending", columns: board.metrics.slice(0, 4).join(" "), metric: main, on: "", row: "",
+  sort: "rank", order: "ascending", metric: main, on: "", row: "",
+  columns: board.metrics.filter((metric, place) => place < 4 || metric === main).join(" "),
 };
 let view = {...DEFAULT};
 const FILTERS = {
@@ -105,7 +107,7 @@ function measure() {
   for (const row of rows.filter(row => leaves("control", row))) {
     for (const [metric, score] of Object.entries(row.scores)) widen(`${row.dataset} ${metric}`, score.interval);
     for (const gain of Object.values(row.content_gain).map(found => found[main]).filter(Boolean)) {
-      widen(`${row.dataset} gain`, gain);
+      widen(`${row.dataset} gain`, {low: gain.low ?? gain.mean, high: gain.high ?? gain.mean});
       widen(`${row.dataset} gain`, {low: 0, high: 0});
     }
   }
@@ -125,6 +127,15 @@ function bar({mean, low, high}, scale, base) {
 const text = value => value || span("soft", NONE);
 const unseen = text => span("unseen", text);
 const star = () => span("star", make("span", {"aria-hidden": "true"}, "★"), unseen(" better than the baseline"));
+// A mark: the result may say more of the training budget than of the model, or is compared with one that may
+const marksOf = row => row?.marks ?? [];  // an earlier file has none
+const doubts = (row, key) => [
+  ...marksOf(row),
+  ...marksOf(byKey.get(key)).map(reason => `compared with ${key}, whose ${reason}`),
+];
+const mark = reasons => reasons.length > 0
+  && make("span", {class: "doubt", title: reasons.join("\n")},
+    make("span", {"aria-hidden": "true"}, "†"), unseen(` marked: ${reasons.join("; ")}`));
 const estimate = (value, interval, format) =>
   make("div", {class: "score"}, value, span("ends", ends(interval, format)));
 function scoreCell(row, metric) {
@@ -133,20 +144,24 @@ function scoreCell(row, metric) {
   const best = score.best && unseen(" best");
   const base = byKey.get(score.against)?.scores[metric]?.mean;
   return [
-    estimate(make(best ? "b" : "span", null, fixed(score.mean), best, score.star && star()), score.interval, fixed),
+    estimate(span("value", make(best ? "b" : "span", null, fixed(score.mean), best, score.star && star()),
+      mark(doubts(row, score.against))), score.interval, fixed),
     bar({...score.interval, mean: score.mean}, scales.get(`${row.dataset} ${metric}`), base),
   ];
 }
 function gainCell(row, control) {
   const gain = row.content_gain[control]?.[main];
   if (!gain) return [text()];
-  return [estimate(span(null, signed(gain.mean)), gain, signed), bar(gain, scales.get(`${row.dataset} gain`), 0)];
+  const value = span("value", signed(gain.mean), mark(doubts(row, row.twins?.[control])));
+  return [estimate(value, gain, signed), bar(gain, scales.get(`${row.dataset} gain`), 0)];
 }
 function modelCell(row) {
   const open = make("button", {class: "open", type: "button", "aria-haspopup": "dialog"}, row.model);
   const twin = row.control && [" ", span("tag", row.control)];
   const partial = row.state === "partial" && [" ", span("tag bad", row.state)];
-  return [open, ...(twin || []), ...(partial || [])];
+  const marked = marksOf(row).length > 0
+    && [" ", make("span", {class: "tag bad", title: marksOf(row).join("\n")}, "† marked")];
+  return [open, ...(twin || []), ...(partial || []), ...(marked || [])];
 }
 const IDENTITY = [
   {
@@ -313,8 +328,11 @@ function renderPlot() {
   points = shown.map(row => {
     const {mean, interval: {low, high}} = row.scores[metric], leads = front.includes(row);
     const whisker = leads && low != null && high != null
-      && draw("line", {class: "whisker", y1: y(low) - y(mean), y2: y(high) - y(mean)});
-    const said = `${nameOf(row)}: ${metric} ${fixed(mean)}, ${duration(row.seconds)}`;
+      && draw("line", {  // as far as the plot goes
+        class: "whisker", y1: Math.min(bottom, y(low)) - y(mean), y2: Math.max(top, y(high)) - y(mean),
+      });
+    const said = `${nameOf(row)}: ${metric} ${fixed(mean)}, ${duration(row.seconds)}`
+      + (marksOf(row).length ? `, marked: ${marksOf(row).join("; ")}` : "");
     const node = draw("g", {
       class: leads ? "point on-front" : "point", transform: `translate(${x(row.seconds)} ${y(mean)})`, tabindex: -1,
       role: "button", "aria-haspopup": "dialog", "aria-label": leads ? `${said}, on the front` : said,
@@ -332,7 +350,8 @@ function renderPlot() {
   const covers = ([a, b, c, d], [e, f, g, h]) => a < e + g && e < a + c && b < f + h && f < b + d;
   for (const row of front.toReversed()) {  // named where there is room, left or right, in full or by the model
     const [px, py] = [x(row.seconds), y(quality(row))];
-    const places = [nameOf(row), row.model].flatMap(label => {
+    const dagger = marksOf(row).length ? "†" : "";
+    const places = [nameOf(row) + dagger, row.model + dagger].flatMap(label => {
       const long = label.length * LETTER;
       return [{label, at: px - 8, side: "end", box: [px - 8 - long, py - 21, long, 14]},
         {label, at: px + 8, side: "start", box: [px + 8, py - 21, long, 14]}];
@@ -420,6 +439,10 @@ function testTable(row, metrics, against) {
       ...(against.length ? tested : [])];
   }));
 }
+function named(key) {  // with its marks
+  const reasons = marksOf(byKey.get(key));
+  return reasons.length ? `${key} (marked †: ${reasons.join("; ")})` : key;
+}
 function ticketOf(row) {
   const metrics = board.metrics.filter(metric => row.scores[metric]);
   const against = distinct(metrics.map(metric => row.scores[metric].against).filter(Boolean));
@@ -440,10 +463,14 @@ function ticketOf(row) {
       make("div", null, make("h2", {id: "ticket-title"}, nameOf(row)), make("div", {class: "soft"}, where)),
       make("button", {class: "button", type: "button", click: () => byId("ticket").close()}, "Close")),
     row.reason && make("p", null, row.reason),
-    part("On test", testTable(row, metrics, against), against.length && soft(`Tested against ${against.join(", ")}.`)),
+    marksOf(row).length > 0 && make("p", {class: "marks"}, `† Marked: ${marksOf(row).join("; ")}.`),
+    part("On test", testTable(row, metrics, against),
+      against.length && soft(`Compared with ${against.map(named).join(", ")}.`)),
     part("Run it again", replay && [replay].flat().map(command)),
     byMetric("Slices", "", row.slices, fixed),
     byMetric("Content gain", "over features that are", row.content_gain, signed),
+    ...Object.entries(row.twins ?? {}).filter(([, twin]) => marksOf(byKey.get(twin)).length > 0)
+      .map(([control, twin]) => soft(`The twin ${control} is ${named(twin)}.`)),
     part("Cost", row.scored && pairs(cost)),
     part("Chosen on validation", pairs(row.parameters)),
     part("Runs", pairs(Object.fromEntries(row.runs.map((run, index) => [`seed ${row.seeds[index] ?? "?"}`, run])))),
@@ -459,12 +486,15 @@ function openTicket(row) {
 
 // What stands still: the heading, the legends, the controls
 const TESTS = {
-  "t-test": "a paired t-test", wilcoxon: "Wilcoxon's signed-rank test", permutation: "a paired permutation test",
+  "t-test": "a paired t-test over users and seeds", "t-test-users": "a paired t-test over users",
+  wilcoxon: "Wilcoxon's signed-rank test", permutation: "a paired permutation test",
 };
 function explain() {
+  const starred = rows.flatMap(row => Object.values(row.scores)).filter(score => score.star);
+  const enough = starred.every(score => score.seeds.length > 2) ? ", with three seeds or more on both sides" : "";
   const tested = `Each row is tested against ${board.baseline || "its baseline"}, user by user, with `
     + `${TESTS[board.test] ?? board.test}, corrected over ${count(board.comparisons)} comparisons by `
-    + `Holm–Bonferroni. A star marks a row that is better at p < ${board.alpha}.`;
+    + `Holm–Bonferroni. A star marks a row that is better at p < ${board.alpha}${enough}.`;
   const detectable = (dataset, metric) => board.detectable[dataset]?.[metric];
   const known = shownMetrics().filter(metric => datasets.some(dataset => detectable(dataset, metric) != null));
   const sizes = plainTable("Data sets", ["", ...datasets], [
@@ -473,9 +503,12 @@ function explain() {
   ]);
   if (known.length) sizes.append(soft("Detectable: the smallest difference that the data set can show."));
   const how = make("div", null,
+    board.untested && make("p", {class: "untested"}, board.untested),
     make("p", null, `Study ${board.study}. `, board.comparisons ? tested : "No row is tested against another."),
     soft("Scores are means over users on test, each user averaged over the seeds, with 95 % intervals; "
-      + "epoch and grid point are chosen on validation."),
+      + "epoch and grid point are chosen on validation. All of it is conditional on one split of the data."),
+    rows.some(row => marksOf(row).length > 0) && soft("†: the figure may say more about the training budget than "
+      + "about the model, or is compared with one that may; point at it, or open the row, for the reason."),
     board.notes.length > 0 && make("ul", {class: "notes"}, board.notes.map(note => make("li", null, note))));
   byId("how").append(how, sizes);
   byId("legend").append(

@@ -15,7 +15,7 @@ from typing import Any
 
 from .artifacts import read_json, write_atomic
 from .errors import ConfigError, DataError
-from .layout import AXES, NONE, label
+from .layout import AXES, MARK, NONE, label
 from .leaderboard import Leaderboard, Row
 from .results import CONFIG, load_history, load_result
 from .types import EpochReport
@@ -62,7 +62,7 @@ def run_plots(folder: Path, out: Path) -> list[Path]:
 
 def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
     """Of each data set, the seeds of its rows, and quality against seconds: SVG and PDF in `out`; the files written."""
-    metric = board.metrics[0]
+    metric = board.main_metric
     written = []
     for dataset in dict.fromkeys(row.dataset for row in board.rows):
         name = re.sub(r"[^\w.-]+", "_", dataset)
@@ -112,7 +112,7 @@ def metric_by_cutoff(test: Mapping[str, float], path: Path) -> Path:
 
 
 def seeds(rows: Sequence[Row], metric: str, path: Path) -> Path:
-    """One line a row: its seeds as dots, its mean as a bar, and the 95 % interval over users."""
+    """One line a row: its seeds as dots, its mean as a bar, and its 95 % interval."""
     names = _names(rows)
     with _figure(path, height=0.7 + 0.15 * len(rows)) as figure:
         axes = figure.subplots()
@@ -124,7 +124,7 @@ def seeds(rows: Sequence[Row], metric: str, path: Path) -> Path:
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
         axes.grid(visible=False, axis="y")
-        figure.supxlabel(f"test {metric} (dots: seeds; grey: 95 % interval over users)", fontsize=STYLE["font.size"])
+        figure.supxlabel(f"test {metric} (dots: seeds; grey: 95 % interval)", fontsize=STYLE["font.size"])
     return path
 
 
@@ -203,7 +203,8 @@ def _series(place: int) -> dict[str, str]:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """What tells each row from the others; the model where there is one row."""
+    """What tells each row from the others, or the model where there is one row; and its mark."""
     differ = [axis for axis in AXES if axis == "model" or len({label(row, axis) for row in rows}) > 1]
     names = [" ".join(value for axis in differ if (value := label(row, axis)) != NONE) for row in rows]
-    return [name.replace("$", r"\$") for name in names]  # which would start a formula
+    marks = [MARK if row.marks else "" for row in rows]
+    return [name.replace("$", r"\$") + mark for name, mark in zip(names, marks, strict=True)]  # $ starts a formula

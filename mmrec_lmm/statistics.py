@@ -8,8 +8,10 @@ at once, which no number of users averages away. So the default test counts both
 
 d_u is the difference of user u, averaged over seeds; g is the variance that seeds give to a row's mean beyond the noise
 of its single users (the two-way random-effects estimate; Cornfield & Tukey 1956). Two to five seeds tell little of a
-variance, so a row's g is its own or the mean over all rows of its data set, whichever is larger; the degrees of freedom
-are Satterthwaite's (1946). docs/statistics.md has the simulation that this choice is by.
+variance, so a row's g is its own or the mean over all rows of its data set, whichever is larger. The degrees of freedom
+are Satterthwaite's (1946): what a row's g is above that mean is known from its own S seeds alone, so it has S - 1. A
+baseline whose seeds vary more than the rows' would else give false stars. The interval of a single row's mean has the
+same variance without the other row. docs/statistics.md has the simulation that this choice is by.
 
 Nothing is drawn from a global generator: the same arrays give the same numbers.
 
@@ -20,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 #: Of users and seeds (as above); of users alone: Student's paired t, signed ranks, random signs.
 TESTS = ("t-test", "t-test-users", "wilcoxon", "permutation")
@@ -78,19 +80,19 @@ def _seed_variances(row: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference over the same users, and how sure it is."""
+    """A mean over users, of differences or of one row, and how sure it is."""
 
     mean: float
     error: float  # its standard error; NaN where a single user tells none
     degrees: float  # of freedom of that
-    deviation: float  # the standard deviation of the users' differences
+    deviation: float  # the standard deviation of the users' values
 
     @property
     def p(self) -> float:
         """Two-sided, of Student's t; 1 where nothing differs, or a single user leaves nothing to judge by."""
         if self.mean == 0 or np.isnan(self.error):
             return 1.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees)) if self.error else 0.0
+        return float(2 * special.stdtr(self.degrees, -abs(self.mean) / self.error)) if self.error else 0.0
 
     @property
     def effect(self) -> float | None:
@@ -99,12 +101,12 @@ class Paired:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The ends of the t interval of the mean; both are the mean itself where nothing varies."""
-        half = self.error * stats.t.ppf((1 + level) / 2, self.degrees) if self.error > 0 else 0.0
+        half = self.error * special.stdtrit(self.degrees, (1 + level) / 2) if self.error > 0 else 0.0
         return float(self.mean - half), float(self.mean + half)
 
     def detectable(self, alpha: float, *, power: float = POWER) -> float:
         """The smallest true difference that the test, two-sided at `alpha`, finds with the chance `power`."""
-        return float(self.error * (stats.t.ppf(1 - alpha / 2, self.degrees) + stats.t.ppf(power, self.degrees)))
+        return float(self.error * special.stdtrit(self.degrees, [1 - alpha / 2, power]).sum())
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, seeds: SeedVariance | None = None) -> Paired:
@@ -112,19 +114,34 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seeds: SeedVariance | None = No
 
     Without `seeds`, its error is that of users alone, and p is that of Student's paired t-test.
     """
-    differences = user_differences(ours, theirs)  # (U,)
-    users = len(differences)
-    deviation = float(differences.std(ddof=1)) if users > 1 else float("nan")
-    if users > 1 and (differences == differences[0]).all():
+    return _estimate(user_differences(ours, theirs), (ours, theirs), seeds)
+
+
+def mean_of(row: np.ndarray, seeds: SeedVariance) -> Paired:
+    """The mean of one row (S, U), with an error that counts its users and its seeds."""
+    return _estimate(row.mean(axis=0), (row,), seeds)
+
+
+def _estimate(values: np.ndarray, rows: Sequence[np.ndarray], seeds: SeedVariance | None) -> Paired:
+    """The mean of users' values (U,), which the seeds of each of `rows` (S, U) move too."""
+    users = len(values)
+    deviation = float(values.std(ddof=1)) if users > 1 else float("nan")
+    if users > 1 and (values == values[0]).all():
         deviation = 0.0  # and not what rounding leaves of it
     variance = deviation**2 / users
     spread = variance**2 / max(1, users - 1)
     if seeds is not None:
-        known = [(_seed_variances(row), len(row)) for row in (ours, theirs)]
-        variance += sum(max(seeds.own, own) / count for (own, _), count in known)
-        spread += sum(max(seeds.seen, seen) / count for (_, seen), count in known) ** 2 / seeds.degrees
+        common = 0.0
+        for row in rows:
+            count = len(row)
+            own, seen = _seed_variances(row)
+            variance += max(seeds.own, own) / count
+            common += seeds.seen / count
+            excess = max(0.0, own - seeds.own, seen - seeds.seen) / count  # of which this row's seeds alone tell
+            spread += excess**2 / max(1, count - 1)
+        spread += common**2 / seeds.degrees
     return Paired(
-        mean=float(differences.mean()),
+        mean=float(values.mean()),
         error=float(np.sqrt(variance)),
         degrees=max(1.0, float(variance**2 / spread)) if spread > 0 else float(max(1, users - 1)),
         deviation=deviation,

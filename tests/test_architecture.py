@@ -25,7 +25,7 @@ LAYERS = """
     weights checkpoints
     registry config
     data results tables items inference optim
-    encoding evaluator trainer store
+    encoding evaluator trainer store marks
     checkpoint prepared
     finetuning trainee
     inputs

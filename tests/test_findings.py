@@ -65,6 +65,34 @@ def test_what_is_not_there_stays_in_the_table_and_says_why() -> None:
     assert FINISHED not in states.values()
 
 
+def test_a_study_without_a_baseline_is_tested_against_its_id_only_model_and_ranks_by_what_selects() -> None:
+    text = STUDY.replace("baseline: {model: LightGCN}\n", "").replace("[Recall@20, NDCG@20]", "[Recall@20, NDCG@5]")
+    Path("points.yaml").write_text(text.replace("seeds: [1, 2]", "seeds: [1, 2, 3]").replace("slices: true\n", ""))
+    waiting = call("study", "table", "points.yaml")
+    assert waiting.out.startswith("**Nothing was tested: no row is finished yet. Two points of VBPR")
+    assert call("study", "run", "points.yaml").code == 0
+    answer = call("study", "table", "points.yaml")
+    (row,) = [row for row in found().rows if row.key == "VBPR/toy/basic/pt/image+text"]
+    assert row.scores["recall@20"].against == "LightGCN/toy/-/pt/-"
+    assert row.scores["recall@20"].p is not None
+    assert (found().ranked_by, found().baseline, found().untested) == ("ndcg@5", "model LightGCN", "")
+    assert "rows are tested against LightGCN, its only ID-only model" in answer.out
+    assert "over none: content gain, ndcg@5 above the twin" in answer.out
+    ends = {result.run_id: result.best_epoch for result in list_results(Path("runs"))}
+    assert {ends[run] for one in found().rows for run in one.runs if one.marks} <= {0, 1}, "of two epochs"
+    assert all(one.marks for one in found().rows if one.runs), "the first and the last of two epochs are both marked"
+    assert "†" in answer.out
+
+
+def test_a_baseline_that_no_row_matches_is_one_error() -> None:
+    Path("points.yaml").write_text(STUDY.replace("baseline: {model: LightGCN}", "baseline: {model: BPR}"))
+    answer = call("study", "table", "points.yaml")
+    assert (answer.code, answer.out) == (2, "")
+    assert (
+        "baseline: expected values that a row of the study has, got model BPR; try model VBPR, LightGCN" in answer.err
+    )
+
+
 def test_a_study_becomes_a_page_and_plots() -> None:
     pytest.importorskip("matplotlib")
     call("study", "run", "points.yaml")

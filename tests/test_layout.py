@@ -97,6 +97,106 @@ def test_more_reasons_than_letters_get_double_letters() -> None:
     assert "(bb) failed: r27" in text
 
 
+FIRST = ("best epoch is the first evaluated (2 of 3 seeds)",)
+
+
+def marked_board() -> Leaderboard:
+    """A marked baseline, a row tested against it, one with a marked twin, and one with nothing to do with either."""
+    gain = {"content_gain": {"none": {"recall@20": Interval(0.02, 0.01, 0.03)}}}
+    base = row(0.1, encoder="base", marks=FIRST)
+    twin = row(0.05, encoder=None, control="none", marks=("not trained",))
+    tested = row(0.2, encoder="tested", star=True, best=True)
+    against = replace(tested.scores["recall@20"], against=base.key)
+    return board(
+        base, replace(tested, scores={"recall@20": against}),
+        row(0.15, encoder="gained", twins={"none": twin.key}, **gain), twin,
+    )  # fmt: skip
+
+
+def test_a_mark_stands_behind_a_row_and_all_that_is_compared_with_it() -> None:
+    text = render(marked_board())
+    assert [line[-2:] for line in cells(text)] == [
+        ["0.1000†", ""],
+        ["**0.2000**\\*†", ""],
+        ["0.1500", "+0.0200 (+0.0100 to +0.0300)†"],
+        ["0.0500†", ""],
+    ]
+    assert (
+        "†: the figure may say more about the training budget than about the model, or is compared with one that may. "
+        "VBPR/toys/base/pt/image+text: best epoch is the first evaluated (2 of 3 seeds). "
+        "VBPR/toys/-/pt/image+text/none: not trained."
+    ) in text
+    assert "†" not in render(board(row()))
+
+
+def test_a_mark_survives_each_format_and_layout() -> None:
+    assert "0.1000\\dag{}" in render(marked_board(), format="latex")
+    assert "<td><strong>0.2000</strong>*†</td>" in render(marked_board(), format="html")
+    table = pd.read_csv(io.StringIO(render(marked_board(), format="csv")), keep_default_na=False)
+    assert table.marks.tolist() == [*FIRST, "", "", "not trained"]
+    assert table.against_marks.tolist() == ["", *FIRST, "", ""]
+    assert table.gain_over_none_marks.tolist() == ["", "", "not trained", ""]
+    assert [line[-1] for line in cells(render(marked_board(), layout="table3"))] == [
+        "0.1000†", "**0.2000**\\*†", "0.1500",
+    ]  # fmt: skip
+    sliced = board(row(0.1, marks=FIRST, slices={"long tail": {"recall@20": Interval(0.05, 0.04, 0.06)}}))
+    assert [line[-2:] for line in cells(render(sliced, layout="slices"))] == [["0.1000†", "0.0500†"]]
+    table = pd.read_csv(io.StringIO(render(sliced, layout="slices", format="csv")))
+    assert table.marks.tolist() == [*FIRST]
+
+
+def test_a_mark_of_many_rows_names_some_of_them() -> None:
+    text = render(board(*(row(encoder=f"e{n}", marks=("not trained",)) for n in range(9))))
+    assert re.search(r"VBPR/toys/e0/.*, VBPR/toys/e5/pt/image\+text and 3 more: not trained\.", text)
+    assert "VBPR/toys/e6/" not in text
+
+
+@pytest.mark.parametrize("format", ["markdown", "latex", "html"])
+def test_a_board_in_which_nothing_was_tested_says_so_before_all_else(format: str) -> None:
+    text = render(board(row(), untested="Nothing was tested: no baseline."), format=format)
+    first = next(line for line in text.splitlines() if "Toys" in line or "tested" in line)
+    assert re.search(r"(\*\*|\{|<caption>)Nothing was tested: no baseline\. Toys", first)
+    assert "Nothing" not in render(board(row()), format=format)
+
+
+def test_in_csv_each_line_says_that_nothing_was_tested() -> None:
+    text = render(board(row(), untested="Nothing was tested: no baseline."), format="csv")
+    assert pd.read_csv(io.StringIO(text)).untested.tolist() == ["Nothing was tested: no baseline."]
+
+
+def test_a_difference_of_one_seed_has_no_ends_in_any_format() -> None:
+    alone = {
+        "difference": Interval(0.02, None, None),
+        "content_gain": {"none": {"recall@20": Interval(0.02, None, None)}},
+    }
+    made = board(row(**alone))
+    assert cells(render(made))[0][-1] == "+0.0200"
+    table = pd.read_csv(io.StringIO(render(made, format="csv")))
+    assert (table.difference[0], table.gain_over_none[0]) == (0.02, 0.02)
+    names = ["difference_low", "difference_high", "gain_over_none_low", "gain_over_none_high", "p"]
+    assert table[names].isna().all(axis=None)
+    for format in ("latex", "html"):
+        assert "+0.0200" in render(made, format=format)
+
+
+def test_the_remarks_say_that_three_seeds_make_a_star_where_they_do_and_that_there_is_one_split() -> None:
+    three = replace(score(0.2, star=True), seeds=(0.1, 0.2, 0.3))
+    compared = board(row(), row(encoder="b", star=True), comparisons=1)
+    assert "three seeds" not in render(compared), "an earlier file has stars of two"
+    compared = replace(compared, rows=[row(), replace(row(encoder="b"), scores={"recall@20": three})])
+    assert "(paired t-test, Holm-Bonferroni over 1 comparisons), three seeds or more on both sides." in render(compared)
+    assert "conditional on this one split of the data" in render(compared)
+
+
+def test_content_gain_is_in_the_metric_by_which_rows_rank() -> None:
+    gain = {"none": {"recall@20": Interval(0.02, 0.01, 0.03), "ndcg@20": Interval(0.04, 0.03, 0.05)}}
+    scores = {metric: score(0.1) for metric in ("recall@20", "ndcg@20")}
+    made = board(row(scores=scores, content_gain=gain), metrics=("recall@20", "ndcg@20"), ranked_by="ndcg@20")
+    text = render(made)
+    assert cells(text)[0][-1] == "+0.0400 (+0.0300 to +0.0500)"
+    assert "content gain, ndcg@20 above the twin" in text
+
+
 # Layouts
 
 

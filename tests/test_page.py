@@ -154,6 +154,61 @@ def test_rows_come_by_rank_with_their_values_intervals_stars_and_costs(visit: "C
     ]  # fmt: skip
 
 
+def test_a_mark_stands_beside_a_row_and_all_that_is_compared_with_it(visit: "Callable[..., Page]") -> None:
+    base = replace(THREE.rows[1], marks=("best epoch is the first evaluated",))
+    twin = replace(row("Slow", 0.2, 9.0), encoder=None, control="none", marks=("not trained",))
+    tested = replace(THREE.rows[2].scores["recall@20"], against=base.key)
+    poor = replace(THREE.rows[2], scores={"recall@20": tested})
+    gain = {"none": {"recall@20": Interval(0.2, None, None)}}
+    slow = replace(THREE.rows[0], content_gain=gain, twins={"none": twin.key})
+    opened = visit(board(slow, base, poor, twin))
+    texts = [" ".join(line.split()) for line in opened.locator("#body tr").all_inner_texts()]
+    first = "best epoch is the first evaluated"
+    assert f"marked: compared with {twin.key}, whose not trained" in texts[0]
+    assert f"marked: {first}" in texts[1]
+    assert f"marked: compared with {base.key}, whose {first}" in texts[2]
+    assert "0.4000 0.3900 – 0.4100" in texts[0], "the row's own score is not marked by its twin"
+    assert "+0.2000" in texts[0]
+    points = [point.get_attribute("aria-label") for point in opened.locator(".point").all()]
+    assert f"Good · basic · pt: recall@20 0.3000, 10 s, marked: {first}, on the front" in points
+    opened.get_by_role("button", name="Good", exact=True).click()
+    assert f"† Marked: {first}." in opened.get_by_role("dialog").inner_text()
+    opened.keyboard.press("Escape")
+    opened.get_by_role("button", name="Poor", exact=True).click()
+    assert f"Compared with {base.key} (marked †: {first})." in opened.get_by_role("dialog").inner_text()
+    assert "†" not in visit(THREE).locator("body").inner_text()
+
+
+def test_an_interval_wider_than_the_plot_ends_with_it(visit: "Callable[..., Page]") -> None:
+    wide = row("Wide", 0.3, 10.0)
+    wide = replace(wide, scores={"recall@20": replace(wide.scores["recall@20"], interval=Interval(0.3, -2.0, 2.0))})
+    opened = visit(board(wide, row("Poor", 0.29, 20.0)))
+    plot, whisker = opened.locator("#plot").bounding_box(), opened.locator(".whisker").bounding_box()
+    assert plot is not None
+    assert whisker is not None
+    assert plot["y"] <= whisker["y"]
+    assert whisker["y"] + whisker["height"] <= plot["y"] + plot["height"]
+
+
+def test_the_page_says_first_that_nothing_was_tested(visit: "Callable[..., Page]") -> None:
+    said = "Nothing was tested: the study names no baseline."
+    assert visit(replace(THREE, untested=said)).locator("#how p").first.inner_text() == said
+    assert "Nothing was tested" not in visit(THREE).locator("body").inner_text()
+
+
+def test_rows_rank_by_the_metric_that_selected_them(visit: "Callable[..., Page]") -> None:
+    def scored(name: str, recall: float, ndcg: float) -> Row:
+        one = row(name, recall, 1.0)
+        return replace(one, scores={**one.scores, "ndcg@20": replace(one.scores["recall@20"], mean=ndcg)})
+
+    both = board(scored("A", 0.3, 0.1), scored("B", 0.2, 0.2), metrics=("recall@20", "ndcg@20"))
+    assert models(visit(both)) == ["A", "B"]
+    opened = visit(replace(both, ranked_by="ndcg@20"))
+    assert models(opened) == ["B", "A"]
+    assert opened.locator("#reading").inner_text().startswith("Rank is by ndcg@20")
+    assert opened.locator("#metric").input_value() == "ndcg@20"
+
+
 def test_a_click_on_a_column_sorts_by_it_and_a_second_one_turns_it_round(visit: "Callable[..., Page]") -> None:
     opened = visit(THREE)
     head = opened.get_by_role("columnheader", name="recall@20")

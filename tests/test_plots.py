@@ -1,12 +1,14 @@
 """Figures: that each is drawn from what a run or a leaderboard holds, in each format, the same each time."""
 
 import builtins
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from helpers import call
 
+from mmrec_lmm import plots
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.leaderboard import FAILED, Interval, Leaderboard, Row, Score
 from mmrec_lmm.plots import leaderboard_plots, learning_curves, metric_by_cutoff, run_plots
@@ -72,6 +74,21 @@ def test_a_leaderboard_gives_seeds_and_pareto_for_each_data_set_that_has_scores(
     }  # fmt: skip
     assert {path.parent for path in written} == {tmp_path / "out"}, "a data set's name leads nowhere else"
     assert all(path.is_file() for path in written)
+
+
+def test_a_marked_row_is_marked_in_plots_too() -> None:
+    marked = row("A", 0.1, 10, marks=("not trained",))
+    assert plots._names([marked, row("B", 0.2, 10)]) == ["A†", "B"]
+
+
+def test_plots_are_of_the_metric_by_which_rows_rank(tmp_path: Path) -> None:
+    needs_matplotlib()
+    one = row("A", 0.1, 10)
+    one = dataclasses.replace(one, scores={**one.scores, "ndcg@20": row("A", 0.3, 10).scores["recall@20"]})
+    leaderboard_plots(Leaderboard("s", "S", ("recall@20", "ndcg@20"), [one], ranked_by="ndcg@20"), tmp_path)
+    expected = plots.seeds([one], "ndcg@20", tmp_path / "expected.svg").read_bytes()
+    assert (tmp_path / "seeds-toys.svg").read_bytes() == expected
+    assert plots.seeds([one], "recall@20", tmp_path / "other.svg").read_bytes() != expected
 
 
 def test_run_draws_its_curves_where_plots_says(data_path: Path, tmp_path: Path) -> None:

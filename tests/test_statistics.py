@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,19 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from benchmarks import null_studies
+from benchmarks.null_studies import KINDS, Kind, counts
 from mmrec_lmm import statistics
-from mmrec_lmm.statistics import bootstrap, holm, paired, percentile_interval, permutation, seed_variance, wilcoxon
+from mmrec_lmm.statistics import (
+    bootstrap,
+    holm,
+    mean_of,
+    paired,
+    percentile_interval,
+    permutation,
+    seed_variance,
+    wilcoxon,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -164,8 +176,32 @@ def test_with_seeds_the_variance_is_what_its_formula_says() -> None:
     assert difference.mean == pytest.approx(-2)
     assert difference.error**2 == pytest.approx(of_users + own[0] / 2 + found.own / 2)  # the larger of own and common
     assert difference.degrees == pytest.approx(
-        difference.error**4 / (of_users**2 / 2 + (72 / 2 + 52 / 2) ** 2 / found.degrees)
+        difference.error**4 / (of_users**2 / 2 + (52 / 2 + 52 / 2) ** 2 / found.degrees + ((72 - 52) / 2) ** 2 / 1)
     )
+
+
+def test_a_row_whose_seeds_vary_more_than_the_others_is_known_by_its_own_degrees_of_freedom() -> None:
+    rng = np.random.default_rng(0)
+    still = [rng.random((3, 50)) for _ in range(20)]
+    wild = rng.random((3, 50)) + np.array([[-1.0], [0.0], [1.0]])
+    of_all = seed_variance([wild, *still])
+    assert of_all is not None
+    assert paired(still[0], wild, of_all).degrees < 2.5  # 3 seeds less one, and a little of the users'
+    assert paired(still[0], still[1], of_all).degrees == pytest.approx(of_all.degrees, rel=0.5)
+
+
+@given(SEEDS, st.integers(1, 6), st.integers(2, 30))
+def test_a_single_rows_mean_has_the_variance_of_its_users_and_seeds(seed: int, seeds: int, users: int) -> None:
+    rng = np.random.default_rng(seed)
+    row, others = rng.random((seeds, users)), [rng.random((3, users)) for _ in range(2)]
+    of_all = seed_variance([row, *others])
+    assert of_all is not None
+    found = mean_of(row, of_all)
+    own = statistics._seed_variances(row)[0]
+    expected = row.mean(axis=0).var(ddof=1) / users + max(own, of_all.own) / seeds
+    assert (found.mean, found.error**2) == pytest.approx((row.mean(), expected))
+    low, high = found.interval()
+    assert low <= found.mean <= high
 
 
 @given(SEEDS, st.integers(2, 4), st.integers(2, 30))
@@ -258,6 +294,41 @@ def test_where_nothing_differs_a_study_finds_something_in_5_percent_at_most(seed
     studies = 600
     with_seeds, _ = false_alarms(studies=studies, seeds=3, seed_sd=seed_sd, rows=rows)
     assert with_seeds <= 0.05 + 2 * (0.05 * 0.95 / studies) ** 0.5
+
+
+def excess(studies: int) -> float:
+    """What the share of false alarms may lie above its level by chance alone (three deviations)."""
+    return 3 * (0.05 * 0.95 / studies) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.rows == 12], ids=str)
+def test_tables_of_null_studies_have_a_star_in_6_5_percent_at_most(kind: Kind) -> None:
+    found = counts(kind, studies=200, seed=(1, 99))
+    assert found["stars"] / 200 <= 0.065 + excess(200) / 2
+    assert found["either"] / 200 <= 0.065 + excess(200)
+
+
+def test_tables_of_null_studies_tell_luck_from_skill_where_a_test_over_users_does_not() -> None:
+    kind = Kind(rows=4, seeds=3, seed_sd=0.3, ratio=2)
+    honest, naive = (counts(kind, studies=40, seed=(2, 99), test=test) for test in ("t-test", "t-test-users"))
+    assert naive["either"] > 12, "or the studies would be too easy"
+    assert honest["either"] <= 6
+    assert honest["stars"] + honest["losses"] >= honest["either"] >= max(honest["stars"], honest["losses"])
+
+
+def test_what_is_done_of_the_null_studies_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [Kind(rows=2, seeds=3, seed_sd=0.1, ratio=ratio) for ratio in (1, 2)]
+    monkeypatch.setattr(null_studies, "KINDS", kinds)
+    monkeypatch.setattr(null_studies, "BLOCK", 2)
+    out = tmp_path / "null.jsonl"
+    null_studies.main(["--out", str(out), "--studies", "4", "--part", "1/2"])
+    half = out.read_text()
+    assert half.count("\n") == 2
+    null_studies.main(["--out", str(out), "--studies", "4"])
+    assert out.read_text().startswith(half)
+    assert sorted((place, block) for place, block, _ in null_studies.blocks(out)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert "| 2 | 3 | 2 times as much |" in null_studies.report(out)
 
 
 def test_a_test_over_users_alone_takes_the_luck_of_seeds_for_skill() -> None:
