@@ -6,7 +6,7 @@
 Shapes: U users, I items, D feature width, B batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .features import ItemFeatures
 from .types import Batch, FeatureTable, Interactions, RawItem, TrainingData
 
 MODALITIES = ("image", "text")
+_STEPS_PER_CHECK = 50
 
 
 def checkerboard(n_users: int = 12, n_items: int = 16) -> tuple[TrainingData, Interactions]:
@@ -155,14 +156,37 @@ def _check_absent_modality(
         assert scores_of(model).isfinite().all(), f"{where}: a score isn't finite"
 
 
-def check_model_learns(model_class: type[Recommender], config: Any, *, steps: int = 300, lr: float = 0.01) -> None:
-    """Assert that on the checkerboard the one right item is every user's first recommendation."""
+def check_model_learns(
+    model_class: type[Recommender],
+    config: Any,
+    *,
+    steps: int = 300,
+    lr: float = 0.01,
+    seeds: Iterable[int] = (0, 1, 2),
+    margin: float = 0.25,
+) -> None:
+    """Assert that on the checkerboard the one right item becomes every user's first recommendation, from every seed.
+
+    For each seed the model trains for at most `steps` batches and is ranked after about every 50, as a run selects its
+    best epoch: the right item is held out, so it is drawn as a negative of its user, and a model that trains on may
+    come to know it as one. At one of these checks, for every user, the right item's score must exceed the best wrong
+    one's by `margin` of its lead over the mean of the wrong ones (1 where all wrong ones are equal), and that lead must
+    be larger than in the untrained model. At any processor's rounding the shipped models reach 0.6 and more.
+    """
+    for seed in seeds:
+        _check_learning_of_one_seed(model_class, config, steps=steps, lr=lr, seed=seed, margin=margin)
+
+
+def _check_learning_of_one_seed(
+    model_class: type[Recommender], config: Any, *, steps: int, lr: float, seed: int, margin: float
+) -> None:
     data, held_out = checkerboard()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = model_class(data, ItemFeatures.from_tables(checkerboard_features()), config)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    rows, generator = TrainingRows(data.train, data.n_users, 32), torch.Generator().manual_seed(0)
-    done = 0
+    rows, generator = TrainingRows(data.train, data.n_users, 32), torch.Generator().manual_seed(seed)
+    _, _, untrained = _margin(model, data, held_out)
+    checks, done, checked = [], 0, 0
     while done < steps:
         model.train()
         model.on_epoch_start(done)
@@ -171,10 +195,33 @@ def check_model_learns(model_class: type[Recommender], config: Any, *, steps: in
             torch.stack([*model.training_loss(batch).values()]).sum().backward()
             optimizer.step()
             done += 1
-    scores = scores_of(model)
-    scores[data.train.users, data.train.items] = -torch.inf
-    right = scores.argmax(dim=1)[held_out.users] == torch.from_numpy(held_out.items)
-    assert right.all(), f"{model_class.__name__} finds {int(right.sum())} of {len(right)} right items"
+        if done >= min(checked + _STEPS_PER_CHECK, steps):
+            checked = done
+            found, reached, lead = _margin(model, data, held_out)
+            if found == len(held_out) and reached >= margin and lead > untrained:
+                return
+            checks.append((found, reached, lead))
+    found, reached, lead = max(checks)
+    name = f"{model_class.__name__} finds {found} of {len(held_out)} right items at best (seed {seed}, {done} steps)"
+    if found == len(held_out) and reached >= margin:
+        raise AssertionError(f"{name}, but not by training: their mean lead was {untrained:.3g} and became {lead:.3g}")
+    raise AssertionError(f"{name}: expected all, by a margin of {margin}, got {reached:.2f}")
+
+
+def _margin(model: Recommender, data: TrainingData, held_out: Interactions) -> tuple[int, float, float]:
+    """How many users' right item is first, the smallest lead over the best wrong item in units of that over the mean
+    wrong one, and the mean of the latter."""
+    scores = scores_of(model).double()
+    users, items = torch.from_numpy(held_out.users), torch.from_numpy(held_out.items)
+    right = scores[users, items]
+    wrong = torch.ones_like(scores, dtype=torch.bool)
+    wrong[data.train.users, data.train.items] = False
+    wrong[users, items] = False
+    best = scores.masked_fill(~wrong, -torch.inf).amax(1)[users]
+    mean = (scores.masked_fill(~wrong, 0).sum(1) / wrong.sum(1))[users]
+    ahead, lead = right - best, right - mean
+    smallest = torch.where(ahead > 0, ahead / lead, torch.where(ahead.isnan(), ahead, ahead.clamp(max=0))).amin()
+    return int((ahead > 0).sum()), float(smallest), float(lead.mean())
 
 
 def check_encoder(

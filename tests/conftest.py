@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this small, threads only wait for each other
 os.environ.setdefault("MMREC_LMM_OFFLINE", "1")  # weights that are missing stay missing: no test downloads any
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,13 @@ N_USERS, N_ITEMS = 12, 16
 
 hypothesis.settings.register_profile("mmrec", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("mmrec")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """SIGINT interrupts, also where a script started the tests in background: a shell lets such jobs ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -208,6 +208,67 @@ def test_a_model_that_learns_nothing_is_found_out() -> None:
         check_model_learns(Sound, None, steps=3, lr=0.0)
 
 
+class Reverses(Sound):
+    """Learns the opposite of what users like."""
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"bpr": -super().training_loss(batch)["bpr"]}
+
+
+class Popular(Sound):
+    """Recommends the same to everyone."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users.mean(0).expand(users.shape), items
+
+
+class Neglects(Sound):
+    """Learns nothing of one user."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users * (torch.arange(self.n_users) > 0).unsqueeze(1), items
+
+
+class Reads(Sound):
+    """Is right from the start, by its users' mean features, and is never trained."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: Any) -> None:
+        super().__init__(data, features, config)
+        adjacency = torch.zeros(data.n_users, data.n_items)
+        adjacency[data.train.users, data.train.items] = 1
+        self.register_buffer("means", adjacency @ features()[self.first])
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.means + 0 * self.users, self.features()[self.first]
+
+
+def test_a_model_that_learns_passes() -> None:
+    check_model_learns(Sound, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Reverses, r"Reverses finds [0-3] of 12 right items at best \(seed 0, 300 steps\): expected all, by a margin of"),
+        (Popular, r"Popular finds \d of 12 right items"),
+        (Neglects, r"Neglects finds 11 of 12 right items"),
+        (Reads, r"Reads finds 12 of 12 .* but not by training"),
+        (Breaks, r"Breaks finds 0 of 12 right items"),
+    ],
+    ids=["reverses", "popular", "neglects", "reads", "breaks"],
+)
+def test_a_model_that_learns_wrongly_is_found_out(model: type[Recommender], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_model_learns(model, None)
+
+
+def test_a_right_item_that_leads_by_little_is_not_enough() -> None:
+    with pytest.raises(AssertionError, match=r"Sound finds 12 of 12 .* by a margin of 0\.99, got 0\.\d\d"):
+        check_model_learns(Sound, None, margin=0.99)
+
+
 def test_the_tiny_encoder_passes() -> None:
     check_encoder(TinyEncoder, None, ("image", "text"))
 

@@ -27,10 +27,11 @@ from torch.nn.functional import leaky_relu, linear, logsigmoid, normalize
 
 from mmrec_lmm.config import Request, resolve
 from mmrec_lmm.contracts import DotProduct
+from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.features import ItemFeatures
 from mmrec_lmm.registry import Registry, load_registry
-from mmrec_lmm.types import Interactions, RunSpec, TrainingData
+from mmrec_lmm.types import Batch, Interactions, RunSpec, TrainingData
 
 # What MMRec's code computes on the world of golden.py, with embedding_size 8 and reg_weight 0.1
 LOSS = 0.71044
@@ -111,11 +112,13 @@ def test_mmrecs_own_file_is_read_and_its_number_of_layers_means_nothing(tmp_path
     assert (run.model_config.embedding_size, run.model_config.reg_weight) == (32, 0.01)
 
 
-def equations(model: DotProduct, own: ItemFeatures, *, reg_weight: float) -> tuple[Tensor, Tensor]:
+def equations(
+    model: DotProduct, own: ItemFeatures, *, reg_weight: float, batch: Batch = BATCH
+) -> tuple[Tensor, Tensor]:
     """Loss and all scores (U, I): every layer for every node, on a dense adjacency."""
     parts = dict(model.state_dict(keep_vars=True))
-    adjacency = dense_adjacency(uneven_data()).to(parts["id_embedding"])
-    mean = adjacency / adjacency.sum(1, keepdim=True).clamp(min=1)  # M
+    adjacency = dense_adjacency(uneven_data()).float()
+    mean = (adjacency / adjacency.sum(1, keepdim=True).clamp(min=1)).to(parts["id_embedding"])  # M, as exact as ours
     total = torch.zeros(())
     for modality, table in own().items():
         part = {name.partition(".")[2]: p for name, p in parts.items() if name.startswith(f"{SHORT[modality]}_gcn.")}
@@ -131,9 +134,9 @@ def equations(model: DotProduct, own: ItemFeatures, *, reg_weight: float) -> tup
         total = total + x / len(own)
     users, items = total.split([N_USERS, N_ITEMS])
     scores = users @ items.T
-    bpr = -logsigmoid(scores[BATCH.users, BATCH.positives] - scores[BATCH.users, BATCH.negatives]).mean()
-    of_users = parts["id_embedding"][BATCH.users].repeat(2, 1)
-    of_items = parts["id_embedding"][N_USERS + torch.cat([BATCH.positives, BATCH.negatives])]
+    bpr = -logsigmoid(scores[batch.users, batch.positives] - scores[batch.users, batch.negatives]).mean()
+    of_users = parts["id_embedding"][batch.users].repeat(2, 1)
+    of_items = parts["id_embedding"][N_USERS + torch.cat([batch.positives, batch.negatives])]
     squares = (of_users**2 + of_items**2).mean()
     if "image" in own:
         squares = squares + (parts["v_gcn.preference"] ** 2).mean()
@@ -161,6 +164,33 @@ def test_values_and_gradients_are_those_of_the_equations(
         for modality in modalities:
             torch.testing.assert_close(own()[modality].grad, theirs()[modality].grad, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(model.scorer()(torch.arange(N_USERS)), scores, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["constant-ids", "learned-ids"])
+def test_training_follows_the_equations_step_by_step(make: Any, trainable: bool) -> None:
+    def world() -> tuple[DotProduct, ItemFeatures, torch.optim.Adam]:
+        single = features("image", "text", absent=4)
+        own = ItemFeatures({name: table.double() for name, table in single().items()}, dict(single.present))
+        model = make(own, data=uneven_data(), trainable_id=trainable).double()
+        return model, own, torch.optim.Adam(model.parameters(), lr=0.01)
+
+    (model, _, optimizer), (reference, theirs, their_optimizer) = world(), world()
+    rows, generator = TrainingRows(uneven_data().train, N_USERS, 4), torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(10):
+        for batch in rows.epoch(generator):
+            loss = torch.stack([*model.training_loss(batch).values()]).sum()
+            expected, _ = equations(reference, theirs, reg_weight=0.1, batch=batch)
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+            losses.append(loss.item())
+            for each, its_optimizer in ((loss, optimizer), (expected, their_optimizer)):
+                its_optimizer.zero_grad()
+                each.backward()
+                its_optimizer.step()
+    half = len(losses) // 2
+    assert sum(losses[half:]) < sum(losses[:half]) * 0.9  # it was trained
+    _, scores = equations(reference, theirs, reg_weight=0.1)
+    torch.testing.assert_close(model.scorer()(torch.arange(N_USERS)), scores, rtol=1e-7, atol=1e-9)
 
 
 def test_constants_are_computed_again_when_saved_weights_are_loaded(make: Any) -> None:
