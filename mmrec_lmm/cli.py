@@ -388,7 +388,7 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .grid import help_grid, run_grid
+    from .grid import document_of, help_grid, run_grid
     from .logs import start_log
     from .parallel import is_first_process
     from .plots import need_matplotlib, run_plots
@@ -415,12 +415,7 @@ def _run(options: argparse.Namespace) -> int:
     if stored:
         print(f"note: {stored} of {len(grid.results)} finished before; --force runs them again", file=sys.stderr)
     if options.json:
-        points = [document(result) for result in grid.results]
-        failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
-        together = {"winner": document(grid.best), "points": points, "failures": failures}
-        if grid.best_on_test is not None:
-            together["best_on_test"] = document(grid.best_on_test)
-        _print_json(points[0] if len(resolved.runs) == 1 else together)
+        _print_json(document(grid.best) if len(resolved.runs) == 1 else document_of(grid))
     else:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
         print(f"\n{grid.best.path}/  log: {log}")

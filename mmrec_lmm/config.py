@@ -99,6 +99,8 @@ def resolve(
     if model and not model.uses_features:
         request, notes = _without_features(request, model)
         encoder = None
+    if request.control == "none" and request.paradigm != "pt":
+        request, notes = _without_paradigm(request)
     of_model, of_encoder, of_paradigm = _model_schema(model), _encoder_schema(encoder), PARADIGMS[request.paradigm]
     schemas = [schema for schema in (HOST, of_model, of_encoder, of_paradigm) if schema]
     keys = {name: key for schema in schemas for name, key in schema.keys.items()}
@@ -161,6 +163,14 @@ def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tupl
     kept = {name: text for name, text in request.overrides.items() if name not in of_encoder}
     plain = dataclasses.replace(request, encoder=None, modalities=None, features={}, control=None, overrides=kept)
     return plain, (f"{model.name} uses no item features: --{', --'.join(idle)} left out",) if idle else ()
+
+
+def _without_paradigm(request: Request) -> tuple[Request, tuple[str, ...]]:
+    """The request as `pt`, and a note: without features no encoder is trained, so that there is one such run."""
+    own = f"{request.paradigm}."
+    kept = {name: text for name, text in request.overrides.items() if not name.startswith(own)}
+    note = f"--control none uses no features, whatever trained their encoder: --paradigm {request.paradigm} left out"
+    return dataclasses.replace(request, paradigm="pt", overrides=kept), (note,)
 
 
 def _model_schema(model: ModelSpec | None) -> Schema | None:

@@ -40,6 +40,7 @@ from .results import load_result
 from .runner import Interrupted, run
 from .settings import NOT_IDENTITY
 from .study import Cell, Study, winner
+from .tables import NO_FEATURES
 from .types import RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -181,19 +182,32 @@ def _at_winners(plan: Plan, since: float) -> Plan:
     left = {job.key for job in plan.left(since)}
     found, waiting = [], []
     for cell, keys in zip(plan.cells, plan.keys, strict=True):
-        own = dataclasses.replace(cell, control=None).key
-        if cell.control and cell.runs and own in originals:
-            original, its_keys = originals[own]
-            best = winner(original.cell, original.results)
-            if not left.isdisjoint(its_keys):
+        own = [key for key, (original, _) in originals.items() if _is_twin(cell, original.cell)]
+        if cell.control and cell.runs and own:
+            winners = [winner(outcome.cell, outcome.results) for outcome, _ in (originals[key] for key in own)]
+            metric = cell.runs[0].settings.valid_metric.lower()
+            best = max(winners, key=lambda runs: sum(run.valid[metric] for run in runs) / max(1, len(runs)))
+            if not left.isdisjoint(key for original in own for key in originals[original][1]):
                 cell = cell.like(cell.runs[0].point)
                 waiting += [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]
             elif best:
-                cell = cell.like(best[0].parameters)
+                at_best = cell.like(best[0].parameters)
+                cell = at_best if at_best.runs else cell  # its grid may have other keys, of an encoder's training
             else:
-                cell = dataclasses.replace(cell, runs=(), reason=f"{own} has no winner: {original.reason}")
+                reasons = "; ".join(f"{key} has no winner: {originals[key][0].reason}" for key in own)
+                cell = dataclasses.replace(cell, runs=(), reason=reasons)
         found.append((cell, [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]))
     return _plan(plan.study, found, plan.out, waiting)
+
+
+def _is_twin(cell: Cell, original: Cell) -> bool:
+    """Whether a cell is a control of another: of one cell or, without features, of all that have its modalities."""
+    if original.control is not None or not original.runs:
+        return False
+    if cell.control != NO_FEATURES:
+        return dataclasses.replace(cell, control=None).key == original.key
+    same = (cell.model, cell.dataset) == (original.model, original.dataset)
+    return same and original.modalities in (None, cell.modalities) and original.modalities != ()
 
 
 def _with_threads(spec: RunSpec, threads: int) -> RunSpec:

@@ -43,6 +43,12 @@ class Ranker:
         seen = [self.keys(rows)[np.isin(rows.users, users)] for rows in masked]
         self._masked = torch.from_numpy(np.unique(np.concatenate(seen)))  # ascending keys
 
+    @property
+    def candidates(self) -> np.ndarray:
+        """The number (U,) of items that can be ranked for each user."""
+        rows = (self._masked // self._n_items).numpy()
+        return self._n_items - np.bincount(rows, minlength=len(self.users))
+
     def keys(self, rows: Interactions) -> np.ndarray:
         """row x I + item, where row is the user's place among `users` (or where it would be)."""
         return np.searchsorted(self.users, rows.users) * self._n_items + rows.items
@@ -76,6 +82,15 @@ class Ranker:
         return top
 
 
+@dataclass(frozen=True)
+class Chance:
+    """Recall at a cutoff, and what rankings at random would give: its mean over users, and that mean's deviation."""
+
+    score: float
+    mean: float
+    deviation: float
+
+
 class Evaluator:
     """Ranks all items for the users of `held_out`, and marks which of them are held-out ones."""
 
@@ -92,6 +107,22 @@ class Evaluator:
         place = torch.searchsorted(self._truth, keys).clamp_(max=len(self._truth) - 1)
         hits = (self._truth[place] == keys) & (items >= 0)
         return Ranking(self._ranker.users, items.numpy(), hits.numpy(), self._n_positives)
+
+    def chance(self, ranking: Ranking, k: int) -> Chance:
+        """A ranking's recall at `k` beside that of random ones: a user's hits are hypergeometric, K draws from the
+        items that can be ranked."""
+        items = np.maximum(self._ranker.candidates, 1)  # N (U,)
+        rows = (self._truth // self._n_items).numpy()
+        share = np.bincount(rows, minlength=len(items)) / items  # of the held-out ones among them
+        draws = np.minimum(k, items)
+        spread = (items - draws) / np.maximum(items - 1, 1)
+        deviations = np.sqrt(draws * share * (1 - share).clip(0) * spread) / self._n_positives
+        recall = ranking.hits[:, :k].sum(axis=1) / self._n_positives
+        return Chance(
+            score=float(recall.mean()),
+            mean=float((draws * share / self._n_positives).mean()),
+            deviation=float(np.sqrt((deviations**2).sum()) / len(items)),
+        )
 
 
 def top_items(scores: Tensor, k: int) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .artifacts import plain
 from .errors import RunError
 from .inputs import Inputs, gather, shared_keys
@@ -16,6 +18,7 @@ from .logs import log_statistics, metric_line
 from .machine import choose_device
 from .parallel import leading
 from .registry import Registry
+from .results import document
 from .runner import Interrupted, run
 from .types import RunResult, RunSpec
 
@@ -23,16 +26,58 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Point:
+    """One point of a grid: `parameters` without the seed, and its runs, one for each seed. A seed is a replicate: none
+    is ever selected."""
+
+    parameters: Mapping[str, Any]
+    runs: tuple[RunResult, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.record["seed"] for run in self.runs]
+
+    def mean(self, split: str) -> dict[str, float]:
+        """Each metric of "valid" or "test", averaged over the seeds."""
+        return {name: float(np.mean(values)) for name, values in self._by_metric(split).items()}
+
+    def deviation(self, split: str) -> dict[str, float] | None:
+        """The standard deviation of each metric over the seeds; None where there is one."""
+        if len(self.runs) == 1:
+            return None
+        return {name: float(np.std(values, ddof=1)) for name, values in self._by_metric(split).items()}
+
+    def _by_metric(self, split: str) -> dict[str, list[float]]:
+        tables = [getattr(run, split) for run in self.runs]
+        return {name: [table[name] for table in tables] for name in tables[0]}
+
+
+@dataclass(frozen=True)
 class Grid:
-    """Finished points in order, those that failed with the reason, and the winner on validation.
+    """Finished runs in order, the points that they belong to, those that failed with the reason, and the winner: the
+    point that is best on validation, mean over its seeds.
 
     `best_on_test` is what MMRec's protocol would report, selected on TEST: None unless `protocol: mmrec` asks for it.
     """
 
     results: Sequence[RunResult]
     failures: Sequence[tuple[Mapping[str, Any], str]]
-    best: RunResult
-    best_on_test: RunResult | None = None
+    winner: Point
+    best_on_test: Point | None = None
+
+    @property
+    def points(self) -> list[Point]:
+        return points_of(self.results)
+
+    @property
+    def best(self) -> RunResult:
+        """The winner's run; of several seeds the first, which nothing prefers."""
+        return self.winner.runs[0]
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether some point has several seeds."""
+        return len(self.points) < len(self.results)
 
 
 def run_grid(
@@ -63,14 +108,14 @@ def run_grid(
             logger.error("Parameters: %s failed: %s", _point(spec.point), error)
             failures.append((spec.point, str(error)))
             continue
-        logger.info("████Current BEST████:\n%s", _summary(best_result(results, specs[0])))
+        logger.info("████Current BEST████:\n%s", _summary(best_point(results, specs[0])))
         _log_best_on_test("Current BEST", results, specs[0])
     if not results:
         raise RunError(f"all {len(specs)} points of the grid failed; the last one: {failures[-1][1]}")
-    best = best_result(results, specs[0])
+    best = best_point(results, specs[0])
     logger.info("\n============All Over=====================")
     for result in results:
-        logger.info("%s", _summary(result, valid="best valid", test="best test"))
+        logger.info("%s", _summary(Point(result.parameters, (result,)), valid="best valid", test="best test"))
     logger.info("\n\n█████████████ BEST ████████████████\n%s", _summary(best))
     return Grid(results, failures, best, _log_best_on_test("BEST", results, specs[0]))
 
@@ -96,24 +141,64 @@ def _with_inputs(
         yield spec, gathered[key]
 
 
-def best_result(results: Sequence[RunResult], spec: RunSpec) -> RunResult:
-    """The run with the highest `valid_metric` on validation; of equals the first."""
-    return max(results, key=lambda result: result.valid[spec.settings.valid_metric.lower()])
+def points_of(results: Sequence[RunResult]) -> list[Point]:
+    """The points that runs belong to, in the order of their first runs."""
+    found: dict[str, tuple[dict[str, Any], list[RunResult]]] = {}
+    for result in results:
+        parameters = {name: value for name, value in result.parameters.items() if name != "seed"}
+        found.setdefault(repr(parameters), (parameters, []))[1].append(result)
+    return [Point(parameters, tuple(runs)) for parameters, runs in found.values()]
 
 
-def best_on_test(results: Sequence[RunResult], spec: RunSpec) -> RunResult:
-    """The run that MMRec's quick_start calls BEST: the highest `valid_metric` on TEST, rounded to 4 decimals; of equals
-    the first. It leaks test into the choice, and serves only to place published numbers."""
-    return max(results, key=lambda result: round(result.test[spec.settings.valid_metric.lower()], 4))
+def best_point(results: Sequence[RunResult], spec: RunSpec) -> Point:
+    """The point with the highest `valid_metric` on validation, mean over its seeds; of equals the first. Points compete
+    that have the most seeds: one whose runs failed in part has a mean of fewer."""
+    metric = spec.settings.valid_metric.lower()
+    return max(_complete(results), key=lambda point: point.mean("valid")[metric])
 
 
-def _log_best_on_test(title: str, results: Sequence[RunResult], spec: RunSpec) -> RunResult | None:
+def best_on_test(results: Sequence[RunResult], spec: RunSpec) -> Point:
+    """The point that MMRec's quick_start calls BEST: the highest `valid_metric` on TEST, rounded to 4 decimals; of
+    equals the first. It leaks test into the choice, and serves only to place published numbers."""
+    metric = spec.settings.valid_metric.lower()
+    return max(_complete(results), key=lambda point: round(point.mean("test")[metric], 4))
+
+
+def _complete(results: Sequence[RunResult]) -> list[Point]:
+    points = points_of(results)
+    most = max(len(point.runs) for point in points)
+    return [point for point in points if len(point.runs) == most]
+
+
+def _log_best_on_test(title: str, results: Sequence[RunResult], spec: RunSpec) -> Point | None:
     """Log and return what MMRec's protocol selects, where that is asked for."""
     if spec.settings.protocol != "mmrec":
         return None
     best = best_on_test(results, spec)
     logger.info("████%s by MMRec's protocol, selected on TEST████:\n%s", title, _summary(best))
     return best
+
+
+def document_of(grid: Grid) -> dict[str, Any]:
+    """A grid as `--json` prints it: its points and the winner. Where seeds are all that differs, there is one point,
+    its mean and deviation, and no winner."""
+    failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
+    if len(grid.points) == 1 and grid.is_replicated:
+        return {**_point_document(grid.winner), "failures": failures}
+    of = _point_document if grid.is_replicated else lambda point: document(point.runs[0])
+    found = {"winner": of(grid.winner), "points": [of(point) for point in grid.points], "failures": failures}
+    return found | ({"best_on_test": of(grid.best_on_test)} if grid.best_on_test is not None else {})
+
+
+def _point_document(point: Point) -> dict[str, Any]:
+    splits = ("valid", "test")
+    return {
+        "parameters": dict(point.parameters),
+        "seeds": point.seeds,
+        "mean": {split: point.mean(split) for split in splits},
+        "deviation": {split: point.deviation(split) for split in splits},
+        "runs": [document(run) for run in point.runs],
+    }
 
 
 def _dump(specs: Sequence[RunSpec]) -> str:
@@ -135,6 +220,7 @@ def _point(parameters: Mapping[str, Any]) -> str:
     return f"{list(parameters)}={tuple(parameters.values())}"
 
 
-def _summary(result: RunResult, *, valid: str = "Valid", test: str = "Test") -> str:
-    scores = f"{valid}: {metric_line(result.valid)},\n{test}: {metric_line(result.test)}"
-    return f"Parameters: {_point(result.parameters)},\n{scores}\n"
+def _summary(point: Point, *, valid: str = "Valid", test: str = "Test") -> str:
+    scores = f"{valid}: {metric_line(point.mean('valid'))},\n{test}: {metric_line(point.mean('test'))}"
+    of = point.runs[0].parameters if len(point.runs) == 1 else {"seed": point.seeds, **point.parameters}
+    return f"Parameters: {_point(of)},\n{scores}\n"

@@ -21,7 +21,7 @@ from .machine import choose_device, cpu_threads
 from .registry import Registry
 from .settings import Settings
 from .specs import EncoderSpec
-from .tables import MISSED_IMAGES, control_tables, mean_filled, normalized, read_feature_file
+from .tables import MISSED_IMAGES, NO_FEATURES, absent_table, control_tables, mean_filled, normalized, read_feature_file
 from .types import Dataset, FeatureTable, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
@@ -59,13 +59,23 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     had = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
+    if spec.control == NO_FEATURES and settings.missing == "mean":
+        logger.info("missing: mean fills nothing under --control none, where all items lack all modalities")
     made_in = sum(table.seconds for table in tables.values()) + (tuned.record["seconds"] if tuned else 0.0)
-    if settings.missing == "mean":
+    if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
-    if spec.control is not None:
+    if spec.control not in (None, NO_FEATURES):
         tables = control_tables(tables, spec.control, settings.seed)
     seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had, "encoder": made_in}
-    return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, tuple(tables), registry))
+    encoded = () if spec.control == NO_FEATURES else tuple(tables)
+    return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, encoded, registry))
+
+
+def without_encoder(spec: RunSpec, inputs: Inputs) -> RunSpec:
+    """The run as it is recorded: a twin without features is one run, whatever encoder it is the twin of."""
+    if spec.control != NO_FEATURES:
+        return spec
+    return dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=tuple(sorted(inputs.tables)))
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,33 @@ class SharedKeys:
 
 def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
     """What a run has in common with others, told from its spec alone: no file is looked at."""
+    if spec.control == NO_FEATURES and not spec.features:
+        names = declared_modalities(spec.modalities, spec.encoder, registry)
+        if names is not None:
+            spec = dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=names)
     settings = {name: getattr(spec.settings, name) for name in SHAPING}
     uses_features = registry.models.get(spec.model).uses_features
     tuning = spec.paradigm_config if spec.paradigm == "ft" else None
     artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
-    seed = None if spec.control in (None, "constant") else spec.settings.seed  # only a control's draw depends on it
+    seed = (
+        None if spec.control in (None, "constant", NO_FEATURES) else spec.settings.seed
+    )  # only a control's draw depends on it
     return SharedKeys(
         artefacts, fingerprint([artefacts, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
     )
+
+
+def declared_modalities(
+    named: tuple[str, ...] | None, encoder_name: str | None, registry: Registry
+) -> tuple[str, ...] | None:
+    """The modalities that a run names or, where it names none, that its encoder makes of a catalog that has them all;
+    None where files decide."""
+    if named is not None:
+        return tuple(sorted(named))
+    encoder = registry.encoders.get(encoder_name) if encoder_name is not None else None
+    if encoder is None or encoder.cls is None or encoder.feature_files is not None:
+        return None
+    return tuple(sorted(modality for modality in encoder.modalities if modality != JOINT))
 
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
@@ -202,6 +231,9 @@ def feature_tables(
     set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
     encoder makes `joint` only if that names it. Those from files are scaled as `normalize` says."""
     files, to_encode = _wanted(spec, dataset, registry)
+    if spec.control == NO_FEATURES:  # nothing is read or encoded for it
+        yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
+        return
     how = spec.settings.normalize
     if how != "none" and not files:
         logger.warning("normalize: %s changes nothing: it is for feature files, and this run reads none", how)
@@ -246,6 +278,10 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
     is neither, or there are none."""
     files = {**_ready_files(spec, dataset, registry), **spec.features}
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
+    if spec.control == NO_FEATURES and spec.encoder is None and spec.modalities and dataset.catalog is not None:
+        of_catalog = {"image": dataset.catalog.has_images, "text": dataset.catalog.has_text}  # for whichever encoder
+        encodable = tuple(name for name, there in of_catalog.items() if there)
+        encodable += (JOINT,) if len(encodable) == len(of_catalog) else ()
     available = sorted({*files, *encodable})
     unasked = [modality for modality in available if modality != JOINT or modality in files]
     wanted = spec.modalities if spec.modalities is not None else unasked
@@ -260,7 +296,7 @@ def artefacts(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, 
     """The store's files, there or not, that the run's inputs are made of: the tuned encoder under "tuned", tables by
     modality. Raises NotApplicable as `gather`, and WeightsMissing, since weights are part of the names."""
     check_applicable(spec, registry)
-    if not registry.models.get(spec.model).uses_features:
+    if not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES:
         return {}
     _, to_encode = _wanted(spec, dataset, registry)
     if not to_encode or dataset.catalog is None:
@@ -292,7 +328,7 @@ def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping
 def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
     """The user's files that features come from: of features, by modality, and of weights (`--weights`), by name.
     Weights that were downloaded aren't among them, as these are held to the hash that they had at first."""
-    if not registry.models.get(spec.model).uses_features:
+    if not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES:
         return {}
     found = {**_ready_files(spec, dataset, registry), **spec.features}
     if "image" in found and (missed := found["image"].with_name(MISSED_IMAGES)).is_file():

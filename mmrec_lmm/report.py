@@ -22,7 +22,7 @@ from .weights import place_of, present
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from .engine import Job, Outcome, Record
     from .estimate import Artefact, Making, Probe
-    from .grid import Grid
+    from .grid import Grid, Point
     from .replay import Replay
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
@@ -61,16 +61,39 @@ def run_text(result: RunResult) -> str:
         for split, values in (("valid", result.valid), ("test", result.test))
         for k in cutoffs
     ]
-    return f"{result.run_id}: {how}; best epoch {result.best_epoch}\n\n{table(rows)}"
+    from .marks import marks
+
+    marked = "".join(f"\nmarked: {reason}" for reason in marks(result))
+    return f"{result.run_id}: {how}; best epoch {result.best_epoch}{marked}\n\n{table(rows)}"
+
+
+def point_text(point: Point) -> str:
+    """A point's metrics by split: those of its one run, or mean and standard deviation over its seeds."""
+    if len(point.runs) == 1:
+        return run_text(point.runs[0])
+    rows = []
+    for split in ("valid", "test"):
+        means, deviations = point.mean(split), point.deviation(split) or {}
+        cutoffs = dict.fromkeys(name.partition("@")[2] for name in means)
+        for k in cutoffs:
+            of_cutoff = [name for name in means if name.partition("@")[2] == k]
+            values = {name.partition("@")[0]: f"{means[name]:.4f} ± {deviations[name]:.4f}" for name in of_cutoff}
+            rows.append({"split": split, "K": int(k), **values})
+    from .marks import marks_of
+
+    runs = ", ".join(f"{run.run_id} (seed {seed})" for run, seed in zip(point.runs, point.seeds, strict=True))
+    marked = "".join(f"\nmarked: {reason}" for reason in marks_of(point.runs))
+    return f"mean ± standard deviation over {len(point.runs)} seeds: {runs}{marked}\n\n{table(rows)}"
 
 
 def grid_text(grid: Grid, valid_metric: str) -> str:
-    """Every point with its validation score, the winner marked; then the winner's metrics and, under MMRec's protocol,
-    those of the point that it selects on test."""
+    """Every run with its validation score, those of the winning point marked; then the winner's metrics and, under
+    MMRec's protocol, those of the point that it selects on test. Where seeds are all that differs, nothing is won."""
     metric = valid_metric.lower()
+    won = {run.run_id for run in grid.winner.runs} if len(grid.points) > 1 else set()
     rows = [
         {
-            "": "*" if result.run_id == grid.best.run_id else "",
+            **({"": "*" if result.run_id in won else ""} if won else {}),
             **{name: as_yaml(value) for name, value in result.parameters.items()},  # 1e-05 isn't 0.0000
             f"valid {metric}": result.valid[metric],
             f"test {metric}": result.test[metric],
@@ -78,11 +101,13 @@ def grid_text(grid: Grid, valid_metric: str) -> str:
         }
         for result in grid.results
     ]
-    text = f"{table(rows)}\n\n* best on validation ({metric}):\n{run_text(grid.best)}"
+    over = ", mean over seeds" if grid.is_replicated else ""
+    title = f"* best on validation ({metric}{over}):\n" if won else ""
+    text = f"{table(rows)}\n\n{title}{point_text(grid.winner)}"
     if grid.best_on_test is not None:
         text += (
             f"\n\nfor comparison with published numbers only, MMRec's protocol, selected on TEST ({metric}):\n"
-            f"{run_text(grid.best_on_test)}"
+            f"{point_text(grid.best_on_test)}"
         )
     return text
 

@@ -41,6 +41,9 @@ HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
 RESULT = "result.json"
 
+#: What a setting was, in effect, in runs from before it existed, where that isn't its default.
+BEFORE = {"min_steps": 0}
+
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
@@ -75,7 +78,7 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
         return RunSpec(
             **{
                 **record,
-                "settings": _dataclass(Settings, record["settings"]),
+                "settings": _dataclass(Settings, BEFORE | record["settings"]),
                 "model_config": _dataclass(model_class, record["model_config"]),
                 "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
                 "paradigm_config": _dataclass(of_paradigm.cls, record["paradigm_config"]) if of_paradigm else None,

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from .data.sampling import TrainingRows
 from .errors import RunError
 from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
 from .features import ItemFeatures
-from .inputs import Inputs
+from .inputs import Inputs, without_encoder
 from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
 from .machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
+from .marks import marks
 from .provenance import code_hashes, provenance, run_id
 from .registry import Registry
 from .settings import Settings
@@ -71,6 +73,7 @@ def run(
     `resume` continues from the checkpoint of a run that was killed. Raises RunBusy if another process is at this run,
     Interrupted at Ctrl-C (the state is saved), TrainingDiverged if the loss is NaN before any evaluation.
     """
+    spec = without_encoder(spec, inputs)
     torch.set_num_threads(cpu_threads(spec.settings))
     keep_freed_memory()
     device = choose_device(spec.settings)
@@ -94,7 +97,8 @@ def run(
                 companion=companion, resume=resume, progress=progress,
             )  # fmt: skip
             trained = time.perf_counter()
-            rankings = rank(model, inputs.dataset, spec.settings, validation)
+            evaluators = {"valid": validation, "test": evaluator_of("test", inputs.dataset, spec.settings)}
+            rankings = rank(model, evaluators, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
@@ -113,6 +117,7 @@ def run(
                 **provenance(spec, inputs, model, registry, device),
                 "seconds": seconds,
                 "peak_memory_bytes": peak_memory(device),
+                "chance": chance_of(rankings, evaluators, spec.settings),
                 **({"ete": companion.report()} if companion is not None else {}),
             },
         )
@@ -128,6 +133,8 @@ def run(
         remove_checkpoint(folder / CHECKPOINT)
     logger.info("best valid result: \n%s", metric_line(result.valid))
     logger.info("test result: \n%s", metric_line(result.test))
+    for mark in marks(result):
+        logger.warning("%s is marked: %s", name, mark)
     registry.notify_run(spec, result)
     return result
 
@@ -204,14 +211,22 @@ def watch_test(
     return _means(metric_values(found, metrics, settings.topk))
 
 
-def rank(model: Recommender, dataset: Dataset, settings: Settings, validation: Evaluator) -> dict[str, Ranking]:
+def rank(model: Recommender, evaluators: Mapping[str, Evaluator], settings: Settings) -> dict[str, Ranking]:
     """Validation once more, and test for the only time that anything is kept of, at the weights that the model has
     now."""
-    evaluators = {"valid": validation, "test": evaluator_of("test", dataset, settings)}
     return {
         split: evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
         for split, evaluator in evaluators.items()
     }
+
+
+def chance_of(
+    rankings: Mapping[str, Ranking], evaluators: Mapping[str, Evaluator], settings: Settings
+) -> dict[str, Any]:
+    """Recall at the cutoff that selects, beside what random rankings give, by split; marks.py judges by it."""
+    k = int(settings.valid_metric.partition("@")[2])
+    by_split = {split: dataclasses.asdict(evaluators[split].chance(ranking, k)) for split, ranking in rankings.items()}
+    return {"metric": f"recall@{k}", **by_split}
 
 
 def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:

@@ -32,6 +32,7 @@ class Settings:
     seed: int = 999
     epochs: int = 1000
     stopping_step: int = 20  # stop after more than this many evaluations without improvement
+    min_steps: int = 2000  # optimizer steps before patience starts to count; MMRec: 0 (docs/findings.md measures it)
     train_batch_size: int = 2048  # rows (user, positive, negative)
     learner: Literal["adam", "sgd", "adagrad", "rmsprop"] = "adam"
     learning_rate: float = 1e-3

@@ -25,11 +25,12 @@ from typing import Any, Literal
 from . import layers
 from .config import Request, resolve
 from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
-from .inputs import check_applicable
+from .inputs import check_applicable, declared_modalities
 from .layers import GRID, Layer
 from .leaderboard import AXES, has_value, key_of
 from .registry import Registry
 from .schema import HOST, PARADIGMS, Key, schema_of
+from .tables import NO_FEATURES
 from .types import RunResult, RunSpec
 
 FOR, SET = "for", "set"
@@ -272,10 +273,10 @@ class _Expansion:
                 places = [(encoder, paradigm, some, control) for some in wanted for control in controls]
             for place in places:
                 cell = Cell(model, dataset, *place)
-                parts = [part for part in study.parts if _selects(part, cell)]
-                chosen = [part.settings["modalities"] for part in parts if "modalities" in part.settings]
-                if chosen:  # narrowed, so that two cells may have become one
-                    cell = dataclasses.replace(cell, modalities=_modalities(chosen[-1]))
+                if cell.control == NO_FEATURES:
+                    self._add_without_features(cell, cells)
+                    continue
+                cell, parts = self._narrowed(cell)
                 if cell.key not in cells:
                     cells[cell.key] = self._with_runs(cell, parts)
         self._fail()
@@ -283,16 +284,43 @@ class _Expansion:
         self._fail()
         return list(cells.values())
 
-    def _with_runs(self, cell: Cell, parts: Sequence[Part]) -> Cell:
-        """The cell with its runs. Those that differ only in modalities and control share one resolution."""
+    def _narrowed(self, cell: Cell) -> tuple[Cell, list[Part]]:
+        """The cell with the modalities that the parts which select it leave, so that two cells may become one, and
+        these parts."""
+        parts = [part for part in self.study.parts if _selects(part, cell)]
+        chosen = [part.settings["modalities"] for part in parts if "modalities" in part.settings]
+        return (dataclasses.replace(cell, modalities=_modalities(chosen[-1])) if chosen else cell), parts
+
+    def _add_without_features(self, cell: Cell, cells: dict[str, Cell]) -> None:
+        """The twin without features of a cell: one for all encoders and paradigms that give a model these modalities,
+        and charged to none of them. It is run as the twin of the first."""
+        own, _ = self._narrowed(dataclasses.replace(cell, control=None))
+        encoder = own.encoder.partition(":")[0] if own.encoder else None
+        names = declared_modalities(own.modalities, encoder, self.registry)
+        twin = dataclasses.replace(own, encoder=None, paradigm="pt", modalities=names, control=NO_FEATURES)
+        if twin.key not in cells:
+            parts = [part for part in self.study.parts if _selects(part, twin)]
+            cells[twin.key] = self._with_runs(twin, parts, encoder=own.encoder, modalities=own.modalities)
+
+    def _with_runs(
+        self,
+        cell: Cell,
+        parts: Sequence[Part],
+        *,
+        encoder: str | None = None,
+        modalities: tuple[str, ...] | None = None,
+    ) -> Cell:
+        """The cell with its runs. Those that differ only in modalities and control share one resolution. `encoder` and
+        `modalities` are those of the cell that a twin without features was made for."""
+        encoder, modalities = cell.encoder or encoder, modalities or cell.modalities
         layer, preset = self._layer(cell, parts)
         grid = self._grid(cell.model)
-        known = repr((cell.model, cell.dataset, cell.encoder, cell.paradigm, preset, layer.values))
+        known = repr((cell.model, cell.dataset, encoder, cell.paradigm, preset, layer.values))
         if known not in self._resolved:
             request = Request(
                 model=cell.model,
                 dataset=cell.dataset,
-                encoder=cell.encoder,
+                encoder=encoder,
                 paradigm=cell.paradigm,
                 preset=preset,
                 grid=grid if isinstance(grid, str) else None,
@@ -311,7 +339,7 @@ class _Expansion:
             except ConfigError as error:
                 self.problems += str(error).splitlines()
                 self._resolved[known] = ()
-        some = cell.modalities or None
+        some = modalities or None
         runs = tuple(dataclasses.replace(run, modalities=some, control=cell.control) for run in self._resolved[known])
         try:
             for run in runs[:1]:

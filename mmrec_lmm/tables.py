@@ -20,6 +20,8 @@ from .errors import ConfigError, DataError, did_you_mean
 from .types import FeatureTable, ItemCatalog
 
 CONTROLS = ("shuffled", "random", "constant", "none")
+NO_FEATURES = "none"  # the control that takes away all features, and with them the encoder
+ABSENT_WIDTH = 64  # of its tables
 NORMALIZATIONS = ("none", "unit", "centered", "standard")
 ROUNDING = 1e-6  # of a number's size: what float32 leaves of a difference of equal numbers, and some more
 SAME_DIRECTION = 0.9  # mean cosine to the mean row from which four fifths of a row's squared length say nothing of it
@@ -202,8 +204,8 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
     shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
     with each other, and only the link between items and content is cut; who is present stays as it is. random:
     Gaussian rows with each column's mean and deviation. constant: every item that has the modality gets the mean row
-    of them all, whatever the seed. none: zero rows and nothing present, so that any model runs,
-    with its ids alone.
+    of them all, whatever the seed. none: `absent_table`, whatever the tables were, so that any model runs, with its ids
+    alone.
     """
     if control not in CONTROLS:
         raise ConfigError(
@@ -220,13 +222,18 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
             values = table.values[shuffled]
         elif control == "random":
             values = _random_like(table, seed)
-        elif control == "constant":
-            controls[name] = _constant(table)
-            continue
         else:
-            values, present = np.zeros_like(table.values), np.zeros_like(present)
+            controls[name] = _constant(table) if control == "constant" else absent_table(name, len(present))
+            continue
         controls[name] = FeatureTable(name, values, present, artifacts.fingerprint([sources, name, control, seed]))
     return controls
+
+
+def absent_table(modality: str, n_items: int) -> FeatureTable:
+    """A modality that no item has: zero rows of one fixed width, so that a model without features is the same model
+    whatever encoder it is compared with. Its name depends on nothing else."""
+    values = np.zeros((n_items, ABSENT_WIDTH), np.float32)
+    return FeatureTable(modality, values, np.zeros(n_items, bool), artifacts.fingerprint(["absent", ABSENT_WIDTH]))
 
 
 def _shuffled(present: Sequence[np.ndarray], seed: int) -> np.ndarray:

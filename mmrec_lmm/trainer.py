@@ -135,6 +135,7 @@ class Trainer:
         """
         settings = self._settings
         stopped = "epochs"
+        self._note_patience()
         if not settings.epochs and not self._best_weights:
             self._evaluate()
             stopped = "untrained"
@@ -158,7 +159,7 @@ class Trainer:
             report = EpochReport(epoch, losses, trained - started)
             if validation is not None:
                 seconds = time.perf_counter() - trained
-                improved = self._misses == 0
+                improved = self._best_epoch == epoch
                 report = replace(report, valid=validation.metrics, valid_seconds=seconds, improved=improved)
             self._history.append(report)
             on_epoch(report)
@@ -168,6 +169,19 @@ class Trainer:
         if self._companion is not None:
             self._companion.before_evaluation()
         return Fit(self._best_epoch, self._epoch, self._best_validation, stopped, tuple(self._history))
+
+    def _note_patience(self) -> None:
+        """Say where patience can't end training, though it was asked to begin at some step."""
+        settings, steps = self._settings, self._settings.epochs * len(self._rows)
+        if 0 < steps < settings.min_steps:
+            asked = settings.min_steps != Settings.min_steps
+            logger.log(
+                logging.WARNING if asked else logging.INFO,
+                "min_steps: expected at most the %d steps of %d epochs, got %d; stopping_step never counts here",
+                steps,
+                settings.epochs,
+                settings.min_steps,
+            )
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over all rows; the sum of each loss term over its batches. TrainingDiverged if one isn't finite."""
@@ -209,7 +223,7 @@ class Trainer:
         if validation.score > self._best_validation.score:
             self._best_epoch, self._best_validation, self._misses = max(0, self._epoch - 1), validation, 0
             self._best_weights = {name: value.clone() for name, value in self._weights().items()}
-        else:
+        elif self._epoch * len(self._rows) >= self._settings.min_steps:
             self._misses += 1
         return validation
 

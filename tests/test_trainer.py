@@ -76,7 +76,7 @@ def trainer_of(
         score = next(found)
         return Validation(score, {"recall@20": score})
 
-    chosen = Settings(**{"epochs": 3, "train_batch_size": 32, **settings})
+    chosen = Settings(**{"epochs": 3, "train_batch_size": 32, "min_steps": 0, **settings})
     rows = TrainingRows(DATA.train, DATA.n_users, chosen.train_batch_size)
     generator = torch.Generator().manual_seed(seed)
     return Trainer(model, rows, chosen, validate=validate or next_score, generator=generator)
@@ -89,6 +89,16 @@ def test_it_stops_when_more_than_stopping_step_evaluations_bring_nothing_better(
     trainer = trainer_of(Toy(slope), scores=[0.1, 0.3, 0.3, 0.2, 0.1], epochs=100, stopping_step=2)
     fit = trainer.fit()
     assert fit == Fit(best_epoch=1, epochs=5, validation=Validation(0.3, {"recall@20": 0.3}), stopped="patience")
+
+
+def test_patience_counts_no_evaluation_before_min_steps() -> None:
+    steps = -(-len(DATA.train) // 32)  # in an epoch
+    scores = [0.3, 0.2, 0.2, 0.2, 0.4, 0.1, 0.1, 0.1, 0.1]
+    at_once = trainer_of(Toy(slope), scores=scores, epochs=100, stopping_step=1).fit()
+    assert (at_once.best_epoch, at_once.epochs) == (0, 3)
+    later = trainer_of(Toy(slope), scores=scores, epochs=100, stopping_step=1, min_steps=4 * steps).fit()
+    assert (later.best_epoch, later.epochs, later.stopped) == (4, 7, "patience")
+    assert [report.improved for report in later.history] == [True, False, False, False, True, False, False]
 
 
 def test_an_improvement_however_small_starts_patience_anew() -> None:
