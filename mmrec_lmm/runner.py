@@ -134,7 +134,7 @@ def run(
     logger.info("best valid result: \n%s", metric_line(result.valid))
     logger.info("test result: \n%s", metric_line(result.test))
     for mark in marks(result):
-        logger.warning("%s is marked: %s", name, mark)
+        logger.info("%s is marked: %s", name, mark)
     registry.notify_run(spec, result)
     return result
 

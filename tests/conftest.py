@@ -123,6 +123,7 @@ def specs(data_path: Path, registry: Registry) -> Callable[..., tuple[RunSpec, .
             model=model,
             dataset="toy",
             encoder=encoder,
+            paradigm=overrides.pop("paradigm", "pt"),
             modalities=_modalities(overrides.pop("modalities", None)),
             control=overrides.pop("control", None),
             overrides=small | overrides,

@@ -199,6 +199,29 @@ def test_a_list_makes_an_axis_and_a_scalar_of_an_axis_one_point(here: Path) -> N
     assert grid["winner"]["run_id"] == best["run_id"]
 
 
+def test_seeds_alone_give_mean_and_deviation_and_no_winner() -> None:
+    found = document(call(*RUN, "--seed=[1,2,3]", "--json"))
+    assert found["seeds"] == [1, 2, 3]
+    assert "winner" not in found
+    scores = [run["test"]["recall@20"] for run in found["runs"]]
+    assert found["mean"]["test"]["recall@20"] == pytest.approx(sum(scores) / 3)
+    mean = sum(scores) / 3
+    deviation = (sum((score - mean) ** 2 for score in scores) / 2) ** 0.5
+    assert found["deviation"]["test"]["recall@20"] == pytest.approx(deviation)
+    text = call(*RUN, "--seed=[1,2,3]").out
+    assert "mean ± standard deviation over 3 seeds: " in text
+    assert "best on validation" not in text
+    assert "*" not in text
+    both = document(call(*RUN, "--seed=[1,2,3]", "--reg_weight=[0.1,0.5]", "--json"))
+    assert [point["parameters"] for point in both["points"]] == [{"reg_weight": 0.1}, {"reg_weight": 0.5}]
+    best = max(both["points"], key=lambda point: point["mean"]["valid"]["recall@20"])
+    assert both["winner"]["parameters"] == best["parameters"]
+    assert (
+        "* best on validation (recall@20, mean over seeds):"
+        in call(*RUN, "--seed=[1,2,3]", "--reg_weight=[0.1,0.5]").out
+    )
+
+
 def test_the_grid_table_marks_the_winner_and_writes_values_as_they_were_typed() -> None:
     answer = call(*RUN, "--reg_weight=[0.1,1e-5]")
     rows = [line.split() for line in answer.out.splitlines()[:4]]

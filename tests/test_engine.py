@@ -282,7 +282,7 @@ controls: [shuffled, none]
 controls_at: winner
 settings: {epochs: 2, embedding_size: 4, threads: 1}
 """
-VBPR, SHUFFLED, NONE = (f"VBPR/toy/basic/pt/-{control}" for control in ("", "/shuffled", "/none"))
+VBPR, SHUFFLED, NONE = "VBPR/toy/basic/pt/-", "VBPR/toy/basic/pt/-/shuffled", "VBPR/toy/-/pt/image+text/none"
 
 
 def test_twins_of_winners_wait_for_the_grid_and_then_run_at_its_winner_alone(

@@ -186,3 +186,18 @@ def test_metrics_come_per_user_by_lower_case_name_and_cutoff() -> None:
 def test_ranker_serves_any_users_also_those_without_training_rows() -> None:
     top = Ranker(np.array([0, 2]), [rows((0, 2), (1, 0))], 3).top(DotScores([[1.0, 2.0, 3.0]] * 3), 2)
     assert top.tolist() == [[1, 0], [2, 1]]
+
+
+def test_chance_is_what_random_rankings_score_on_average() -> None:
+    n_users, n_items, k = 60, 40, 5
+    rng = np.random.default_rng(0)
+    train = Interactions(np.arange(n_users).repeat(2), rng.integers(0, 10, 2 * n_users))
+    held_out = Interactions(np.arange(n_users).repeat(3), np.tile([11, 22, 33], n_users))
+    ranks = Evaluator(held_out, [train], n_items)
+    scores = []
+    for seed in range(400):
+        table = torch.rand(n_users, n_items, generator=torch.Generator().manual_seed(seed))
+        found = ranks.chance(ranks.rank(DotScores(table.tolist()), k), k)
+        scores.append(found.score)
+    assert np.mean(scores) == pytest.approx(found.mean, abs=4 * found.deviation / 20)
+    assert np.std(scores) == pytest.approx(found.deviation, rel=0.15)

@@ -92,6 +92,7 @@ OTHER: Mapping[str, Any] = {
     "seed": 1000,
     "epochs": 4,
     "stopping_step": 21,
+    "min_steps": 5,
     "train_batch_size": 31,
     "learner": "sgd",
     "learning_rate": 0.002,
@@ -427,11 +428,11 @@ def test_under_mmrecs_protocol_the_best_on_test_stands_beside_the_winner_and_say
 
 def test_mmrec_compares_four_decimals_and_keeps_the_first() -> None:
     def result(name: str, value: float) -> RunResult:
-        return RunResult(name, Path(name), {}, {"recall@20": 0.0}, {"recall@20": value}, 0, 1, "epochs")
+        return RunResult(name, Path(name), {"x": name}, {"recall@20": 0.0}, {"recall@20": value}, 0, 1, "epochs")
 
     spec = RunSpec("VBPR", "toy", Settings(), None)
-    assert grids.best_on_test([result("a", 0.10001), result("b", 0.10004)], spec).run_id == "a"
-    assert grids.best_on_test([result("a", 0.10001), result("b", 0.10006)], spec).run_id == "b"
+    assert grids.best_on_test([result("a", 0.10001), result("b", 0.10004)], spec).parameters == {"x": "a"}
+    assert grids.best_on_test([result("a", 0.10001), result("b", 0.10006)], spec).parameters == {"x": "b"}
 
 
 def test_of_equal_points_the_first_wins(specs: Specs, toys: Registry, out: Path) -> None:
@@ -452,6 +453,70 @@ def test_a_grids_points_share_their_inputs(
 def test_a_control_is_shuffled_anew_for_each_seed(specs: Specs, registry: Registry, out: Path) -> None:
     one, other = run_grid(specs(seed="[1, 2]", control="shuffled"), registry, out=out).results
     assert one.record["features"] != other.record["features"]
+
+
+def test_seeds_are_replicates_and_the_point_is_selected_on_their_mean(specs: Specs, toys: Registry, out: Path) -> None:
+    grid = run_grid(specs("Favourite", known=toys, favourite="[12, 0]", seed="[1, 2]", **FIRST), toys, out=out)
+    assert [(dict(point.parameters), point.seeds) for point in grid.points] == [
+        ({"favourite": 12}, [1, 2]),
+        ({"favourite": 0}, [1, 2]),
+    ]
+    assert dict(grid.winner.parameters) == {"favourite": 0}
+    assert grid.winner.mean("valid")["recall@1"] == 1 / 12
+    assert grid.winner.deviation("valid") == dict.fromkeys(grid.results[0].valid, 0.0)
+
+
+def test_a_lucky_seed_does_not_make_a_point_the_winner() -> None:
+    def result(seed: int, weight: float, score: float) -> RunResult:
+        parameters = {"seed": seed, "weight": weight}
+        return RunResult("", Path(), parameters, {"recall@20": score}, {}, 0, 1, "epochs", {"seed": seed})
+
+    lucky = [result(1, 0.1, 0.9), result(2, 0.1, 0.1), result(3, 0.1, 0.2)]
+    steady = [result(1, 0.2, 0.5), result(2, 0.2, 0.5), result(3, 0.2, 0.5)]
+    spec = RunSpec("VBPR", "toy", Settings(), None)
+    assert grids.best_point([*lucky, *steady], spec).parameters == {"weight": 0.2}
+    assert grids.best_point([*lucky, *steady[:2]], spec).parameters == {"weight": 0.1}  # a seed of the other failed
+    [point] = grids.points_of(lucky)
+    assert point.mean("valid")["recall@20"] == pytest.approx(0.4)
+    assert point.deviation("valid") == {"recall@20": pytest.approx(0.19**0.5)}
+
+
+@pytest.mark.parametrize("model", ["VBPR", "LATTICE"])
+def test_without_features_a_model_is_one_run_whatever_the_encoder_and_paradigm(
+    specs: Specs, registry: Registry, out: Path, model: str
+) -> None:
+    kinds = [
+        {"encoder": "basic"},
+        {"encoder": "clip", "encoder.variant": "tiny"},
+        {"encoder": "vlmo", "encoder.variant": "tiny", "paradigm": "ft"},
+        {"encoder": "beit3", "encoder.variant": "tiny", "paradigm": "ete", "missing": "mean"},
+    ]
+    found = [run_grid(specs(model, control="none", **kind), registry, out=out).best for kind in kinds]
+    assert len({result.run_id for result in found}) == 1
+    record = found[0].record
+    assert (record["encoder"], record["paradigm"], record["modalities"]) == (None, "pt", ["image", "text"])
+    assert record["present"] == {"image": 0, "text": 0}
+    assert record["seconds"]["encoder"] == 0
+    spec = results.load_config(found[0].path, registry)
+    again = runner.run(spec, gather(spec, registry), registry, out=out)  # as replay and recommend do
+    assert again.run_id == found[0].run_id
+    [text] = specs(model, control="none", encoder="basic", modalities="text")
+    assert run_grid([text], registry, out=out).best.run_id != found[0].run_id
+
+
+def test_a_run_keeps_what_random_rankings_would_score(specs: Specs, registry: Registry, out: Path) -> None:
+    chance = run_grid(specs(valid_metric="Recall@5"), registry, out=out).best.record["chance"]
+    assert chance["metric"] == "recall@5"
+    assert 0 < chance["test"]["mean"] < 1
+    assert chance["test"]["deviation"] > 0
+
+
+def test_runs_from_before_min_steps_are_read_as_they_were_made(specs: Specs, registry: Registry, out: Path) -> None:
+    result = run_grid(specs(), registry, out=out).best
+    config = json.loads((result.path / results.CONFIG).read_text())
+    assert config["settings"].pop("min_steps") == Settings.min_steps
+    (result.path / results.CONFIG).write_text(json.dumps(config))
+    assert results.load_config(result.path, registry).settings.min_steps == 0
 
 
 def test_a_grid_goes_on_past_a_point_that_fails(

@@ -60,6 +60,21 @@ def test_a_model_without_features_is_one_cell_and_meets_no_encoder(tmp_path: Pat
     assert [key for key in found if key.startswith("LightGCN")] == ["LightGCN/toy/-/pt/-"]
 
 
+def test_a_twin_without_features_is_one_cell_for_all_encoders_and_paradigms(tmp_path: Path, registry: Registry) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        "{models: [VBPR], datasets: [toy], encoders: [basic, 'clip:tiny'], paradigms: [pt, ete], "
+        "controls: [none, constant], each_modality: true, "
+        "for: [{encoder: basic, set: {eval_step: 2}}, {control: none, set: {epochs: 7}}]}",
+    )
+    twins = {key: cell for key, cell in found.items() if cell.control == "none"}
+    assert list(twins) == [f"VBPR/toy/-/pt/{names}/none" for names in ("image+text", "image", "text")]
+    assert {cell.runs[0].settings.epochs for cell in twins.values()} == {7}
+    assert {cell.runs[0].settings.eval_step for cell in twins.values()} == {1}  # it isn't basic's
+    assert "VBPR/toy/basic/pt/-/constant" in found
+
+
 def test_a_cell_that_cannot_be_stays_with_its_reason(tmp_path: Path, registry: Registry) -> None:
     found = cells(
         tmp_path,

@@ -281,9 +281,9 @@ def test_an_exported_table_is_read_again_with_the_same_values_and_gaps(tmp_path)
     np.testing.assert_array_equal(again.present, table.present)
 
 
-def test_the_control_none_leaves_zero_rows_of_the_same_width_with_nothing_present():
+def test_the_control_none_leaves_zero_rows_of_one_width_with_nothing_present():
     for modality, table in tables.control_tables(two_tables(), "none", seed=1).items():
-        assert table.values.shape == two_tables()[modality].values.shape
+        assert table.values.shape == (len(two_tables()[modality].values), tables.ABSENT_WIDTH)
         assert not table.values.any()
         assert not table.present.any()
 
