@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = verb(
         "demo",
         _demo,
-        "Make the demo data and show what content is worth on it: VBPR with real, shuffled and no features.",
+        "Make the demo data and show what content is worth on it: VBPR with its own, no and shuffled features.",
         keys=True,
     )
     demo.add_argument("--data-path", default="data", metavar="DIR", help="folder of data sets (default: data)")

@@ -138,11 +138,16 @@ class Plan:
         if state == PARTIAL and FINISHED not in states:
             state = FAILED if FAILED in states else PENDING
         reasons = dict.fromkeys(record.reason for record in records if record and record.reason)
+        return Outcome(cell, state, "; ".join(reasons), self.results(cell, [self.jobs[key] for key in keys]))
+
+    def results(self, cell: Cell, jobs: Sequence[Job]) -> tuple[RunResult | None, ...]:
+        """What is there of a cell's runs, given as jobs, in their order."""
         results = []
-        for spec, record in zip(cell.runs, records, strict=True):
+        for spec, job in zip(cell.runs, jobs, strict=True):
+            record = self.record(job)
             found = load_result(self.out / record.run_id) if record and record.run_id else None
             results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
-        return Outcome(cell, state, "; ".join(reasons), tuple(results))
+        return tuple(results)
 
 
 def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:
@@ -155,6 +160,7 @@ def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TOR
         cell = dataclasses.replace(cell, runs=tuple(_with_threads(spec, threads) for spec in cell.runs))
         found.append((cell, [_job(cell, spec, registry, stamps) for spec in cell.runs]))
     plan = _plan(study, found, out)
+    plan = _seeds_at_winners(plan, since) if study.seeds_at == "winner" else plan
     return _at_winners(plan, since) if study.controls_at == "winner" else plan
 
 
@@ -173,6 +179,29 @@ def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, 
         out,
         apart,
     )
+
+
+def _seeds_at_winners(plan: Plan, since: float) -> Plan:
+    """The plan with a grid's points on the first seed alone, and its best point on all; until that is known, the other
+    seeds of the first point wait in its place. Twins of winners alone (`controls_at`) have no grid of their own."""
+    found, waiting = [], []
+    for cell, keys in zip(plan.cells, plan.keys, strict=True):
+        jobs = [plan.jobs[key] for key in keys]
+        first = [job for job in jobs if job.spec.settings.seed == plan.study.seeds[0]] if plan.study.seeds else jobs
+        if len(first) < 2 or (cell.control and plan.study.controls_at == "winner"):
+            found.append((cell, jobs))
+            continue
+        of_first = dataclasses.replace(cell, runs=tuple(job.spec for job in first))
+        settled = all(is_settled(plan.record(job), since) for job in first)
+        best = winner(of_first, plan.results(of_first, first)) if settled else ()
+        others = cell.like(best[0].parameters if best else first[0].spec.point).runs
+        later = [job for job in jobs if job.spec in others and job not in first]
+        if not settled:
+            waiting += later
+        more = later if best else []
+        runs = (*of_first.runs, *(job.spec for job in more))
+        found.append((dataclasses.replace(cell, runs=runs), [*first, *more]))
+    return _plan(plan.study, found, plan.out, waiting)
 
 
 def _at_winners(plan: Plan, since: float) -> Plan:
@@ -197,7 +226,7 @@ def _at_winners(plan: Plan, since: float) -> Plan:
                 reasons = "; ".join(f"{key} has no winner: {originals[key][0].reason}" for key in own)
                 cell = dataclasses.replace(cell, runs=(), reason=reasons)
         found.append((cell, [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]))
-    return _plan(plan.study, found, plan.out, waiting)
+    return _plan(plan.study, found, plan.out, [*plan.waiting.values(), *waiting])
 
 
 def _is_twin(cell: Cell, original: Cell) -> bool:
@@ -369,7 +398,7 @@ def do_all(call: Call, plan: Plan, do: Callable[[Plan], None]) -> Plan:
     while (left := plan.left(call.since)) and left != before:
         do(plan)
         before = left
-        if plan.study.controls_at == "winner":
+        if "winner" in (plan.study.controls_at, plan.study.seeds_at):
             plan, _ = call.plan()
     return plan
 

@@ -46,6 +46,7 @@ class StudyKeys:
     paradigms: tuple[Literal["pt", "ft", "ete"], ...] = ("pt",)
     modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all that there are
     seeds: tuple[int, ...] = ()  # none: what configuration says
+    seeds_at: Literal["grid", "winner"] = "grid"  # winner: a grid has the first seed alone, its best point then all
     grids: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # model: a published grid, or {key: [values]}
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
     title: str = ""

@@ -306,6 +306,23 @@ def test_twins_of_winners_wait_for_the_grid_and_then_run_at_its_winner_alone(
     assert not after.waiting
 
 
+def test_a_grid_has_the_first_seed_and_its_winner_all(plan: Callable[..., Plan], registry: Registry) -> None:
+    Path("small.yaml").write_text(TWINS.replace("seeds: [1, 2]", "seeds: [3, 1, 2]\nseeds_at: winner"))
+    before = plan()
+    asked = [job.spec.point for job in before.jobs.values() if job.spec.model == "VBPR"]
+    assert asked == [{"seed": 3, "reg_weight": 0.1}, {"seed": 3, "reg_weight": 0.01}]
+    assert len(before.expected) == 4 + 2 * 3 + 3
+    answer = call("study", "run", "small.yaml")
+    assert answer.code == 0, answer.err
+    assert "4 cells: 4 finished; 13 of 13 runs are done" in answer.out
+    after = plan()
+    assert not after.waiting
+    own = winner(after.cells[0], after.outcomes()[0].results)
+    assert [run.record["seed"] for run in own] == [3, 1, 2]
+    of_first = {r.parameters["reg_weight"]: r.valid["recall@20"] for r in after.outcomes()[0].results[:2]}
+    assert of_first[own[0].parameters["reg_weight"]] == max(of_first.values())
+
+
 @pytest.mark.parametrize("more", [[], pytest.param(["--jobs", "2"], marks=pytest.mark.slow)])
 def test_one_command_does_the_grid_and_then_the_twins_of_its_winner(more: list[str]) -> None:
     Path("small.yaml").write_text(TWINS)
