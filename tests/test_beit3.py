@@ -251,7 +251,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
              for thing in ("train", "tower", "tracker", "box")]  # fmt: skip
     writer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=writer, vocab_size=30, minloglevel=2
+        sentence_iterator=iter(lines), model_writer=writer, vocab_size=29, minloglevel=2
     )
     path.write_bytes(writer.getvalue())
     return path
@@ -280,7 +280,7 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
     base = config(variant="base", weights=str(tmp_path / "beit3.pth"))
     place = tmp_path / "beit3.spm"
     place.write_bytes(vocabulary.read_bytes())
-    with pytest.raises(DataError, match=r"beit3.spm: 30 pieces, but BEiT-3's vocabulary has 64000; get it from https"):
+    with pytest.raises(DataError, match=r"beit3.spm: 29 pieces, but BEiT-3's vocabulary has 64000; get it from https"):
         encoder_module.tokeniser(base)
     place.write_bytes(vocabulary.read_bytes()[:500])
     with pytest.raises(DataError, match=r"beit3.spm: no SentencePiece model, or a damaged one"):
@@ -493,13 +493,14 @@ def test_the_scale_of_similarities_stays_at_100_at_most_and_can_come_back():
 def test_a_few_steps_on_the_tuning_loss_bring_images_and_texts_together():
     encoder = build("image", "text").train()
     prepared = batch(encoder, RED, BLUE)
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
-    for _ in range(10):
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=3e-4)  # from some seeds 1e-3 never leaves chance
+    for _ in range(40):
         optimiser.zero_grad()
         encoder.tuning_losses(prepared)["itc"].backward()
         optimiser.step()
     vectors = encode(encoder.eval(), RED, BLUE)
-    assert (vectors["image"] @ vectors["text"].T).argmax(1).tolist() == [0, 1]
+    cosines = vectors["image"] @ vectors["text"].T
+    assert (cosines.diag() - cosines.flip(1).diag()).min() > 0.3  # 0.9 and more from eight seeds
 
 
 # The original's figures: eval mode, float32, tensors filled by rule (encoders.md, section 8)
