@@ -17,7 +17,7 @@ encoder can't be tuned say, stays in the study with the reason.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -282,6 +282,7 @@ class _Expansion:
                     cells[cell.key] = self._with_runs(cell, parts)
         self._fail()
         self._check_read()
+        self._check_baseline(cells.values())
         self._fail()
         return list(cells.values())
 
@@ -482,6 +483,17 @@ class _Expansion:
                 for key in settings.keys() - {"preset", "modalities"}:
                     if (place, key) not in self._read:
                         self.problems.append(f"{_at(study.file, f'{prefix}.{key}')}: {who} reads {key}")
+
+    def _check_baseline(self, cells: Iterable[Cell]) -> None:
+        """A baseline that no cell is; which modalities there are, only the data tell."""
+        wanted = {axis: value for axis, value in self.study.baseline.items() if axis != "modalities"}
+        if any(all(has_value(cell, axis, value) for axis, value in wanted.items()) for cell in cells):
+            return
+        named = ", ".join(f"{axis} {'null' if value is None else value}" for axis, value in wanted.items())
+        self.problems.append(
+            f"{_at(self.study.file, 'baseline')}: baseline: expected values of one of the study's cells, got {named}; "
+            "try those of a line of `study status`, or leave baseline out"
+        )
 
     def _fail(self) -> None:
         if self.problems:

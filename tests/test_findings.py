@@ -47,8 +47,8 @@ def test_a_row_is_the_grid_point_that_is_best_on_validation_over_all_seeds() -> 
     by_point: dict[float, list[float]] = {}
     for result in results:
         by_point.setdefault(result.parameters["reg_weight"], []).append(result.valid["ndcg@5"])
-    best = max(by_point, key=lambda point: sum(by_point[point]))
-    assert row.parameters == {"reg_weight": best}
+    best = row.parameters["reg_weight"]
+    assert sum(by_point[best]) == max(map(sum, by_point.values()))  # the points may be equal
     tested = sorted(result.test["recall@20"] for result in results if result.parameters["reg_weight"] == best)
     assert sorted(row.scores["recall@20"].seeds) == pytest.approx(tested)
     assert row.scores["recall@20"].against == "LightGCN/toy/-/pt/-"

@@ -266,3 +266,10 @@ def test_the_winner_has_the_highest_mean_over_seeds_on_validation_whatever_test_
         for result in results
     ]
     assert [run.parameters["reg_weight"] for run in winner(cell, alone)] == [0.1]
+
+
+def test_a_baseline_that_no_cell_is_is_refused_with_its_line(tmp_path: Path, registry: Registry) -> None:
+    study = "models: [VBPR, LightGCN]\ndatasets: toy\nencoders: basic\nbaseline: {model: %s}\n"
+    with pytest.raises(ConfigError, match=r":4: baseline: expected values of one of the study's cells, got model BPR;"):
+        cells(tmp_path, registry, study % "BPR")
+    assert len(cells(tmp_path, registry, study % "lightgcn")) == 2
