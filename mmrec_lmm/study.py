@@ -17,7 +17,7 @@ encoder can't be tuned say, stays in the study with the reason.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from .config import Request, resolve
 from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from .inputs import check_applicable, declared_modalities
 from .layers import GRID, Layer
-from .leaderboard import AXES, has_value, key_of
+from .leaderboard import AXES, has_value, key_of, value_on
 from .registry import Registry
 from .schema import HOST, PARADIGMS, Key, schema_of
 from .tables import NO_FEATURES
@@ -484,15 +484,18 @@ class _Expansion:
                     if (place, key) not in self._read:
                         self.problems.append(f"{_at(study.file, f'{prefix}.{key}')}: {who} reads {key}")
 
-    def _check_baseline(self, cells: Iterable[Cell]) -> None:
+    def _check_baseline(self, cells: Collection[Cell]) -> None:
         """A baseline that no cell is; which modalities there are, only the data tell."""
         wanted = {axis: value for axis, value in self.study.baseline.items() if axis != "modalities"}
         if any(all(has_value(cell, axis, value) for axis, value in wanted.items()) for cell in cells):
             return
         named = ", ".join(f"{axis} {'null' if value is None else value}" for axis, value in wanted.items())
+        there = [
+            f"{axis} {', '.join(dict.fromkeys(value_on(cell, axis) or 'null' for cell in cells))}" for axis in wanted
+        ]
         self.problems.append(
-            f"{_at(self.study.file, 'baseline')}: baseline: expected values of one of the study's cells, got {named}; "
-            "try those of a line of `study status`, or leave baseline out"
+            f"{_at(self.study.file, 'baseline')}: baseline: expected values that a cell of the study has, got {named}; "
+            f"try {'; '.join(there)}"
         )
 
     def _fail(self) -> None:

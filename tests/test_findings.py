@@ -89,7 +89,7 @@ def test_a_baseline_that_no_row_matches_is_one_error() -> None:
     answer = call("study", "table", "points.yaml")
     assert (answer.code, answer.out) == (2, "")
     assert (
-        "baseline: expected values that a row of the study has, got model BPR; try model VBPR, LightGCN" in answer.err
+        "baseline: expected values that a cell of the study has, got model BPR; try model VBPR, LightGCN" in answer.err
     )
 
 

@@ -17,6 +17,7 @@ from mmrec_lmm import results, runner
 from mmrec_lmm.checkpoint import load_weights, save_weights
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.grid import run_grid
+from mmrec_lmm.provenance import NUMERICS_VERSION
 from mmrec_lmm.registry import Registry
 from mmrec_lmm.replay import ANOTHER, DIVERGED, IDENTICAL, WITHIN, Replay, departure, replay
 from mmrec_lmm.types import EpochReport, RunResult, RunSpec
@@ -186,7 +187,7 @@ def test_another_numerics_version_is_another_run(
     monkeypatch.setattr("mmrec_lmm.provenance.NUMERICS_VERSION", 99)
     monkeypatch.setattr(module, "NUMERICS_VERSION", 99)
     found = replay(finished.run_id, registry, out=out)
-    assert (found.verdict, found.changed) == (ANOTHER, ["code: numerics version was 1, is 99"])
+    assert (found.verdict, found.changed) == (ANOTHER, [f"code: numerics version was {NUMERICS_VERSION}, is 99"])
 
 
 # Results that changed

@@ -270,6 +270,9 @@ def test_the_winner_has_the_highest_mean_over_seeds_on_validation_whatever_test_
 
 def test_a_baseline_that_no_cell_is_is_refused_with_its_line(tmp_path: Path, registry: Registry) -> None:
     study = "models: [VBPR, LightGCN]\ndatasets: toy\nencoders: basic\nbaseline: {model: %s}\n"
-    with pytest.raises(ConfigError, match=r":4: baseline: expected values of one of the study's cells, got model BPR;"):
+    with pytest.raises(
+        ConfigError,
+        match=r":4: baseline: expected values that a cell of the study has, got model BPR; try model VBPR, LightGCN",
+    ):
         cells(tmp_path, registry, study % "BPR")
     assert len(cells(tmp_path, registry, study % "lightgcn")) == 2
