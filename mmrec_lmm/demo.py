@@ -2,8 +2,8 @@
 
 The same model is trained on three seeds with the items' own features, with none, which leaves it the ids alone, and
 with the same features shuffled among the items. The differences in Recall@20 on test come with a 95 % interval that
-counts users and seeds. A model with shuffled features begins to learn late, since they tempt it to learn what isn't there:
-stopped early, it would make any content look good.
+counts users and seeds. A model with shuffled features begins to learn late, since they tempt it to learn what isn't
+there: stopped early, it would make any content look good.
 """
 
 from collections.abc import Mapping
