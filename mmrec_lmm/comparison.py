@@ -270,8 +270,8 @@ class _Board:
         return Score(mean, interval, tuple(by_seed.tolist()))
 
     def difference(self, ours: int, theirs: int, metric: str) -> tuple[Paired, Interval]:
-        """Of two rows; the interval counts what the test counts: seeds too, or users alone. A row of one seed leaves
-        none to be told."""
+        """Of two rows; the interval counts what the test counts: seeds too, or users alone. Where either
+        row has one seed, there is none."""
         seeds = self.seeds[metric] if self.test == "t-test" else None
         found = paired(self.values[ours][metric], self.values[theirs][metric], seeds)
         if self.seeds_of(ours, theirs) < 2:
