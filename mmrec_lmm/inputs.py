@@ -64,7 +64,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     made_in = sum(table.seconds for table in tables.values()) + (tuned.record["seconds"] if tuned else 0.0)
     if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
-    if spec.control not in (None, NO_FEATURES):
+    if spec.control is not None:
         tables = control_tables(tables, spec.control, settings.seed)
     seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had, "encoder": made_in}
     encoded = () if spec.control == NO_FEATURES else tuple(tables)
@@ -96,9 +96,8 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
     uses_features = registry.models.get(spec.model).uses_features
     tuning = spec.paradigm_config if spec.paradigm == "ft" else None
     artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
-    seed = (
-        None if spec.control in (None, "constant", NO_FEATURES) else spec.settings.seed
-    )  # only a control's draw depends on it
+    draws = spec.control not in (None, "constant", NO_FEATURES)
+    seed = spec.settings.seed if draws else None
     return SharedKeys(
         artefacts, fingerprint([artefacts, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
     )

@@ -302,19 +302,13 @@ class _Expansion:
         twin = dataclasses.replace(own, encoder=None, paradigm="pt", modalities=names, control=NO_FEATURES)
         if twin.key not in cells:
             parts = [part for part in self.study.parts if _selects(part, twin)]
-            cells[twin.key] = self._with_runs(twin, parts, encoder=own.encoder, modalities=own.modalities)
+            cells[twin.key] = self._with_runs(twin, parts, twin_of=own)
 
-    def _with_runs(
-        self,
-        cell: Cell,
-        parts: Sequence[Part],
-        *,
-        encoder: str | None = None,
-        modalities: tuple[str, ...] | None = None,
-    ) -> Cell:
-        """The cell with its runs. Those that differ only in modalities and control share one resolution. `encoder` and
-        `modalities` are those of the cell that a twin without features was made for."""
-        encoder, modalities = cell.encoder or encoder, modalities or cell.modalities
+    def _with_runs(self, cell: Cell, parts: Sequence[Part], *, twin_of: Cell | None = None) -> Cell:
+        """The cell with its runs. Those that differ only in modalities and control share one resolution. A twin without
+        features asks for the encoder and the modalities of the cell that it is the twin of."""
+        asked = twin_of or cell
+        encoder, modalities = asked.encoder, asked.modalities
         layer, preset = self._layer(cell, parts)
         grid = self._grid(cell.model)
         known = repr((cell.model, cell.dataset, encoder, cell.paradigm, preset, layer.values))

@@ -71,6 +71,8 @@ def test_a_twin_without_features_is_one_cell_for_all_encoders_and_paradigms(tmp_
     twins = {key: cell for key, cell in found.items() if cell.control == "none"}
     assert list(twins) == [f"VBPR/toy/-/pt/{names}/none" for names in ("image+text", "image", "text")]
     assert {cell.runs[0].settings.epochs for cell in twins.values()} == {7}
+    asked = [cell.runs[0].modalities for cell in twins.values()]
+    assert asked == [None, ("image",), ("text",)]  # as its original: of what a catalog lacks, none is asked for
     assert {cell.runs[0].settings.eval_step for cell in twins.values()} == {1}  # it isn't basic's
     assert "VBPR/toy/basic/pt/-/constant" in found
 
