@@ -14,6 +14,7 @@ from .parallel import gathered, own_rows
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
+_LEAST_LOGIT = -60.0  # below the row's largest: e^-60 is no part of a float32 sum, and far smaller ones are denormal
 
 
 def bpr(positive: Tensor, negative: Tensor, *, gamma: float = 1e-10) -> Tensor:
@@ -74,7 +75,7 @@ class _InfoNCE(torch.autograd.Function):
         for rows, gradient in zip(scaled.split(_BLOCK_ROWS), of_anchors.split(_BLOCK_ROWS), strict=True):
             block = torch.mm(rows, candidates.T, out=similarities[: len(rows)])  # (block, C)
             largest = block.amax(dim=1, keepdim=True)
-            sums = block.sub_(largest).exp_().sum(dim=1, keepdim=True)
+            sums = block.sub_(largest).clamp_(min=_LEAST_LOGIT).exp_().sum(dim=1, keepdim=True)
             total += (sums.log() + largest).sum()
             torch.mm(block, candidates, out=gradient).div_(sums)
             of_candidates.addmm_(block.T, rows / sums)

@@ -51,6 +51,20 @@ def test_info_nce_is_a_cross_entropy_in_value_and_gradient(n: int, more: int) ->
         torch.testing.assert_close(mine.grad, other.grad)
 
 
+def test_info_nce_of_trained_logits_is_a_cross_entropy_too() -> None:
+    """Products of vectors that aren't normalized: most logits are hundreds below the largest, where exp is denormal."""
+    torch.manual_seed(0)
+    ours = [(10 * torch.randn(300, 8)).requires_grad_() for _ in range(2)]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    loss = info_nce(*ours, temperature=1.0)
+    expected = torch.nn.functional.cross_entropy(theirs[0] @ theirs[1].T, torch.arange(300))
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item())
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
 def test_contrastive_logits_are_not_rounded_under_autocast() -> None:
     rows = torch.nn.functional.normalize(torch.randn(2, 32, 16, generator=torch.Generator().manual_seed(0)), dim=2)
     exact = symmetric_info_nce(*rows, scale=torch.tensor(100.0))
