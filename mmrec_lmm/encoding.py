@@ -35,9 +35,10 @@ from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
 from .items import Prepared, Source, loader, source_of
 from .parallel import is_first_process, processes
+from .registry import Registry
 from .specs import EncoderSpec, resolve
 from .tables import coverage, load_with_header, save_table
-from .types import FeatureTable, ItemCatalog, Tuned
+from .types import FeatureTable, ItemCatalog, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,15 @@ class EncodeOptions:
     dtype: str = "float32"  # or bfloat16, float16: of the arithmetic; features are float32 always
     compile: bool = False  # torch.compile: a minute at first, then faster steps
     progress: bool = False  # a bar, where there is a terminal
+
+
+def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
+    """The spec of the run's encoder with what it names imported; PluginError names the plugin where that fails."""
+    assert spec.encoder is not None
+    load = registry.encoders.load
+    return dataclasses.replace(
+        registry.encoders.get(spec.encoder), cls=load(spec.encoder, "cls"), weights_id=load(spec.encoder, "weights_id")
+    )
 
 
 def encode(

@@ -30,7 +30,7 @@ from . import encoding, finetuning
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .config import as_yaml
 from .errors import MMRecError, NotApplicable, RunBusy
-from .inputs import Inputs, gather, given_files, open_dataset, shared_keys
+from .inputs import gather, given_files, open_dataset, shared_keys
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from .logs import start_log
 from .machine import TORCH_THREADS
@@ -41,7 +41,7 @@ from .runner import Interrupted, run
 from .settings import NOT_IDENTITY
 from .study import Cell, Study, winner
 from .tables import NO_FEATURES
-from .types import RunResult, RunSpec
+from .types import Inputs, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from .artifacts import fingerprint, read_json, write_json
 from .contracts import ItemEncoder
-from .encoding import build_encoder
+from .encoding import build_encoder, encoder_spec
 from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
 from .finetuning import PAIR
 from .inference import Inference
-from .inputs import Inputs, artefacts, encoder_spec, gather, open_dataset
+from .inputs import artefacts, gather, open_dataset
 from .items import JOINT, loader, source_of
 from .leaderboard import FINISHED
 from .machine import choose_device, cpu_threads, precision
@@ -35,7 +35,7 @@ from .optim import adamw
 from .registry import Registry
 from .runner import run
 from .settings import FineTuning, Settings
-from .types import EpochReport, FeatureTable, RunResult, RunSpec
+from .types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
 
 EPOCHS = 2  # of a probe
 LIMIT = 300.0  # seconds that a probe may take

@@ -12,7 +12,7 @@ import numpy as np
 
 from .artifacts import plain
 from .errors import RunError
-from .inputs import Inputs, gather, shared_keys
+from .inputs import gather, shared_keys
 from .joint import help_train
 from .logs import log_statistics, metric_line
 from .machine import choose_device
@@ -20,7 +20,7 @@ from .parallel import leading
 from .registry import Registry
 from .results import document
 from .runner import Interrupted, run
-from .types import RunResult, RunSpec
+from .types import Inputs, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -6,23 +6,22 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .artifacts import fingerprint, hash_file, hash_files, is_readable, locked
 from .data.loading import load_dataset
-from .encoding import EncodeOptions, encode, table_path
+from .encoding import EncodeOptions, encode, encoder_spec, table_path
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
 from .finetuning import is_tunable, tune, tuned_path
 from .items import JOINT, source_of
 from .machine import choose_device, cpu_threads
 from .registry import Registry
 from .settings import Settings
-from .specs import EncoderSpec
 from .tables import MISSED_IMAGES, NO_FEATURES, absent_table, control_tables, mean_filled, normalized, read_feature_file
-from .types import Dataset, FeatureTable, RunSpec, Tuned
+from .types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +31,6 @@ SHAPING = (
     "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "normalize",
     "device", "encode_dtype",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run trains on."""
-
-    dataset: Dataset
-    tables: Mapping[str, FeatureTable]
-    seconds: Mapping[str, float]  # by step; "encoder" is what tuning and encoding took whichever run first needed them
-    tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalogue
-    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of `files_behind`
 
 
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
@@ -341,15 +329,6 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
     needed = registry.encoders.load(encoder.name, "files")
     names = [file.name for modality in encoder.modalities for file in needed(spec.encoder_config, modality)]
     return found | {name: given / name for name in names if (given / name).is_file()}
-
-
-def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
-    """The spec of the run's encoder with what it names imported; PluginError names the plugin where that fails."""
-    assert spec.encoder is not None
-    load = registry.encoders.load
-    return dataclasses.replace(
-        registry.encoders.get(spec.encoder), cls=load(spec.encoder, "cls"), weights_id=load(spec.encoder, "weights_id")
-    )
 
 
 def check_applicable(spec: RunSpec, registry: Registry) -> None:

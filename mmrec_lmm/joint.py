@@ -25,10 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoding import build_encoder
+from .encoding import build_encoder, encoder_spec
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from .features import ItemFeatures
-from .inputs import Inputs, encoder_spec
 from .machine import choose_device, cpu_threads
 from .optim import recompute_blocks
 from .parallel import processes, serve
@@ -36,7 +35,7 @@ from .prepared import prepared_items
 from .registry import Registry
 from .settings import EndToEnd
 from .trainee import Trainee
-from .types import Batch, RunSpec
+from .types import Batch, Inputs, RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,11 @@ import torch
 from . import __version__
 from .artifacts import fingerprint, hash_files, plain
 from .contracts import Recommender
-from .inputs import Inputs
 from .machine import cpu_threads
 from .parallel import processes
 from .registry import Registry
 from .settings import NOT_IDENTITY
-from .types import RunSpec
+from .types import Inputs, RunSpec
 
 NUMERICS_VERSION = 3  # rises when the same run would give other numbers; CHANGELOG says why
 

@@ -21,12 +21,12 @@ from .artifacts import plain, read_hash, read_json
 from .checkpoint import load_weights
 from .config import as_yaml
 from .errors import DataError
-from .inputs import Inputs, gather
+from .inputs import gather
 from .machine import choose_device, cpu_threads
 from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
 from .registry import Registry
 from .runner import Interrupted, run
-from .types import EpochReport, RunResult, RunSpec
+from .types import EpochReport, Inputs, RunResult, RunSpec
 
 IDENTICAL, WITHIN, DIVERGED, ANOTHER = "identical", "within tolerance", "diverged", "another run"
 

@@ -25,7 +25,7 @@ from .data.sampling import TrainingRows
 from .errors import RunError
 from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
 from .features import ItemFeatures
-from .inputs import Inputs, without_encoder
+from .inputs import without_encoder
 from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
 from .machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
@@ -34,7 +34,7 @@ from .provenance import code_hashes, provenance, run_id
 from .registry import Registry
 from .settings import Settings
 from .trainer import Fit, Trainer, Validation
-from .types import Dataset, EpochReport, RunResult, RunSpec, TrainingData
+from .types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 
 logger = logging.getLogger(__name__)
 

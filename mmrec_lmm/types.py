@@ -143,6 +143,17 @@ class Tuned:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a run trains on."""
+
+    dataset: Dataset
+    tables: Mapping[str, FeatureTable]
+    seconds: Mapping[str, float]  # by step; "encoder" is what tuning and encoding took whichever run first needed them
+    tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalog
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # part ("data", a modality) -> file -> hash
+
+
+@dataclass(frozen=True)
 class EpochReport:
     """One epoch, for observers: summed loss terms, the validation metrics where the epoch was evaluated, seconds."""
 

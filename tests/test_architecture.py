@@ -15,31 +15,42 @@ from mmrec_lmm.registry import HOOKS, load_registry
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_data_tools": "data_tools"}
 
-#: The host from the bottom up. A module imports from lines below its own; a folder counts as one module.
+#: The host's rooms from the bottom up. A module imports from its own room and from those on lines below.
 LAYERS = """
-    errors types settings statistics
-    parallel
-    specs features graph losses
-    contracts hookspecs
-    api artifacts layers schema machine logs torchscript
-    weights checkpoints
-    registry config
-    data results tables items inference optim
-    encoding evaluator trainer store marks
-    checkpoint prepared
-    finetuning trainee
-    inputs
-    provenance joint
-    runner leaderboard slices
-    grid recommend replay comparison
-    study paper
-    engine layout
-    on_ray estimate findings plots
-    report page
-    demo doctor testing
-    cli
+    errors types
+    plugin graph distributed logs
+    cache losses
+    weights config
+    machine
+    api data
+    features evaluation
+    training
+    running
+    studies
+    report
+    cli testing
     __main__
 """
+#: Modules that haven't moved into their room yet.
+ROOM = {
+    name: room
+    for room, names in {
+        "plugin": "registry hookspecs specs contracts features",
+        "config": "settings schema layers config",
+        "weights": "weights checkpoints torchscript",
+        "data": "items",
+        "features": "encoding inference prepared tables",
+        "evaluation": "evaluator statistics",
+        "training": "trainer checkpoint optim joint trainee finetuning",
+        "running": "runner grid inputs results store provenance replay recommend slices marks",
+        "studies": "study engine on_ray estimate comparison leaderboard",
+        "report": "layout plots page paper findings",
+        "cli": "report doctor demo",
+        "cache": "artifacts",
+        "distributed": "parallel",
+    }.items()
+    for name in names.split()
+}
 LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
 MODULES = {
@@ -83,7 +94,8 @@ def _longest_known(name: str) -> str:
 
 def host_part(module: str) -> str:
     """`data` for mmrec_lmm.data.loading; empty for what isn't the host's."""
-    return module.split(".")[1] if module.startswith("mmrec_lmm.") else ""
+    name = module.split(".")[1] if module.startswith("mmrec_lmm.") else ""
+    return ROOM.get(name, name)
 
 
 def test_the_reader_of_imports_sees_relative_absolute_and_nested_ones() -> None:
