@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrec_lmm.contracts import ItemEncoder
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
-from mmrec_lmm.features import ItemFeatures
 from mmrec_lmm.joint import JointEncoder
 from mmrec_lmm.machine import keep_freed_memory
+from mmrec_lmm.plugin.contracts import ItemEncoder
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry, load_registry
+from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.prepared import PreparedItems, prepared_items
-from mmrec_lmm.registry import Registry, load_registry
 from mmrec_lmm.settings import EndToEnd, Settings
-from mmrec_lmm.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.trainee import Trainee
 from mmrec_lmm.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData

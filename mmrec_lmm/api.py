@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from .checkpoints import interpolate_positions as interpolate_positions
     from .checkpoints import load_state as load_state
     from .checkpoints import read_checkpoint as read_checkpoint
-    from .contracts import DotProduct as DotProduct
-    from .contracts import ItemEncoder as ItemEncoder
-    from .contracts import Recommender as Recommender
-    from .contracts import Scorer as Scorer
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
     from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
     from .errors import did_you_mean as did_you_mean
-    from .features import ItemFeatures as ItemFeatures
-    from .hookspecs import API_VERSION as API_VERSION
-    from .hookspecs import hookimpl as hookimpl
     from .parallel import common_generator as common_generator
     from .parallel import gathered as gathered
     from .parallel import own_rows as own_rows
-    from .specs import DatasetSpec as DatasetSpec
-    from .specs import EncoderSpec as EncoderSpec
-    from .specs import MetricSpec as MetricSpec
-    from .specs import ModelSpec as ModelSpec
-    from .specs import WeightFile as WeightFile
+    from .plugin.contracts import DotProduct as DotProduct
+    from .plugin.contracts import ItemEncoder as ItemEncoder
+    from .plugin.contracts import Recommender as Recommender
+    from .plugin.contracts import Scorer as Scorer
+    from .plugin.hookspecs import API_VERSION as API_VERSION
+    from .plugin.hookspecs import hookimpl as hookimpl
+    from .plugin.item_features import ItemFeatures as ItemFeatures
+    from .plugin.specs import DatasetSpec as DatasetSpec
+    from .plugin.specs import EncoderSpec as EncoderSpec
+    from .plugin.specs import MetricSpec as MetricSpec
+    from .plugin.specs import ModelSpec as ModelSpec
+    from .plugin.specs import WeightFile as WeightFile
     from .types import Batch as Batch
     from .types import Dataset as Dataset
     from .types import EpochReport as EpochReport
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
 _HOME = {
     "artifacts": ("hash_file", "home"),
     "checkpoints": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
-    "contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
+    "plugin.contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
     "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
-    "features": ("ItemFeatures",),
-    "hookspecs": ("API_VERSION", "hookimpl"),
+    "plugin.item_features": ("ItemFeatures",),
+    "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "parallel": ("common_generator", "gathered", "own_rows"),
-    "specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "WeightFile"),
+    "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "WeightFile"),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
         "RunSpec", "TrainingData",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from . import engine
     from .config import Resolved
     from .leaderboard import Leaderboard
-    from .registry import Registry
+    from .plugin.registry import Registry
 
 ABOUT = (
     "Train, evaluate and compare recommenders on what their items look like and say. "
@@ -775,7 +775,7 @@ def _slices(options: argparse.Namespace) -> int:
 
 
 def _load_registry(options: argparse.Namespace) -> Registry:
-    from .registry import load_registry
+    from .plugin.registry import load_registry
 
     return load_registry(options.plugins)
 

@@ -22,9 +22,9 @@ import yaml
 from . import layers
 from .errors import ConfigError, PluginError, did_you_mean
 from .layers import GRID, SECTIONS, Layer, Origin
+from .plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
 from .schema import HOST, PARADIGMS, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
-from .specs import DatasetSpec, EncoderSpec, ModelSpec
 from .types import RunSpec
 
 COMMAND_LINE = "command line"

@@ -16,7 +16,7 @@ from .config import Request, resolve
 from .errors import ConfigError
 from .grid import run_grid
 from .marks import marks_of
-from .registry import Registry
+from .plugin.registry import Registry
 from .report import table
 from .statistics import Paired, paired, seed_variance
 from .types import RunResult

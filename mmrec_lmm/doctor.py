@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .artifacts import home
 from .errors import MMRecError, PluginError
-from .registry import Registry
+from .plugin.registry import Registry
 from .report import weights_state
 
 LIBRARIES = (

@@ -30,13 +30,13 @@ from tqdm import tqdm
 
 from . import artifacts
 from .checkpoints import load_state, read_checkpoint
-from .contracts import ItemEncoder
 from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
 from .items import Prepared, Source, loader, source_of
 from .parallel import is_first_process, processes
-from .registry import Registry
-from .specs import EncoderSpec, resolve
+from .plugin.contracts import ItemEncoder
+from .plugin.registry import Registry
+from .plugin.specs import EncoderSpec, resolve
 from .tables import coverage, load_with_header, save_table
 from .types import FeatureTable, ItemCatalog, RunSpec, Tuned
 

@@ -34,8 +34,8 @@ from .inputs import gather, given_files, open_dataset, shared_keys
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from .logs import start_log
 from .machine import TORCH_THREADS
+from .plugin.registry import Registry, load_registry
 from .provenance import NUMERICS_VERSION
-from .registry import Registry, load_registry
 from .results import load_result
 from .runner import Interrupted, run
 from .settings import NOT_IDENTITY

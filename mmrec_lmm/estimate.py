@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from .artifacts import fingerprint, read_json, write_json
-from .contracts import ItemEncoder
 from .encoding import build_encoder, encoder_spec
 from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
@@ -32,7 +31,8 @@ from .items import JOINT, loader, source_of
 from .leaderboard import FINISHED
 from .machine import choose_device, cpu_threads, precision
 from .optim import adamw
-from .registry import Registry
+from .plugin.contracts import ItemEncoder
+from .plugin.registry import Registry
 from .runner import run
 from .settings import FineTuning, Settings
 from .types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import Recommender
 from .errors import TrainingDiverged
+from .plugin.contracts import Recommender
 from .types import Interactions
 
 #: Of one metric at one cutoff: hits (U, K) bool, number of held-out rows (U,), cutoff -> (U,) float64.

@@ -5,7 +5,7 @@ from .comparison import Entry, compare
 from .engine import Outcome, Plan
 from .inputs import open_dataset
 from .leaderboard import Leaderboard
-from .registry import Registry
+from .plugin.registry import Registry
 from .slices import Slicer
 from .study import winner
 

@@ -43,7 +43,6 @@ from tqdm import tqdm
 
 from . import artifacts
 from .checkpoint import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from .contracts import ItemEncoder
 from .encoding import build_encoder, encoder_id
 from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
@@ -51,9 +50,10 @@ from .items import JOINT, Source, source_of
 from .machine import precision
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .parallel import gathered, is_first_process, join, own_rows, processes, rank, sharing, sum_gradients, summed, told
+from .plugin.contracts import ItemEncoder
+from .plugin.specs import EncoderSpec, resolve
 from .prepared import PreparedItems, prepared_items
 from .settings import FineTuning
-from .specs import EncoderSpec, resolve
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
 from .types import ItemCatalog, Tuned
 

@@ -17,7 +17,7 @@ from .joint import help_train
 from .logs import log_statistics, metric_line
 from .machine import choose_device
 from .parallel import leading
-from .registry import Registry
+from .plugin.registry import Registry
 from .results import document
 from .runner import Interrupted, run
 from .types import Inputs, RunResult, RunSpec

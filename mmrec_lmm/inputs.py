@@ -18,7 +18,7 @@ from .errors import ConfigError, MMRecError, NotApplicable, PluginError, Weights
 from .finetuning import is_tunable, tune, tuned_path
 from .items import JOINT, source_of
 from .machine import choose_device, cpu_threads
-from .registry import Registry
+from .plugin.registry import Registry
 from .settings import Settings
 from .tables import MISSED_IMAGES, NO_FEATURES, absent_table, control_tables, mean_filled, normalized, read_feature_file
 from .types import Dataset, FeatureTable, Inputs, RunSpec, Tuned

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from . import artifacts
-from .contracts import ItemEncoder
 from .errors import ConfigError, DataError, MMRecError, PluginError
+from .plugin.contracts import ItemEncoder
 from .types import ItemCatalog, RawItem
 
 LONGEST = 1000  # short sides

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from .encoding import build_encoder, encoder_spec
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
-from .features import ItemFeatures
 from .machine import choose_device, cpu_threads
 from .optim import recompute_blocks
 from .parallel import processes, serve
+from .plugin.item_features import ItemFeatures
+from .plugin.registry import Registry
 from .prepared import prepared_items
-from .registry import Registry
 from .settings import EndToEnd
 from .trainee import Trainee
 from .types import Batch, Inputs, RunSpec

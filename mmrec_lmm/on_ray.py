@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .inputs import gather
 from .logs import start_log
 from .machine import choose_device, cpu_threads
-from .registry import Registry
+from .plugin.registry import Registry
 from .types import RunSpec
 
 logger = logging.getLogger(__name__)

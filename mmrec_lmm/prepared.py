@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from . import artifacts
-from .contracts import ItemEncoder
 from .encoding import encoder_id
 from .errors import PluginError, RunError
 from .items import item_texts, read_image, source_of
-from .specs import EncoderSpec
+from .plugin.contracts import ItemEncoder
+from .plugin.specs import EncoderSpec
 from .types import ItemCatalog, RawItem
 
 logger = logging.getLogger(__name__)

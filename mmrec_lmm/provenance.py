@@ -12,10 +12,10 @@ import torch
 
 from . import __version__
 from .artifacts import fingerprint, hash_files, plain
-from .contracts import Recommender
 from .machine import cpu_threads
 from .parallel import processes
-from .registry import Registry
+from .plugin.contracts import Recommender
+from .plugin.registry import Registry
 from .settings import NOT_IDENTITY
 from .types import Inputs, RunSpec
 

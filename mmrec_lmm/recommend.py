@@ -14,7 +14,7 @@ from .errors import ConfigError, DataError
 from .evaluator import Ranker
 from .inputs import gather
 from .machine import choose_device
-from .registry import Registry
+from .plugin.registry import Registry
 from .runner import build_model
 
 

@@ -23,8 +23,8 @@ from .config import as_yaml
 from .errors import DataError
 from .inputs import gather
 from .machine import choose_device, cpu_threads
+from .plugin.registry import Registry
 from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
-from .registry import Registry
 from .runner import Interrupted, run
 from .types import EpochReport, Inputs, RunResult, RunSpec
 

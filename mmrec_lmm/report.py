@@ -12,9 +12,9 @@ import numpy as np
 
 from .config import as_yaml
 from .errors import ConfigError, did_you_mean
-from .registry import Catalogue, Registry
+from .plugin.registry import Catalogue, Registry
+from .plugin.specs import EncoderSpec, WeightFile
 from .schema import Key, describe_type, schema_of
-from .specs import EncoderSpec, WeightFile
 from .tables import scale_note
 from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights import place_of, present

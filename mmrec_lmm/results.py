@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from .artifacts import plain, read_json, write_atomic, write_bytes, write_json
 from .errors import ConfigError, DataError, RunBusy, did_you_mean
-from .registry import Registry
+from .plugin.registry import Registry
 from .schema import PARADIGMS
 from .settings import Settings
 from .types import EpochReport, RunResult, RunSpec

@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from . import results
 from .checkpoint import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from .contracts import Recommender
 from .data.sampling import TrainingRows
 from .errors import RunError
 from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
-from .features import ItemFeatures
 from .inputs import without_encoder
 from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
 from .machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
 from .marks import marks
+from .plugin.contracts import Recommender
+from .plugin.item_features import ItemFeatures
+from .plugin.registry import Registry
 from .provenance import code_hashes, provenance, run_id
-from .registry import Registry
 from .settings import Settings
 from .trainer import Fit, Trainer, Validation
 from .types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData

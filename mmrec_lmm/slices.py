@@ -22,7 +22,7 @@ from .errors import ConfigError, DataError
 from .evaluator import MetricFunction
 from .inputs import open_dataset
 from .items import item_texts
-from .registry import Registry
+from .plugin.registry import Registry
 from .settings import Settings
 from .statistics import bootstrap, percentile_interval
 from .tables import read_feature_file

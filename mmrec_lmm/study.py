@@ -28,7 +28,7 @@ from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from .inputs import check_applicable, declared_modalities
 from .layers import GRID, Layer
 from .leaderboard import AXES, has_value, key_of, value_on
-from .registry import Registry
+from .plugin.registry import Registry
 from .schema import HOST, PARADIGMS, Key, schema_of
 from .tables import NO_FEATURES
 from .types import RunResult, RunSpec

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .contracts import ItemEncoder, Recommender
 from .data.sampling import TrainingRows
-from .features import ItemFeatures
+from .plugin.contracts import ItemEncoder, Recommender
+from .plugin.item_features import ItemFeatures
 from .types import Batch, FeatureTable, Interactions, RawItem, TrainingData
 
 MODALITIES = ("image", "text")

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .contracts import Recommender
 from .data.sampling import TrainingRows
 from .errors import TrainingDiverged
+from .plugin.contracts import Recommender
 from .settings import Settings
 from .types import Batch, EpochReport
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .artifacts import hash_file, home, is_disk_full, locked, write_bytes
 from .errors import DataError, RunError, WeightsMissing
-from .specs import WeightFile
+from .plugin.specs import WeightFile
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mmrec_lmm.config import Request, resolve
-from mmrec_lmm.registry import Registry, load_registry
+from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.types import RunSpec
 
 if TYPE_CHECKING:

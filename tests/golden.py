@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.contracts import DotProduct
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.contracts import DotProduct
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 N_USERS, N_ITEMS, WIDTH = 12, 15, 8

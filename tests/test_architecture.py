@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrec_lmm.registry import HOOKS, load_registry
+from mmrec_lmm.plugin.registry import HOOKS, load_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_data_tools": "data_tools"}
@@ -35,7 +35,6 @@ LAYERS = """
 ROOM = {
     name: room
     for room, names in {
-        "plugin": "registry hookspecs specs contracts features",
         "config": "settings schema layers config",
         "weights": "weights checkpoints torchscript",
         "data": "items",
@@ -99,11 +98,11 @@ def host_part(module: str) -> str:
 
 
 def test_the_reader_of_imports_sees_relative_absolute_and_nested_ones() -> None:
-    assert "mmrec_lmm.hookspecs" in imports("mmrec_lmm.registry")
+    assert "mmrec_lmm.plugin.hookspecs" in imports("mmrec_lmm.plugin.registry")
     assert "mmrec_lmm.api" in imports("mmrec_lmm.builtin")
     assert "mmrec_lmm.builtin.metrics" in imports("mmrec_lmm.builtin")
     assert "mmrec_lmm.artifacts" in imports("mmrec_lmm.data.loading")
-    assert "mmrec_lmm.contracts" not in imports("mmrec_lmm.specs")
+    assert "mmrec_lmm.plugin.contracts" not in imports("mmrec_lmm.plugin.specs")
 
 
 @pytest.mark.parametrize("module", HOST)

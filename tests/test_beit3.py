@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmrec_lmm.errors import DataError, PluginError, WeightsMissing
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import resolve
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.types import RawItem
 
 SPEC = load_registry().encoders.get("beit3")
@@ -354,7 +354,7 @@ def test_the_weights_id_follows_the_content_of_checkpoint_and_vocabulary(tmp_pat
 
 def test_registering_and_naming_the_weights_imports_no_torch():
     code = (
-        "import importlib.metadata, sys; from mmrec_lmm.specs import resolve\n"
+        "import importlib.metadata, sys; from mmrec_lmm.plugin.specs import resolve\n"
         "(entry,) = importlib.metadata.entry_points(group='mmrec_lmm', name='encoders')\n"
         "(spec,) = [s for s in entry.load().mmrec_register_encoders() if s.name == 'beit3']\n"
         "resolve(spec.weights_id)(resolve(spec.config)(variant='tiny'), 'text')\n"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from benchmarks import encoders
 from benchmarks.encoders import Rates
-from mmrec_lmm.registry import load_registry
+from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.testing import TinyEncoder
 
 

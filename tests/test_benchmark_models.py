@@ -14,7 +14,7 @@ from benchmarks.growth import Series, svg
 from benchmarks.memory import peak_bytes
 from benchmarks.synthetic import BABY, QUICK
 from mmrec_lmm.graph import SparseMatrix, neighbour_sum, propagate
-from mmrec_lmm.registry import load_registry
+from mmrec_lmm.plugin.registry import load_registry
 
 
 def measured(row: str, **more: Any) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from mmrec_lmm.artifacts import hash_file
 from mmrec_lmm.errors import ConfigError, DataError, WeightsMissing
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import RawItem
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:Detected pickle protocol")
@@ -346,7 +346,7 @@ def test_the_name_of_weights_is_the_hash_of_their_file_and_needs_no_torch(tiny_f
     assert resolve(SPEC.weights_id)(Config(variant="tiny", weights=str(tiny_file)), "image") == said
     assert resolve(SPEC.weights_id)(Config(variant="tiny"), "image") == "random"
     code = (
-        "import sys; from mmrec_lmm.registry import load_registry; spec = load_registry().encoders.get('clip');"
+        "import sys; from mmrec_lmm.plugin.registry import load_registry; spec = load_registry().encoders.get('clip');"
         f"print(spec.weights_id(spec.config(weights={str(tiny_file)!r}), 'image'));"
         "assert not {'torch', 'open_clip', 'timm', 'transformers'} & set(sys.modules)"
     )

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, WeightsMissing
-from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import RawItem
 
 SIZES = [(300, 400), (257, 256), (640, 90), (7, 9), (1, 1)]  # width, height

@@ -23,7 +23,7 @@ from mmrec_lmm.artifacts import hash_file
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.finetuning import is_tunable
 from mmrec_lmm.items import pad_and_stack
-from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.testing import check_encoder
 from mmrec_lmm.types import ItemCatalog, RawItem
 
@@ -103,7 +103,7 @@ def test_the_weights_id_names_the_content_of_weights_and_tokeniser(spec, config,
 
 def test_registering_and_naming_the_weights_imports_no_torch(theirs):
     code = (
-        "import importlib.metadata, sys; from mmrec_lmm.specs import resolve\n"
+        "import importlib.metadata, sys; from mmrec_lmm.plugin.specs import resolve\n"
         "(entry,) = importlib.metadata.entry_points(group='mmrec_lmm', name='encoders')\n"
         "(spec,) = [s for s in entry.load().mmrec_register_encoders() if s.name == 'cnn_sbert']\n"
         "resolve(spec.weights_id)(resolve(spec.config)(), 'text')\n"

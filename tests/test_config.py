@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mmrec_lmm import layers
 from mmrec_lmm.config import Request, Resolved, describe, resolve
 from mmrec_lmm.errors import ConfigError, PluginError
+from mmrec_lmm.plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
 from mmrec_lmm.schema import Key, schema_of
 from mmrec_lmm.settings import Settings
-from mmrec_lmm.specs import DatasetSpec, EncoderSpec, ModelSpec
 
 
 @dataclass(frozen=True)

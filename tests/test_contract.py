@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.contracts import DotProduct, Recommender, Scorer
 from mmrec_lmm.errors import WeightsMissing
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import EncoderSpec, ModelSpec, resolve
+from mmrec_lmm.plugin.contracts import DotProduct, Recommender, Scorer
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import EncoderSpec, ModelSpec, resolve
 from mmrec_lmm.testing import TinyEncoder, check_encoder, check_model, check_model_learns
 from mmrec_lmm.types import Batch, RawItem, TrainingData
 

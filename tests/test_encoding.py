@@ -22,10 +22,10 @@ from torch import Tensor
 
 from mmrec_lmm import artifacts, encoding
 from mmrec_lmm.builtin.basic import BasicConfig, BasicEncoder
-from mmrec_lmm.contracts import ItemEncoder
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, RunError
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.plugin.contracts import ItemEncoder
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import FeatureTable, ItemCatalog, RawItem
 
 BASIC = EncoderSpec("basic", BasicEncoder, BasicConfig, ("image", "text"), lambda config, modality: "none")

@@ -20,7 +20,7 @@ from mmrec_lmm.artifacts import Claims, hash_file
 from mmrec_lmm.engine import Job, Plan, Record, Worker, make_plan
 from mmrec_lmm.errors import NotApplicable
 from mmrec_lmm.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.study import load_study, winner
 from mmrec_lmm.types import RunSpec
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmrec_lmm import evaluator
-from mmrec_lmm.contracts import DotProduct, Recommender, Scorer
 from mmrec_lmm.errors import TrainingDiverged
 from mmrec_lmm.evaluator import Evaluator, Ranker, metric_values, top_items
+from mmrec_lmm.plugin.contracts import DotProduct, Recommender, Scorer
 from mmrec_lmm.types import Batch, Interactions
 
 

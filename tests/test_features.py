@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmrec_lmm.features import ItemFeatures
+from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard_features
 
 IMAGES = torch.arange(12.0).reshape(4, 3)

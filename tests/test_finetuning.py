@@ -26,10 +26,10 @@ from mmrec_lmm import finetuning
 from mmrec_lmm.encoding import build_encoder, encode
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
 from mmrec_lmm.finetuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
-from mmrec_lmm.registry import load_registry
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.schema import PARADIGMS
 from mmrec_lmm.settings import FineTuning
-from mmrec_lmm.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.types import ItemCatalog, Tuned
 
@@ -279,9 +279,9 @@ TOGETHER = """
 import json, sys
 from pathlib import Path
 from mmrec_lmm.finetuning import tune
-from mmrec_lmm.registry import load_registry
+from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.settings import FineTuning
-from mmrec_lmm.specs import resolve
+from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.types import ItemCatalog
 
 images, titles, encoders, tuning = json.loads(sys.argv[1])

@@ -369,8 +369,8 @@ def test_fifty_thousand_items_need_no_memory_of_items_times_items() -> None:
     script = """
         import resource
         import numpy as np, torch
-        from mmrec_lmm.features import ItemFeatures
-        from mmrec_lmm.registry import load_registry
+        from mmrec_lmm.plugin.item_features import ItemFeatures
+        from mmrec_lmm.plugin.registry import load_registry
         from mmrec_lmm.types import Batch, Interactions, TrainingData
 
         torch.set_num_threads(1)

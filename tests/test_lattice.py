@@ -27,10 +27,10 @@ from torch.nn.functional import leaky_relu, normalize
 
 from mmrec_lmm import graph
 from mmrec_lmm.config import Request, resolve
-from mmrec_lmm.contracts import DotProduct
 from mmrec_lmm.errors import ConfigError
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.contracts import DotProduct
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 # What MMRec's code computes on the golden world (models.md, section 7)

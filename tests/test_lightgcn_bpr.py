@@ -12,8 +12,8 @@ import torch
 from golden import BATCH, N_ITEMS, N_USERS, WIDTH, build, dense_adjacency, loss_and_gradients, symmetric, uneven_data
 from torch import Tensor
 
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 

@@ -12,8 +12,8 @@ import pytest
 
 LEARNS = """
 import sys, torch
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import resolve
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.testing import check_model_learns
 
 for spec in load_registry().models:

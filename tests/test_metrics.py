@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrec_lmm.builtin.metrics import METRICS
-from mmrec_lmm.specs import resolve
+from mmrec_lmm.plugin.specs import resolve
 
 FN = {spec.name: resolve(spec.fn) for spec in METRICS}
 

@@ -25,11 +25,11 @@ from golden import (
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from mmrec_lmm.contracts import DotProduct
 from mmrec_lmm.errors import ConfigError
-from mmrec_lmm.features import ItemFeatures
 from mmrec_lmm.graph import BipartiteGraph
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.contracts import DotProduct
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 # What LMM4Rec's code computes on the world of golden.py, with latent_dim 8, ssl_alpha 0.4, ssl_temp 0.2, dropout_rate 0

@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, linear, logsigmoid, normalize
 
 from mmrec_lmm.config import Request, resolve
-from mmrec_lmm.contracts import DotProduct
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import Registry, load_registry
+from mmrec_lmm.plugin.contracts import DotProduct
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.types import Batch, Interactions, RunSpec, TrainingData
 
 # What MMRec's code computes on the world of golden.py, with embedding_size 8 and reg_weight 0.1

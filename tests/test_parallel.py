@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from mmrec_lmm.losses import symmetric_info_nce
 from mmrec_lmm.parallel import *
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import resolve
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import resolve
 
 clip = sys.modules[resolve(load_registry().encoders.get("clip").cls).__module__]
 join(torch.device("cpu"))

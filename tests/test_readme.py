@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmrec_lmm.cli import build_parser, main
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import NoConfig
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import NoConfig
 from mmrec_lmm.testing import check_model, check_model_learns
 
 ROOT = Path(__file__).resolve().parents[1]

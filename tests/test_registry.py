@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mmrec_lmm.errors import ConfigError, PluginError
-from mmrec_lmm.registry import PluginInfo, Registry, load_registry
+from mmrec_lmm.plugin.registry import PluginInfo, Registry, load_registry
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 HEAD = "from mmrec_lmm.api import DatasetSpec, MetricSpec, ModelSpec, hookimpl\n"
@@ -96,7 +96,7 @@ def test_the_hosts_own_metrics_and_encoder_come_from_a_plugin_that_can_be_blocke
 
 def test_listing_models_imports_no_torch_and_takes_under_a_second() -> None:
     code = (
-        "import sys, time; from mmrec_lmm.registry import load_registry; r = load_registry(); "
+        "import sys, time; from mmrec_lmm.plugin.registry import load_registry; r = load_registry(); "
         "[list(c) for c in (r.models, r.encoders, r.datasets, r.metrics)]; "
         "print(time.process_time()); sys.exit('torch' in sys.modules)"
     )
@@ -297,7 +297,7 @@ def test_a_plugin_that_pip_installs_shows_and_with_its_folder_it_goes(tmp_path: 
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(target), str(source)], check=True)
     code = (
-        "from mmrec_lmm.registry import load_registry; models = load_registry(['no:mmrec-lmm']).models; "
+        "from mmrec_lmm.plugin.registry import load_registry; models = load_registry(['no:mmrec-lmm']).models; "
         "print([(name, models.giver(name), models.load(name, 'cls').__name__) for name in models.names()])"
     )
 

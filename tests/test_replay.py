@@ -17,8 +17,8 @@ from mmrec_lmm import results, runner
 from mmrec_lmm.checkpoint import load_weights, save_weights
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.grid import run_grid
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.provenance import NUMERICS_VERSION
-from mmrec_lmm.registry import Registry
 from mmrec_lmm.replay import ANOTHER, DIVERGED, IDENTICAL, WITHIN, Replay, departure, replay
 from mmrec_lmm.types import EpochReport, RunResult, RunSpec
 

@@ -24,9 +24,9 @@ from mmrec_lmm.grid import run_grid
 from mmrec_lmm.inputs import gather
 from mmrec_lmm.logs import metric_line
 from mmrec_lmm.machine import TORCH_THREADS
+from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.provenance import run_id
 from mmrec_lmm.recommend import recommend
-from mmrec_lmm.registry import Registry, load_registry
 from mmrec_lmm.runner import Interrupted
 from mmrec_lmm.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.types import EpochReport, Interactions, RunResult, RunSpec

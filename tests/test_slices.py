@@ -11,7 +11,7 @@ from helpers import call
 from mmrec_lmm import results
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.grid import run_grid
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.slices import Slicer, data_slices, slice_run
 from mmrec_lmm.types import Dataset, Interactions, ItemCatalog, RunResult, RunSpec
 

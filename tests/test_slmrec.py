@@ -25,10 +25,10 @@ from golden import (
 from torch import Tensor
 from torch.nn.functional import cross_entropy, dropout, linear, normalize
 
-from mmrec_lmm.contracts import DotProduct
 from mmrec_lmm.errors import ConfigError
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.contracts import DotProduct
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Interactions, TrainingData
 
 # What MMRec's code computes on the world of golden.py, with recdim 8, FAC, ssl_temp 0.5 and ssl_alpha 0.1

@@ -12,10 +12,10 @@ import torch
 from golden import BATCH, N_USERS, WIDTH, assert_scores, build, features, loss_and_gradients
 from torch import Tensor
 
-from mmrec_lmm.contracts import DotProduct
 from mmrec_lmm.errors import ConfigError
-from mmrec_lmm.features import ItemFeatures
-from mmrec_lmm.registry import Registry
+from mmrec_lmm.plugin.contracts import DotProduct
+from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 # What MMRec's code computes on the world of golden.py, with embedding_size 8 and reg_weight 0.1

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from mmrec_lmm.errors import ConfigError, DataError, WeightsMissing
-from mmrec_lmm.registry import load_registry
-from mmrec_lmm.specs import EncoderSpec, resolve
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import RawItem
 
 SPEC: EncoderSpec = load_registry().encoders.get("vlmo")
@@ -694,7 +694,7 @@ def test_the_vocabulary_beside_the_weights_comes_before_the_packaged_one(vocabul
 
 def test_registering_and_naming_the_weights_imports_no_torch() -> None:
     code = (
-        "import importlib.metadata, sys; from mmrec_lmm.specs import resolve\n"
+        "import importlib.metadata, sys; from mmrec_lmm.plugin.specs import resolve\n"
         "(entry,) = importlib.metadata.entry_points(group='mmrec_lmm', name='encoders')\n"
         "(spec,) = [s for s in entry.load().mmrec_register_encoders() if s.name == 'vlmo']\n"
         "config = spec.config(variant='tiny')\n"

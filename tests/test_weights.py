@@ -16,7 +16,7 @@ import pytest
 from mmrec_lmm import weights
 from mmrec_lmm.artifacts import home
 from mmrec_lmm.errors import DataError, WeightsMissing
-from mmrec_lmm.specs import WeightFile
+from mmrec_lmm.plugin.specs import WeightFile
 from mmrec_lmm.weights import find_weights, present
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes

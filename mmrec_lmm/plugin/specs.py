@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..types import Dataset
     from .contracts import ItemEncoder, Recommender
-    from .types import Dataset
 
 
 @dataclass(frozen=True)

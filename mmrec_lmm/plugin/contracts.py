@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .features import ItemFeatures
-from .types import Batch, RawItem, TrainingData
+from ..types import Batch, RawItem, TrainingData
+from .item_features import ItemFeatures
 
 Scorer = Callable[[Tensor], Tensor]
 """User ids (B,) -> scores (B, n_items), in the state that the model had when `scorer()` was called."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .types import FeatureTable
+from ..types import FeatureTable
 
 
 class ItemFeatures:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import pluggy
 
+from ..types import EpochReport, RunResult, RunSpec
 from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec
-from .types import EpochReport, RunResult, RunSpec
 
 NAMESPACE = "mmrec_lmm"
 API_VERSION = 1

@@ -33,11 +33,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pluggy
 
+from ..errors import ConfigError, PluginError, did_you_mean
+from ..types import EpochReport, RunResult, RunSpec
 from . import hookspecs
-from .errors import ConfigError, PluginError, did_you_mean
 from .hookspecs import API_VERSION, NAMESPACE
 from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, resolve
-from .types import EpochReport, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 

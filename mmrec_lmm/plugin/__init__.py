@@ -1,0 +1,1 @@
+"""The plugin host: what plugins implement and register, and the registry that finds and loads them."""
