@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluator import Evaluator, metric_values
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.settings import Settings
 from mmrec_lmm.trainer import Trainer, Validation
 from mmrec_lmm.types import TrainingData
 

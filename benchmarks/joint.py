@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
 from mmrec_lmm.joint import JointEncoder
@@ -32,7 +33,6 @@ from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.prepared import PreparedItems, prepared_items
-from mmrec_lmm.settings import EndToEnd, Settings
 from mmrec_lmm.trainee import Trainee
 from mmrec_lmm.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData

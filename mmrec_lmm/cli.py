@@ -25,7 +25,7 @@ from .errors import ConfigError, DataError, MMRecError, did_you_mean
 
 if TYPE_CHECKING:
     from . import engine
-    from .config import Resolved
+    from .config.resolve import Resolved
     from .leaderboard import Leaderboard
     from .plugin.registry import Registry
 
@@ -434,7 +434,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _config_show(options: argparse.Namespace) -> int:
-    from .config import describe
+    from .config.resolve import describe
 
     print(describe(_resolve(options)[1]))
     return 0
@@ -782,7 +782,7 @@ def _load_registry(options: argparse.Namespace) -> Registry:
 
 def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags ask for."""
-    from .config import Request, resolve
+    from .config.resolve import Request, resolve
 
     registry = _load_registry(options)
     typed = vars(options)

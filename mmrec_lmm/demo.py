@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import results
-from .config import Request, resolve
+from .config.resolve import Request, resolve
 from .errors import ConfigError
 from .grid import run_grid
 from .marks import marks_of

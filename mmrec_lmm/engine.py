@@ -28,7 +28,8 @@ from typing import Any
 
 from . import encoding, finetuning
 from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
-from .config import as_yaml
+from .config.resolve import as_yaml
+from .config.settings import NOT_IDENTITY
 from .errors import MMRecError, NotApplicable, RunBusy
 from .inputs import gather, given_files, open_dataset, shared_keys
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
@@ -38,7 +39,6 @@ from .plugin.registry import Registry, load_registry
 from .provenance import NUMERICS_VERSION
 from .results import load_result
 from .runner import Interrupted, run
-from .settings import NOT_IDENTITY
 from .study import Cell, Study, winner
 from .tables import NO_FEATURES
 from .types import Inputs, RunResult, RunSpec

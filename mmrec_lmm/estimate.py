@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .artifacts import fingerprint, read_json, write_json
+from .config.settings import FineTuning, Settings
 from .encoding import build_encoder, encoder_spec
 from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
@@ -34,7 +35,6 @@ from .optim import adamw
 from .plugin.contracts import ItemEncoder
 from .plugin.registry import Registry
 from .runner import run
-from .settings import FineTuning, Settings
 from .types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
 
 EPOCHS = 2  # of a probe

@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from . import artifacts
 from .checkpoint import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from .config.settings import FineTuning
 from .encoding import build_encoder, encoder_id
 from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
@@ -53,7 +54,6 @@ from .parallel import gathered, is_first_process, join, own_rows, processes, ran
 from .plugin.contracts import ItemEncoder
 from .plugin.specs import EncoderSpec, resolve
 from .prepared import PreparedItems, prepared_items
-from .settings import FineTuning
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
 from .types import ItemCatalog, Tuned
 

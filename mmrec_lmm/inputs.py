@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .artifacts import fingerprint, hash_file, hash_files, is_readable, locked
+from .config.settings import Settings
 from .data.loading import load_dataset
 from .encoding import EncodeOptions, encode, encoder_spec, table_path
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
@@ -19,7 +20,6 @@ from .finetuning import is_tunable, tune, tuned_path
 from .items import JOINT, source_of
 from .machine import choose_device, cpu_threads
 from .plugin.registry import Registry
-from .settings import Settings
 from .tables import MISSED_IMAGES, NO_FEATURES, absent_table, control_tables, mean_filled, normalized, read_feature_file
 from .types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
 

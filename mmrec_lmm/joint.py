@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config.settings import EndToEnd
 from .encoding import build_encoder, encoder_spec
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from .machine import choose_device, cpu_threads
@@ -33,7 +34,6 @@ from .parallel import processes, serve
 from .plugin.item_features import ItemFeatures
 from .plugin.registry import Registry
 from .prepared import prepared_items
-from .settings import EndToEnd
 from .trainee import Trainee
 from .types import Batch, Inputs, RunSpec
 

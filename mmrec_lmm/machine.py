@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .config.settings import Settings
 from .errors import ConfigError
-from .settings import Settings
 
 TORCH_THREADS = torch.get_num_threads()  # what torch chose for this machine, before any run changed it
 

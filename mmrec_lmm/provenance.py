@@ -12,11 +12,11 @@ import torch
 
 from . import __version__
 from .artifacts import fingerprint, hash_files, plain
+from .config.settings import NOT_IDENTITY
 from .machine import cpu_threads
 from .parallel import processes
 from .plugin.contracts import Recommender
 from .plugin.registry import Registry
-from .settings import NOT_IDENTITY
 from .types import Inputs, RunSpec
 
 NUMERICS_VERSION = 3  # rises when the same run would give other numbers; CHANGELOG says why

@@ -19,7 +19,7 @@ import torch
 from . import results
 from .artifacts import plain, read_hash, read_json
 from .checkpoint import load_weights
-from .config import as_yaml
+from .config.resolve import as_yaml
 from .errors import DataError
 from .inputs import gather
 from .machine import choose_device, cpu_threads

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import as_yaml
+from .config.resolve import as_yaml
+from .config.schema import Key, describe_type, schema_of
 from .errors import ConfigError, did_you_mean
 from .plugin.registry import Catalogue, Registry
 from .plugin.specs import EncoderSpec, WeightFile
-from .schema import Key, describe_type, schema_of
 from .tables import scale_note
 from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights import place_of, present

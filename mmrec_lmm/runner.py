@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from . import results
 from .checkpoint import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from .config.settings import Settings
 from .data.sampling import TrainingRows
 from .errors import RunError
 from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
@@ -32,7 +33,6 @@ from .plugin.contracts import Recommender
 from .plugin.item_features import ItemFeatures
 from .plugin.registry import Registry
 from .provenance import code_hashes, provenance, run_id
-from .settings import Settings
 from .trainer import Fit, Trainer, Validation
 from .types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 

@@ -18,12 +18,12 @@ import pandas as pd
 
 from . import results
 from .artifacts import is_readable
+from .config.settings import Settings
 from .errors import ConfigError, DataError
 from .evaluator import MetricFunction
 from .inputs import open_dataset
 from .items import item_texts
 from .plugin.registry import Registry
-from .settings import Settings
 from .statistics import bootstrap, percentile_interval
 from .tables import read_feature_file
 from .types import Dataset, RunResult

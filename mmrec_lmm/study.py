@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import layers
-from .config import Request, resolve
+from .config import yaml_layers
+from .config.resolve import Request, resolve
+from .config.schema import HOST, PARADIGMS, Key, schema_of
+from .config.yaml_layers import GRID, Layer
 from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from .inputs import check_applicable, declared_modalities
-from .layers import GRID, Layer
 from .leaderboard import AXES, has_value, key_of, value_on
 from .plugin.registry import Registry
-from .schema import HOST, PARADIGMS, Key, schema_of
 from .tables import NO_FEATURES
 from .types import RunResult, RunSpec
 
@@ -125,10 +125,10 @@ def find_study(name: str, configs: Path | None = None) -> Path:
     """A study's file: a path, or the name of one in the folders of configuration. ConfigError lists those."""
     if Path(name).is_file():
         return Path(name)
-    places = layers.folders(configs)
-    found = layers.find(places, "study", f"{name}.yaml")
+    places = yaml_layers.folders(configs)
+    found = yaml_layers.find(places, "study", f"{name}.yaml")
     if found is None:
-        known = sorted({path.stem for place in places for path in layers.entries(place / "study")})
+        known = sorted({path.stem for place in places for path in yaml_layers.entries(place / "study")})
         hint = did_you_mean(name, known) or ";"
         raise ConfigError(f"{name}: no such file, and unknown study{hint} known: {', '.join(known) or 'none'}")
     return found
@@ -136,7 +136,7 @@ def find_study(name: str, configs: Path | None = None) -> Path:
 
 def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[str, str] | None = None) -> Study:
     """The study of a YAML file. ConfigError has one line, with the file's, for each thing that is wrong."""
-    file = layers.read(path, "study", sections=())
+    file = yaml_layers.read(path, "study", sections=())
     schema = schema_of(StudyKeys, "a study").keys
     problems: list[str] = []
     values = {name: _read(schema[name], value, file, problems) for name, value in file.values.items() if name in schema}
@@ -224,7 +224,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Sections' keys by their full names: {ft: {epochs: 2}} is {ft.epochs: 2}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name in layers.SECTIONS and isinstance(value, dict):
+        if name in yaml_layers.SECTIONS and isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value

@@ -18,13 +18,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from .config.settings import EndToEnd
 from .errors import ConfigError
 from .machine import precision
 from .optim import adamw, freeze
 from .parallel import everywhere, gathered, own_rows, processes, rank, sharing, sum_gradients
 from .plugin.contracts import ItemEncoder
 from .prepared import PreparedItems
-from .settings import EndToEnd
 from .trainer import load_optimizer_state, optimizer_state
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mmrec_lmm.config import Request, resolve
+from mmrec_lmm.config.resolve import Request, resolve
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.types import RunSpec
 

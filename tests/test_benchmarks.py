@@ -10,12 +10,12 @@ from benchmarks import host
 from benchmarks.counting import count
 from benchmarks.floors import EvaluationFloor, SamplingFloor, VBPRFloor
 from benchmarks.synthetic import QUICK, features, interactions
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluator import Evaluator, metric_values
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.settings import Settings
 from mmrec_lmm.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, TrainingData
 

@@ -20,7 +20,7 @@ import yaml
 from helpers import Answer, call, plugin, start
 
 from mmrec_lmm.cli import build_parser, main
-from mmrec_lmm.settings import Settings
+from mmrec_lmm.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ("run", "-m", "VBPR", "-d", "toy", "--epochs=2", "--embedding_size=4")

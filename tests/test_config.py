@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrec_lmm import layers
-from mmrec_lmm.config import Request, Resolved, describe, resolve
+from mmrec_lmm.config.resolve import Request, Resolved, describe, resolve, yaml_layers
+from mmrec_lmm.config.schema import Key, schema_of
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import ConfigError, PluginError
 from mmrec_lmm.plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
-from mmrec_lmm.schema import Key, schema_of
-from mmrec_lmm.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def refusal(**request: Any) -> str:
 def test_the_shipped_overall_file_and_the_defaults_of_settings_agree() -> None:
     [run] = ask().runs
     assert run.settings == Settings()
-    shipped = layers.read(layers.shipped() / "overall.yaml", "overall")
+    shipped = yaml_layers.read(yaml_layers.shipped() / "overall.yaml", "overall")
     assert set(shipped.values) == {field.name for field in fields(Settings)} | {"hyper_parameters"}
 
 
@@ -508,19 +507,19 @@ def test_a_schema_that_is_no_dataclass_or_has_other_types_names_its_plugin() -> 
 
 @pytest.mark.parametrize("text", ["1e-4", "1e-05", ".5e3", "1E5", "-2.e+3", "+1e6", "1_0e2"])
 def test_numbers_with_an_exponent_are_floats(text: str) -> None:
-    value = layers.parse(text)
+    value = yaml_layers.parse(text)
     assert isinstance(value, float)
     assert value == float(text)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_that_python_prints_is_read_back(number: float) -> None:
-    assert layers.parse(repr(number)) == number
+    assert yaml_layers.parse(repr(number)) == number
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "1e-4x", "v1e5", "1-e4"])
 def test_words_that_resemble_numbers_stay_words(text: str) -> None:
-    assert layers.parse(text) == text
+    assert yaml_layers.parse(text) == text
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.plugin.registry import Registry, load_registry
-from mmrec_lmm.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")

@@ -23,13 +23,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from mmrec_lmm import finetuning
+from mmrec_lmm.config.schema import PARADIGMS
+from mmrec_lmm.config.settings import FineTuning
 from mmrec_lmm.encoding import build_encoder, encode
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
 from mmrec_lmm.finetuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
-from mmrec_lmm.schema import PARADIGMS
-from mmrec_lmm.settings import FineTuning
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.types import ItemCatalog, Tuned
 
@@ -280,7 +280,7 @@ import json, sys
 from pathlib import Path
 from mmrec_lmm.finetuning import tune
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.settings import FineTuning
+from mmrec_lmm.config.settings import FineTuning
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.types import ItemCatalog
 

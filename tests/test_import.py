@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import ConfigError, DataError, MMRecError
-from mmrec_lmm.settings import Settings
 from mmrec_lmm_data_tools.importing import import_dataset
 
 

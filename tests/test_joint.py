@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmrec_lmm.artifacts import hash_file, home
 from mmrec_lmm.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
 from mmrec_lmm.joint import JointEncoder, draw_rows, weight_change
@@ -31,7 +32,6 @@ from mmrec_lmm.plugin.contracts import DotProduct, ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.prepared import PreparedItems
-from mmrec_lmm.settings import EndToEnd, Settings
 from mmrec_lmm.tables import load_table
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.trainee import Trainee

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
 from mmrec_lmm import graph
-from mmrec_lmm.config import Request, resolve
+from mmrec_lmm.config.resolve import Request, resolve
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.plugin.contracts import DotProduct
 from mmrec_lmm.plugin.item_features import ItemFeatures

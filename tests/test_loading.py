@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import DataError
-from mmrec_lmm.settings import Settings
 from mmrec_lmm.types import Dataset
 
 HEAD = "userID\titemID\tx_label\n"

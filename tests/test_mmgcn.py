@@ -25,7 +25,7 @@ from golden import (
 from torch import Tensor
 from torch.nn.functional import leaky_relu, linear, logsigmoid, normalize
 
-from mmrec_lmm.config import Request, resolve
+from mmrec_lmm.config.resolve import Request, resolve
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.plugin.contracts import DotProduct

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mmrec_lmm import grid as grids
 from mmrec_lmm import results, runner
+from mmrec_lmm.config.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
 from mmrec_lmm.evaluator import Evaluator, Ranking
 from mmrec_lmm.grid import run_grid
@@ -28,7 +29,6 @@ from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.provenance import run_id
 from mmrec_lmm.recommend import recommend
 from mmrec_lmm.runner import Interrupted
-from mmrec_lmm.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.types import EpochReport, Interactions, RunResult, RunSpec
 
 TOYS = str(Path(__file__).with_name("plugin_toys.py"))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mmrec_lmm import checkpoint
 from mmrec_lmm.checkpoint import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import DataError, TrainingDiverged
 from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
-from mmrec_lmm.settings import Settings
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.trainer import Fit, Trainer, TrainingState, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport

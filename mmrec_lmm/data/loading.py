@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..artifacts import fingerprint, hash_file, hash_files, is_readable
+from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
-from ..settings import Settings
 from ..types import SPLITS, Dataset, Interactions, ItemCatalog
 
 NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")

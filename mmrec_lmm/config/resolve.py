@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from . import layers
-from .errors import ConfigError, PluginError, did_you_mean
-from .layers import GRID, SECTIONS, Layer, Origin
-from .plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
+from ..errors import ConfigError, PluginError, did_you_mean
+from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
+from ..types import RunSpec
+from . import yaml_layers
 from .schema import HOST, PARADIGMS, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
-from .types import RunSpec
+from .yaml_layers import GRID, SECTIONS, Layer, Origin
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -316,7 +316,7 @@ def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) 
 def _typed(text: str, key: Key | None) -> Any:
     """What was typed, read as YAML; as it stands where only that suits its key: a file may be called 123."""
     try:
-        value = layers.parse(text)
+        value = yaml_layers.parse(text)
     except yaml.YAMLError:
         return text
     return text if key and not key.is_axis(value) and not key.fits(value) and key.fits(text) else value
@@ -349,20 +349,20 @@ def _files(
 
     found = set()
     for name, plugin_folder, parts in wanted:
-        if path := layers.find(layers.folders(request.configs, plugin_folder), *parts):
+        if path := yaml_layers.find(yaml_layers.folders(request.configs, plugin_folder), *parts):
             found.add(name)
             try:
-                yield layers.read(path, name, prefix="encoder." if name == "encoder" else "")
+                yield yaml_layers.read(path, name, prefix="encoder." if name == "encoder" else "")
             except ConfigError as error:
                 problems.append(str(error))
 
-    places = layers.folders(request.configs, own_folder)
+    places = yaml_layers.folders(request.configs, own_folder)
     if preset and not found & {"preset", "model preset"}:
-        names = [entry.stem for place in places for entry in layers.entries(place / "preset")]
+        names = [entry.stem for place in places for entry in yaml_layers.entries(place / "preset")]
         problems.append(_unknown("preset", preset, names))
     if grid and "grid" not in found:
-        grids = [entry for place in places for entry in layers.entries(place / "grid")]
-        names = [entry.name for entry in grids if layers.find([entry], own)]
+        grids = [entry for place in places for entry in yaml_layers.entries(place / "grid")]
+        names = [entry.name for entry in grids if yaml_layers.find([entry], own)]
         problems.append(_unknown(f"grid of model {request.model}", grid, names))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .errors import PluginError, did_you_mean
-from .plugin import specs
+from ..errors import PluginError, did_you_mean
+from ..plugin import specs
 from .settings import EndToEnd, FineTuning, Settings
 
 _MISFIT = object()  # what `_coerce` returns where a value can't become the type; None is a value

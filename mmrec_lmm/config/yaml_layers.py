@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 SECTIONS = ("encoder", "ft", "ete")  # what MMRec never had stands in these, everything else is flat
 GRID = "hyper_parameters"
@@ -127,7 +127,7 @@ def _lines(node: yaml.Node | None, outer: str = "") -> Iterator[tuple[str, int]]
 
 def shipped() -> Path:
     """The folder of YAML that comes with mmrec-lmm: among the installed packages, or in the checkout."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]  # of the package mmrec_lmm
     installed = here / "mmrec_lmm_plugins" / "configs"
     return installed if installed.is_dir() else here / "configs"
 
