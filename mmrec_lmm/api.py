@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .artifacts import hash_file as hash_file
     from .artifacts import home as home
-    from .checkpoints import LoadReport as LoadReport
-    from .checkpoints import interpolate_positions as interpolate_positions
-    from .checkpoints import load_state as load_state
-    from .checkpoints import read_checkpoint as read_checkpoint
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
@@ -44,12 +40,16 @@ if TYPE_CHECKING:
     from .types import RunResult as RunResult
     from .types import RunSpec as RunSpec
     from .types import TrainingData as TrainingData
-    from .weights import find_weights as find_weights
-    from .weights import given_weights as given_weights
+    from .weights.download import find_weights as find_weights
+    from .weights.download import given_weights as given_weights
+    from .weights.formats import LoadReport as LoadReport
+    from .weights.formats import interpolate_positions as interpolate_positions
+    from .weights.formats import load_state as load_state
+    from .weights.formats import read_checkpoint as read_checkpoint
 
 _HOME = {
     "artifacts": ("hash_file", "home"),
-    "checkpoints": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
+    "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
     "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
     "plugin.item_features": ("ItemFeatures",),
@@ -60,7 +60,7 @@ _HOME = {
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
         "RunSpec", "TrainingData",
     ),
-    "weights": ("find_weights", "given_weights"),
+    "weights.download": ("find_weights", "given_weights"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -29,7 +29,6 @@ import torch
 from tqdm import tqdm
 
 from . import artifacts
-from .checkpoints import load_state, read_checkpoint
 from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
 from .items import Prepared, Source, loader, source_of
@@ -39,6 +38,7 @@ from .plugin.registry import Registry
 from .plugin.specs import EncoderSpec, resolve
 from .tables import coverage, load_with_header, save_table
 from .types import FeatureTable, ItemCatalog, RunSpec, Tuned
+from .weights.formats import load_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from .plugin.registry import Catalogue, Registry
 from .plugin.specs import EncoderSpec, WeightFile
 from .tables import scale_note
 from .types import SPLITS, Dataset, FeatureTable, RunResult
-from .weights import place_of, present
+from .weights.download import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from .engine import Job, Outcome, Record

@@ -35,7 +35,6 @@ LAYERS = """
 ROOM = {
     name: room
     for room, names in {
-        "weights": "weights checkpoints torchscript",
         "data": "items",
         "features": "encoding inference prepared tables",
         "evaluation": "evaluator statistics",

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmrec_lmm.checkpoints import interpolate_positions, load_state, read_checkpoint
 from mmrec_lmm.errors import DataError
+from mmrec_lmm.weights.formats import interpolate_positions, load_state, read_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning"),  # deprecated; archives of it stay in the world

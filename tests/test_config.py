@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrec_lmm.config.resolve import Request, Resolved, describe, resolve, yaml_layers
+from mmrec_lmm.config import yaml_layers
+from mmrec_lmm.config.resolve import Request, Resolved, describe, resolve
 from mmrec_lmm.config.schema import Key, schema_of
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import ConfigError, PluginError

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mmrec_lmm import weights
 from mmrec_lmm.artifacts import home
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.plugin.specs import WeightFile
-from mmrec_lmm.weights import find_weights, present
+from mmrec_lmm.weights import download
+from mmrec_lmm.weights.download import find_weights, present
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -78,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     world.port = httpd.server_port
     threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setattr(weights, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for name in ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -293,5 +293,5 @@ def test_two_that_want_a_file_at_once_download_it_once(server: Server) -> None:
 
 
 def test_looking_for_weights_imports_no_torch() -> None:
-    code = "import sys, mmrec_lmm.weights; sys.exit('torch' in sys.modules)"
+    code = "import sys, mmrec_lmm.weights.download; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .artifacts import hash_file, home, is_disk_full, locked, write_bytes
-from .errors import DataError, RunError, WeightsMissing
-from .plugin.specs import WeightFile
+from ..artifacts import hash_file, home, is_disk_full, locked, write_bytes
+from ..errors import DataError, RunError, WeightsMissing
+from ..plugin.specs import WeightFile
 
 logger = logging.getLogger(__name__)
 

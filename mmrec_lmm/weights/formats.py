@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import DataError
+from ..errors import DataError
 from .torchscript import is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from ..errors import DataError
 
 _DTYPES = {
     "DoubleStorage": torch.float64,

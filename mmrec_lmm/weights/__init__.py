@@ -1,0 +1,1 @@
+"""Weights of encoders: where they come from, and the formats of the files that hold them."""
