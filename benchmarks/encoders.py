@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmrec_lmm.artifacts import home
+from mmrec_lmm.cache import home
 from mmrec_lmm.encoding import EncodeOptions, encode
 from mmrec_lmm.errors import MMRecError
 from mmrec_lmm.items import Prepared, Source, loader, source_of

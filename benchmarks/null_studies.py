@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrec_lmm.artifacts import write_json
+from mmrec_lmm.cache import write_json
 from mmrec_lmm.comparison import SPLIT, USERS, Entry, compare
 from mmrec_lmm.results import CONFIG
 from mmrec_lmm.types import RunResult

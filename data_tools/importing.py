@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from mmrec_lmm.artifacts import fingerprint, hash_bytes, hash_file, write_json
+from mmrec_lmm.cache import fingerprint, hash_bytes, hash_file, write_json
 from mmrec_lmm.errors import ConfigError, DataError, did_you_mean
 from mmrec_lmm.types import SPLITS
 

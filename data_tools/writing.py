@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmrec_lmm.artifacts import is_disk_full
+from mmrec_lmm.cache import is_disk_full
 from mmrec_lmm.errors import ConfigError, RunError
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")

@@ -7,17 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import hash_file as hash_file
-    from .artifacts import home as home
+    from .cache import hash_file as hash_file
+    from .cache import home as home
+    from .distributed import common_generator as common_generator
+    from .distributed import gathered as gathered
+    from .distributed import own_rows as own_rows
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
     from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
     from .errors import did_you_mean as did_you_mean
-    from .parallel import common_generator as common_generator
-    from .parallel import gathered as gathered
-    from .parallel import own_rows as own_rows
     from .plugin.contracts import DotProduct as DotProduct
     from .plugin.contracts import ItemEncoder as ItemEncoder
     from .plugin.contracts import Recommender as Recommender
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from .weights.formats import read_checkpoint as read_checkpoint
 
 _HOME = {
-    "artifacts": ("hash_file", "home"),
+    "cache": ("hash_file", "home"),
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
     "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
-    "parallel": ("common_generator", "gathered", "own_rows"),
+    "distributed": ("common_generator", "gathered", "own_rows"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "WeightFile"),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",

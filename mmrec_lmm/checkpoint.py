@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .artifacts import write_atomic
+from .cache import write_atomic
 from .errors import DataError
 from .trainer import TrainingState
 

@@ -388,9 +388,9 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .distributed import is_first_process
     from .grid import document_of, help_grid, run_grid
     from .logs import start_log
-    from .parallel import is_first_process
     from .plots import need_matplotlib, run_plots
     from .report import grid_text, run_text
     from .results import document
@@ -464,9 +464,9 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
+    from .distributed import is_first_process
     from .inputs import encode_dataset
     from .logs import start_log
-    from .parallel import is_first_process
     from .report import encoded_text
     from .tables import export_table
 
@@ -564,7 +564,7 @@ def _data_import(options: argparse.Namespace) -> int:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from .artifacts import write_bytes
+    from .cache import write_bytes
     from .leaderboard import read_leaderboard
     from .page import page
 
@@ -574,9 +574,9 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _study_run(options: argparse.Namespace) -> int:
     from . import engine
+    from .distributed import processes
     from .leaderboard import FINISHED, NOT_APPLICABLE
     from .logs import start_log
-    from .parallel import processes
     from .report import job_line, study_text
 
     if processes() > 1:
@@ -654,7 +654,7 @@ def _study_table(options: argparse.Namespace) -> int:
 
 
 def _study_page(options: argparse.Namespace) -> int:
-    from .artifacts import write_bytes
+    from .cache import write_bytes
     from .page import page
 
     print(write_bytes(options.output, page(_findings(options)).encode()))
@@ -704,7 +704,7 @@ def _recommend(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from .artifacts import plain
+    from .cache import plain
     from .logs import start_log
     from .replay import replay
     from .report import replay_text
@@ -731,7 +731,7 @@ def _results_index(options: argparse.Namespace) -> int:
 
 
 def _results_export(options: argparse.Namespace) -> int:
-    from .artifacts import write_bytes
+    from .cache import write_bytes
     from .logs import start_log
     from .store import as_csv, as_jsonl, find_runs
 
@@ -879,7 +879,7 @@ def _usage(options: argparse.Namespace) -> int:
 
 def _write(text: str, path: Path | None) -> None:
     """Text to a file, or to stdout."""
-    from .artifacts import write_bytes
+    from .cache import write_bytes
 
     if path is None:
         print(text, end="")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import results
-from .artifacts import read_json
+from .cache import read_json
 from .errors import ConfigError, DataError, did_you_mean
 from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
 from .marks import marks_of, settings_of

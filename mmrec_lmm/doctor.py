@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from .artifacts import home
+from .cache import home
 from .errors import MMRecError, PluginError
 from .plugin.registry import Registry
 from .report import weights_state

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import artifacts
+from . import cache
+from .distributed import is_first_process, processes
 from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
 from .items import Prepared, Source, loader, source_of
-from .parallel import is_first_process, processes
 from .plugin.contracts import ItemEncoder
 from .plugin.registry import Registry
 from .plugin.specs import EncoderSpec, resolve
@@ -100,7 +100,7 @@ def encode(
     for modality in modalities:
         source = source_of(catalog, modality, text_fields)
         path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
-        with artifacts.locked(path) if processes() == 1 else nullcontext():
+        with cache.locked(path) if processes() == 1 else nullcontext():
             if path.exists():
                 logger.info("%s: features of %s found in the store, %s", modality, spec.name, path)
             else:
@@ -122,13 +122,13 @@ def encode(
 def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tuned: str | None) -> Path:
     """The file of the store for a modality's features, there or not; `tuned` is a tuned encoder's fingerprint."""
     made_by = [FORMAT, *encoder_id(spec, config, source.modality), dtype, *([tuned] if tuned else [])]
-    name = artifacts.fingerprint([made_by, source.modality, source.fingerprint])
-    return artifacts.home() / "features" / f"{name}.safetensors"
+    name = cache.fingerprint([made_by, source.modality, source.fingerprint])
+    return cache.home() / "features" / f"{name}.safetensors"
 
 
 def _seconds_file(path: Path) -> Path:
     """Of the table at `path`: what it took. Not within it, as its bytes are to follow from its name."""
-    return artifacts.home() / "seconds" / path.stem
+    return cache.home() / "seconds" / path.stem
 
 
 def _seconds(path: Path) -> float:
@@ -149,7 +149,7 @@ def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCat
 
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
     """What an encoder's vectors of a modality depend on: its name and version, its weights and its configuration."""
-    keys = {key: value for key, value in artifacts.plain(config).items() if key != "weights"}  # a path, no content
+    keys = {key: value for key, value in cache.plain(config).items() if key != "weights"}  # a path, no content
     return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
 
 
@@ -183,7 +183,7 @@ def _make(path: Path, source: Source, model: Inference, n_items: int, options: E
         _Shard(number, source.items[start : start + SHARD], folder / f"{start}-{SHARD}.safetensors")
         for number, start in enumerate(range(0, len(source.items), SHARD))
     ]
-    with artifacts.Claims(path) as claims:
+    with cache.Claims(path) as claims:
         while not path.exists():
             missing = [shard for shard in shards if not shard.path.exists()]
             if missing and not _encode_free(missing, path, source, model, claims, options):
@@ -198,7 +198,7 @@ def _encode_free(
     table: Path,
     source: Source,
     model: Inference,
-    claims: artifacts.Claims,
+    claims: cache.Claims,
     options: EncodeOptions,
 ) -> bool:
     """Encode and save those of the missing shards that nobody else is making; whether there were any."""
@@ -326,6 +326,6 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
         unreadable |= about["unreadable"]
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
     seconds = sum(about.get("seconds", 0.0) for _, _, about in parts)  # of older shards nobody knows
-    artifacts.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
+    cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
     save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import encoding, finetuning
-from .artifacts import Claims, fingerprint, hash_files, plain, read_json, write_json
+from .cache import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .config.resolve import as_yaml
 from .config.settings import NOT_IDENTITY
 from .errors import MMRecError, NotApplicable, RunBusy

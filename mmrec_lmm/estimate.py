@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifacts import fingerprint, read_json, write_json
+from .cache import fingerprint, read_json, write_json
 from .config.settings import FineTuning, Settings
 from .encoding import build_encoder, encoder_spec
 from .engine import MEMORY, Call, Job, Plan

@@ -1,6 +1,6 @@
 """What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
 
-from .artifacts import write_json
+from .cache import write_json
 from .comparison import Entry, compare
 from .engine import Outcome, Plan
 from .inputs import open_dataset

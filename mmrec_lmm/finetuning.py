@@ -41,16 +41,27 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from . import artifacts
+from . import cache
 from .checkpoint import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .config.settings import FineTuning
+from .distributed import (
+    gathered,
+    is_first_process,
+    join,
+    own_rows,
+    processes,
+    rank,
+    sharing,
+    sum_gradients,
+    summed,
+    told,
+)
 from .encoding import build_encoder, encoder_id
 from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
 from .items import JOINT, Source, source_of
 from .machine import precision
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
-from .parallel import gathered, is_first_process, join, own_rows, processes, rank, sharing, sum_gradients, summed, told
 from .plugin.contracts import ItemEncoder
 from .plugin.specs import EncoderSpec, resolve
 from .prepared import PreparedItems, prepared_items
@@ -107,7 +118,7 @@ def tune(
     path = tuned_path(source, spec, config, tuning)
     device = torch.device(device)
     join(device)
-    with artifacts.locked(path) if is_first_process() else nullcontext():
+    with cache.locked(path) if is_first_process() else nullcontext():
         if told(path.exists()):
             logger.info("%s: tuned before, found in the store, %s", spec.name, path)
         else:
@@ -124,7 +135,7 @@ def tune(
                     found = tuner.run(path.with_suffix(".parts"), progress=progress)
             if is_first_process():
                 about = {"encoder": spec.name, "made_by": made_by, "ft": tuning, "sizes": sizes, "frozen": frozen}
-                save_weights(path, tuner.best, {"about": json.dumps(artifacts.plain({**about, **found}))})
+                save_weights(path, tuner.best, {"about": json.dumps(cache.plain({**about, **found}))})
                 remove_checkpoint(path.with_suffix(".parts"))
                 path.with_suffix(".parts").rmdir()
         record = told(_record(path) if is_first_process() else {})
@@ -136,8 +147,8 @@ def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTunin
     """The file of the store for the encoder as tuned on a catalogue's pairs, there or not; its stem is the
     fingerprint."""
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
-    name = artifacts.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
-    return artifacts.home() / "tuned" / f"{name}.safetensors"
+    name = cache.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
+    return cache.home() / "tuned" / f"{name}.safetensors"
 
 
 def _check_shareable(encoder: nn.Module, *, name: str) -> None:
@@ -192,7 +203,7 @@ class Pairs:
 def _split(source: Source, tuning: FineTuning, *, name: str) -> tuple[Pairs, Pairs, dict[str, int]]:
     """What trains, what is held out, and how many of what there are."""
     items = np.array([item for item in np.sort(source.items).tolist() if _is_readable(source, item)], np.int64)
-    hashes = [artifacts.read_hash(path) for item in items if (path := source.images[item]) is not None]
+    hashes = [cache.read_hash(path) for item in items if (path := source.images[item]) is not None]
     pairs = Pairs(items, twin_groups(hashes, [source.texts[item] for item in items]))
     held_out = hold_out(pairs.groups, tuning.held_out, np.random.default_rng([tuning.seed, 0]))
     parts = pairs.where(~held_out), pairs.where(held_out)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .artifacts import plain
+from .cache import plain
+from .distributed import leading
 from .errors import RunError
 from .inputs import gather, shared_keys
 from .joint import help_train
 from .logs import log_statistics, metric_line
 from .machine import choose_device
-from .parallel import leading
 from .plugin.registry import Registry
 from .results import document
 from .runner import Interrupted, run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .artifacts import fingerprint, hash_file, hash_files, is_readable, locked
+from .cache import fingerprint, hash_file, hash_files, is_readable, locked
 from .config.settings import Settings
 from .data.loading import load_dataset
 from .encoding import EncodeOptions, encode, encoder_spec, table_path

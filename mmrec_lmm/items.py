@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from . import artifacts
+from . import cache
 from .errors import ConfigError, DataError, MMRecError, PluginError
 from .plugin.contracts import ItemEncoder
 from .types import ItemCatalog, RawItem
@@ -85,11 +85,11 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     with_image = np.array([image is not None for image in catalog.images])
     no_text = f"no item has text in the fields {', '.join(text_fields)}; there are {', '.join(catalog.fields)}"
     if modality == "text":
-        having, content, nothing = with_text, artifacts.fingerprint(texts), no_text
+        having, content, nothing = with_text, cache.fingerprint(texts), no_text
     elif modality == "image":
         having, content, nothing = with_image, _content(catalog.images), "no item has an image"
     elif modality == JOINT:
-        content = artifacts.fingerprint([artifacts.fingerprint(texts), _content(catalog.images)])
+        content = cache.fingerprint([cache.fingerprint(texts), _content(catalog.images)])
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
@@ -105,9 +105,9 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
 
 def _content(images: Sequence[Path | None]) -> str:
     """A name for which items have an image that can be read, and for these files' content."""
-    readable = [image is not None and artifacts.is_readable(image) for image in images]
+    readable = [image is not None and cache.is_readable(image) for image in images]
     files = [image for image, usable in zip(images, readable, strict=True) if image is not None and usable]
-    return artifacts.fingerprint([readable, artifacts.hash_files(files)])
+    return cache.fingerprint([readable, cache.hash_files(files)])
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from .config.settings import EndToEnd
+from .distributed import processes, serve
 from .encoding import build_encoder, encoder_spec
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from .machine import choose_device, cpu_threads
 from .optim import recompute_blocks
-from .parallel import processes, serve
 from .plugin.item_features import ItemFeatures
 from .plugin.registry import Registry
 from .prepared import prepared_items

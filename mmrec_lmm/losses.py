@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .parallel import gathered, own_rows
+from .distributed import gathered, own_rows
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .artifacts import read_json
+from .cache import read_json
 from .results import CONFIG
 from .types import RunResult
 

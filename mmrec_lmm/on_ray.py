@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .artifacts import read_json
+from .cache import read_json
 from .engine import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
 from .errors import ConfigError
 from .inputs import gather

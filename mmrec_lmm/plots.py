@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .artifacts import read_json, write_atomic
+from .cache import read_json, write_atomic
 from .errors import ConfigError, DataError
 from .layout import AXES, MARK, NONE, label
 from .leaderboard import Leaderboard, Row

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from . import artifacts
+from . import cache
 from .encoding import encoder_id
 from .errors import PluginError, RunError
 from .items import item_texts, read_image, source_of
@@ -73,9 +73,9 @@ def prepared_items(
     modalities = sorted(encoder.dims)
     made_by = [encoder_id(spec, config, modality) for modality in modalities]  # the vocabulary is among its weights
     made_of = [source_of(catalog, modality, text_fields).fingerprint for modality in modalities]
-    name = artifacts.fingerprint([FORMAT, modalities, made_by, made_of])
-    folder = artifacts.home() / "prepared" / name
-    with artifacts.locked(folder):
+    name = cache.fingerprint([FORMAT, modalities, made_by, made_of])
+    folder = cache.home() / "prepared" / name
+    with cache.locked(folder):
         if not folder.exists():
             items = _Items(catalog, text_fields, modalities, encoder.prepare)
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
@@ -122,7 +122,7 @@ def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, in
         os.replace(hidden, folder)
     except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
-        if artifacts.is_disk_full(error):
+        if cache.is_disk_full(error):
             raise RunError(f"{folder}: no space left on the disk for the prepared items; free some, repeat") from None
         raise
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from . import __version__
-from .artifacts import fingerprint, hash_files, plain
+from .cache import fingerprint, hash_files, plain
 from .config.settings import NOT_IDENTITY
+from .distributed import processes
 from .machine import cpu_threads
-from .parallel import processes
 from .plugin.contracts import Recommender
 from .plugin.registry import Registry
 from .types import Inputs, RunSpec

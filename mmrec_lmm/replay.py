@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import results
-from .artifacts import plain, read_hash, read_json
+from .cache import plain, read_hash, read_json
 from .checkpoint import load_weights
 from .config.resolve import as_yaml
 from .errors import DataError

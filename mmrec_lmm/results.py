@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from .artifacts import plain, read_json, write_atomic, write_bytes, write_json
+from .cache import plain, read_json, write_atomic, write_bytes, write_json
 from .config.schema import PARADIGMS
 from .config.settings import Settings
 from .errors import ConfigError, DataError, RunBusy, did_you_mean

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from . import results
-from .artifacts import is_readable
+from .cache import is_readable
 from .config.settings import Settings
 from .errors import ConfigError, DataError
 from .evaluator import MetricFunction

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifacts import locked, write_bytes
+from .cache import locked, write_bytes
 from .errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
 from .results import PER_USER, RESULT, load_result
 from .types import RunResult

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from . import artifacts
+from . import cache
 from .errors import ConfigError, DataError, did_you_mean
 from .types import FeatureTable, ItemCatalog
 
@@ -59,7 +59,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
         ids = _missed_items(missed, n_items)
         present[ids] = False
         values[ids] = 0  # copy on write: the file stays as it is
-    return FeatureTable(modality, values, present, artifacts.fingerprint([artifacts.hash_file(path), present]))
+    return FeatureTable(modality, values, present, cache.fingerprint([cache.hash_file(path), present]))
 
 
 def _open_npy(path: Path) -> np.ndarray:
@@ -96,10 +96,10 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
 
 def save_table(path: Path, table: FeatureTable, **about: Any) -> Path:
     """Write a table atomically as safetensors; `about` is further plain data for the file's header."""
-    header = {"modality": table.modality, "fingerprint": table.fingerprint} | artifacts.plain(about)
+    header = {"modality": table.modality, "fingerprint": table.fingerprint} | cache.plain(about)
     arrays = {"values": np.ascontiguousarray(table.values), "present": np.ascontiguousarray(table.present)}
     metadata = {"about": json.dumps(header)}
-    return artifacts.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
+    return cache.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
 def export_table(path: Path, table: FeatureTable) -> Path:
@@ -109,7 +109,7 @@ def export_table(path: Path, table: FeatureTable) -> Path:
         with temporary.open("wb") as file:  # given a name, numpy would append its own suffix
             np.save(file, table.values)
 
-    return artifacts.write_atomic(path, write)
+    return cache.write_atomic(path, write)
 
 
 def load_table(path: Path) -> FeatureTable:
@@ -161,7 +161,7 @@ def normalized(table: FeatureTable, how: str) -> FeatureTable:
         rows = np.where(real, rows, 0.0) / np.where(real, scale, 1.0)
     values = np.zeros(table.values.shape, np.float32)
     values[table.present] = rows
-    return FeatureTable(table.modality, values, table.present, artifacts.fingerprint([table.fingerprint, how]))
+    return FeatureTable(table.modality, values, table.present, cache.fingerprint([table.fingerprint, how]))
 
 
 def scale_note(table: FeatureTable) -> str | None:
@@ -194,7 +194,7 @@ def mean_filled(table: FeatureTable) -> FeatureTable:
         )
     mean = table.values[table.present].mean(axis=0, dtype=np.float64)
     values = np.where(table.present[:, None], table.values, mean.astype(np.float32))
-    name = artifacts.fingerprint([table.fingerprint, "mean"])
+    name = cache.fingerprint([table.fingerprint, "mean"])
     return FeatureTable(table.modality, values, np.ones_like(table.present), name)
 
 
@@ -225,7 +225,7 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
         else:
             controls[name] = _constant(table) if control == "constant" else absent_table(name, len(present))
             continue
-        controls[name] = FeatureTable(name, values, present, artifacts.fingerprint([sources, name, control, seed]))
+        controls[name] = FeatureTable(name, values, present, cache.fingerprint([sources, name, control, seed]))
     return controls
 
 
@@ -233,7 +233,7 @@ def absent_table(modality: str, n_items: int) -> FeatureTable:
     """A modality that no item has: zero rows of one fixed width, so that a model without features is the same model
     whatever encoder it is compared with. Its name depends on nothing else."""
     values = np.zeros((n_items, ABSENT_WIDTH), np.float32)
-    return FeatureTable(modality, values, np.zeros(n_items, bool), artifacts.fingerprint(["absent", ABSENT_WIDTH]))
+    return FeatureTable(modality, values, np.zeros(n_items, bool), cache.fingerprint(["absent", ABSENT_WIDTH]))
 
 
 def _shuffled(present: Sequence[np.ndarray], seed: int) -> np.ndarray:
@@ -259,7 +259,7 @@ def _constant(table: FeatureTable) -> FeatureTable:
     values = np.zeros(table.values.shape, np.float32)
     if table.present.any():
         values[table.present] = table.values[table.present].mean(axis=0, dtype=np.float64)
-    name = artifacts.fingerprint([table.fingerprint, "constant"])
+    name = cache.fingerprint([table.fingerprint, "constant"])
     return FeatureTable(table.modality, values, table.present, name)
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from .config.settings import EndToEnd
+from .distributed import everywhere, gathered, own_rows, processes, rank, sharing, sum_gradients
 from .errors import ConfigError
 from .machine import precision
 from .optim import adamw, freeze
-from .parallel import everywhere, gathered, own_rows, processes, rank, sharing, sum_gradients
 from .plugin.contracts import ItemEncoder
 from .prepared import PreparedItems
 from .trainer import load_optimizer_state, optimizer_state

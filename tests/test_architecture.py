@@ -43,8 +43,6 @@ ROOM = {
         "studies": "study engine on_ray estimate comparison leaderboard",
         "report": "layout plots page paper findings",
         "cli": "report doctor demo",
-        "cache": "artifacts",
-        "distributed": "parallel",
     }.items()
     for name in names.split()
 }
@@ -99,7 +97,7 @@ def test_the_reader_of_imports_sees_relative_absolute_and_nested_ones() -> None:
     assert "mmrec_lmm.plugin.hookspecs" in imports("mmrec_lmm.plugin.registry")
     assert "mmrec_lmm.api" in imports("mmrec_lmm.builtin")
     assert "mmrec_lmm.builtin.metrics" in imports("mmrec_lmm.builtin")
-    assert "mmrec_lmm.artifacts" in imports("mmrec_lmm.data.loading")
+    assert "mmrec_lmm.cache" in imports("mmrec_lmm.data.loading")
     assert "mmrec_lmm.plugin.contracts" not in imports("mmrec_lmm.plugin.specs")
 
 
@@ -131,7 +129,7 @@ def test_plugins_know_the_public_api_and_themselves_alone(module: str) -> None:
 
 @pytest.mark.parametrize("module", DATA_TOOLS)
 def test_the_data_tools_know_types_data_and_nothing_of_models(module: str) -> None:
-    allowed = ("mmrec_lmm.types", "mmrec_lmm.data", "mmrec_lmm.api", "mmrec_lmm.artifacts", "mmrec_lmm.errors")
+    allowed = ("mmrec_lmm.types", "mmrec_lmm.data", "mmrec_lmm.api", "mmrec_lmm.cache", "mmrec_lmm.errors")
     assert not [name for name in imports(module) if not name.startswith((*allowed, "mmrec_lmm_data_tools"))]
 
 

@@ -19,7 +19,7 @@ from helpers import call
 from PIL import Image
 
 from mmrec_lmm import encoding
-from mmrec_lmm.artifacts import hash_file
+from mmrec_lmm.cache import hash_file
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.finetuning import is_tunable
 from mmrec_lmm.items import pad_and_stack

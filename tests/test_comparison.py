@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from mmrec_lmm import results
-from mmrec_lmm.artifacts import write_json
+from mmrec_lmm.cache import write_json
 from mmrec_lmm.comparison import Entry, compare
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.grid import run_grid

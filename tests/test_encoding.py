@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmrec_lmm import artifacts, encoding
+from mmrec_lmm import cache, encoding
 from mmrec_lmm.builtin.basic import BasicConfig, BasicEncoder
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, RunError
 from mmrec_lmm.plugin.contracts import ItemEncoder
@@ -468,9 +468,7 @@ def test_a_failure_in_the_middle_keeps_the_finished_shards(monkeypatch):
     table = encode_texts(texts, LENGTHS, LengthConfig(), batch_size=2)
     assert sorted(LengthEncoder.prepared) == [4, 5, 6, 7, 8, 9]
     assert table.values[:, 0].tolist() == list(range(10, 0, -1))
-    assert [path.suffix for path in (artifacts.home() / "features").iterdir() if path.suffix != ".lock"] == [
-        ".safetensors"
-    ]
+    assert [path.suffix for path in (cache.home() / "features").iterdir() if path.suffix != ".lock"] == [".safetensors"]
 
 
 KILLED = """
@@ -551,12 +549,12 @@ def test_two_processes_of_torchrun_share_the_shards_and_make_the_same_table(tmp_
     shares = [(counts / rank).read_text().split() for rank in "01"]
     assert all(shares)  # both have worked
     assert sorted(int(item) for share in shares for item in share) == list(range(600))  # and on nothing twice
-    features = artifacts.home() / "features"
+    features = cache.home() / "features"
     assert not list(features.glob("*.parts"))
     (together,) = features.glob("*.safetensors")
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "alone"))
     encode_texts([f"item {number}" for number in range(600)], MIXING, LengthConfig())
-    (alone,) = (artifacts.home() / "features").glob("*.safetensors")
+    (alone,) = (cache.home() / "features").glob("*.safetensors")
     assert together.name == alone.name
     assert together.read_bytes() == alone.read_bytes()
 
@@ -564,7 +562,7 @@ def test_two_processes_of_torchrun_share_the_shards_and_make_the_same_table(tmp_
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mmrec_lmm.artifacts import Claims
+from mmrec_lmm.cache import Claims
 with Claims(Path(sys.argv[1])) as claims:
     print(claims.claim(0), flush=True)
     time.sleep(60)
@@ -578,7 +576,7 @@ def test_the_shard_of_a_process_that_dies_is_made_by_another_that_waits_for_no_d
     LengthEncoder.prepared = []
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "shared"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    table = artifacts.home() / "features" / f"{name}.safetensors"
+    table = cache.home() / "features" / f"{name}.safetensors"
     command = [sys.executable, "-c", HOLDER, str(table)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -593,10 +591,10 @@ def test_the_shard_of_a_process_that_dies_is_made_by_another_that_waits_for_no_d
 def test_the_second_of_two_processes_that_share_nothing_waits_and_finds_the_table(monkeypatch):
     texts = ["ab", "c"]
     made = encode_texts(texts, LENGTHS, LengthConfig())
-    path = artifacts.home() / "features" / f"{made.fingerprint}.safetensors"
+    path = cache.home() / "features" / f"{made.fingerprint}.safetensors"
     kept = path.read_bytes()
     path.unlink()
-    with artifacts.locked(path):
+    with cache.locked(path):
         second = threading.Thread(target=encode_texts, args=(texts, LENGTHS, LengthConfig()))
         second.start()
         second.join(0.3)

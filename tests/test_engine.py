@@ -16,7 +16,7 @@ import pytest
 from helpers import Answer, call, start, wait_until
 
 from mmrec_lmm import engine
-from mmrec_lmm.artifacts import Claims, hash_file
+from mmrec_lmm.cache import Claims, hash_file
 from mmrec_lmm.engine import Job, Plan, Record, Worker, make_plan
 from mmrec_lmm.errors import NotApplicable
 from mmrec_lmm.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING

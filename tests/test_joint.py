@@ -20,7 +20,7 @@ from helpers import Answer, call, plugin, start, wait_until
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmrec_lmm.artifacts import hash_file, home
+from mmrec_lmm.cache import hash_file, home
 from mmrec_lmm.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows

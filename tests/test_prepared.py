@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmrec_lmm.artifacts import home
+from mmrec_lmm.cache import home
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import PluginError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrec_lmm.artifacts import home
+from mmrec_lmm.cache import home
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.plugin.specs import WeightFile
 from mmrec_lmm.weights import download

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..artifacts import fingerprint, hash_file, hash_files, is_readable
+from ..cache import fingerprint, hash_file, hash_files, is_readable
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
 from ..types import SPLITS, Dataset, Interactions, ItemCatalog

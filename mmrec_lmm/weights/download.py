@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..artifacts import hash_file, home, is_disk_full, locked, write_bytes
+from ..cache import hash_file, home, is_disk_full, locked, write_bytes
 from ..errors import DataError, RunError, WeightsMissing
 from ..plugin.specs import WeightFile
 

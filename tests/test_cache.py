@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrec_lmm import artifacts
+from mmrec_lmm import cache
 from mmrec_lmm.errors import DataError, RunError
 
 
@@ -25,9 +25,9 @@ class Config:
 
 def test_home_is_the_folder_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
-    assert artifacts.home() == tmp_path
+    assert cache.home() == tmp_path
     monkeypatch.delenv("MMREC_LMM_HOME")
-    assert artifacts.home().name == "mmrec-lmm"
+    assert cache.home().name == "mmrec-lmm"
 
 
 # Fingerprints
@@ -35,15 +35,15 @@ def test_home_is_the_folder_that_the_environment_names(monkeypatch: pytest.Monke
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.floats(allow_nan=False)), max_size=4))
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys(content: dict[str, object]) -> None:
-    assert artifacts.fingerprint(content) == artifacts.fingerprint(dict(reversed(content.items())))
+    assert cache.fingerprint(content) == cache.fingerprint(dict(reversed(content.items())))
 
 
 def test_a_fingerprint_does_not_depend_on_the_container() -> None:
-    assert artifacts.fingerprint((1, 2)) == artifacts.fingerprint([1, 2])
-    assert artifacts.fingerprint({"b", "a"}) == artifacts.fingerprint({"a", "b"})
-    assert artifacts.fingerprint(Config()) == artifacts.fingerprint({"width": 64, "rate": 0.1})
-    assert artifacts.fingerprint(np.float64(0.5)) == artifacts.fingerprint(0.5)
-    assert artifacts.fingerprint(Path("a/b")) == artifacts.fingerprint("a/b")
+    assert cache.fingerprint((1, 2)) == cache.fingerprint([1, 2])
+    assert cache.fingerprint({"b", "a"}) == cache.fingerprint({"a", "b"})
+    assert cache.fingerprint(Config()) == cache.fingerprint({"width": 64, "rate": 0.1})
+    assert cache.fingerprint(np.float64(0.5)) == cache.fingerprint(0.5)
+    assert cache.fingerprint(Path("a/b")) == cache.fingerprint("a/b")
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_a_fingerprint_does_not_depend_on_the_container() -> None:
     ],
 )
 def test_a_fingerprint_tells_values_types_order_and_arrays_apart(one: object, other: object) -> None:
-    assert artifacts.fingerprint(one) != artifacts.fingerprint(other)
+    assert cache.fingerprint(one) != cache.fingerprint(other)
 
 
 def test_an_arrays_layout_in_memory_is_no_content() -> None:
     rows = np.arange(6).reshape(2, 3)
-    assert artifacts.fingerprint(rows) == artifacts.fingerprint(np.asfortranarray(rows))
+    assert cache.fingerprint(rows) == cache.fingerprint(np.asfortranarray(rows))
 
 
 def test_a_fingerprint_is_the_same_in_every_process() -> None:
-    assert artifacts.fingerprint({"a": [1, None, "é"]}) == "0c9a0c0f5073bac54b0409dead1f054c"
+    assert cache.fingerprint({"a": [1, None, "é"]}) == "0c9a0c0f5073bac54b0409dead1f054c"
 
 
 # Hashes of files
@@ -79,42 +79,42 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
 def test_a_files_hash_is_its_sha256_and_follows_its_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    assert artifacts.hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert cache.hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     path.write_bytes(b"abcd")
-    assert artifacts.hash_file(path) == artifacts.hash_bytes(b"abcd")
+    assert cache.hash_file(path) == cache.hash_bytes(b"abcd")
 
 
 def test_a_file_that_did_not_change_is_read_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    first, stat = artifacts.hash_file(path), path.stat()
+    first, stat = cache.hash_file(path), path.stat()
     path.write_bytes(b"xyz")  # equal in size, and put back in time: the one change that can't be seen
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert artifacts.hash_file(path) == first
+    assert cache.hash_file(path) == first
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert artifacts.hash_file(path) == artifacts.hash_bytes(b"xyz")
+    assert cache.hash_file(path) == cache.hash_bytes(b"xyz")
 
 
 def test_a_hash_of_several_files_follows_their_order(tmp_path: Path) -> None:
     one, two = tmp_path / "1", tmp_path / "2"
     one.write_bytes(b"1")
     two.write_bytes(b"2")
-    assert artifacts.hash_files([one, two]) != artifacts.hash_files([two, one])
-    assert artifacts.hash_files([one]) == artifacts.hash_file(one)
+    assert cache.hash_files([one, two]) != cache.hash_files([two, one])
+    assert cache.hash_files([one]) == cache.hash_file(one)
 
 
 def test_a_cache_that_cannot_be_written_costs_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file where a folder should be")
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
     (tmp_path / "file").write_bytes(b"abc")
-    assert artifacts.hash_file(tmp_path / "file") == artifacts.hash_bytes(b"abc")
+    assert cache.hash_file(tmp_path / "file") == cache.hash_bytes(b"abc")
 
 
 # Writing
 
 
 def test_a_file_is_written_whole_in_a_folder_made_for_it(tmp_path: Path) -> None:
-    path = artifacts.write_bytes(tmp_path / "deep" / "file", b"new")
+    path = cache.write_bytes(tmp_path / "deep" / "file", b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["file"]
 
@@ -129,9 +129,9 @@ def half_written(error: BaseException) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EACCES, "denied")])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
-    path = artifacts.write_bytes(tmp_path / "file", b"old")
+    path = cache.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(type(error)):
-        artifacts.write_atomic(path, half_written(error))
+        cache.write_atomic(path, half_written(error))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -145,9 +145,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
     ],
 )
 def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_path: Path, error: Exception) -> None:
-    path = artifacts.write_bytes(tmp_path / "file", b"old")
+    path = cache.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(RunError) as caught:
-        artifacts.write_atomic(path, half_written(error))
+        cache.write_atomic(path, half_written(error))
     assert str(caught.value) == f"{path}: no space left on the disk; nothing was lost, free some and start again"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
@@ -157,20 +157,20 @@ def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_pa
 def test_a_disk_that_is_really_full_is_recognised() -> None:
     with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb", buffering=0) as file:
         file.write(b"x")
-    assert artifacts.is_disk_full(caught.value)
-    assert not artifacts.is_disk_full(OSError(errno.EACCES, "denied"))
+    assert cache.is_disk_full(caught.value)
+    assert not cache.is_disk_full(OSError(errno.EACCES, "denied"))
 
 
 def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    path = artifacts.write_json(tmp_path / "file.json", {"config": Config(), "path": Path("a"), "n": np.int64(3)})
-    assert artifacts.read_json(path) == {"config": {"width": 64, "rate": 0.1}, "path": "a", "n": 3}
+    path = cache.write_json(tmp_path / "file.json", {"config": Config(), "path": Path("a"), "n": np.int64(3)})
+    assert cache.read_json(path) == {"config": {"width": 64, "rate": 0.1}, "path": "a", "n": 3}
 
 
 def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text('{"a": ')
     with pytest.raises(DataError) as caught:
-        artifacts.read_json(path)
+        cache.read_json(path)
     assert str(caught.value).startswith(f"{path}: not valid JSON (")
     assert str(caught.value).endswith("); delete it to have it made again")
 
@@ -178,7 +178,7 @@ def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
 MAKE_ONCE = """
 import sys, time
 from pathlib import Path
-from mmrec_lmm.artifacts import locked, write_bytes
+from mmrec_lmm.cache import locked, write_bytes
 path, log = Path(sys.argv[1]), Path(sys.argv[2])
 with locked(path):
     if not path.exists():

@@ -5,7 +5,7 @@ import torch
 from helpers import finish, start_together
 from torch import nn
 
-from mmrec_lmm.parallel import common_generator, gathered, own_rows, sharing, sum_gradients, summed, told
+from mmrec_lmm.distributed import common_generator, gathered, own_rows, sharing, sum_gradients, summed, told
 
 # Seven rows on two processes: 4 and 3. Each compares its results with those of the whole, made without sharing.
 TOGETHER = """
@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import nn
 from mmrec_lmm.losses import symmetric_info_nce
-from mmrec_lmm.parallel import *
+from mmrec_lmm.distributed import *
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
 
@@ -57,7 +57,7 @@ print("alike", rank())
 FAILING = """
 import torch
 from mmrec_lmm.errors import RunError
-from mmrec_lmm.parallel import *
+from mmrec_lmm.distributed import *
 
 join(torch.device("cpu"))
 if rank() == 1:
