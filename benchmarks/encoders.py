@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmrec_lmm.cache import home
+from mmrec_lmm.data.items import Prepared, Source, loader, source_of
 from mmrec_lmm.encoding import EncodeOptions, encode
 from mmrec_lmm.errors import MMRecError
-from mmrec_lmm.items import Prepared, Source, loader, source_of
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve

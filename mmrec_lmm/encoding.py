@@ -29,10 +29,10 @@ import torch
 from tqdm import tqdm
 
 from . import cache
+from .data.items import Prepared, Source, loader, source_of
 from .distributed import is_first_process, processes
 from .errors import ConfigError, MMRecError, PluginError, RunError
 from .inference import Inference
-from .items import Prepared, Source, loader, source_of
 from .plugin.contracts import ItemEncoder
 from .plugin.registry import Registry
 from .plugin.specs import EncoderSpec, resolve

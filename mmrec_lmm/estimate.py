@@ -22,13 +22,13 @@ from torch import Tensor
 
 from .cache import fingerprint, read_json, write_json
 from .config.settings import FineTuning, Settings
+from .data.items import JOINT, loader, source_of
 from .encoding import build_encoder, encoder_spec
 from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
 from .finetuning import PAIR
 from .inference import Inference
 from .inputs import artefacts, gather, open_dataset
-from .items import JOINT, loader, source_of
 from .leaderboard import FINISHED
 from .machine import choose_device, cpu_threads, precision
 from .optim import adamw

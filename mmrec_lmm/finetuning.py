@@ -44,6 +44,7 @@ from tqdm import tqdm
 from . import cache
 from .checkpoint import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .config.settings import FineTuning
+from .data.items import JOINT, Source, source_of
 from .distributed import (
     gathered,
     is_first_process,
@@ -59,7 +60,6 @@ from .distributed import (
 from .encoding import build_encoder, encoder_id
 from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
 from .inference import OUT_OF_MEMORY
-from .items import JOINT, Source, source_of
 from .machine import precision
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .plugin.contracts import ItemEncoder

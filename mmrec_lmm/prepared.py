@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from . import cache
+from .data.items import item_texts, read_image, source_of
 from .encoding import encoder_id
 from .errors import PluginError, RunError
-from .items import item_texts, read_image, source_of
 from .plugin.contracts import ItemEncoder
 from .plugin.specs import EncoderSpec
 from .types import ItemCatalog, RawItem

@@ -19,10 +19,10 @@ import pandas as pd
 from . import results
 from .cache import is_readable
 from .config.settings import Settings
+from .data.items import item_texts
 from .errors import ConfigError, DataError
 from .evaluator import MetricFunction
 from .inputs import open_dataset
-from .items import item_texts
 from .plugin.registry import Registry
 from .statistics import bootstrap, percentile_interval
 from .tables import read_feature_file

@@ -229,7 +229,7 @@ def check_encoder(
 ) -> None:
     """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch, and
     losses that train it, where it has any."""
-    from .items import pad_and_stack
+    from .data.items import pad_and_stack
 
     for wanted in (modalities, *((modality,) for modality in modalities)):
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmrec_lmm import items
+from mmrec_lmm.data import items
 from mmrec_lmm.errors import ConfigError, DataError, PluginError
 from mmrec_lmm.types import ItemCatalog
 

@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from . import cache
-from .errors import ConfigError, DataError, MMRecError, PluginError
-from .plugin.contracts import ItemEncoder
-from .types import ItemCatalog, RawItem
+from .. import cache
+from ..errors import ConfigError, DataError, MMRecError, PluginError
+from ..plugin.contracts import ItemEncoder
+from ..types import ItemCatalog, RawItem
 
 LONGEST = 1000  # short sides
 JOINT = "joint"  # the modality of image and text together, for items that have both
