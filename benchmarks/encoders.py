@@ -27,8 +27,8 @@ from torch import Tensor
 
 from mmrec_lmm.cache import home
 from mmrec_lmm.data.items import Prepared, Source, loader, source_of
-from mmrec_lmm.encoding import EncodeOptions, encode
 from mmrec_lmm.errors import MMRecError
+from mmrec_lmm.features.encoding import EncodeOptions, encode
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve

@@ -26,13 +26,13 @@ from torch import Tensor
 from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
+from mmrec_lmm.features.prepared import PreparedItems, prepared_items
 from mmrec_lmm.joint import JointEncoder
 from mmrec_lmm.machine import keep_freed_memory
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
-from mmrec_lmm.prepared import PreparedItems, prepared_items
 from mmrec_lmm.trainee import Trainee
 from mmrec_lmm.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData

@@ -465,10 +465,10 @@ def _info(options: argparse.Namespace) -> int:
 
 def _encode(options: argparse.Namespace) -> int:
     from .distributed import is_first_process
+    from .features.files import export_table
     from .inputs import encode_dataset
     from .logs import start_log
     from .report import encoded_text
-    from .tables import export_table
 
     options.model = None
     registry, resolved = _resolve(options)
@@ -523,9 +523,9 @@ def _data_demo(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
+    from .features.files import normalized, read_feature_file
     from .inputs import open_dataset
     from .report import dataset_text
-    from .tables import normalized, read_feature_file
 
     options.model = options.encoder = None
     registry, resolved = _resolve(options)

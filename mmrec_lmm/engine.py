@@ -26,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import encoding, finetuning
+from . import finetuning
 from .cache import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .config.resolve import as_yaml
 from .config.settings import NOT_IDENTITY
 from .errors import MMRecError, NotApplicable, RunBusy
+from .features import encoding
+from .features.files import NO_FEATURES
 from .inputs import gather, given_files, open_dataset, shared_keys
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from .logs import start_log
@@ -40,7 +42,6 @@ from .provenance import NUMERICS_VERSION
 from .results import load_result
 from .runner import Interrupted, run
 from .study import Cell, Study, winner
-from .tables import NO_FEATURES
 from .types import Inputs, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from torch import Tensor
 from .cache import fingerprint, read_json, write_json
 from .config.settings import FineTuning, Settings
 from .data.items import JOINT, loader, source_of
-from .encoding import build_encoder, encoder_spec
 from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
+from .features.encoding import build_encoder, encoder_spec
+from .features.inference import Inference
 from .finetuning import PAIR
-from .inference import Inference
 from .inputs import artefacts, gather, open_dataset
 from .leaderboard import FINISHED
 from .machine import choose_device, cpu_threads, precision

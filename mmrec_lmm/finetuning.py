@@ -57,14 +57,14 @@ from .distributed import (
     summed,
     told,
 )
-from .encoding import build_encoder, encoder_id
 from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
-from .inference import OUT_OF_MEMORY
+from .features.encoding import build_encoder, encoder_id
+from .features.inference import OUT_OF_MEMORY
+from .features.prepared import PreparedItems, prepared_items
 from .machine import precision
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .plugin.contracts import ItemEncoder
 from .plugin.specs import EncoderSpec, resolve
-from .prepared import PreparedItems, prepared_items
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
 from .types import ItemCatalog, Tuned
 

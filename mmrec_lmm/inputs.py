@@ -15,12 +15,20 @@ from .cache import fingerprint, hash_file, hash_files, is_readable, locked
 from .config.settings import Settings
 from .data.items import JOINT, source_of
 from .data.loading import load_dataset
-from .encoding import EncodeOptions, encode, encoder_spec, table_path
 from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
+from .features.encoding import EncodeOptions, encode, encoder_spec, table_path
+from .features.files import (
+    MISSED_IMAGES,
+    NO_FEATURES,
+    absent_table,
+    control_tables,
+    mean_filled,
+    normalized,
+    read_feature_file,
+)
 from .finetuning import is_tunable, tune, tuned_path
 from .machine import choose_device, cpu_threads
 from .plugin.registry import Registry
-from .tables import MISSED_IMAGES, NO_FEATURES, absent_table, control_tables, mean_filled, normalized, read_feature_file
 from .types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)

@@ -27,13 +27,13 @@ from torch import Tensor
 
 from .config.settings import EndToEnd
 from .distributed import processes, serve
-from .encoding import build_encoder, encoder_spec
 from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
+from .features.encoding import build_encoder, encoder_spec
+from .features.prepared import prepared_items
 from .machine import choose_device, cpu_threads
 from .optim import recompute_blocks
 from .plugin.item_features import ItemFeatures
 from .plugin.registry import Registry
-from .prepared import prepared_items
 from .trainee import Trainee
 from .types import Batch, Inputs, RunSpec
 

@@ -13,9 +13,9 @@ import numpy as np
 from .config.resolve import as_yaml
 from .config.schema import Key, describe_type, schema_of
 from .errors import ConfigError, did_you_mean
+from .features.files import scale_note
 from .plugin.registry import Catalogue, Registry
 from .plugin.specs import EncoderSpec, WeightFile
-from .tables import scale_note
 from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights.download import place_of, present
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from .config.settings import EndToEnd
 from .distributed import everywhere, gathered, own_rows, processes, rank, sharing, sum_gradients
 from .errors import ConfigError
+from .features.prepared import PreparedItems
 from .machine import precision
 from .optim import adamw, freeze
 from .plugin.contracts import ItemEncoder
-from .prepared import PreparedItems
 from .trainer import load_optimizer_state, optimizer_state
 
 

@@ -35,7 +35,6 @@ LAYERS = """
 ROOM = {
     name: room
     for room, names in {
-        "features": "encoding inference prepared tables",
         "evaluation": "evaluator statistics",
         "training": "trainer checkpoint optim joint trainee finetuning",
         "running": "runner grid inputs results store provenance replay recommend slices marks",

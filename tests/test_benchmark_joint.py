@@ -6,8 +6,8 @@ from torch import Tensor
 
 from benchmarks import joint
 from benchmarks.encoders import catalogue
+from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.prepared import PreparedItems
 from mmrec_lmm.testing import TinyEncoder
 
 

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmrec_lmm import cache, encoding
+from mmrec_lmm import cache
 from mmrec_lmm.builtin.basic import BasicConfig, BasicEncoder
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, RunError
+from mmrec_lmm.features import encoding
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve

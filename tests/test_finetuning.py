@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from mmrec_lmm import finetuning
 from mmrec_lmm.config.schema import PARADIGMS
 from mmrec_lmm.config.settings import FineTuning
-from mmrec_lmm.encoding import build_encoder, encode
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
+from mmrec_lmm.features.encoding import build_encoder, encode
 from mmrec_lmm.finetuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve

@@ -25,14 +25,14 @@ from mmrec_lmm.checkpoint import load_checkpoint, load_weights, save_checkpoint,
 from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
+from mmrec_lmm.features.files import load_table
+from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.joint import JointEncoder, draw_rows, weight_change
 from mmrec_lmm.losses import bpr, symmetric_info_nce
 from mmrec_lmm.optim import adamw
 from mmrec_lmm.plugin.contracts import DotProduct, ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.prepared import PreparedItems
-from mmrec_lmm.tables import load_table
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.trainee import Trainee
 from mmrec_lmm.trainer import Trainer, Validation, build_optimizer

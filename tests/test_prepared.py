@@ -16,9 +16,9 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.items import item_texts, pad_and_stack, read_image
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import PluginError
+from mmrec_lmm.features.prepared import PreparedItems, prepared_items
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.specs import EncoderSpec
-from mmrec_lmm.prepared import PreparedItems, prepared_items
 from mmrec_lmm.types import ItemCatalog, RawItem
 
 FIELDS = ("title",)

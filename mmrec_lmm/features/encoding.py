@@ -28,17 +28,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import cache
-from .data.items import Prepared, Source, loader, source_of
-from .distributed import is_first_process, processes
-from .errors import ConfigError, MMRecError, PluginError, RunError
+from .. import cache
+from ..data.items import Prepared, Source, loader, source_of
+from ..distributed import is_first_process, processes
+from ..errors import ConfigError, MMRecError, PluginError, RunError
+from ..plugin.contracts import ItemEncoder
+from ..plugin.registry import Registry
+from ..plugin.specs import EncoderSpec, resolve
+from ..types import FeatureTable, ItemCatalog, RunSpec, Tuned
+from ..weights.formats import load_state, read_checkpoint
+from .files import coverage, load_with_header, save_table
 from .inference import Inference
-from .plugin.contracts import ItemEncoder
-from .plugin.registry import Registry
-from .plugin.specs import EncoderSpec, resolve
-from .tables import coverage, load_with_header, save_table
-from .types import FeatureTable, ItemCatalog, RunSpec, Tuned
-from .weights.formats import load_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import PluginError, RunError
-from .machine import precision
-from .plugin.contracts import ItemEncoder
+from ..errors import PluginError, RunError
+from ..machine import precision
+from ..plugin.contracts import ItemEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from . import cache
-from .data.items import item_texts, read_image, source_of
+from .. import cache
+from ..data.items import item_texts, read_image, source_of
+from ..errors import PluginError, RunError
+from ..plugin.contracts import ItemEncoder
+from ..plugin.specs import EncoderSpec
+from ..types import ItemCatalog, RawItem
 from .encoding import encoder_id
-from .errors import PluginError, RunError
-from .plugin.contracts import ItemEncoder
-from .plugin.specs import EncoderSpec
-from .types import ItemCatalog, RawItem
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmrec_lmm import tables
 from mmrec_lmm.errors import ConfigError, DataError
+from mmrec_lmm.features import files
 from mmrec_lmm.testing import checkerboard_features
 from mmrec_lmm.types import FeatureTable
 
@@ -24,7 +24,7 @@ def save(path: Path, array: np.ndarray, **options: Any) -> Path:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_feature_file_of_any_float_type_becomes_float32_with_row_i_for_item_i(tmp_path, dtype):
     rows = np.arange(1, 7, dtype=dtype).reshape(3, 2) / 8
-    table = tables.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
+    table = files.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
     assert table.values.dtype == np.float32
     np.testing.assert_array_equal(table.values, rows)
     assert table.present.all()
@@ -32,34 +32,34 @@ def test_a_feature_file_of_any_float_type_becomes_float32_with_row_i_for_item_i(
 
 def test_a_fortran_ordered_file_is_read_in_the_right_order(tmp_path):
     rows = np.asfortranarray(np.arange(1, 7, dtype=np.float32).reshape(3, 2))
-    table = tables.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
+    table = files.read_feature_file(save(tmp_path / "f.npy", rows), modality="text", n_items=3)
     np.testing.assert_array_equal(torch.as_tensor(table.values), [[1, 2], [3, 4], [5, 6]])
 
 
 def test_an_all_zero_row_is_an_absent_item(tmp_path):
     path = save(tmp_path / "f.npy", np.array([[1.0, 0], [0, 0]]))
-    assert tables.read_feature_file(path, modality="text", n_items=2).present.tolist() == [True, False]
+    assert files.read_feature_file(path, modality="text", n_items=2).present.tolist() == [True, False]
 
 
 def test_images_that_mmrec_filled_with_the_mean_are_absent_and_the_file_stays_as_it_is(tmp_path):
     path = save(tmp_path / "image_feat.npy", np.array([[1, 3], [2, 2], [3, 1]], np.float32))
     before = path.read_bytes()
     (tmp_path / "missed_img_itemIDs.csv").write_text("1\n")
-    image = tables.read_feature_file(path, modality="image", n_items=3)
-    text = tables.read_feature_file(path, modality="text", n_items=3)
+    image = files.read_feature_file(path, modality="image", n_items=3)
+    text = files.read_feature_file(path, modality="text", n_items=3)
     assert image.present.tolist() == [True, False, True]
     np.testing.assert_array_equal(image.values, [[1, 3], [0, 0], [3, 1]])
     assert text.present.all()
     assert image.fingerprint != text.fingerprint
     assert path.read_bytes() == before
-    np.testing.assert_array_equal(tables.mean_filled(image).values, [[1, 3], [2, 2], [3, 1]])
+    np.testing.assert_array_equal(files.mean_filled(image).values, [[1, 3], [2, 2], [3, 1]])
 
 
 def test_a_list_of_missed_images_that_names_no_item_is_refused(tmp_path):
     path = save(tmp_path / "image_feat.npy", np.ones((3, 2)))
     (tmp_path / "missed_img_itemIDs.csv").write_text("1,3\n")
     with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: 3.0 is no item; ids are 0 to 2"):
-        tables.read_feature_file(path, modality="image", n_items=3)
+        files.read_feature_file(path, modality="image", n_items=3)
 
 
 def bad_features(tmp_path: Path, kind: str) -> Path:
@@ -112,13 +112,13 @@ def bad_features(tmp_path: Path, kind: str) -> Path:
 def test_a_bad_feature_file_is_named_with_what_is_wrong(tmp_path, kind, message):
     path = bad_features(tmp_path, kind)
     with pytest.raises(DataError, match=message) as caught:
-        tables.read_feature_file(path, modality="image", n_items=4)
+        files.read_feature_file(path, modality="image", n_items=4)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_large_float32_file_is_mapped_rather_than_read(tmp_path):
     path = save(tmp_path / "f.npy", np.ones((64, 8), np.float32))
-    values: Any = tables.read_feature_file(path, modality="text", n_items=64).values
+    values: Any = files.read_feature_file(path, modality="text", n_items=64).values
     while values.base is not None and not isinstance(values, np.memmap):
         values = values.base
     assert isinstance(values, np.memmap)
@@ -140,23 +140,23 @@ def raw_features(rows: int = 300, width: int = 20, *, common: float = 0.0, sprea
 
 
 def test_features_as_they_are_keep_table_and_name():
-    assert tables.normalized(raw := raw_features(), "none") is raw
+    assert files.normalized(raw := raw_features(), "none") is raw
 
 
 @pytest.mark.parametrize("how", ["unit", "centered", "standard"])
 def test_normalized_features_keep_absent_rows_zero_and_have_a_name_of_their_own(how):
     raw = raw_features(common=0.9, spread=1.0)
-    scaled = tables.normalized(raw, how)
+    scaled = files.normalized(raw, how)
     np.testing.assert_array_equal(scaled.present, raw.present)
     assert scaled.values.dtype == np.float32
     assert not scaled.values[7].any()
-    assert len({tables.normalized(raw, each).fingerprint for each in tables.NORMALIZATIONS}) == 4
-    assert scaled.fingerprint == tables.normalized(raw, how).fingerprint
+    assert len({files.normalized(raw, each).fingerprint for each in files.NORMALIZATIONS}) == 4
+    assert scaled.fingerprint == files.normalized(raw, how).fingerprint
 
 
 def test_each_normalization_does_what_its_name_says():
     raw = raw_features(common=0.9, spread=1.0)
-    rows = {how: tables.normalized(raw, how).values[raw.present].astype(float) for how in tables.NORMALIZATIONS}
+    rows = {how: files.normalized(raw, how).values[raw.present].astype(float) for how in files.NORMALIZATIONS}
     plain = rows["none"]
     np.testing.assert_allclose(rows["unit"], plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
     less = plain - plain.mean(axis=0)
@@ -175,39 +175,39 @@ def test_what_has_no_scale_becomes_zero_and_never_nan_or_noise(how):
     one = FeatureTable("text", constant * (np.arange(5) == 1)[:, None], np.arange(5) == 1, "o")
     nobody = FeatureTable("text", np.zeros((5, 3), np.float32), np.zeros(5, bool), "n")
     for table in (mixed, equal, one, nobody):
-        assert np.isfinite(tables.normalized(table, how).values).all()
+        assert np.isfinite(files.normalized(table, how).values).all()
     if how == "standard":
-        assert not tables.normalized(mixed, how).values[:, :2].any()
+        assert not files.normalized(mixed, how).values[:, :2].any()
     if how != "unit":
-        assert not tables.normalized(equal, how).values.any()
-        assert not tables.normalized(one, how).values.any()
+        assert not files.normalized(equal, how).values.any()
+        assert not files.normalized(one, how).values.any()
 
 
 def test_an_unknown_normalization_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"normalize: expected none, .*, got centred; did you mean centered\?"):
-        tables.normalized(raw_features(), "centred")
+        files.normalized(raw_features(), "centred")
 
 
 def test_rows_that_differ_little_and_rows_of_very_unequal_length_are_noted_until_they_are_normalized():
     alike, unequal = raw_features(common=0.92), raw_features(spread=1.0)
-    note = tables.scale_note(alike)
+    note = files.scale_note(alike)
     assert note is not None
     assert "mean cosine 0.92 to their mean row, length 33 at most" in note
     assert note.endswith("try --normalize=centered")
-    assert tables.scale_note(tables.normalized(alike, "unit")) is not None
-    assert tables.scale_note(tables.normalized(alike, "centered")) is None
-    note = tables.scale_note(unequal)
+    assert files.scale_note(files.normalized(alike, "unit")) is not None
+    assert files.scale_note(files.normalized(alike, "centered")) is None
+    note = files.scale_note(unequal)
     assert note is not None
     assert note.startswith("rows of very unequal length (")
     assert note.endswith("try --normalize=unit")
-    assert tables.scale_note(tables.normalized(unequal, "unit")) is None
+    assert files.scale_note(files.normalized(unequal, "unit")) is None
 
 
 def test_features_without_fault_are_not_noted():
-    unit = tables.normalized(raw_features(common=0.85), "unit")  # as alike as rows of real encoders are
+    unit = files.normalized(raw_features(common=0.85), "unit")  # as alike as rows of real encoders are
     empty = FeatureTable("text", np.zeros((2, 2), np.float32), np.zeros(2, bool), "n")
     for table in (raw_features(spread=0.3), unit, empty, *checkerboard_features().values()):
-        assert tables.scale_note(table) is None
+        assert files.scale_note(table) is None
 
 
 # Tables in the store
@@ -215,7 +215,7 @@ def test_features_without_fault_are_not_noted():
 
 def test_a_saved_table_is_loaded_as_it_was(tmp_path):
     table = FeatureTable("text", np.arange(6, dtype=np.float32).reshape(3, 2).T, np.array([True, False]), "abc")
-    loaded = tables.load_table(tables.save_table(tmp_path / "t.safetensors", table, encoder="some"))
+    loaded = files.load_table(files.save_table(tmp_path / "t.safetensors", table, encoder="some"))
     np.testing.assert_array_equal(loaded.values, table.values)
     np.testing.assert_array_equal(loaded.present, table.present)
     assert (loaded.modality, loaded.fingerprint) == ("text", "abc")
@@ -224,10 +224,10 @@ def test_a_saved_table_is_loaded_as_it_was(tmp_path):
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
 def test_a_damaged_table_is_named(tmp_path, keep):
     path = tmp_path / "t.safetensors"
-    tables.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
+    files.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"t.safetensors: damaged feature table .* delete it"):
-        tables.load_table(path)
+        files.load_table(path)
 
 
 # Controls
@@ -244,7 +244,7 @@ def two_tables() -> dict[str, FeatureTable]:
 
 
 def test_shuffled_features_move_whole_items_among_those_that_have_the_same_modalities():
-    real, shuffled = two_tables(), tables.control_tables(two_tables(), "shuffled", seed=1)
+    real, shuffled = two_tables(), files.control_tables(two_tables(), "shuffled", seed=1)
     for modality, table in shuffled.items():
         np.testing.assert_array_equal(table.present, real[modality].present)
         np.testing.assert_array_equal(np.sort(table.values[:, 0]), np.sort(real[modality].values[:, 0]))
@@ -255,7 +255,7 @@ def test_shuffled_features_move_whole_items_among_those_that_have_the_same_modal
 
 
 def test_random_features_have_the_mean_and_deviation_of_each_column_and_zero_where_absent():
-    real, random = two_tables()["image"], tables.control_tables(two_tables(), "random", seed=1)["image"]
+    real, random = two_tables()["image"], files.control_tables(two_tables(), "random", seed=1)["image"]
     np.testing.assert_array_equal(random.present, real.present)
     assert not random.values[~random.present].any()
     known, drawn = real.values[real.present], random.values[random.present]
@@ -266,8 +266,8 @@ def test_random_features_have_the_mean_and_deviation_of_each_column_and_zero_whe
 
 def test_a_control_is_the_same_for_the_same_seed_and_named_after_kind_and_seed():
     runs = [("shuffled", 1), ("shuffled", 2), ("random", 1)]
-    made = [tables.control_tables(two_tables(), control, seed=seed)["image"] for control, seed in runs]
-    again = tables.control_tables(two_tables(), "shuffled", seed=1)["image"]
+    made = [files.control_tables(two_tables(), control, seed=seed)["image"] for control, seed in runs]
+    again = files.control_tables(two_tables(), "shuffled", seed=1)["image"]
     np.testing.assert_array_equal(made[0].values, again.values)
     assert made[0].fingerprint == again.fingerprint
     assert len({table.fingerprint for table in [*made, two_tables()["image"]]}) == 4
@@ -275,22 +275,22 @@ def test_a_control_is_the_same_for_the_same_seed_and_named_after_kind_and_seed()
 
 def test_an_exported_table_is_read_again_with_the_same_values_and_gaps(tmp_path):
     table = FeatureTable("text", np.array([[1, 2], [0, 0], [3, 4]], np.float32), np.array([True, False, True]), "t")
-    path = tables.export_table(tmp_path / "out" / "text_feat.npy", table)
-    again = tables.read_feature_file(path, modality="text", n_items=3)
+    path = files.export_table(tmp_path / "out" / "text_feat.npy", table)
+    again = files.read_feature_file(path, modality="text", n_items=3)
     np.testing.assert_array_equal(again.values, table.values)
     np.testing.assert_array_equal(again.present, table.present)
 
 
 def test_the_control_none_leaves_zero_rows_of_one_width_with_nothing_present():
-    for modality, table in tables.control_tables(two_tables(), "none", seed=1).items():
-        assert table.values.shape == (len(two_tables()[modality].values), tables.ABSENT_WIDTH)
+    for modality, table in files.control_tables(two_tables(), "none", seed=1).items():
+        assert table.values.shape == (len(two_tables()[modality].values), files.ABSENT_WIDTH)
         assert not table.values.any()
         assert not table.present.any()
 
 
 def test_constant_features_are_the_mean_row_of_those_that_have_the_modality_whatever_the_seed():
     real = two_tables()["text"]
-    one, other = (tables.control_tables(two_tables(), "constant", seed=seed)["text"] for seed in (1, 2))
+    one, other = (files.control_tables(two_tables(), "constant", seed=seed)["text"] for seed in (1, 2))
     np.testing.assert_array_equal(one.present, real.present)
     np.testing.assert_allclose(one.values[one.present], real.values[real.present].mean(), rtol=1e-6)
     assert not one.values[~one.present].any()
@@ -301,18 +301,18 @@ def test_constant_features_are_the_mean_row_of_those_that_have_the_modality_what
 
 def test_a_modality_that_no_item_has_stays_absent_under_the_control_constant():
     nobody = FeatureTable("text", np.zeros((3, 2), np.float32), np.zeros(3, bool), "n")
-    constant = tables.control_tables({"text": nobody}, "constant", seed=1)["text"]
+    constant = files.control_tables({"text": nobody}, "constant", seed=1)["text"]
     assert not constant.values.any()
     assert not constant.present.any()
 
 
 def test_an_unknown_control_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"unknown control shufled; .*did you mean shuffled\?"):
-        tables.control_tables(two_tables(), "shufled", seed=1)
+        files.control_tables(two_tables(), "shufled", seed=1)
 
 
 def test_mean_filled_features_are_present_everywhere_and_absent_rows_hold_the_mean():
-    filled = tables.mean_filled(FeatureTable("text", np.array([[1.0], [0], [3]]), np.array([True, False, True]), "t"))
+    filled = files.mean_filled(FeatureTable("text", np.array([[1.0], [0], [3]]), np.array([True, False, True]), "t"))
     assert filled.values.tolist() == [[1], [2], [3]]
     assert filled.present.all()
     assert filled.fingerprint != "t"
@@ -321,7 +321,7 @@ def test_mean_filled_features_are_present_everywhere_and_absent_rows_hold_the_me
 def test_a_mean_of_no_items_is_refused():
     nobody = FeatureTable("text", np.zeros((1200, 2), np.float32), np.zeros(1200, bool), "n")
     with pytest.raises(ConfigError) as caught:
-        tables.mean_filled(nobody)
+        files.mean_filled(nobody)
     assert str(caught.value) == (
         "missing: mean: expected items that have text, got none of 1,200; try --missing=zero, or leave text out of "
         "--modalities"

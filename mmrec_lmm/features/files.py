@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from . import cache
-from .errors import ConfigError, DataError, did_you_mean
-from .types import FeatureTable, ItemCatalog
+from .. import cache
+from ..errors import ConfigError, DataError, did_you_mean
+from ..types import FeatureTable, ItemCatalog
 
 CONTROLS = ("shuffled", "random", "constant", "none")
 NO_FEATURES = "none"  # the control that takes away all features, and with them the encoder
