@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluator import BLOCK_BYTES
+from mmrec_lmm.evaluation.ranking import BLOCK_BYTES
 from mmrec_lmm.types import Interactions
 
 

@@ -18,7 +18,7 @@ import torch
 
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluator import Evaluator, metric_values
+from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.trainer import Trainer, Validation

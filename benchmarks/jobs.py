@@ -20,7 +20,7 @@ from PIL import Image
 
 from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluator import Evaluator, metric_values
+from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
 from mmrec_lmm.joint import JointEncoder

@@ -18,10 +18,7 @@ import numpy as np
 from . import results
 from .cache import read_json
 from .errors import ConfigError, DataError, did_you_mean
-from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
-from .marks import marks_of, settings_of
-from .slices import Slicer
-from .statistics import (
+from .evaluation.statistics import (
     POWER,
     TESTS,
     Paired,
@@ -36,6 +33,9 @@ from .statistics import (
     user_differences,
     wilcoxon,
 )
+from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
+from .marks import marks_of, settings_of
+from .slices import Slicer
 from .types import RunResult
 
 SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user

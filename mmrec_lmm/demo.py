@@ -14,11 +14,11 @@ import numpy as np
 from . import results
 from .config.resolve import Request, resolve
 from .errors import ConfigError
+from .evaluation.statistics import Paired, paired, seed_variance
 from .grid import run_grid
 from .marks import marks_of
 from .plugin.registry import Registry
 from .report import table
-from .statistics import Paired, paired, seed_variance
 from .types import RunResult
 
 SEEDS = (1, 2, 3)

@@ -11,7 +11,7 @@ import torch
 from . import results
 from .checkpoint import load_weights
 from .errors import ConfigError, DataError
-from .evaluator import Ranker
+from .evaluation.ranking import Ranker
 from .inputs import gather
 from .machine import choose_device
 from .plugin.registry import Registry

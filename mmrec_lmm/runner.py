@@ -23,7 +23,7 @@ from .checkpoint import STATE, load_checkpoint, remove_checkpoint, restoring, sa
 from .config.settings import Settings
 from .data.sampling import TrainingRows
 from .errors import RunError
-from .evaluator import Evaluator, MetricFunction, Ranking, metric_values
+from .evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
 from .inputs import without_encoder
 from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line

@@ -21,11 +21,11 @@ from .cache import is_readable
 from .config.settings import Settings
 from .data.items import item_texts
 from .errors import ConfigError, DataError
-from .evaluator import MetricFunction
+from .evaluation.ranking import MetricFunction
+from .evaluation.statistics import bootstrap, percentile_interval
 from .features.files import read_feature_file
 from .inputs import open_dataset
 from .plugin.registry import Registry
-from .statistics import bootstrap, percentile_interval
 from .types import Dataset, RunResult
 
 HEAD = 0.8  # share of the training interactions that the items outside the long tail hold

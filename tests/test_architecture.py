@@ -35,7 +35,6 @@ LAYERS = """
 ROOM = {
     name: room
     for room, names in {
-        "evaluation": "evaluator statistics",
         "training": "trainer checkpoint optim joint trainee finetuning",
         "running": "runner grid inputs results store provenance replay recommend slices marks",
         "studies": "study engine on_ray estimate comparison leaderboard",
@@ -51,8 +50,8 @@ MODULES = {
     for package, folder in FOLDERS.items()
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-HOST = sorted(name for name in MODULES if name.startswith("mmrec_lmm.") and not name.startswith("mmrec_lmm.builtin"))
-PLUGINS = sorted(name for name in MODULES if name.startswith(("mmrec_lmm_plugins", "mmrec_lmm.builtin")))
+HOST = sorted(name for name in MODULES if name.startswith("mmrec_lmm."))
+PLUGINS = sorted(name for name in MODULES if name.startswith("mmrec_lmm_plugins"))
 DATA_TOOLS = sorted(name for name in MODULES if name.startswith("mmrec_lmm_data_tools"))
 
 
@@ -93,8 +92,8 @@ def host_part(module: str) -> str:
 
 def test_the_reader_of_imports_sees_relative_absolute_and_nested_ones() -> None:
     assert "mmrec_lmm.plugin.hookspecs" in imports("mmrec_lmm.plugin.registry")
-    assert "mmrec_lmm.api" in imports("mmrec_lmm.builtin")
-    assert "mmrec_lmm.builtin.metrics" in imports("mmrec_lmm.builtin")
+    assert "mmrec_lmm.api" in imports("mmrec_lmm_plugins.encoders.basic")
+    assert "mmrec_lmm_plugins.encoders.basic" in imports("mmrec_lmm_plugins.encoders")
     assert "mmrec_lmm.cache" in imports("mmrec_lmm.data.loading")
     assert "mmrec_lmm.plugin.contracts" not in imports("mmrec_lmm.plugin.specs")
 
@@ -111,18 +110,15 @@ def test_imports_of_the_host_only_go_down(module: str) -> None:
 
 @pytest.mark.parametrize("module", HOST)
 def test_the_host_imports_no_plugin_and_only_the_command_line_imports_the_data_tools(module: str) -> None:
-    barred = ("mmrec_lmm_plugins", "mmrec_lmm.builtin") + (
-        () if module == "mmrec_lmm.cli" else ("mmrec_lmm_data_tools",)
-    )
+    barred = ("mmrec_lmm_plugins",) if module == "mmrec_lmm.cli" else ("mmrec_lmm_plugins", "mmrec_lmm_data_tools")
     assert not [name for name in imports(module) if name.startswith(barred)]
     assert "mmrec_lmm_plugins." not in MODULES[module].read_text(encoding="utf-8"), "nor by a dotted name in a string"
 
 
 @pytest.mark.parametrize("module", PLUGINS)
 def test_plugins_know_the_public_api_and_themselves_alone(module: str) -> None:
-    own = module.split(".")[0] if module.startswith("mmrec_lmm_plugins") else "mmrec_lmm.builtin"
     allowed = {"mmrec_lmm", "mmrec_lmm.api", "mmrec_lmm.graph", "mmrec_lmm.losses"}
-    assert not [name for name in imports(module) - allowed if not name.startswith(own)]
+    assert not [name for name in imports(module) - allowed if not name.startswith("mmrec_lmm_plugins")]
 
 
 @pytest.mark.parametrize("module", DATA_TOOLS)

@@ -1,12 +1,17 @@
 """The `basic` encoder: what its features tell, and what they don't depend on."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mmrec_lmm.builtin.basic import BasicConfig, BasicEncoder, weights_id
+from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.types import RawItem
+
+ENCODERS = load_registry().encoders
+BasicEncoder, BasicConfig = ENCODERS.load("basic", "cls"), ENCODERS.load("basic", "config")
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 210)}
 SHAPES = ("square", "circle", "triangle")
@@ -27,7 +32,7 @@ def picture(shape: str, colour: str, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def features(items: list[RawItem], modality: str, config: BasicConfig | None = None) -> np.ndarray:
+def features(items: list[RawItem], modality: str, config: Any = None) -> np.ndarray:
     encoder = BasicEncoder(config or BasicConfig(), (modality,))
     batch = {modality: torch.stack([encoder.prepare(item)[modality] for item in items])}
     return encoder(batch)[modality].numpy()
@@ -116,4 +121,4 @@ def test_a_config_that_makes_no_sense_names_its_key(wrong):
 
 
 def test_there_are_no_weights_to_name():
-    assert weights_id(BasicConfig(), "image") == "none"
+    assert ENCODERS.load("basic", "weights_id")(BasicConfig(), "image") == "none"

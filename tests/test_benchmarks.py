@@ -12,7 +12,7 @@ from benchmarks.floors import EvaluationFloor, SamplingFloor, VBPRFloor
 from benchmarks.synthetic import QUICK, features, interactions
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluator import Evaluator, metric_values
+from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry

@@ -14,12 +14,12 @@ from mmrec_lmm import results
 from mmrec_lmm.cache import write_json
 from mmrec_lmm.comparison import Entry, compare
 from mmrec_lmm.errors import ConfigError, DataError
+from mmrec_lmm.evaluation.statistics import TESTS, bootstrap, holm, percentile_interval
 from mmrec_lmm.grid import run_grid
 from mmrec_lmm.inputs import open_dataset
 from mmrec_lmm.leaderboard import FAILED, NOT_APPLICABLE, Leaderboard, from_document
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.slices import Slicer
-from mmrec_lmm.statistics import TESTS, bootstrap, holm, percentile_interval
 from mmrec_lmm.types import RunResult, RunSpec
 
 Make = Callable[..., Entry]

@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from mmrec_lmm import cache
-from mmrec_lmm.builtin.basic import BasicConfig, BasicEncoder
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, RunError
 from mmrec_lmm.features import encoding
 from mmrec_lmm.plugin.contracts import ItemEncoder
@@ -29,6 +28,8 @@ from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import FeatureTable, ItemCatalog, RawItem
 
+ENCODERS = load_registry().encoders
+BasicEncoder, BasicConfig = ENCODERS.load("basic", "cls"), ENCODERS.load("basic", "config")
 BASIC = EncoderSpec("basic", BasicEncoder, BasicConfig, ("image", "text"), lambda config, modality: "none")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrec_lmm.builtin.metrics import METRICS
+from mmrec_lmm.evaluation.metrics import METRICS
 from mmrec_lmm.plugin.specs import resolve
 
 FN = {spec.name: resolve(spec.fn) for spec in METRICS}

@@ -84,14 +84,13 @@ def test_two_distributions_may_use_one_entry_point_name(install: Callable[..., s
     assert {"SameA", "SameB"} <= set(load_registry().models.names())
 
 
-def test_the_hosts_own_metrics_and_encoder_come_from_a_plugin_that_can_be_blocked() -> None:
+def test_the_hosts_own_metrics_come_from_a_plugin_that_can_be_blocked() -> None:
     registry = load_registry()
     assert registry.metrics.names() == ("Hit", "MAP", "MRR", "NDCG", "Precision", "Recall")
-    assert registry.metrics.giver("recall") == registry.encoders.giver("basic") == "mmrec-lmm:builtin"
-    gives = info(registry, "mmrec-lmm:builtin").gives
-    assert gives["mmrec_register_encoders"] == ("basic",)
+    assert registry.metrics.giver("recall") == "mmrec-lmm:metrics"
+    gives = info(registry, "mmrec-lmm:metrics").gives
     assert sorted(gives["mmrec_register_metrics"]) == sorted(registry.metrics.names())
-    assert "recall" not in load_registry(["no:builtin"]).metrics
+    assert "recall" not in load_registry(["no:metrics"]).metrics
 
 
 def test_listing_models_imports_no_torch_and_takes_under_a_second() -> None:
@@ -212,8 +211,8 @@ def test_a_plugin_is_blocked_by_full_name_distribution_or_entry_point(
 
 
 def test_blocking_what_is_not_there_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    load_registry(["no:bultin"])
-    assert "no plugin is called bultin, so that blocking it does nothing; did you mean builtin?" in caplog.messages
+    load_registry(["no:metrcs"])
+    assert "no plugin is called metrcs, so that blocking it does nothing; did you mean metrics?" in caplog.messages
 
 
 def test_tracing_writes_each_hook_call_with_its_plugin_to_stderr(

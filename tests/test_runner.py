@@ -20,7 +20,7 @@ from mmrec_lmm import grid as grids
 from mmrec_lmm import results, runner
 from mmrec_lmm.config.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
-from mmrec_lmm.evaluator import Evaluator, Ranking
+from mmrec_lmm.evaluation.ranking import Evaluator, Ranking
 from mmrec_lmm.grid import run_grid
 from mmrec_lmm.inputs import gather
 from mmrec_lmm.logs import metric_line

@@ -14,8 +14,8 @@ from statsmodels.stats.power import TTestPower
 
 from benchmarks import null_studies
 from benchmarks.null_studies import KINDS, Kind, counts
-from mmrec_lmm import statistics
-from mmrec_lmm.statistics import (
+from mmrec_lmm.evaluation import statistics
+from mmrec_lmm.evaluation.statistics import (
     bootstrap,
     holm,
     mean_of,

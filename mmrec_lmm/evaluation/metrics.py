@@ -4,15 +4,19 @@ Each is a function of `hits` (U, K) bool, whether the item at each rank is one o
 `n_positives` (U,) the number m >= 1 of the user's held-out rows (a pair that occurs twice counts twice, as in MMRec),
 and a cutoff k <= K. Each returns one value per user, (U,) float64 in [0, 1]; what is reported is the mean over users.
 
+The host registers them by the hook that a plugin's metrics come by; their entry point is `metrics`.
+
 MMRec's `Recall2`, the sum of hits over the sum of m, is no mean over users: no per-user value gives it, so that no
 paired test could use it. It is left out.
 
 Shapes: U users, K ranks. Below, h_j is 1 where rank j is a hit, else 0.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from mmrec_lmm.api import MetricSpec
+from ..api import MetricSpec, hookimpl
 
 
 def recall(hits: np.ndarray, n_positives: np.ndarray, k: int) -> np.ndarray:
@@ -60,3 +64,8 @@ METRICS = (
     MetricSpec("Hit", hit, "share of users with a hit among the first k"),
     MetricSpec("MRR", reciprocal_rank, "one over the rank of the first hit"),
 )
+
+
+@hookimpl
+def mmrec_register_metrics() -> Iterable[MetricSpec]:
+    return METRICS

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmrec_lmm import evaluator
 from mmrec_lmm.errors import TrainingDiverged
-from mmrec_lmm.evaluator import Evaluator, Ranker, metric_values, top_items
+from mmrec_lmm.evaluation import ranking
+from mmrec_lmm.evaluation.ranking import Evaluator, Ranker, metric_values, top_items
 from mmrec_lmm.plugin.contracts import DotProduct, Recommender, Scorer
 from mmrec_lmm.types import Batch, Interactions
 
@@ -102,7 +102,7 @@ def test_the_size_of_a_block_changes_nothing(model: type[Scores], block: int, mo
     train = rows(*zip(range(7), rng.integers(0, 9, size=7).tolist(), strict=True))
     held_out = rows(*((user, user) for user in range(7)))
     whole = Evaluator(held_out, [train], 9).rank(model(table), 9)
-    monkeypatch.setattr(evaluator, "BLOCK_BYTES", block * 9 * 4)
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", block * 9 * 4)
     split = Evaluator(held_out, [train], 9).rank(model(table), 9, batch_size=block)
     assert np.array_equal(whole.items, split.items)
     assert np.array_equal(whole.hits, split.hits)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import TrainingDiverged
-from .plugin.contracts import Recommender
-from .types import Interactions
+from ..errors import TrainingDiverged
+from ..plugin.contracts import Recommender
+from ..types import Interactions
 
 #: Of one metric at one cutoff: hits (U, K) bool, number of held-out rows (U,), cutoff -> (U,) float64.
 MetricFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]

@@ -1,0 +1,1 @@
+"""All-rank evaluation: ranking, metrics, and the statistics that compare results."""

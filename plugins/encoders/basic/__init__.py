@@ -1,0 +1,52 @@
+"""The `basic` encoder: item features without any pretrained weights, for the demo and for a first look at a data set.
+
+Image (width 3 S^2 + 64 + 128): the picture scaled to S x S pixels, a histogram of its colours, and histograms of edge
+directions on a 4 x 4 grid (HOG; Dalal & Triggs, CVPR 2005, one scale, without their overlapping blocks): colour and
+layout, colour wherever it is, shape and pattern. Text (width `text_dim`): lower-case words and their character
+n-grams, hashed into counts (feature hashing; Weinberger et al., ICML 2009, unsigned) and damped by log(1 + count).
+
+Rows have norm 1 (text), and each of the image's three parts has norm sqrt(1/3), so that a model learns from both alike.
+"""
+
+from dataclasses import dataclass
+
+from mmrec_lmm.api import EncoderSpec
+
+from ... import configs
+
+PIXELS = 64  # side of the picture that the histograms are taken of
+
+
+@dataclass(frozen=True)
+class BasicConfig:
+    """The sizes of the features."""
+
+    image_size: int = 8  # S, pixels
+    text_dim: int = 1024  # hash bins; half as many do for the demo's short texts, films' plots want more
+    ngrams: tuple[int, ...] = (3, 4, 5)  # lengths in characters, with a mark at each end of a word; () for words only
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= PIXELS:
+            raise ValueError(f"image_size must be 1 to {PIXELS}, got {self.image_size}")
+        if self.text_dim < 1:
+            raise ValueError(f"text_dim must be at least 1, got {self.text_dim}")
+        if any(length < 1 for length in self.ngrams):
+            raise ValueError(f"ngrams must be lengths of at least 1, got {self.ngrams}")
+
+
+def weights_id(config: BasicConfig, modality: str) -> str:
+    """There are no weights."""
+    return "none"
+
+
+SPEC = EncoderSpec(
+    name="basic",
+    cls=f"{__name__}.encoder:BasicEncoder",
+    config=BasicConfig,
+    modalities=("image", "text"),
+    weights_id=weights_id,
+    summary="no weights: a downscaled image, hashed character n-grams of the text",
+    dims={"image": 384, "text": 1024},
+    licence="Apache-2.0",
+    configs=configs(),
+)
