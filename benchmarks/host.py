@@ -21,7 +21,7 @@ from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import TrainingData
 
 from .counting import Count, count

@@ -23,13 +23,13 @@ from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
-from mmrec_lmm.joint import JointEncoder
 from mmrec_lmm.machine import keep_freed_memory
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
-from mmrec_lmm.trainee import Trainee
-from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import Batch, FeatureTable, RawItem, TrainingData
 
 from .counting import Count, count

@@ -27,14 +27,14 @@ from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
 from mmrec_lmm.features.prepared import PreparedItems, prepared_items
-from mmrec_lmm.joint import JointEncoder
 from mmrec_lmm.machine import keep_freed_memory
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
-from mmrec_lmm.trainee import Trainee
-from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
 
 from .encoders import FULL, catalogue, full

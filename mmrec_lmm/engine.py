@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import finetuning
 from .cache import Claims, fingerprint, hash_files, plain, read_json, write_json
 from .config.resolve import as_yaml
 from .config.settings import NOT_IDENTITY
@@ -42,6 +41,7 @@ from .provenance import NUMERICS_VERSION
 from .results import load_result
 from .runner import Interrupted, run
 from .study import Cell, Study, winner
+from .training import fine_tuning
 from .types import Inputs, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ def _stamp(spec: RunSpec, registry: Registry) -> str:
     except MMRecError:
         return ""
     encoded = (
-        [dataset.catalog.fingerprint, encoding.FORMAT, finetuning.FORMAT] if spec.encoder and dataset.catalog else []
+        [dataset.catalog.fingerprint, encoding.FORMAT, fine_tuning.FORMAT] if spec.encoder and dataset.catalog else []
     )
     return fingerprint([dataset.fingerprint, encoded, {name: hash_files([path]) for name, path in files.items()}])
 

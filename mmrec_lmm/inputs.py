@@ -26,9 +26,9 @@ from .features.files import (
     normalized,
     read_feature_file,
 )
-from .finetuning import is_tunable, tune, tuned_path
 from .machine import choose_device, cpu_threads
 from .plugin.registry import Registry
+from .training.fine_tuning import is_tunable, tune, tuned_path
 from .types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from . import results
-from .checkpoint import load_weights
 from .errors import ConfigError, DataError
 from .evaluation.ranking import Ranker
 from .inputs import gather
 from .machine import choose_device
 from .plugin.registry import Registry
 from .runner import build_model
+from .training.resume import load_weights
 
 
 def recommend(

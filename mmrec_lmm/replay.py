@@ -18,7 +18,6 @@ import torch
 
 from . import results
 from .cache import plain, read_hash, read_json
-from .checkpoint import load_weights
 from .config.resolve import as_yaml
 from .errors import DataError
 from .inputs import gather
@@ -26,6 +25,7 @@ from .machine import choose_device, cpu_threads
 from .plugin.registry import Registry
 from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
 from .runner import Interrupted, run
+from .training.resume import load_weights
 from .types import EpochReport, Inputs, RunResult, RunSpec
 
 IDENTICAL, WITHIN, DIVERGED, ANOTHER = "identical", "within tolerance", "diverged", "another run"

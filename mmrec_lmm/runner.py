@@ -19,13 +19,11 @@ import torch
 from tqdm import tqdm
 
 from . import results
-from .checkpoint import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .config.settings import Settings
 from .data.sampling import TrainingRows
 from .errors import RunError
 from .evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
 from .inputs import without_encoder
-from .joint import JointEncoder, joint_encoder
 from .logs import log_epoch, metric_line
 from .machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
 from .marks import marks
@@ -33,7 +31,9 @@ from .plugin.contracts import Recommender
 from .plugin.item_features import ItemFeatures
 from .plugin.registry import Registry
 from .provenance import code_hashes, provenance, run_id
-from .trainer import Fit, Trainer, Validation
+from .training.end_to_end import JointEncoder, joint_encoder
+from .training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from .training.trainer import Fit, Trainer, Validation
 from .types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.trainer import Trainer, Validation
+from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, TrainingData
 
 SETTINGS = Settings(train_batch_size=300)  # of 2,000 rows: the last batch is short

@@ -22,9 +22,9 @@ from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.items import pad_and_stack
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.features import encoding
-from mmrec_lmm.finetuning import is_tunable
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.testing import check_encoder
+from mmrec_lmm.training.fine_tuning import is_tunable
 from mmrec_lmm.types import ItemCatalog, RawItem
 
 SHARED = Path(os.environ.get("MMREC_LMM_SHARED", Path(__file__).parents[2] / "shared"))

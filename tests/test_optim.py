@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.features.encoding import build_encoder
-from mmrec_lmm.optim import adamw, freeze, rate_factor, recompute_blocks
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
+from mmrec_lmm.training.optim import adamw, freeze, rate_factor, recompute_blocks
 from mmrec_lmm.types import RawItem
 
 VECTORS = {

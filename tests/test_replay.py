@@ -14,12 +14,12 @@ from PIL import Image
 
 from mmrec_lmm import replay as module
 from mmrec_lmm import results, runner
-from mmrec_lmm.checkpoint import load_weights, save_weights
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.grid import run_grid
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.provenance import NUMERICS_VERSION
 from mmrec_lmm.replay import ANOTHER, DIVERGED, IDENTICAL, WITHIN, Replay, departure, replay
+from mmrec_lmm.training.resume import load_weights, save_weights
 from mmrec_lmm.types import EpochReport, RunResult, RunSpec
 
 Specs = Callable[..., tuple[RunSpec, ...]]

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm import checkpoint
-from mmrec_lmm.checkpoint import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import DataError, TrainingDiverged
 from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard
-from mmrec_lmm.trainer import Fit, Trainer, TrainingState, Validation, build_optimizer
+from mmrec_lmm.training import resume
+from mmrec_lmm.training.resume import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
+from mmrec_lmm.training.trainer import Fit, Trainer, TrainingState, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport
 
 DATA, _ = checkerboard()  # 84 training rows
@@ -371,12 +371,12 @@ def test_a_newer_checkpoint_replaces_the_older_and_its_best_weights(tmp_path: Pa
 
 def test_a_kill_between_the_two_files_leaves_the_older_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save_and_die(path: Path, *content: Any) -> None:
-        if path.name == checkpoint.STATE:
+        if path.name == resume.STATE:
             raise Stop
         save_weights(path, *content)
 
     save_checkpoint(tmp_path, state(1, 0))
-    monkeypatch.setattr(checkpoint, "save_weights", save_and_die)
+    monkeypatch.setattr(resume, "save_weights", save_and_die)
     with pytest.raises(Stop):
         save_checkpoint(tmp_path, state(2, 1))
     loaded = load_checkpoint(tmp_path)

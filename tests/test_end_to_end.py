@@ -21,21 +21,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmrec_lmm.cache import hash_file, home
-from mmrec_lmm.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from mmrec_lmm.config.settings import EndToEnd, Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
 from mmrec_lmm.features.files import load_table
 from mmrec_lmm.features.prepared import PreparedItems
-from mmrec_lmm.joint import JointEncoder, draw_rows, weight_change
 from mmrec_lmm.losses import bpr, symmetric_info_nce
-from mmrec_lmm.optim import adamw
 from mmrec_lmm.plugin.contracts import DotProduct, ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.testing import TinyEncoder
-from mmrec_lmm.trainee import Trainee
-from mmrec_lmm.trainer import Trainer, Validation, build_optimizer
+from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
+from mmrec_lmm.training.optim import adamw
+from mmrec_lmm.training.resume import load_checkpoint, load_weights, save_checkpoint, save_weights
+from mmrec_lmm.training.trainer import Trainer, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
 
 DATA = golden.training_data()

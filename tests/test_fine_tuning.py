@@ -22,15 +22,15 @@ from helpers import call, finish, plugin, start, start_together, wait_until
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from mmrec_lmm import finetuning
 from mmrec_lmm.config.schema import PARADIGMS
 from mmrec_lmm.config.settings import FineTuning
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
 from mmrec_lmm.features.encoding import build_encoder, encode
-from mmrec_lmm.finetuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
+from mmrec_lmm.training import fine_tuning
+from mmrec_lmm.training.fine_tuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
 from mmrec_lmm.types import ItemCatalog, Tuned
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
@@ -105,10 +105,10 @@ def test_tuning_that_is_interrupted_goes_on_and_ends_with_the_same_weights(shop,
         save(folder, state)
         raise KeyboardInterrupt
 
-    save = finetuning.save_checkpoint
+    save = fine_tuning.save_checkpoint
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(finetuning, "save_checkpoint", save_and_stop)
+            patch.setattr(fine_tuning, "save_checkpoint", save_and_stop)
             with pytest.raises(KeyboardInterrupt):
                 tuned(shop())
     resumed = tuned(shop())
@@ -188,7 +188,7 @@ def test_features_are_those_of_the_tuned_weights_under_a_name_of_their_own(shop)
     tables = encode(catalog, spec, tiny(spec), **wanted, tuned=result)
     encoder = build_encoder(spec, tiny(spec), ("image", "text")).eval()
     encoder.load_state_dict(load_file(result.path))
-    prepared = encoder.prepare(finetuning.source_of(catalog, "joint", ["title"]).read(5))
+    prepared = encoder.prepare(fine_tuning.source_of(catalog, "joint", ["title"]).read(5))
     with torch.no_grad():
         rows = encoder({key: value[None] for key, value in prepared.items()})
     for modality in ("image", "text"):
@@ -241,9 +241,9 @@ def steps(monkeypatch) -> list[tuple[list[torch.Tensor], int, int]]:
     def collect(parameters):
         steps.append(([parameter.grad.clone() for parameter in parameters if parameter.grad is not None], *rates[-1]))
 
-    rate_factor = finetuning.rate_factor
-    monkeypatch.setattr(finetuning, "rate_factor", listening)
-    monkeypatch.setattr(finetuning, "sum_gradients", collect)
+    rate_factor = fine_tuning.rate_factor
+    monkeypatch.setattr(fine_tuning, "rate_factor", listening)
+    monkeypatch.setattr(fine_tuning, "sum_gradients", collect)
     return steps
 
 
@@ -278,7 +278,7 @@ def test_blocks_that_are_computed_twice_end_with_the_same_weights_under_the_same
 TOGETHER = """
 import json, sys
 from pathlib import Path
-from mmrec_lmm.finetuning import tune
+from mmrec_lmm.training.fine_tuning import tune
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.config.settings import FineTuning
 from mmrec_lmm.plugin.specs import resolve
@@ -437,12 +437,12 @@ def test_an_error_in_one_process_ends_all_with_its_message(data_path, monkeypatc
 
 def test_processes_without_a_row_of_each_batch_and_batch_norms_are_refused(shop, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "9")
-    monkeypatch.setattr(finetuning, "join", lambda device: None)
-    monkeypatch.setattr(finetuning, "told", lambda value: value)
+    monkeypatch.setattr(fine_tuning, "join", lambda device: None)
+    monkeypatch.setattr(fine_tuning, "told", lambda value: value)
     with pytest.raises(ConfigError, match="by 9 processes: the smallest batch has 6 items, and each process takes"):
         tuned(shop(), SHORT, "clip")
     with pytest.raises(ConfigError, match="encoder cnn can't be tuned by 9 processes: its batch norms would each see"):
-        finetuning._check_shareable(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), name="cnn")
+        fine_tuning._check_shareable(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), name="cnn")
 
 
 # Twins

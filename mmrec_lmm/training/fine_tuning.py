@@ -41,11 +41,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from . import cache
-from .checkpoint import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from .config.settings import FineTuning
-from .data.items import JOINT, Source, source_of
-from .distributed import (
+from .. import cache
+from ..config.settings import FineTuning
+from ..data.items import JOINT, Source, source_of
+from ..distributed import (
     gathered,
     is_first_process,
     join,
@@ -57,16 +56,17 @@ from .distributed import (
     summed,
     told,
 )
-from .errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
-from .features.encoding import build_encoder, encoder_id
-from .features.inference import OUT_OF_MEMORY
-from .features.prepared import PreparedItems, prepared_items
-from .machine import precision
+from ..errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
+from ..features.encoding import build_encoder, encoder_id
+from ..features.inference import OUT_OF_MEMORY
+from ..features.prepared import PreparedItems, prepared_items
+from ..machine import precision
+from ..plugin.contracts import ItemEncoder
+from ..plugin.specs import EncoderSpec, resolve
+from ..types import ItemCatalog, Tuned
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
-from .plugin.contracts import ItemEncoder
-from .plugin.specs import EncoderSpec, resolve
+from .resume import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
-from .types import ItemCatalog, Tuned
 
 logger = logging.getLogger(__name__)
 

@@ -25,17 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config.settings import EndToEnd
-from .distributed import processes, serve
-from .errors import ConfigError, NotApplicable, RunError, TrainingDiverged
-from .features.encoding import build_encoder, encoder_spec
-from .features.prepared import prepared_items
-from .machine import choose_device, cpu_threads
+from ..config.settings import EndToEnd
+from ..distributed import processes, serve
+from ..errors import ConfigError, NotApplicable, RunError, TrainingDiverged
+from ..features.encoding import build_encoder, encoder_spec
+from ..features.prepared import prepared_items
+from ..machine import choose_device, cpu_threads
+from ..plugin.item_features import ItemFeatures
+from ..plugin.registry import Registry
+from ..types import Batch, Inputs, RunSpec
+from .encoder_side import Trainee
 from .optim import recompute_blocks
-from .plugin.item_features import ItemFeatures
-from .plugin.registry import Registry
-from .trainee import Trainee
-from .types import Batch, Inputs, RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .config.settings import Settings
-from .data.sampling import TrainingRows
-from .errors import TrainingDiverged
-from .plugin.contracts import Recommender
-from .types import Batch, EpochReport
+from ..config.settings import Settings
+from ..data.sampling import TrainingRows
+from ..errors import TrainingDiverged
+from ..plugin.contracts import Recommender
+from ..types import Batch, EpochReport
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .cache import write_atomic
-from .errors import DataError
+from ..cache import write_atomic
+from ..errors import DataError
 from .trainer import TrainingState
 
 STATE = "state.safetensors"

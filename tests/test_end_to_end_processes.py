@@ -15,9 +15,9 @@ from helpers import Answer, plugin
 from torch import Tensor
 
 from mmrec_lmm import distributed
-from mmrec_lmm.checkpoint import load_weights
 from mmrec_lmm.distributed import everywhere, leading, serve
 from mmrec_lmm.errors import OutOfStep
+from mmrec_lmm.training.resume import load_weights
 
 PLUGIN = """
 import json

@@ -1,0 +1,1 @@
+"""Training: of recommenders, of encoders on image-text pairs, and of both end to end."""
