@@ -389,11 +389,11 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from .distributed import is_first_process
-    from .grid import document_of, help_grid, run_grid
     from .logs import start_log
     from .plots import need_matplotlib, run_plots
     from .report import grid_text, run_text
-    from .results import document
+    from .running.grid import document_of, help_grid, run_grid
+    from .running.run_folder import document
 
     registry, resolved = _resolve(options)
     if not is_first_process():
@@ -444,7 +444,7 @@ def _list(options: argparse.Namespace) -> int:
     from . import report
 
     if options.kind == "runs":
-        from .results import list_results
+        from .running.run_folder import list_results
 
         rows = report.run_rows(list_results(options.out))
     else:
@@ -466,9 +466,9 @@ def _info(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> int:
     from .distributed import is_first_process
     from .features.files import export_table
-    from .inputs import encode_dataset
     from .logs import start_log
     from .report import encoded_text
+    from .running.inputs import encode_dataset
 
     options.model = None
     registry, resolved = _resolve(options)
@@ -524,8 +524,8 @@ def _data_demo(options: argparse.Namespace) -> int:
 
 def _data_check(options: argparse.Namespace) -> int:
     from .features.files import normalized, read_feature_file
-    from .inputs import open_dataset
     from .report import dataset_text
+    from .running.inputs import open_dataset
 
     options.model = options.encoder = None
     registry, resolved = _resolve(options)
@@ -690,8 +690,8 @@ def _study_call(options: argparse.Namespace) -> engine.Call:
 
 def _recommend(options: argparse.Namespace) -> int:
     from .logs import start_log
-    from .recommend import recommend
     from .report import table
+    from .running.recommend import recommend
 
     start_log(None, "recommend", level="ERROR", verbose=False)  # the run has told what the data lacks
     registry = _load_registry(options)
@@ -706,8 +706,8 @@ def _recommend(options: argparse.Namespace) -> int:
 def _replay(options: argparse.Namespace) -> int:
     from .cache import plain
     from .logs import start_log
-    from .replay import replay
     from .report import replay_text
+    from .running.replay import replay
 
     start_log(None, "replay", level="ERROR", verbose=False)  # the run has told what the data lacks
     found = replay(
@@ -723,7 +723,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _results_index(options: argparse.Namespace) -> int:
     from .logs import start_log
-    from .store import INDEX, rebuild
+    from .running.index import INDEX, rebuild
 
     start_log(None, "results", level="WARNING", verbose=False)
     print(f"{rebuild(options.out)} runs in {options.out / INDEX}")
@@ -733,7 +733,7 @@ def _results_index(options: argparse.Namespace) -> int:
 def _results_export(options: argparse.Namespace) -> int:
     from .cache import write_bytes
     from .logs import start_log
-    from .store import as_csv, as_jsonl, find_runs
+    from .running.index import as_csv, as_jsonl, find_runs
 
     start_log(None, "results", level="WARNING", verbose=False)
     rows = find_runs(options.out, dict(options.where))
@@ -748,7 +748,7 @@ def _results_export(options: argparse.Namespace) -> int:
 def _results_query(options: argparse.Namespace) -> int:
     from .logs import start_log
     from .report import table
-    from .store import query
+    from .running.index import query
 
     start_log(None, "results", level="WARNING", verbose=False)
     rows = query(options.out, options.sql)
@@ -761,7 +761,7 @@ def _results_query(options: argparse.Namespace) -> int:
 
 def _slices(options: argparse.Namespace) -> int:
     from .report import slices_text
-    from .slices import slice_run
+    from .running.slices import slice_run
 
     rows = slice_run(options.run, _load_registry(options), out=options.out, data_path=options.data_path)
     if options.json:

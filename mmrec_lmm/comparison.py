@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from . import results
 from .cache import read_json
 from .errors import ConfigError, DataError, did_you_mean
 from .evaluation.statistics import (
@@ -34,8 +33,9 @@ from .evaluation.statistics import (
     wilcoxon,
 )
 from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
-from .marks import marks_of, settings_of
-from .slices import Slicer
+from .running import run_folder
+from .running.marks import marks_of, settings_of
+from .running.slices import Slicer
 from .types import RunResult
 
 SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
@@ -74,7 +74,7 @@ def compare(
     best_within: Sequence[str] = ("dataset",),
     family: Sequence[str] = (),
     slicers: Mapping[str, Slicer] | None = None,
-    load: Callable[[Path], Mapping[str, np.ndarray]] = results.load_per_user,
+    load: Callable[[Path], Mapping[str, np.ndarray]] = run_folder.load_per_user,
 ) -> Leaderboard:
     """The Leaderboard of a study's entries, in their order.
 
@@ -412,7 +412,7 @@ def _row(entry: Entry) -> Row:
         parameters_trained=records[0]["parameters_trained"],
         ticket={
             "replay": [f"mmrec-lmm replay {run.run_id}" for run in runs],
-            "config": read_json(runs[0].path / results.CONFIG),
+            "config": read_json(runs[0].path / run_folder.CONFIG),
             **{name: records[0][name] for name in ("data", "features", "code", "versions", "device", "threads")},
         },
     )

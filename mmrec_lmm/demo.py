@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import results
 from .config.resolve import Request, resolve
 from .errors import ConfigError
 from .evaluation.statistics import Paired, paired, seed_variance
-from .grid import run_grid
-from .marks import marks_of
 from .plugin.registry import Registry
 from .report import table
+from .running import run_folder
+from .running.grid import run_grid
+from .running.marks import marks_of
 from .types import RunResult
 
 SEEDS = (1, 2, 3)
@@ -88,4 +88,4 @@ def _difference(found: Paired, seeds: int) -> dict[str, object]:
 
 def _test_values(result: RunResult) -> np.ndarray:
     """Per-user values (U,); all runs evaluate the same users in the same order."""
-    return results.load_per_user(result.path)[f"test/{METRIC}"]
+    return run_folder.load_per_user(result.path)[f"test/{METRIC}"]

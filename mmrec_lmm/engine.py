@@ -32,14 +32,14 @@ from .config.settings import NOT_IDENTITY
 from .errors import MMRecError, NotApplicable, RunBusy
 from .features import encoding
 from .features.files import NO_FEATURES
-from .inputs import gather, given_files, open_dataset, shared_keys
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from .logs import start_log
 from .machine import TORCH_THREADS
 from .plugin.registry import Registry, load_registry
-from .provenance import NUMERICS_VERSION
-from .results import load_result
-from .runner import Interrupted, run
+from .running.inputs import gather, given_files, open_dataset, shared_keys
+from .running.provenance import NUMERICS_VERSION
+from .running.run_folder import load_result
+from .running.runner import Interrupted, run
 from .study import Cell, Study, winner
 from .training import fine_tuning
 from .types import Inputs, RunResult, RunSpec

@@ -27,12 +27,12 @@ from .engine import MEMORY, Call, Job, Plan
 from .errors import MMRecError
 from .features.encoding import build_encoder, encoder_spec
 from .features.inference import Inference
-from .inputs import artefacts, gather, open_dataset
 from .leaderboard import FINISHED
 from .machine import choose_device, cpu_threads, precision
 from .plugin.contracts import ItemEncoder
 from .plugin.registry import Registry
-from .runner import run
+from .running.inputs import artefacts, gather, open_dataset
+from .running.runner import run
 from .training.fine_tuning import PAIR
 from .training.optim import adamw
 from .types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec

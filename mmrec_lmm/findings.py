@@ -3,10 +3,10 @@
 from .cache import write_json
 from .comparison import Entry, compare
 from .engine import Outcome, Plan
-from .inputs import open_dataset
 from .leaderboard import Leaderboard
 from .plugin.registry import Registry
-from .slices import Slicer
+from .running.inputs import open_dataset
+from .running.slices import Slicer
 from .study import winner
 
 LEADERBOARD = "leaderboard.json"  # in the study's folder

@@ -13,10 +13,10 @@ from typing import Any
 from .cache import read_json
 from .engine import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
 from .errors import ConfigError
-from .inputs import gather
 from .logs import start_log
 from .machine import choose_device, cpu_threads
 from .plugin.registry import Registry
+from .running.inputs import gather
 from .types import RunSpec
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from .cache import read_json, write_atomic
 from .errors import ConfigError, DataError
 from .layout import AXES, MARK, NONE, label
 from .leaderboard import Leaderboard, Row
-from .results import CONFIG, load_history, load_result
+from .running.run_folder import CONFIG, load_history, load_result
 from .types import EpochReport
 
 WIDTH = 3.3  # inches: a column of a two-column page

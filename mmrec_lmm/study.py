@@ -28,9 +28,9 @@ from .config.schema import HOST, PARADIGMS, Key, schema_of
 from .config.yaml_layers import GRID, Layer
 from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from .features.files import NO_FEATURES
-from .inputs import check_applicable, declared_modalities
 from .leaderboard import AXES, has_value, key_of, value_on
 from .plugin.registry import Registry
+from .running.inputs import check_applicable, declared_modalities
 from .types import RunResult, RunSpec
 
 FOR, SET = "for", "set"

@@ -609,7 +609,8 @@ def test_no_flag_is_documented_that_does_not_exist() -> None:
 
 
 def test_exit_codes_and_environment_variables_are_documented() -> None:
-    from mmrec_lmm import errors, runner
+    from mmrec_lmm import errors
+    from mmrec_lmm.running import runner
 
     codes = {
         error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")

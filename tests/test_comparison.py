@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmrec_lmm import results
 from mmrec_lmm.cache import write_json
 from mmrec_lmm.comparison import Entry, compare
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.evaluation.statistics import TESTS, bootstrap, holm, percentile_interval
-from mmrec_lmm.grid import run_grid
-from mmrec_lmm.inputs import open_dataset
 from mmrec_lmm.leaderboard import FAILED, NOT_APPLICABLE, Leaderboard, from_document
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.slices import Slicer
+from mmrec_lmm.running import run_folder
+from mmrec_lmm.running.grid import run_grid
+from mmrec_lmm.running.inputs import open_dataset
+from mmrec_lmm.running.slices import Slicer
 from mmrec_lmm.types import RunResult, RunSpec
 
 Make = Callable[..., Entry]
@@ -50,9 +50,9 @@ def make(tmp_path: Path) -> Make:
             folder = tmp_path / "-".join(map(str, [*place.values(), data, seed, len(list(tmp_path.iterdir()))]))
             folder.mkdir()
             ids = np.arange(len(row)) if users is None else np.array(users)
-            results.save_per_user(folder, {"test": {"users": ids, METRIC: row, "ndcg@20": row / 2}})
+            run_folder.save_per_user(folder, {"test": {"users": ids, METRIC: row, "ndcg@20": row / 2}})
             write_json(
-                folder / results.CONFIG,
+                folder / run_folder.CONFIG,
                 {"model": place["model"], "settings": {"seed": seed, "valid_metric": valid_metric, **SETTINGS}},
             )
             record = {

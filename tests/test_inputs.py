@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mmrec_lmm import inputs
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.machine import choose_device
 from mmrec_lmm.plugin.registry import Registry
+from mmrec_lmm.running import inputs
 from mmrec_lmm.types import FeatureTable, RunSpec
 
 TINY = {"encoder.variant": "tiny"}

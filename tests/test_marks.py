@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrec_lmm.cache import write_json
-from mmrec_lmm.marks import FIRST, LAST, UNTRAINED, marks, marks_of
-from mmrec_lmm.results import CONFIG
+from mmrec_lmm.running.marks import FIRST, LAST, UNTRAINED, marks, marks_of
+from mmrec_lmm.running.run_folder import CONFIG
 from mmrec_lmm.types import RunResult
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from mmrec_lmm.cli import main
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.inputs import encode_dataset, gather
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve
-from mmrec_lmm.provenance import run_id
+from mmrec_lmm.running.inputs import encode_dataset, gather
+from mmrec_lmm.running.provenance import run_id
 
 
 @pytest.fixture(scope="module")

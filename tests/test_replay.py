@@ -12,13 +12,13 @@ import torch
 from helpers import call
 from PIL import Image
 
-from mmrec_lmm import replay as module
-from mmrec_lmm import results, runner
 from mmrec_lmm.errors import DataError
-from mmrec_lmm.grid import run_grid
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.provenance import NUMERICS_VERSION
-from mmrec_lmm.replay import ANOTHER, DIVERGED, IDENTICAL, WITHIN, Replay, departure, replay
+from mmrec_lmm.running import replay as module
+from mmrec_lmm.running import run_folder, runner
+from mmrec_lmm.running.grid import run_grid
+from mmrec_lmm.running.provenance import NUMERICS_VERSION
+from mmrec_lmm.running.replay import ANOTHER, DIVERGED, IDENTICAL, WITHIN, Replay, departure, replay
 from mmrec_lmm.training.resume import load_weights, save_weights
 from mmrec_lmm.types import EpochReport, RunResult, RunSpec
 
@@ -184,7 +184,7 @@ def test_code_and_versions_that_changed_are_told_and_the_run_is_made_all_the_sam
 def test_another_numerics_version_is_another_run(
     finished: RunResult, registry: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmrec_lmm.provenance.NUMERICS_VERSION", 99)
+    monkeypatch.setattr("mmrec_lmm.running.provenance.NUMERICS_VERSION", 99)
     monkeypatch.setattr(module, "NUMERICS_VERSION", 99)
     found = replay(finished.run_id, registry, out=out)
     assert (found.verdict, found.changed) == (ANOTHER, [f"code: numerics version was {NUMERICS_VERSION}, is 99"])
@@ -195,11 +195,11 @@ def test_another_numerics_version_is_another_run(
 
 def nudge(result: RunResult, by: float) -> None:
     """Change a stored run's weights and the history that goes with them."""
-    weights = {name: value + by for name, value in load_weights(result.path / results.WEIGHTS).items()}
-    save_weights(result.path / results.WEIGHTS, weights)
-    lines = (result.path / results.HISTORY).read_text().splitlines()
+    weights = {name: value + by for name, value in load_weights(result.path / run_folder.WEIGHTS).items()}
+    save_weights(result.path / run_folder.WEIGHTS, weights)
+    lines = (result.path / run_folder.HISTORY).read_text().splitlines()
     lines[1] = re.sub(r'"bpr": [\d.]+', '"bpr": 0.5', lines[1])
-    (result.path / results.HISTORY).write_text("\n".join(lines))
+    (result.path / run_folder.HISTORY).write_text("\n".join(lines))
 
 
 def test_the_first_epoch_and_loss_term_that_departs_is_told(finished: RunResult, registry: Registry, out: Path) -> None:
@@ -250,7 +250,7 @@ def test_on_another_machine_a_metric_that_moved_is_no_rounding(
 
 
 def test_files_that_differ_under_one_history_are_told(finished: RunResult, registry: Registry, out: Path) -> None:
-    lists = finished.path / results.TOPK
+    lists = finished.path / run_folder.TOPK
     lines = lists.read_text().splitlines()
     lists.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")
     found = replay(finished.run_id, registry, out=out)

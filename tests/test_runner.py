@@ -16,19 +16,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mmrec_lmm import grid as grids
-from mmrec_lmm import results, runner
 from mmrec_lmm.config.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
 from mmrec_lmm.evaluation.ranking import Evaluator, Ranking
-from mmrec_lmm.grid import run_grid
-from mmrec_lmm.inputs import gather
 from mmrec_lmm.logs import metric_line
 from mmrec_lmm.machine import TORCH_THREADS
 from mmrec_lmm.plugin.registry import Registry, load_registry
-from mmrec_lmm.provenance import run_id
-from mmrec_lmm.recommend import recommend
-from mmrec_lmm.runner import Interrupted
+from mmrec_lmm.running import grid as grids
+from mmrec_lmm.running import run_folder, runner
+from mmrec_lmm.running.grid import run_grid
+from mmrec_lmm.running.inputs import gather
+from mmrec_lmm.running.provenance import run_id
+from mmrec_lmm.running.recommend import recommend
+from mmrec_lmm.running.runner import Interrupted
 from mmrec_lmm.types import EpochReport, Interactions, RunResult, RunSpec
 
 TOYS = str(Path(__file__).with_name("plugin_toys.py"))
@@ -59,7 +59,7 @@ def threads() -> Iterator[None]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """What a finished run keeps, byte by byte, except where it says when and how fast it ran."""
-    names = (results.WEIGHTS, results.PER_USER, results.TOPK)
+    names = (run_folder.WEIGHTS, run_folder.PER_USER, run_folder.TOPK)
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -69,7 +69,7 @@ def numbers(result: RunResult) -> tuple[Any, ...]:
 
 def history(result: RunResult) -> list[EpochReport]:
     """A run's epochs without their seconds, the one thing that varies."""
-    reports = results.load_history(result.path)
+    reports = run_folder.load_history(result.path)
     return [dataclasses.replace(report, train_seconds=0.0, valid_seconds=0.0) for report in reports]
 
 
@@ -225,7 +225,7 @@ def test_a_finished_run_keeps_config_weights_per_user_metrics_lists_and_result(
         "config.json", "best.safetensors", "per_user.safetensors", "history.jsonl", "topk.tsv", "result.json",
     }  # fmt: skip
     assert not (result.path / "checkpoint" / "state.safetensors").exists()
-    assert results.load_config(result.path, registry) == spec
+    assert run_folder.load_config(result.path, registry) == spec
     stored = json.loads((result.path / "result.json").read_text())
     assert stored["test"] == dict(result.test)
     assert stored["parameters"] == {"seed": 999}
@@ -237,13 +237,13 @@ def test_a_run_with_an_encoder_is_read_back_with_the_encoders_own_configuration(
 ) -> None:
     [spec] = specs(encoder="basic", **{"encoder.ngrams": "[2]"})
     result = run_grid([spec], registry, out=out).best
-    assert results.load_config(result.path, registry) == spec
+    assert run_folder.load_config(result.path, registry) == spec
     assert result.record["present"] == {"image": 15, "text": 15}
 
 
 def test_the_means_over_users_are_the_figures_of_the_result(specs: Specs, registry: Registry, out: Path) -> None:
     result = run_grid(specs(), registry, out=out).best
-    per_user = results.load_per_user(result.path)
+    per_user = run_folder.load_per_user(result.path)
     for split, figures in (("valid", result.valid), ("test", result.test)):
         assert per_user[f"{split}/users"].tolist() == list(range(12))
         assert set(figures) == {
@@ -284,7 +284,7 @@ def test_the_history_of_a_run_is_what_observers_saw_of_its_epochs(
     seen: list[EpochReport] = []
     monkeypatch.setattr(Registry, "notify_epoch", lambda self, spec, report: seen.append(report))
     result = run_grid(specs(epochs="4", eval_step="2"), toys, out=out).best
-    assert results.load_history(result.path) == seen
+    assert run_folder.load_history(result.path) == seen
     assert [report.valid is None for report in seen] == [True, False, True, False]
     assert seen[result.best_epoch].valid == result.valid
     run_grid(specs(epochs="0"), toys, out=out)  # has no epoch to tell of
@@ -296,7 +296,7 @@ def test_a_damaged_history_is_named(finished: RunResult) -> None:
     path = finished.path / "history.jsonl"
     path.write_text(path.read_text()[:-5])
     with pytest.raises(DataError, match=re.escape(f"{path}: not a run's history")):
-        results.load_history(finished.path)
+        run_folder.load_history(finished.path)
 
 
 def test_lists_are_not_kept_where_they_are_not_wanted(specs: Specs, registry: Registry, out: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_finished_run_gives_its_stored_result_without_training(
     first = run_grid(specs(), registry, out=out).best
     monkeypatch.setattr(runner, "train", None)
     again = run_grid(specs(), registry, out=out).best
-    assert results.document(again) == results.document(first)
+    assert run_folder.document(again) == run_folder.document(first)
 
 
 def test_a_run_by_force_trains_again_and_comes_to_the_same(
@@ -497,7 +497,7 @@ def test_without_features_a_model_is_one_run_whatever_the_encoder_and_paradigm(
     assert (record["encoder"], record["paradigm"], record["modalities"]) == (None, "pt", ["image", "text"])
     assert record["present"] == {"image": 0, "text": 0}
     assert record["seconds"]["encoder"] == 0
-    spec = results.load_config(found[0].path, registry)
+    spec = run_folder.load_config(found[0].path, registry)
     again = runner.run(spec, gather(spec, registry), registry, out=out)  # as replay and recommend do
     assert again.run_id == found[0].run_id
     [text] = specs(model, control="none", encoder="basic", modalities="text")
@@ -513,10 +513,10 @@ def test_a_run_keeps_what_random_rankings_would_score(specs: Specs, registry: Re
 
 def test_runs_from_before_min_steps_are_read_as_they_were_made(specs: Specs, registry: Registry, out: Path) -> None:
     result = run_grid(specs(), registry, out=out).best
-    config = json.loads((result.path / results.CONFIG).read_text())
+    config = json.loads((result.path / run_folder.CONFIG).read_text())
     assert config["settings"].pop("min_steps") == Settings.min_steps
-    (result.path / results.CONFIG).write_text(json.dumps(config))
-    assert results.load_config(result.path, registry).settings.min_steps == 0
+    (result.path / run_folder.CONFIG).write_text(json.dumps(config))
+    assert run_folder.load_config(result.path, registry).settings.min_steps == 0
 
 
 def test_a_grid_goes_on_past_a_point_that_fails(
@@ -539,7 +539,7 @@ def test_a_grid_of_failures_is_an_error(specs: Specs, toys: Registry, out: Path)
 def test_one_run_that_fails_says_why_itself_and_leaves_no_result(specs: Specs, toys: Registry, out: Path) -> None:
     with pytest.raises(TrainingDiverged, match="before any evaluation"):
         run_grid(specs("Fragile", known=toys), toys, out=out)
-    assert results.list_results(out) == []
+    assert run_folder.list_results(out) == []
 
 
 def test_a_loss_that_breaks_after_an_evaluation_keeps_the_best_weights_and_finishes(
@@ -580,7 +580,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         f"{whole.run_id}: interrupted; the state after epoch {saved} is saved; the same command with --resume continues"
     )
     assert caught.value.exit_code == 130
-    assert results.list_results(tmp_path / "halted") == []
+    assert run_folder.list_results(tmp_path / "halted") == []
 
     torch.manual_seed(0)  # a new process starts in another random state
     resumed = run_grid(asked, toys, out=tmp_path / "halted", resume=True).best
@@ -600,7 +600,7 @@ def test_seconds_of_training_count_all_epochs_and_those_of_the_encoder_whoever_l
     result = run_grid(specs(encoder="basic"), toys, out=out, resume=True).best
     seconds = result.record["seconds"]
     assert seconds["train"] == sum(
-        report.train_seconds + report.valid_seconds for report in results.load_history(result.path)
+        report.train_seconds + report.valid_seconds for report in run_folder.load_history(result.path)
     )
     assert seconds["encoder"] > 0
     again = run_grid(specs(encoder="basic", seed="5"), toys, out=out).best.record["seconds"]
@@ -656,13 +656,13 @@ def test_a_forced_run_that_is_interrupted_leaves_the_earlier_result_intact(
     with pytest.raises(Interrupted):
         run_grid(specs(), interrupting(tmp_path, 1), out=out, force=True)
     assert files(first.path) == before
-    assert results.document(run_grid(specs(), toys, out=out).best) == results.document(first)
+    assert run_folder.document(run_grid(specs(), toys, out=out).best) == run_folder.document(first)
 
 
 def test_two_processes_cannot_do_the_same_run_at_once(specs: Specs, registry: Registry, out: Path) -> None:
     [spec] = specs()
     folder = out / run_id(spec, gather(spec, registry))
-    with results.claimed(folder), pytest.raises(RunError) as caught:
+    with run_folder.claimed(folder), pytest.raises(RunError) as caught:
         run_grid([spec], registry, out=out)
     assert str(caught.value) == (f"{folder}: another process is at work on this very run; wait for it, or end it")
     assert run_grid([spec], registry, out=out).best.path == folder
@@ -704,14 +704,14 @@ def finished(specs: Specs, registry: Registry, out: Path) -> RunResult:
 
 def test_a_run_is_found_by_its_name_the_start_of_it_in_any_case_and_its_folder(finished: RunResult, out: Path) -> None:
     for name in (finished.run_id, finished.run_id[:-2], "vbpr-TOY", str(finished.path)):
-        assert results.find_run(out, name) == finished.path
+        assert run_folder.find_run(out, name) == finished.path
 
 
 def test_a_name_that_fits_no_run_or_several_is_an_error(
     finished: RunResult, specs: Specs, registry: Registry, out: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        results.find_run(out, finished.run_id[1:])
+        run_folder.find_run(out, finished.run_id[1:])
     assert str(caught.value) == (
         f"{finished.run_id[1:]}: no finished run of that name in {out}; did you mean {finished.run_id}?; "
         "`list runs` shows them"
@@ -719,17 +719,17 @@ def test_a_name_that_fits_no_run_or_several_is_an_error(
     other = run_grid(specs(seed="5"), registry, out=out).best
     names = ", ".join(sorted([finished.run_id, other.run_id]))
     with pytest.raises(ConfigError, match=re.escape(f"VBPR: 2 runs start so; give more of the id: {names}")):
-        results.find_run(out, "VBPR")
+        run_folder.find_run(out, "VBPR")
 
 
 def test_a_damaged_result_is_named(finished: RunResult, out: Path) -> None:
     path = finished.path / "result.json"
     path.write_text(path.read_text()[:50])
     with pytest.raises(DataError, match=re.escape(f"{path}: not valid JSON")):
-        results.list_results(out)
+        run_folder.list_results(out)
     path.write_text('{"score": 1}')
     with pytest.raises(DataError, match=re.escape(f"{path}: not a result of this version")):
-        results.list_results(out)
+        run_folder.list_results(out)
 
 
 def test_recommendations_are_the_lists_of_the_run_with_ids_and_titles(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import call
 
-from mmrec_lmm import results
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.grid import run_grid
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.slices import Slicer, data_slices, slice_run
+from mmrec_lmm.running import run_folder
+from mmrec_lmm.running.grid import run_grid
+from mmrec_lmm.running.slices import Slicer, data_slices, slice_run
 from mmrec_lmm.types import Dataset, Interactions, ItemCatalog, RunResult, RunSpec
 
 TEXT_FIELDS = ("title",)
@@ -42,7 +42,7 @@ def world(tmp_path: Path) -> Dataset:
 
 def recorded(folder: Path, lists: dict[int, list[int]], *, data: str = "of this world") -> RunResult:
     """A run of which only its lists are known."""
-    results.save_topk(folder, np.array(list(lists)), np.array(list(lists.values())))
+    run_folder.save_topk(folder, np.array(list(lists)), np.array(list(lists.values())))
     return RunResult("run", folder, {}, {}, {}, 0, 1, "epochs", {"data": data})
 
 

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import results
-from .cache import is_readable
-from .config.settings import Settings
-from .data.items import item_texts
-from .errors import ConfigError, DataError
-from .evaluation.ranking import MetricFunction
-from .evaluation.statistics import bootstrap, percentile_interval
-from .features.files import read_feature_file
+from ..cache import is_readable
+from ..config.settings import Settings
+from ..data.items import item_texts
+from ..errors import ConfigError, DataError
+from ..evaluation.ranking import MetricFunction
+from ..evaluation.statistics import bootstrap, percentile_interval
+from ..features.files import read_feature_file
+from ..plugin.registry import Registry
+from ..types import Dataset, RunResult
+from . import run_folder
 from .inputs import open_dataset
-from .plugin.registry import Registry
-from .types import Dataset, RunResult
 
 HEAD = 0.8  # share of the training interactions that the items outside the long tail hold
 
@@ -143,7 +143,7 @@ class Slicer:
 
 def _lists(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The tested users (U,) of a run and their best items (U, K), -1 where candidates ran out."""
-    path = folder / results.TOPK
+    path = folder / run_folder.TOPK
     if not path.is_file():
         raise DataError(f"{path}: no such file; run it again with --force --save_recommended_topk=true")
     table = pd.read_csv(path, sep="\t").to_numpy()
@@ -153,8 +153,8 @@ def _lists(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None = None) -> list[dict[str, Any]]:
     """A finished run on each slice of its data set: rows of slice, what that is, numbers of items and users, and by
     metric the mean with the ends of its 95 % bootstrap interval over users. Errors as of `Slicer.values`."""
-    folder = results.find_run(out, name)
-    spec, run = results.load_config(folder, registry), results.load_result(folder)
+    folder = run_folder.find_run(out, name)
+    spec, run = run_folder.load_config(folder, registry), run_folder.load_result(folder)
     assert run is not None
     settings: Settings = spec.settings
     if data_path is not None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from .cache import plain
-from .distributed import leading
-from .errors import RunError
+from ..cache import plain
+from ..distributed import leading
+from ..errors import RunError
+from ..logs import log_statistics, metric_line
+from ..machine import choose_device
+from ..plugin.registry import Registry
+from ..training.end_to_end import help_train
+from ..types import Inputs, RunResult, RunSpec
 from .inputs import gather, shared_keys
-from .logs import log_statistics, metric_line
-from .machine import choose_device
-from .plugin.registry import Registry
-from .results import document
+from .run_folder import document
 from .runner import Interrupted, run
-from .training.end_to_end import help_train
-from .types import Inputs, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 

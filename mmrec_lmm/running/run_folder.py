@@ -25,12 +25,12 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from .cache import plain, read_json, write_atomic, write_bytes, write_json
-from .config.schema import PARADIGMS
-from .config.settings import Settings
-from .errors import ConfigError, DataError, RunBusy, did_you_mean
-from .plugin.registry import Registry
-from .types import EpochReport, RunResult, RunSpec
+from ..cache import plain, read_json, write_atomic, write_bytes, write_json
+from ..config.schema import PARADIGMS
+from ..config.settings import Settings
+from ..errors import ConfigError, DataError, RunBusy, did_you_mean
+from ..plugin.registry import Registry
+from ..types import EpochReport, RunResult, RunSpec
 
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import results
-from .errors import ConfigError, DataError
-from .evaluation.ranking import Ranker
+from ..errors import ConfigError, DataError
+from ..evaluation.ranking import Ranker
+from ..machine import choose_device
+from ..plugin.registry import Registry
+from ..training.resume import load_weights
+from . import run_folder
 from .inputs import gather
-from .machine import choose_device
-from .plugin.registry import Registry
 from .runner import build_model
-from .training.resume import load_weights
 
 
 def recommend(
@@ -25,12 +25,12 @@ def recommend(
 
     Raises DataError where the data or features are no longer those of the run, ConfigError for unknown users.
     """
-    folder = results.find_run(out, run)
-    spec = results.load_config(folder, registry)
+    folder = run_folder.find_run(out, run)
+    spec = run_folder.load_config(folder, registry)
     if data_path is not None:
         spec = dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, data_path=data_path))
     inputs = gather(spec, registry)
-    record = results.load_result(folder)
+    record = run_folder.load_result(folder)
     assert record is not None
     now = {
         "data": inputs.dataset.fingerprint,
@@ -44,9 +44,9 @@ def recommend(
         raise ConfigError(f"user {unknown[0]} is unknown; ids run from 0 to {inputs.dataset.n_users - 1}")
     device = choose_device(spec.settings)
     model = build_model(spec, inputs, registry, device)
-    model.load_state_dict(load_weights(folder / results.WEIGHTS))
+    model.load_state_dict(load_weights(folder / run_folder.WEIGHTS))
     if model.features.joint:
-        for modality, table in load_weights(folder / results.FEATURES).items():
+        for modality, table in load_weights(folder / run_folder.FEATURES).items():
             model.features.refresh(modality, torch.arange(len(table), device=device), table.to(device))
     ranker = Ranker(np.unique(users), [inputs.dataset.train], inputs.dataset.n_items)
     top = dict(zip(ranker.users.tolist(), ranker.top(model, k).tolist(), strict=True))

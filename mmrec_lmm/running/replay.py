@@ -16,24 +16,24 @@ from typing import Any
 
 import torch
 
-from . import results
-from .cache import plain, read_hash, read_json
-from .config.resolve import as_yaml
-from .errors import DataError
+from ..cache import plain, read_hash, read_json
+from ..config.resolve import as_yaml
+from ..errors import DataError
+from ..machine import choose_device, cpu_threads
+from ..plugin.registry import Registry
+from ..training.resume import load_weights
+from ..types import EpochReport, Inputs, RunResult, RunSpec
+from . import run_folder
 from .inputs import gather
-from .machine import choose_device, cpu_threads
-from .plugin.registry import Registry
 from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
 from .runner import Interrupted, run
-from .training.resume import load_weights
-from .types import EpochReport, Inputs, RunResult, RunSpec
 
 IDENTICAL, WITHIN, DIVERGED, ANOTHER = "identical", "within tolerance", "diverged", "another run"
 
 #: Of a metric's mean over users, relative and absolute, on another machine or a GPU: rounding moves some users' lists.
 RELATIVE, ABSOLUTE = 0.01, 0.0005
 
-TENSOR_FILES = (results.WEIGHTS, results.ENCODER, results.FEATURES, results.PER_USER)
+TENSOR_FILES = (run_folder.WEIGHTS, run_folder.ENCODER, run_folder.FEATURES, run_folder.PER_USER)
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ def replay(
 
     Raises DataError where the run or its data is missing or damaged.
     """
-    folder = results.find_run(out, name)
-    stored = results.load_result(folder)
+    folder = run_folder.find_run(out, name)
+    stored = run_folder.load_result(folder)
     assert stored is not None
     if "resolved" not in stored.record:
         raise DataError(f"{folder}: made by a version that kept less than a replay needs; --force runs it again")
-    spec = results.load_config(folder, registry)
+    spec = run_folder.load_config(folder, registry)
     wanted = {"data_path": data_path, "device": device, "threads": spec.settings.threads or stored.record["threads"]}
     spec = _with_settings(spec, **{key: value for key, value in wanted.items() if value is not None})
     inputs = gather(spec, registry, progress=progress)
     before = changes(stored.record, spec, inputs, registry)
-    configured = changed_values(stored.record["resolved"], read_json(folder / results.CONFIG))
+    configured = changed_values(stored.record["resolved"], read_json(folder / run_folder.CONFIG))
     changed = [*before.data, *before.features, *configured, *before.code, *before.versions, *before.machine]
     if run_id(_with_settings(spec, threads=stored.record["threads"]), inputs) != stored.run_id:
         return Replay(stored.run_id, ANOTHER, changed)
@@ -160,7 +160,7 @@ def departure(then: Sequence[EpochReport], now: Sequence[EpochReport]) -> str | 
 def _compared(stored: RunResult, again: RunResult, changed: Sequence[str], *, excused: bool) -> Replay:
     """The verdict on a replay that ran; `excused` says that rounding may differ here."""
     differences: dict[str, float | None] = dict(_differences(stored.path, again.path))
-    departs = departure(results.load_history(stored.path), results.load_history(again.path))
+    departs = departure(run_folder.load_history(stored.path), run_folder.load_history(again.path))
     means = [
         (then[name], now.get(name, math.inf))
         for then, now in ((stored.valid, again.valid), (stored.test, again.test))
@@ -176,14 +176,14 @@ def _compared(stored: RunResult, again: RunResult, changed: Sequence[str], *, ex
 
 def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]]:
     """The files of two runs whose hashes differ, and by how much."""
-    for name in (*TENSOR_FILES, results.TOPK):
+    for name in (*TENSOR_FILES, run_folder.TOPK):
         paths = [folder / name for folder in (stored, again)]
         present = [path.is_file() for path in paths]
         if not any(present) or (all(present) and read_hash(paths[0]) == read_hash(paths[1])):
             continue
         if not all(present):
             yield name, None
-        elif name == results.TOPK:
+        elif name == run_folder.TOPK:
             then, now = (path.read_text().splitlines() for path in paths)
             yield name, sum(one != other for one, other in zip(then, now, strict=False)) + abs(len(then) - len(now))
         else:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import __version__
-from .cache import fingerprint, hash_files, plain
-from .config.settings import NOT_IDENTITY
-from .distributed import processes
-from .machine import cpu_threads
-from .plugin.contracts import Recommender
-from .plugin.registry import Registry
-from .types import Inputs, RunSpec
+from .. import __version__
+from ..cache import fingerprint, hash_files, plain
+from ..config.settings import NOT_IDENTITY
+from ..distributed import processes
+from ..machine import cpu_threads
+from ..plugin.contracts import Recommender
+from ..plugin.registry import Registry
+from ..types import Inputs, RunSpec
 
 NUMERICS_VERSION = 3  # rises when the same run would give other numbers; CHANGELOG says why
 
@@ -43,7 +43,7 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
     classes = {"model": registry.models.load(spec.model, "cls")}
     if spec.encoder is not None and registry.encoders.get(spec.encoder).cls is not None:
         classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
-    hashes = {"host": hash_files(sorted(Path(__file__).parent.rglob("*.py")))}
+    hashes = {"host": hash_files(sorted(Path(__file__).parents[1].rglob("*.py")))}
     for part, plugin_class in classes.items():
         file = Path(inspect.getfile(plugin_class))
         in_package = bool(sys.modules[plugin_class.__module__].__package__)

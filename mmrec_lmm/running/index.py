@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cache import locked, write_bytes
-from .errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
-from .results import PER_USER, RESULT, load_result
-from .types import RunResult
+from ..cache import locked, write_bytes
+from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
+from ..types import RunResult
+from .run_folder import PER_USER, RESULT, load_result
 
 logger = logging.getLogger(__name__)
 

@@ -18,23 +18,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import results
-from .config.settings import Settings
-from .data.sampling import TrainingRows
-from .errors import RunError
-from .evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
+from ..config.settings import Settings
+from ..data.sampling import TrainingRows
+from ..errors import RunError
+from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
+from ..logs import log_epoch, metric_line
+from ..machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
+from ..plugin.contracts import Recommender
+from ..plugin.item_features import ItemFeatures
+from ..plugin.registry import Registry
+from ..training.end_to_end import JointEncoder, joint_encoder
+from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from ..training.trainer import Fit, Trainer, Validation
+from ..types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
+from . import run_folder
 from .inputs import without_encoder
-from .logs import log_epoch, metric_line
-from .machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
 from .marks import marks
-from .plugin.contracts import Recommender
-from .plugin.item_features import ItemFeatures
-from .plugin.registry import Registry
 from .provenance import code_hashes, provenance, run_id
-from .training.end_to_end import JointEncoder, joint_encoder
-from .training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from .training.trainer import Fit, Trainer, Validation
-from .types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +79,13 @@ def run(
     device = choose_device(spec.settings)
     name = run_id(spec, inputs)
     folder = out / name
-    with results.claimed(folder):
-        finished = results.load_result(folder)
+    with run_folder.claimed(folder):
+        finished = run_folder.load_result(folder)
         if finished is not None and not force:
             logger.info("%s is finished: its stored result is returned (--force runs it again)", name)
             _warn_of_other_code(finished, spec, registry)
             return dataclasses.replace(finished, parameters=spec.point)  # it may have been a point of another grid
-        results.save_config(folder, spec)
+        run_folder.save_config(folder, spec)
         forget_peak_memory(device)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
@@ -121,15 +121,15 @@ def run(
                 **({"ete": companion.report()} if companion is not None else {}),
             },
         )
-        save_weights(folder / results.WEIGHTS, model.state_dict())
+        save_weights(folder / run_folder.WEIGHTS, model.state_dict())
         if companion is not None:
-            save_weights(folder / results.ENCODER, companion.weights())
-            save_weights(folder / results.FEATURES, model.features())
-        results.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
-        results.save_history(folder, fit.history)
+            save_weights(folder / run_folder.ENCODER, companion.weights())
+            save_weights(folder / run_folder.FEATURES, model.features())
+        run_folder.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
+        run_folder.save_history(folder, fit.history)
         if spec.settings.save_recommended_topk:
-            results.save_topk(folder, rankings["test"].users, rankings["test"].items)
-        results.save_result(folder, result)
+            run_folder.save_topk(folder, rankings["test"].users, rankings["test"].items)
+        run_folder.save_result(folder, result)
         remove_checkpoint(folder / CHECKPOINT)
     logger.info("best valid result: \n%s", metric_line(result.valid))
     logger.info("test result: \n%s", metric_line(result.test))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from .cache import fingerprint, hash_file, hash_files, is_readable, locked
-from .config.settings import Settings
-from .data.items import JOINT, source_of
-from .data.loading import load_dataset
-from .errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
-from .features.encoding import EncodeOptions, encode, encoder_spec, table_path
-from .features.files import (
+from ..cache import fingerprint, hash_file, hash_files, is_readable, locked
+from ..config.settings import Settings
+from ..data.items import JOINT, source_of
+from ..data.loading import load_dataset
+from ..errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
+from ..features.encoding import EncodeOptions, encode, encoder_spec, table_path
+from ..features.files import (
     MISSED_IMAGES,
     NO_FEATURES,
     absent_table,
@@ -26,10 +26,10 @@ from .features.files import (
     normalized,
     read_feature_file,
 )
-from .machine import choose_device, cpu_threads
-from .plugin.registry import Registry
-from .training.fine_tuning import is_tunable, tune, tuned_path
-from .types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
+from ..machine import choose_device, cpu_threads
+from ..plugin.registry import Registry
+from ..training.fine_tuning import is_tunable, tune, tuned_path
+from ..types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mmrec_lmm import store
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.grid import run_grid
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.store import as_csv, as_jsonl, find_runs, query, rebuild
+from mmrec_lmm.running import index as store
+from mmrec_lmm.running.grid import run_grid
+from mmrec_lmm.running.index import as_csv, as_jsonl, find_runs, query, rebuild
 from mmrec_lmm.types import RunResult, RunSpec
 
 Specs = Callable[..., tuple[RunSpec, ...]]

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cache import read_json
-from .results import CONFIG
-from .types import RunResult
+from ..cache import read_json
+from ..types import RunResult
+from .run_folder import CONFIG
 
 UNTRAINED = "not trained"
 FIRST = "best epoch is the first evaluated"
