@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from mmrec_lmm.cache import write_json
-from mmrec_lmm.comparison import SPLIT, USERS, Entry, compare
 from mmrec_lmm.running.run_folder import CONFIG
+from mmrec_lmm.studies.comparison import SPLIT, USERS, Entry, compare
 from mmrec_lmm.types import RunResult
 
 METRIC = "recall@20"

@@ -24,10 +24,10 @@ from . import __version__
 from .errors import ConfigError, DataError, MMRecError, did_you_mean
 
 if TYPE_CHECKING:
-    from . import engine
     from .config.resolve import Resolved
-    from .leaderboard import Leaderboard
     from .plugin.registry import Registry
+    from .studies import executor
+    from .studies.leaderboard import Leaderboard
 
 ABOUT = (
     "Train, evaluate and compare recommenders on what their items look like and say. "
@@ -485,7 +485,7 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _table(options: argparse.Namespace) -> int:
     from .layout import render
-    from .leaderboard import read_leaderboard
+    from .studies.leaderboard import read_leaderboard
 
     _write(render(read_leaderboard(options.file), layout=options.layout, format=options.format), options.output)
     return 0
@@ -565,19 +565,19 @@ def _data_import(options: argparse.Namespace) -> int:
 
 def _leaderboard(options: argparse.Namespace) -> int:
     from .cache import write_bytes
-    from .leaderboard import read_leaderboard
     from .page import page
+    from .studies.leaderboard import read_leaderboard
 
     print(write_bytes(options.output, page(read_leaderboard(options.file)).encode()))
     return 0
 
 
 def _study_run(options: argparse.Namespace) -> int:
-    from . import engine
     from .distributed import processes
-    from .leaderboard import FINISHED, NOT_APPLICABLE
     from .logs import start_log
     from .report import job_line, study_text
+    from .studies import executor
+    from .studies.leaderboard import FINISHED, NOT_APPLICABLE
 
     if processes() > 1:
         raise ConfigError("study run shares its runs by --jobs or --on ray, and not by torchrun: leave that out")
@@ -588,20 +588,20 @@ def _study_run(options: argparse.Namespace) -> int:
     log = start_log(options.out / "log", call.study.name, level=call.level, verbose=options.verbose)
     done = itertools.count(1)
 
-    def told(job: engine.Job, record: engine.Record) -> None:
+    def told(job: executor.Job, record: executor.Record) -> None:
         print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
 
-    def do(plan: engine.Plan) -> None:
+    def do(plan: executor.Plan) -> None:
         if options.on == "ray":
-            from .on_ray import on_ray
+            from .studies.ray import on_ray
 
             on_ray(call, plan, told=told)
         elif options.jobs > 1:
-            engine.in_processes(call, plan, options.jobs, told=told)
+            executor.in_processes(call, plan, options.jobs, told=told)
         else:
-            engine.Worker(plan, registry, since=call.since, progress=True, told=told).work()
+            executor.Worker(plan, registry, since=call.since, progress=True, told=told).work()
 
-    plan = engine.do_all(call, plan, do)
+    plan = executor.do_all(call, plan, do)
     outcomes = plan.outcomes()
     if not call.study.baseline and all(outcome.cell.modalities != () for outcome in outcomes):
         print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
@@ -609,10 +609,10 @@ def _study_run(options: argparse.Namespace) -> int:
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
 
 
-def _study_dry_run(options: argparse.Namespace, call: engine.Call) -> int:
-    from .estimate import measure, probe, shared_artefacts
+def _study_dry_run(options: argparse.Namespace, call: executor.Call) -> int:
     from .logs import start_log
     from .report import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
+    from .studies.estimate import measure, probe, shared_artefacts
 
     start_log(None, call.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
     plan, registry = call.plan()
@@ -670,10 +670,10 @@ def _findings(options: argparse.Namespace) -> Leaderboard:
     return find(*_study_call(options).plan())
 
 
-def _study_call(options: argparse.Namespace) -> engine.Call:
+def _study_call(options: argparse.Namespace) -> executor.Call:
     """What the flags ask for, as every process of a study gets it."""
-    from .engine import Call
-    from .study import find_study, load_study
+    from .studies.executor import Call
+    from .studies.file import find_study, load_study
 
     flags = {"data_path": options.data_path, "device": options.device}
     return Call(

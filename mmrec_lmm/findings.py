@@ -1,13 +1,13 @@
 """What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
 
 from .cache import write_json
-from .comparison import Entry, compare
-from .engine import Outcome, Plan
-from .leaderboard import Leaderboard
 from .plugin.registry import Registry
 from .running.inputs import open_dataset
 from .running.slices import Slicer
-from .study import winner
+from .studies.comparison import Entry, compare
+from .studies.executor import Outcome, Plan
+from .studies.file import winner
+from .studies.leaderboard import Leaderboard
 
 LEADERBOARD = "leaderboard.json"  # in the study's folder
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from . import paper
 from .errors import ConfigError
-from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
+from .studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
 from .types import PARADIGMS
 
 FORMATS = ("markdown", "latex", "csv", "html")

@@ -16,8 +16,8 @@ from typing import Any
 from .cache import read_json, write_atomic
 from .errors import ConfigError, DataError
 from .layout import AXES, MARK, NONE, label
-from .leaderboard import Leaderboard, Row
 from .running.run_folder import CONFIG, load_history, load_result
+from .studies.leaderboard import Leaderboard, Row
 from .types import EpochReport
 
 WIDTH = 3.3  # inches: a column of a two-column page

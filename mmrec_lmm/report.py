@@ -20,10 +20,10 @@ from .types import SPLITS, Dataset, FeatureTable, RunResult
 from .weights.download import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
-    from .engine import Job, Outcome, Record
-    from .estimate import Artefact, Making, Probe
     from .running.grid import Grid, Point
     from .running.replay import Replay
+    from .studies.estimate import Artefact, Making, Probe
+    from .studies.executor import Job, Outcome, Record
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
 

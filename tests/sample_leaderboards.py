@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrec_lmm.leaderboard import FAILED, NOT_APPLICABLE, PARTIAL, Interval, Leaderboard, Row, Score
+from mmrec_lmm.studies.leaderboard import FAILED, NOT_APPLICABLE, PARTIAL, Interval, Leaderboard, Row, Score
 
 MODELS = {"VBPR": 0.0, "MMGCN": -0.004, "MMGCL": 0.006, "SLMRec": 0.009, "LATTICE": 0.012}
 ENCODERS = {"cnn_sbert": 0.0, "clip": 0.003, "vlmo": 0.004, "beit3": 0.005}

@@ -35,7 +35,6 @@ LAYERS = """
 ROOM = {
     name: room
     for room, names in {
-        "studies": "study engine on_ray estimate comparison leaderboard",
         "report": "layout plots page paper findings",
         "cli": "report doctor demo",
     }.items()

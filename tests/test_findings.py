@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import call
 
-from mmrec_lmm.leaderboard import FINISHED, NOT_APPLICABLE, PENDING, Leaderboard, read_leaderboard
 from mmrec_lmm.running.run_folder import list_results
+from mmrec_lmm.studies.leaderboard import FINISHED, NOT_APPLICABLE, PENDING, Leaderboard, read_leaderboard
 
 STUDY = """
 title: Two points of VBPR

@@ -15,7 +15,16 @@ from helpers import call
 
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.layout import FORMATS, LAYOUTS, render
-from mmrec_lmm.leaderboard import FAILED, NOT_APPLICABLE, PARTIAL, Interval, Leaderboard, Row, Score, read_leaderboard
+from mmrec_lmm.studies.leaderboard import (
+    FAILED,
+    NOT_APPLICABLE,
+    PARTIAL,
+    Interval,
+    Leaderboard,
+    Row,
+    Score,
+    read_leaderboard,
+)
 
 NASTY = r"a_b & 50% #1 {x} $y ~z^ <i>|\*"
 

@@ -13,8 +13,8 @@ import pytest
 import sample_leaderboards
 from helpers import call
 
-from mmrec_lmm.leaderboard import FAILED, Interval, Leaderboard, Row, Score, from_document
 from mmrec_lmm.page import page
+from mmrec_lmm.studies.leaderboard import FAILED, Interval, Leaderboard, Row, Score, from_document
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

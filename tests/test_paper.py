@@ -7,7 +7,7 @@ import pytest
 from helpers import call
 
 from mmrec_lmm import paper
-from mmrec_lmm.leaderboard import Row
+from mmrec_lmm.studies.leaderboard import Row
 
 
 def test_the_slips_of_the_papers_text_are_counted_in_its_tables() -> None:

@@ -10,8 +10,8 @@ from helpers import call
 
 from mmrec_lmm import plots
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.leaderboard import FAILED, Interval, Leaderboard, Row, Score
 from mmrec_lmm.plots import leaderboard_plots, learning_curves, metric_by_cutoff, run_plots
+from mmrec_lmm.studies.leaderboard import FAILED, Interval, Leaderboard, Row, Score
 from mmrec_lmm.types import EpochReport
 
 HISTORY = [

@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import yaml_layers
-from .config.resolve import Request, resolve
-from .config.schema import HOST, PARADIGMS, Key, schema_of
-from .config.yaml_layers import GRID, Layer
-from .errors import ConfigError, NotApplicable, PluginError, did_you_mean
-from .features.files import NO_FEATURES
+from ..config import yaml_layers
+from ..config.resolve import Request, resolve
+from ..config.schema import HOST, PARADIGMS, Key, schema_of
+from ..config.yaml_layers import GRID, Layer
+from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
+from ..features.files import NO_FEATURES
+from ..plugin.registry import Registry
+from ..running.inputs import check_applicable, declared_modalities
+from ..types import RunResult, RunSpec
 from .leaderboard import AXES, has_value, key_of, value_on
-from .plugin.registry import Registry
-from .running.inputs import check_applicable, declared_modalities
-from .types import RunResult, RunSpec
 
 FOR, SET = "for", "set"
 

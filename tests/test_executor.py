@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 from helpers import Answer, call, start, wait_until
 
-from mmrec_lmm import engine
 from mmrec_lmm.cache import Claims, hash_file
-from mmrec_lmm.engine import Job, Plan, Record, Worker, make_plan
 from mmrec_lmm.errors import NotApplicable
-from mmrec_lmm.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.study import load_study, winner
+from mmrec_lmm.studies import executor
+from mmrec_lmm.studies.executor import Job, Plan, Record, Worker, make_plan
+from mmrec_lmm.studies.file import load_study, winner
+from mmrec_lmm.studies.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 from mmrec_lmm.types import RunSpec
 
 TOYS = Path(__file__).with_name("plugin_toys.py")
@@ -101,14 +101,14 @@ def test_a_run_that_fails_is_recorded_with_its_reason_the_rest_goes_on_and_it_is
 def test_what_a_plugin_raises_is_the_reason_and_stops_nothing_else(
     plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = engine.run
+    real = executor.run
 
     def run(spec: RunSpec, *rest: object, **options: object) -> object:
         if spec.model == "VBPR" and spec.settings.seed == 2:
             raise KeyError("weight")
         return real(spec, *rest, **options)
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(executor, "run", run)
     work(plan(), registry)
     outcomes = {outcome.cell.key: outcome for outcome in plan().outcomes()}
     assert (outcomes["VBPR/toy/basic/pt/-"].state, outcomes["VBPR/toy/basic/pt/-"].reason) == (
@@ -122,7 +122,7 @@ def test_what_a_plugin_raises_is_the_reason_and_stops_nothing_else(
 def test_inputs_that_cannot_be_made_are_tried_once_for_all_runs_that_need_them(
     plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = engine.gather, []
+    real, asked = executor.gather, []
 
     def gather(spec: RunSpec, *rest: object, **options: object) -> object:
         asked.append((spec.model, spec.encoder))
@@ -130,7 +130,7 @@ def test_inputs_that_cannot_be_made_are_tried_once_for_all_runs_that_need_them(
             raise NotApplicable("no image anywhere")
         return real(spec, *rest, **options)
 
-    monkeypatch.setattr(engine, "gather", gather)
+    monkeypatch.setattr(executor, "gather", gather)
     work(plan(), registry)
     assert sorted(asked, key=str) == [("LightGCN", None), ("VBPR", "basic"), ("VBPR", None)]
     assert states(plan())["VBPR/toy/basic/pt/-"] == NOT_APPLICABLE
@@ -258,7 +258,7 @@ def test_what_another_process_is_at_is_left_for_last(
         if len(done) == len(jobs) - len(first):
             free()
 
-    monkeypatch.setattr(engine, "PAUSE", 0.01)
+    monkeypatch.setattr(executor, "PAUSE", 0.01)
     Worker(plan(), registry, since=0, told=told).work()
     assert done == [job.key for job in jobs if job not in first] + [job.key for job in first]
 
@@ -340,7 +340,7 @@ def test_twins_of_a_grid_that_has_failed_say_so_until_it_is_tried_again(
     def run(*_: object, **__: object) -> object:
         raise KeyError("weight")
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(executor, "run", run)
     Path("small.yaml").write_text(TWINS)
     work(plan(), registry)
     lost = dict.fromkeys([SHUFFLED, NONE], NOT_APPLICABLE)
@@ -357,14 +357,14 @@ def test_one_command_gives_twins_to_the_winner_that_its_second_try_of_a_run_brin
     whole = make_plan(plan().study, registry, out=Path("whole"))
     work(whole, registry)
     best = winner(whole.cells[0], whole.outcomes()[0].results)[0].parameters["reg_weight"]
-    real, broken = engine.run, True
+    real, broken = executor.run, True
 
     def run(spec: RunSpec, *rest: object, **options: object) -> object:
         if broken and spec.point.get("reg_weight") == best:
             raise KeyError("weight")
         return real(spec, *rest, **options)
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(executor, "run", run)
     assert call("study", "run", "small.yaml").code == 1
     assert {plan().jobs[key].spec.point["reg_weight"] for key in plan().keys[1]} == {0.1, 0.01} - {best}
     broken = False

@@ -9,7 +9,7 @@ import pytest
 from mmrec_lmm.config.yaml_layers import shipped
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.study import Cell, Study, StudyKeys, find_study, load_study, winner
+from mmrec_lmm.studies.file import Cell, Study, StudyKeys, find_study, load_study, winner
 from mmrec_lmm.types import RunResult
 
 

@@ -26,23 +26,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cache import Claims, fingerprint, hash_files, plain, read_json, write_json
-from .config.resolve import as_yaml
-from .config.settings import NOT_IDENTITY
-from .errors import MMRecError, NotApplicable, RunBusy
-from .features import encoding
-from .features.files import NO_FEATURES
+from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_json
+from ..config.resolve import as_yaml
+from ..config.settings import NOT_IDENTITY
+from ..errors import MMRecError, NotApplicable, RunBusy
+from ..features import encoding
+from ..features.files import NO_FEATURES
+from ..logs import start_log
+from ..machine import TORCH_THREADS
+from ..plugin.registry import Registry, load_registry
+from ..running.inputs import gather, given_files, open_dataset, shared_keys
+from ..running.provenance import NUMERICS_VERSION
+from ..running.run_folder import load_result
+from ..running.runner import Interrupted, run
+from ..training import fine_tuning
+from ..types import Inputs, RunResult, RunSpec
+from .file import Cell, Study, winner
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
-from .logs import start_log
-from .machine import TORCH_THREADS
-from .plugin.registry import Registry, load_registry
-from .running.inputs import gather, given_files, open_dataset, shared_keys
-from .running.provenance import NUMERICS_VERSION
-from .running.run_folder import load_result
-from .running.runner import Interrupted, run
-from .study import Cell, Study, winner
-from .training import fine_tuning
-from .types import Inputs, RunResult, RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .cache import read_json
-from .engine import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
-from .errors import ConfigError
-from .logs import start_log
-from .machine import choose_device, cpu_threads
-from .plugin.registry import Registry
-from .running.inputs import gather
-from .types import RunSpec
+from ..cache import read_json
+from ..errors import ConfigError
+from ..logs import start_log
+from ..machine import choose_device, cpu_threads
+from ..plugin.registry import Registry
+from ..running.inputs import gather
+from ..types import RunSpec
+from .executor import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
 
 logger = logging.getLogger(__name__)
 

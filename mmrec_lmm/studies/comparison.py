@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import read_json
-from .errors import ConfigError, DataError, did_you_mean
-from .evaluation.statistics import (
+from ..cache import read_json
+from ..errors import ConfigError, DataError, did_you_mean
+from ..evaluation.statistics import (
     POWER,
     TESTS,
     Paired,
@@ -32,11 +32,11 @@ from .evaluation.statistics import (
     user_differences,
     wilcoxon,
 )
+from ..running import run_folder
+from ..running.marks import marks_of, settings_of
+from ..running.slices import Slicer
+from ..types import RunResult
 from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
-from .running import run_folder
-from .running.marks import marks_of, settings_of
-from .running.slices import Slicer
-from .types import RunResult
 
 SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
 

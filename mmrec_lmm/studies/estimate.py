@@ -20,22 +20,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import fingerprint, read_json, write_json
-from .config.settings import FineTuning, Settings
-from .data.items import JOINT, loader, source_of
-from .engine import MEMORY, Call, Job, Plan
-from .errors import MMRecError
-from .features.encoding import build_encoder, encoder_spec
-from .features.inference import Inference
+from ..cache import fingerprint, read_json, write_json
+from ..config.settings import FineTuning, Settings
+from ..data.items import JOINT, loader, source_of
+from ..errors import MMRecError
+from ..features.encoding import build_encoder, encoder_spec
+from ..features.inference import Inference
+from ..machine import choose_device, cpu_threads, precision
+from ..plugin.contracts import ItemEncoder
+from ..plugin.registry import Registry
+from ..running.inputs import artefacts, gather, open_dataset
+from ..running.runner import run
+from ..training.fine_tuning import PAIR
+from ..training.optim import adamw
+from ..types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
+from .executor import MEMORY, Call, Job, Plan
 from .leaderboard import FINISHED
-from .machine import choose_device, cpu_threads, precision
-from .plugin.contracts import ItemEncoder
-from .plugin.registry import Registry
-from .running.inputs import artefacts, gather, open_dataset
-from .running.runner import run
-from .training.fine_tuning import PAIR
-from .training.optim import adamw
-from .types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
 
 EPOCHS = 2  # of a probe
 LIMIT = 300.0  # seconds that a probe may take

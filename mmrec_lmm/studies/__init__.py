@@ -1,0 +1,1 @@
+"""Studies: what their files ask for, what runs them, and how their rows compare."""
