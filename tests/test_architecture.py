@@ -4,6 +4,7 @@ Every import statement counts, also one inside a function; only `if TYPE_CHECKIN
 """
 
 import ast
+import configparser
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmrec_lmm.plugin.registry import HOOKS, load_registry
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_data_tools": "data_tools"}
 
-#: The host's rooms from the bottom up. A module imports from its own room and from those on lines below.
+#: The host's rooms, from the bottom up. A module imports from its own room and from those on lines above its own here.
 LAYERS = """
     errors types
     plugin graph distributed logs
@@ -31,15 +32,6 @@ LAYERS = """
     cli testing
     __main__
 """
-#: Modules that haven't moved into their room yet.
-ROOM = {
-    name: room
-    for room, names in {
-        "report": "layout plots page paper findings",
-        "cli": "report doctor demo",
-    }.items()
-    for name in names.split()
-}
 LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
 MODULES = {
@@ -83,8 +75,7 @@ def _longest_known(name: str) -> str:
 
 def host_part(module: str) -> str:
     """`data` for mmrec_lmm.data.loading; empty for what isn't the host's."""
-    name = module.split(".")[1] if module.startswith("mmrec_lmm.") else ""
-    return ROOM.get(name, name)
+    return module.split(".")[1] if module.startswith("mmrec_lmm.") else ""
 
 
 def test_the_reader_of_imports_sees_relative_absolute_and_nested_ones() -> None:
@@ -105,9 +96,23 @@ def test_imports_of_the_host_only_go_down(module: str) -> None:
     assert not upward, f"{module} may import only from layers below its own, not {upward}"
 
 
+def test_the_root_of_the_host_has_at_most_a_dozen_modules() -> None:
+    at_root = {path.stem for path in (ROOT / "mmrec_lmm").glob("*.py")} - {"__init__", "__main__"}
+    assert len(at_root) <= 12, sorted(at_root)
+
+
+def test_every_package_folder_is_in_setup_cfg() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    folders = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(config["options"]["packages"].split()) == folders | {"mmrec_lmm_plugins.configs"}
+
+
 @pytest.mark.parametrize("module", HOST)
 def test_the_host_imports_no_plugin_and_only_the_command_line_imports_the_data_tools(module: str) -> None:
-    barred = ("mmrec_lmm_plugins",) if module == "mmrec_lmm.cli" else ("mmrec_lmm_plugins", "mmrec_lmm_data_tools")
+    barred = (
+        ("mmrec_lmm_plugins",) if module.startswith("mmrec_lmm.cli") else ("mmrec_lmm_plugins", "mmrec_lmm_data_tools")
+    )
     assert not [name for name in imports(module) if name.startswith(barred)]
     assert "mmrec_lmm_plugins." not in MODULES[module].read_text(encoding="utf-8"), "nor by a dotted name in a string"
 

@@ -13,7 +13,7 @@ import pytest
 import sample_leaderboards
 from helpers import call
 
-from mmrec_lmm.page import page
+from mmrec_lmm.report.page import page
 from mmrec_lmm.studies.leaderboard import FAILED, Interval, Leaderboard, Row, Score, from_document
 
 if TYPE_CHECKING:

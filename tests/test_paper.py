@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import call
 
-from mmrec_lmm import paper
+from mmrec_lmm.report import paper
 from mmrec_lmm.studies.leaderboard import Row
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from helpers import call
 
-from mmrec_lmm import plots
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.plots import leaderboard_plots, learning_curves, metric_by_cutoff, run_plots
+from mmrec_lmm.report import plots
+from mmrec_lmm.report.plots import leaderboard_plots, learning_curves, metric_by_cutoff, run_plots
 from mmrec_lmm.studies.leaderboard import FAILED, Interval, Leaderboard, Row, Score
 from mmrec_lmm.types import EpochReport
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .config.resolve import Request, resolve
-from .errors import ConfigError
-from .evaluation.statistics import Paired, paired, seed_variance
-from .plugin.registry import Registry
-from .report import table
-from .running import run_folder
-from .running.grid import run_grid
-from .running.marks import marks_of
-from .types import RunResult
+from ..config.resolve import Request, resolve
+from ..errors import ConfigError
+from ..evaluation.statistics import Paired, paired, seed_variance
+from ..plugin.registry import Registry
+from ..running import run_folder
+from ..running.grid import run_grid
+from ..running.marks import marks_of
+from ..types import RunResult
+from .text import table
 
 SEEDS = (1, 2, 3)
 METRIC = "recall@20"

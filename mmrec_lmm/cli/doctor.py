@@ -5,10 +5,10 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from .cache import home
-from .errors import MMRecError, PluginError
-from .plugin.registry import Registry
-from .report import weights_state
+from ..cache import home
+from ..errors import MMRecError, PluginError
+from ..plugin.registry import Registry
+from .text import weights_state
 
 LIBRARIES = (
     "torch",

@@ -1,13 +1,13 @@
 """What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
 
-from .cache import write_json
-from .plugin.registry import Registry
-from .running.inputs import open_dataset
-from .running.slices import Slicer
-from .studies.comparison import Entry, compare
-from .studies.executor import Outcome, Plan
-from .studies.file import winner
-from .studies.leaderboard import Leaderboard
+from ..cache import write_json
+from ..plugin.registry import Registry
+from ..running.inputs import open_dataset
+from ..running.slices import Slicer
+from .comparison import Entry, compare
+from .executor import Outcome, Plan
+from .file import winner
+from .leaderboard import Leaderboard
 
 LEADERBOARD = "leaderboard.json"  # in the study's folder
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..studies.leaderboard import Interval, Leaderboard, Row, Score
+from ...studies.leaderboard import Interval, Leaderboard, Row, Score
 
 HERE = Path(__file__).parent
 AXES = ("model", "dataset", "encoder", "paradigm", "modalities")

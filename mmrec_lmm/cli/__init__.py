@@ -20,14 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .errors import ConfigError, DataError, MMRecError, did_you_mean
+from .. import __version__
+from ..errors import ConfigError, DataError, MMRecError, did_you_mean
 
 if TYPE_CHECKING:
-    from .config.resolve import Resolved
-    from .plugin.registry import Registry
-    from .studies import executor
-    from .studies.leaderboard import Leaderboard
+    from ..config.resolve import Resolved
+    from ..plugin.registry import Registry
+    from ..studies import executor
+    from ..studies.leaderboard import Leaderboard
 
 ABOUT = (
     "Train, evaluate and compare recommenders on what their items look like and say. "
@@ -388,12 +388,12 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .distributed import is_first_process
-    from .logs import start_log
-    from .plots import need_matplotlib, run_plots
-    from .report import grid_text, run_text
-    from .running.grid import document_of, help_grid, run_grid
-    from .running.run_folder import document
+    from ..distributed import is_first_process
+    from ..logs import start_log
+    from ..report.plots import need_matplotlib, run_plots
+    from ..running.grid import document_of, help_grid, run_grid
+    from ..running.run_folder import document
+    from .text import grid_text, run_text
 
     registry, resolved = _resolve(options)
     if not is_first_process():
@@ -434,17 +434,17 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _config_show(options: argparse.Namespace) -> int:
-    from .config.resolve import describe
+    from ..config.resolve import describe
 
     print(describe(_resolve(options)[1]))
     return 0
 
 
 def _list(options: argparse.Namespace) -> int:
-    from . import report
+    from . import text as report
 
     if options.kind == "runs":
-        from .running.run_folder import list_results
+        from ..running.run_folder import list_results
 
         rows = report.run_rows(list_results(options.out))
     else:
@@ -457,18 +457,18 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from .report import info_text
+    from .text import info_text
 
     print(info_text(_load_registry(options), options.name))
     return 0
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from .distributed import is_first_process
-    from .features.files import export_table
-    from .logs import start_log
-    from .report import encoded_text
-    from .running.inputs import encode_dataset
+    from ..distributed import is_first_process
+    from ..features.files import export_table
+    from ..logs import start_log
+    from ..running.inputs import encode_dataset
+    from .text import encoded_text
 
     options.model = None
     registry, resolved = _resolve(options)
@@ -484,16 +484,16 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from .layout import render
-    from .studies.leaderboard import read_leaderboard
+    from ..report.tables import render
+    from ..studies.leaderboard import read_leaderboard
 
     _write(render(read_leaderboard(options.file), layout=options.layout, format=options.format), options.output)
     return 0
 
 
 def _paper(options: argparse.Namespace) -> int:
-    from . import paper
-    from .layout import render
+    from ..report import paper
+    from ..report.tables import render
 
     if options.format == "csv" and options.table is None:
         raise ConfigError("a CSV file holds one table: say which, as in --table 3")
@@ -523,9 +523,9 @@ def _data_demo(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from .features.files import normalized, read_feature_file
-    from .report import dataset_text
-    from .running.inputs import open_dataset
+    from ..features.files import normalized, read_feature_file
+    from ..running.inputs import open_dataset
+    from .text import dataset_text
 
     options.model = options.encoder = None
     registry, resolved = _resolve(options)
@@ -564,20 +564,20 @@ def _data_import(options: argparse.Namespace) -> int:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from .cache import write_bytes
-    from .page import page
-    from .studies.leaderboard import read_leaderboard
+    from ..cache import write_bytes
+    from ..report.page import page
+    from ..studies.leaderboard import read_leaderboard
 
     print(write_bytes(options.output, page(read_leaderboard(options.file)).encode()))
     return 0
 
 
 def _study_run(options: argparse.Namespace) -> int:
-    from .distributed import processes
-    from .logs import start_log
-    from .report import job_line, study_text
-    from .studies import executor
-    from .studies.leaderboard import FINISHED, NOT_APPLICABLE
+    from ..distributed import processes
+    from ..logs import start_log
+    from ..studies import executor
+    from ..studies.leaderboard import FINISHED, NOT_APPLICABLE
+    from .text import job_line, study_text
 
     if processes() > 1:
         raise ConfigError("study run shares its runs by --jobs or --on ray, and not by torchrun: leave that out")
@@ -593,7 +593,7 @@ def _study_run(options: argparse.Namespace) -> int:
 
     def do(plan: executor.Plan) -> None:
         if options.on == "ray":
-            from .studies.ray import on_ray
+            from ..studies.ray import on_ray
 
             on_ray(call, plan, told=told)
         elif options.jobs > 1:
@@ -610,9 +610,9 @@ def _study_run(options: argparse.Namespace) -> int:
 
 
 def _study_dry_run(options: argparse.Namespace, call: executor.Call) -> int:
-    from .logs import start_log
-    from .report import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
-    from .studies.estimate import measure, probe, shared_artefacts
+    from ..logs import start_log
+    from ..studies.estimate import measure, probe, shared_artefacts
+    from .text import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
 
     start_log(None, call.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
     plan, registry = call.plan()
@@ -629,7 +629,7 @@ def _study_dry_run(options: argparse.Namespace, call: executor.Call) -> int:
 
 
 def _study_status(options: argparse.Namespace) -> int:
-    from .report import outcome_rows, study_text
+    from .text import outcome_rows, study_text
 
     outcomes = _study_call(options).plan()[0].outcomes()
     if options.json:
@@ -640,8 +640,8 @@ def _study_status(options: argparse.Namespace) -> int:
 
 
 def _study_table(options: argparse.Namespace) -> int:
-    from .layout import render
-    from .plots import leaderboard_plots, need_matplotlib
+    from ..report.plots import leaderboard_plots, need_matplotlib
+    from ..report.tables import render
 
     if options.plots:
         need_matplotlib()
@@ -654,8 +654,8 @@ def _study_table(options: argparse.Namespace) -> int:
 
 
 def _study_page(options: argparse.Namespace) -> int:
-    from .cache import write_bytes
-    from .page import page
+    from ..cache import write_bytes
+    from ..report.page import page
 
     print(write_bytes(options.output, page(_findings(options)).encode()))
     return 0
@@ -663,8 +663,8 @@ def _study_page(options: argparse.Namespace) -> int:
 
 def _findings(options: argparse.Namespace) -> Leaderboard:
     """What the study has found so far."""
-    from .findings import find
-    from .logs import start_log
+    from ..logs import start_log
+    from ..studies.findings import find
 
     start_log(None, "study", level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
     return find(*_study_call(options).plan())
@@ -672,8 +672,8 @@ def _findings(options: argparse.Namespace) -> Leaderboard:
 
 def _study_call(options: argparse.Namespace) -> executor.Call:
     """What the flags ask for, as every process of a study gets it."""
-    from .studies.executor import Call
-    from .studies.file import find_study, load_study
+    from ..studies.executor import Call
+    from ..studies.file import find_study, load_study
 
     flags = {"data_path": options.data_path, "device": options.device}
     return Call(
@@ -689,9 +689,9 @@ def _study_call(options: argparse.Namespace) -> executor.Call:
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    from .logs import start_log
-    from .report import table
-    from .running.recommend import recommend
+    from ..logs import start_log
+    from ..running.recommend import recommend
+    from .text import table
 
     start_log(None, "recommend", level="ERROR", verbose=False)  # the run has told what the data lacks
     registry = _load_registry(options)
@@ -704,10 +704,10 @@ def _recommend(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from .cache import plain
-    from .logs import start_log
-    from .report import replay_text
-    from .running.replay import replay
+    from ..cache import plain
+    from ..logs import start_log
+    from ..running.replay import replay
+    from .text import replay_text
 
     start_log(None, "replay", level="ERROR", verbose=False)  # the run has told what the data lacks
     found = replay(
@@ -722,8 +722,8 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _results_index(options: argparse.Namespace) -> int:
-    from .logs import start_log
-    from .running.index import INDEX, rebuild
+    from ..logs import start_log
+    from ..running.index import INDEX, rebuild
 
     start_log(None, "results", level="WARNING", verbose=False)
     print(f"{rebuild(options.out)} runs in {options.out / INDEX}")
@@ -731,9 +731,9 @@ def _results_index(options: argparse.Namespace) -> int:
 
 
 def _results_export(options: argparse.Namespace) -> int:
-    from .cache import write_bytes
-    from .logs import start_log
-    from .running.index import as_csv, as_jsonl, find_runs
+    from ..cache import write_bytes
+    from ..logs import start_log
+    from ..running.index import as_csv, as_jsonl, find_runs
 
     start_log(None, "results", level="WARNING", verbose=False)
     rows = find_runs(options.out, dict(options.where))
@@ -746,9 +746,9 @@ def _results_export(options: argparse.Namespace) -> int:
 
 
 def _results_query(options: argparse.Namespace) -> int:
-    from .logs import start_log
-    from .report import table
-    from .running.index import query
+    from ..logs import start_log
+    from ..running.index import query
+    from .text import table
 
     start_log(None, "results", level="WARNING", verbose=False)
     rows = query(options.out, options.sql)
@@ -760,8 +760,8 @@ def _results_query(options: argparse.Namespace) -> int:
 
 
 def _slices(options: argparse.Namespace) -> int:
-    from .report import slices_text
-    from .running.slices import slice_run
+    from ..running.slices import slice_run
+    from .text import slices_text
 
     rows = slice_run(options.run, _load_registry(options), out=options.out, data_path=options.data_path)
     if options.json:
@@ -775,14 +775,14 @@ def _slices(options: argparse.Namespace) -> int:
 
 
 def _load_registry(options: argparse.Namespace) -> Registry:
-    from .plugin.registry import load_registry
+    from ..plugin.registry import load_registry
 
     return load_registry(options.plugins)
 
 
 def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags ask for."""
-    from .config.resolve import Request, resolve
+    from ..config.resolve import Request, resolve
 
     registry = _load_registry(options)
     typed = vars(options)
@@ -879,7 +879,7 @@ def _usage(options: argparse.Namespace) -> int:
 
 def _write(text: str, path: Path | None) -> None:
     """Text to a file, or to stdout."""
-    from .cache import write_bytes
+    from ..cache import write_bytes
 
     if path is None:
         print(text, end="")

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import ConfigError
+from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
+from ..types import PARADIGMS
 from . import paper
-from .errors import ConfigError
-from .studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
-from .types import PARADIGMS
 
 FORMATS = ("markdown", "latex", "csv", "html")
 AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")

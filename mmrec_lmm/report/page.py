@@ -14,7 +14,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
-from .studies.leaderboard import Leaderboard
+from ..studies.leaderboard import Leaderboard
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import call
 
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.layout import FORMATS, LAYOUTS, render
+from mmrec_lmm.report.tables import FORMATS, LAYOUTS, render
 from mmrec_lmm.studies.leaderboard import (
     FAILED,
     NOT_APPLICABLE,

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .cache import read_json, write_atomic
-from .errors import ConfigError, DataError
-from .layout import AXES, MARK, NONE, label
-from .running.run_folder import CONFIG, load_history, load_result
-from .studies.leaderboard import Leaderboard, Row
-from .types import EpochReport
+from ..cache import read_json, write_atomic
+from ..errors import ConfigError, DataError
+from ..running.run_folder import CONFIG, load_history, load_result
+from ..studies.leaderboard import Leaderboard, Row
+from ..types import EpochReport
+from .tables import AXES, MARK, NONE, label
 
 WIDTH = 3.3  # inches: a column of a two-column page
 SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX

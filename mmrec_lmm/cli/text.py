@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config.resolve import as_yaml
-from .config.schema import Key, describe_type, schema_of
-from .errors import ConfigError, did_you_mean
-from .features.files import scale_note
-from .plugin.registry import Catalogue, Registry
-from .plugin.specs import EncoderSpec, WeightFile
-from .types import SPLITS, Dataset, FeatureTable, RunResult
-from .weights.download import place_of, present
+from ..config.resolve import as_yaml
+from ..config.schema import Key, describe_type, schema_of
+from ..errors import ConfigError, did_you_mean
+from ..features.files import scale_note
+from ..plugin.registry import Catalogue, Registry
+from ..plugin.specs import EncoderSpec, WeightFile
+from ..types import SPLITS, Dataset, FeatureTable, RunResult
+from ..weights.download import place_of, present
 
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
-    from .running.grid import Grid, Point
-    from .running.replay import Replay
-    from .studies.estimate import Artefact, Making, Probe
-    from .studies.executor import Job, Outcome, Record
+    from ..running.grid import Grid, Point
+    from ..running.replay import Replay
+    from ..studies.estimate import Artefact, Making, Probe
+    from ..studies.executor import Job, Outcome, Record
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
 
@@ -61,7 +61,7 @@ def run_text(result: RunResult) -> str:
         for split, values in (("valid", result.valid), ("test", result.test))
         for k in cutoffs
     ]
-    from .running.marks import marks
+    from ..running.marks import marks
 
     marked = "".join(f"\nmarked: {reason}" for reason in marks(result))
     return f"{result.run_id}: {how}; best epoch {result.best_epoch}{marked}\n\n{table(rows)}"
@@ -79,7 +79,7 @@ def point_text(point: Point) -> str:
             of_cutoff = [name for name in means if name.partition("@")[2] == k]
             values = {name.partition("@")[0]: f"{means[name]:.4f} ± {deviations[name]:.4f}" for name in of_cutoff}
             rows.append({"split": split, "K": int(k), **values})
-    from .running.marks import marks_of
+    from ..running.marks import marks_of
 
     runs = ", ".join(f"{run.run_id} (seed {seed})" for run, seed in zip(point.runs, point.seeds, strict=True))
     marked = "".join(f"\nmarked: {reason}" for reason in marks_of(point.runs))
