@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "valid", "test")
-PARADIGMS = ("pt", "ft", "ete")
+PRE_TRAINED = "pt"  # the paradigm that trains no encoder: what a run has unasked
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class RunSpec:
     model_config: Any
     encoder: str | None = None
     encoder_config: Any = None
-    paradigm: str = "pt"
-    paradigm_config: Any = None  # a FineTuning or EndToEnd; pt has none
+    paradigm: str = PRE_TRAINED
+    paradigm_config: Any = None  # of the class that the paradigm's spec names; None where it names none
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None

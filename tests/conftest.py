@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mmrec_lmm.config.resolve import Request, resolve
+from mmrec_lmm.config.resolve import Request, resolve_request
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.types import RunSpec
 
@@ -128,12 +128,7 @@ def specs(data_path: Path, registry: Registry) -> Callable[..., tuple[RunSpec, .
             control=overrides.pop("control", None),
             overrides=small | overrides,
         )
-        return resolve(
-            request,
-            model=known.models.get(model),
-            encoder=known.encoders.get(encoder) if encoder else None,
-            dataset=None,
-        ).runs
+        return resolve_request(request, known).runs
 
     return specs
 

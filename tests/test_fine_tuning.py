@@ -22,8 +22,7 @@ from helpers import call, finish, plugin, start, start_together, wait_until
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from mmrec_lmm.config.schema import PARADIGMS
-from mmrec_lmm.config.settings import FineTuning
+from mmrec_lmm.config.schema import schema_of
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
 from mmrec_lmm.features.encoding import build_encoder, encode
 from mmrec_lmm.plugin.registry import load_registry
@@ -31,6 +30,7 @@ from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training import fine_tuning
 from mmrec_lmm.training.fine_tuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
+from mmrec_lmm.training.paradigms import FineTuning
 from mmrec_lmm.types import ItemCatalog, Tuned
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
@@ -626,7 +626,7 @@ def test_missing_weights_are_told_with_what_the_data_set_holds(paradigm, data_pa
 def test_every_key_of_fine_tuning_is_documented_with_its_default():
     text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(ft\.\w+)` \| `(.*?)` \|", text, re.MULTILINE))
-    keys = PARADIGMS["ft"].keys
+    keys = schema_of(FineTuning, "ft", prefix="ft.").keys
     assert {name: keys[name].read(yaml.safe_load(default)) for name, default in rows.items()} == {
         name: key.default for name, key in keys.items()
     }

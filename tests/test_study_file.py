@@ -147,7 +147,7 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ),
         (
             "{models: VBPR, datasets: toy, paradigms: fft}",
-            ["mine.yaml:1: paradigms must be a list, each item one of pt"],
+            ["mine.yaml:1: unknown paradigm fft; did you mean ft? known: ete, ft, pt"],
         ),
         ("{models: VBPR, datasets: toy, baseline: {coder: x}}", ["baseline names the unknown axis coder"]),
         ("{models: VBPR, datasets: toy, for: [{encodr: x, set: {epochs: 1}}]}", ["unknown axis encodr; did you mean"]),

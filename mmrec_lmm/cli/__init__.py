@@ -33,7 +33,7 @@ ABOUT = (
     "Train, evaluate and compare recommenders on what their items look like and say. "
     "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo."
 )
-KINDS = ("models", "encoders", "datasets", "metrics", "plugins", "runs")
+KINDS = ("models", "encoders", "paradigms", "datasets", "metrics", "plugins", "runs")
 EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data or weights, 130 interrupted"
 
 
@@ -140,9 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     _how_to_encode(encode)
     encode.add_argument(
         "--paradigm",
-        choices=("pt", "ft"),
-        default="pt",
-        help="the encoder as pre-trained, or first fine-tuned on the data",
+        metavar="NAME",
+        help="the encoder as pre-trained, or as a paradigm prepares it, such as ft",
     )
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
@@ -289,7 +288,7 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
     )
     _how_to_encode(parser)
     parser.add_argument(
-        "--paradigm", choices=("pt", "ft", "ete"), default="pt", help="pre-trained, fine-tuned or end-to-end encoder"
+        "--paradigm", metavar="NAME", help="how the encoder is trained: `list paradigms` shows them (default: pt)"
     )
     parser.add_argument(
         "--features",
@@ -782,20 +781,18 @@ def _load_registry(options: argparse.Namespace) -> Registry:
 
 def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags ask for."""
-    from ..config.resolve import Request, resolve
+    from ..config.resolve import Request, resolve_request
+    from ..types import PRE_TRAINED
 
     registry = _load_registry(options)
     typed = vars(options)
-    model = registry.models.get(options.model) if options.model else None
-    dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
-    unasked = dataset.default_encoder if dataset and (model is None or model.uses_features) else None
     flags = {key: typed.get(key) for key in ("seed", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
     request = Request(
         model=options.model,
         dataset=options.dataset,
-        encoder=options.encoder or unasked,
-        paradigm=typed.get("paradigm", "pt"),
+        encoder=options.encoder,
+        paradigm=typed.get("paradigm") or PRE_TRAINED,
         modalities=typed.get("modalities"),
         features=dict(typed.get("features", [])),
         control=typed.get("control"),
@@ -804,12 +801,7 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
         configs=typed.get("configs"),
         overrides={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
     )
-    resolved = resolve(
-        request,
-        model=model,
-        encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
-        dataset=dataset,
-    )
+    resolved = resolve_request(request, registry)
     for note in resolved.notes:
         print(f"note: {note}", file=sys.stderr)
     for metric in {metric for run in resolved.runs for metric in run.settings.metrics}:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.resolve import Request, resolve
+from ..config.resolve import Request, resolve_request
 from ..errors import ConfigError
 from ..evaluation.statistics import Paired, paired, seed_variance
 from ..plugin.registry import Registry
@@ -37,12 +37,7 @@ def demo(registry: Registry, overrides: Mapping[str, str], *, data_path: str, ou
             control=control,
             overrides={"data_path": data_path, "seed": str(list(SEEDS)), **overrides},
         )
-        resolved = resolve(
-            request,
-            model=registry.models.get(request.model),
-            encoder=registry.encoders.get("basic"),
-            dataset=registry.datasets.get(request.dataset),
-        )
+        resolved = resolve_request(request, registry)
         settings = resolved.runs[0].settings
         if (
             set(resolved.axes) != {"seed"}

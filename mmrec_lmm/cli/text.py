@@ -333,6 +333,7 @@ def info_text(registry: Registry, name: str) -> str:
     catalogues: dict[str, Catalogue[Any]] = {
         "model": registry.models,
         "encoder": registry.encoders,
+        "paradigm": registry.paradigms,
         "data set": registry.datasets,
         "metric": registry.metrics,
     }
@@ -420,9 +421,10 @@ def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -
             lines.append(f"file {file.name}: {path or f'missing; {file.url} belongs at {place_of(file, spec.name)}'}")
     lines.append(f"plugin: {catalogue.giver(name)}")
     if hasattr(spec, "config"):
-        prefix = "encoder." if kind == "encoder" else ""
-        schema = schema_of(catalogue.load(name, "config"), f"{kind} {spec.name}", prefix=prefix)
-        lines += ["keys:" if schema.keys else "keys: none", *map(_key_line, schema.keys.values())]
+        prefix = {"encoder": "encoder.", "paradigm": f"{spec.name}."}.get(kind, "")
+        config = catalogue.load(name, "config")
+        keys = schema_of(config, f"{kind} {spec.name}", prefix=prefix).keys if config else {}
+        lines += ["keys:" if keys else "keys: none", *map(_key_line, keys.values())]
     return "\n".join(lines)
 
 

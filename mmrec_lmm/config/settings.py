@@ -64,48 +64,6 @@ class Settings:
     state: str = "INFO"  # log level
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """Section `ft`: how an encoder is tuned on a catalogue's images and texts, before any recommender is trained.
-
-    The LMM paper searches learning_rate in {1e-5, 3e-5, 5e-5, 1e-4, 1e-3} and batch_size in {32, 64, 128, 256, 1024}
-    and states nothing else; the rest is VLMo's recipe, or usual.
-    """
-
-    learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
-    batch_size: int = 256  # items whose images and texts are told apart: a smaller one is another loss
-    accumulate: int = 1  # batches whose mean loss a step lowers; items are told apart within each
-    epochs: int = 10  # at most
-    patience: int = 3  # epochs without a lower loss on the held-out items
-    weight_decay: float = 0.01  # not of biases, norms, positions, CLS and scales
-    warmup: float = 0.1  # share of all steps in which the learning rate rises to its value
-    schedule: Literal["linear", "cosine"] = "linear"  # of its fall to zero afterwards
-    clip_grad_norm: float = 1.0  # of all parameters together
-    held_out: float = 0.05  # share of items that select the epoch and are never trained on
-    freeze: tuple[str, ...] = ()  # patterns of parameter names that stay as they are
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
-    seed: int = 999  # of the held-out items, the batches and the losses' masks
-
-
-@dataclass(frozen=True)
-class EndToEnd:
-    """Section `ete`: how an encoder is trained together with a recommender."""
-
-    mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
-    learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
-    warmup_steps: int = 0  # in which that rate is risen to; it never falls, as patience ends training at no known step
-    weight_decay: float = 0.01
-    clip_grad_norm: float = 1.0  # of the encoder's parameters together
-    encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
-    rows: int = 256  # items encoded with gradient in a step, drawn so that it is unbiased; 0: all that have a gradient
-    micro_batch: int = 32  # items computed at once, 0: all; sets the memory and, but for `itc`, not the result
-    warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
-    refresh_epochs: int = 1  # epochs between two encodings of all items; before an evaluation there is always one
-    itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
-    freeze: tuple[str, ...] = ()  # patterns of the encoder's parameter names that stay as they are
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
-
-
 #: Settings that are no part of a run's identity: they name a place or a machine and can't change a number, or shape the
 #: features, whose fingerprints are part of it. `protocol` decides what is shown beside a run, never what it keeps.
 NOT_IDENTITY = frozenset({

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
-from ..types import PARADIGMS
+from ..types import PRE_TRAINED
 from . import paper
 
 FORMATS = ("markdown", "latex", "csv", "html")
@@ -53,7 +53,11 @@ LAYOUTS: Mapping[str, Layout] = {
         table=1,
     ),
     "table3": Layout(
-        "encoders as pre-trained", rows=("dataset", "model", "encoder"), compares="encoder", paradigm="pt", table=3
+        "encoders as pre-trained",
+        rows=("dataset", "model", "encoder"),
+        compares="encoder",
+        paradigm=PRE_TRAINED,
+        table=3,
     ),
     "table4": Layout(
         "pre-trained, fine-tuned and end-to-end encoders",
@@ -236,9 +240,9 @@ def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _order(axis: str, rows: Sequence[Row]) -> list[str]:
-    """An axis's values in the order of the study; paradigms from pt to ete."""
+    """An axis's values in the order of the study, the pre-trained paradigm before others."""
     found = dict.fromkeys(label(row, axis) for row in rows)
-    return sorted(found, key=PARADIGMS.index) if axis == "paradigm" else list(found)
+    return sorted(found, key=lambda value: value != PRE_TRAINED) if axis == "paradigm" else list(found)
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import yaml_layers
-from ..config.resolve import Request, resolve
-from ..config.schema import HOST, PARADIGMS, Key, schema_of
-from ..config.yaml_layers import GRID, Layer
+from ..config.resolve import Request, resolve_request, schema_in
+from ..config.schema import HOST, Key, schema_of
+from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from ..features.files import NO_FEATURES
 from ..plugin.registry import Registry
 from ..running.inputs import check_applicable, declared_modalities
-from ..types import RunResult, RunSpec
+from ..types import PRE_TRAINED, RunResult, RunSpec
 from .leaderboard import AXES, has_value, key_of, value_on
 
 FOR, SET = "for", "set"
@@ -43,7 +43,7 @@ class StudyKeys:
     models: tuple[str, ...]
     datasets: tuple[str, ...]
     encoders: tuple[str | None, ...] = (None,)  # NAME or NAME:VARIANT; null: the data set's own features
-    paradigms: tuple[Literal["pt", "ft", "ete"], ...] = ("pt",)
+    paradigms: tuple[str, ...] = (PRE_TRAINED,)
     modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all that there are
     seeds: tuple[int, ...] = ()  # none: what configuration says
     seeds_at: Literal["grid", "winner"] = "grid"  # winner: a grid has the first seed alone, its best point then all
@@ -150,7 +150,7 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
             if axis not in AXES:
                 hint = did_you_mean(axis, AXES) or f"; axes are {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name} names the unknown axis {axis}{hint}")
-    values["settings"] = _flat(values.get("settings") or {})
+    values["settings"] = values.get("settings") or {}
     if "modalities" in values["settings"]:
         problems.append(f"{file.origin('settings.modalities')}: modalities are an axis: say them beside settings")
     if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
@@ -213,18 +213,18 @@ def _parts(file: Layer, problems: list[str]) -> Iterator[Part]:
             problems.append(f"{_at(file, inner + 'modalities')}: modalities must be a text such as image+text, or null")
             continue
         lines = {name.removeprefix(inner): line for name, line in file.lines.items() if name.startswith(inner)}
-        yield Part(where, _flat(entry[SET]), lines, file.lines.get(prefix + next(iter(entry))))
+        yield Part(where, entry[SET], lines, file.lines.get(prefix + next(iter(entry))))
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
     """Sections' keys by their full names: {ft: {epochs: 2}} is {ft.epochs: 2}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name in yaml_layers.SECTIONS and isinstance(value, dict):
+        if name in sections and isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value
@@ -243,7 +243,10 @@ class _Expansion:
     """A study's cells in the making: problems are collected, and each value must be read by some cell."""
 
     def __init__(self, study: Study, registry: Registry) -> None:
-        self.study, self.registry = study, registry
+        sections = (ENCODER, *registry.paradigms.names())
+        parts = tuple(dataclasses.replace(part, settings=_flat(part.settings, sections)) for part in study.parts)
+        self.study = dataclasses.replace(study, settings=_flat(study.settings, sections), parts=parts)
+        self.registry = registry
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
         self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
@@ -261,11 +264,11 @@ class _Expansion:
             dict.fromkeys(map(self._model, study.models)),
             dict.fromkeys(map(self._dataset, study.datasets)),
             study.encoders,
-            study.paradigms,
+            dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
             places: list[tuple[str | None, str, tuple[str, ...] | None, str | None]]
             if not self.registry.models.get(model).uses_features:
-                places = [(None, "pt", (), None)]  # what features are, and who made them, is nothing to it
+                places = [(None, PRE_TRAINED, (), None)]  # what features are, and who made them, is nothing to it
             else:
                 encoder = self._encoder(encoder, dataset)
                 wanted = list(map(_modalities, study.modalities))
@@ -299,7 +302,7 @@ class _Expansion:
         own, _ = self._narrowed(dataclasses.replace(cell, control=None))
         encoder = own.encoder.partition(":")[0] if own.encoder else None
         names = declared_modalities(own.modalities, encoder, self.registry)
-        twin = dataclasses.replace(own, encoder=None, paradigm="pt", modalities=names, control=NO_FEATURES)
+        twin = dataclasses.replace(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
         if twin.key not in cells:
             parts = [part for part in self.study.parts if _selects(part, twin)]
             cells[twin.key] = self._with_runs(twin, parts, twin_of=own)
@@ -324,14 +327,8 @@ class _Expansion:
                 study=layer,
                 overrides=self.study.overrides,
             )
-            registry, name = self.registry, request.encoder_name
             try:
-                self._resolved[known] = resolve(
-                    request,
-                    model=registry.models.get(cell.model),
-                    encoder=registry.encoders.get(name) if name else None,
-                    dataset=registry.datasets.get(cell.dataset) if cell.dataset in registry.datasets else None,
-                ).runs
+                self._resolved[known] = resolve_request(request, self.registry).runs
             except ConfigError as error:
                 self.problems += str(error).splitlines()
                 self._resolved[known] = ()
@@ -410,7 +407,7 @@ class _Expansion:
         name = encoder.partition(":")[0] if encoder else None
         which = (model, name, paradigm)
         if which not in self._keys:
-            registry, of_paradigm = self.registry, PARADIGMS[paradigm]
+            registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm))
             keys = {*HOST.keys, *schema_of(registry.models.load(model, "config"), model).keys}
             if name:
                 keys |= schema_of(registry.encoders.load(name, "config"), name, prefix="encoder.").keys.keys()
@@ -433,6 +430,7 @@ class _Expansion:
         for key, catalogue, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
+            ("paradigms", registry.paradigms, study.paradigms),
         ):
             for name in names:
                 try:
@@ -498,6 +496,9 @@ class _Expansion:
 
     def _model(self, name: str) -> str:
         return self.registry.models.get(name).name
+
+    def _paradigm(self, name: str) -> str:
+        return self.registry.paradigms.get(name).name
 
     def _dataset(self, name: str) -> str:
         return self.registry.datasets.get(name).name if name in self.registry.datasets else name
