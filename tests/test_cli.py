@@ -6,7 +6,6 @@ import json
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -628,13 +627,6 @@ def test_every_key_of_the_host_is_documented_with_its_default() -> None:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in Settings().__dict__.items()}
     assert {name: yaml.safe_load(default) for name, default in rows.items()} == plain
     assert len(rows) == len(fields(Settings))
-
-
-def test_the_commands_that_the_documentation_shows_parse() -> None:
-    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md", "results.md", "tables.md")]
-    for text in (CLI, *(page.read_text(encoding="utf-8") for page in pages)):
-        for line in re.findall(r"^mmrec-lmm (.*)$", text, re.MULTILINE):
-            build_parser().parse_known_args(shlex.split(line.partition("  #")[0]))
 
 
 # What a result is a result of
