@@ -15,7 +15,7 @@ from PIL import Image
 from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
-from mmrec_lmm.plugin.registry import Registry, load_registry
+from mmrec_lmm.plugin.registry import HOOKS, Registry, load_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -42,10 +42,12 @@ def test_the_example_plugin_is_printed_as_it_is(name: str) -> None:
 
 
 def test_the_signatures_are_those_of_the_hooks() -> None:
-    tree = ast.parse((ROOT / "mmrec_lmm" / "hookspecs.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.returns:
-            assert f"| `{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}` |" in TEXT
+    tree = ast.parse((ROOT / "mmrec_lmm" / "plugin" / "hookspecs.py").read_text(encoding="utf-8"))
+    hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in HOOKS]
+    assert sorted(hook.name for hook in hooks) == list(HOOKS)
+    for hook in hooks:
+        assert hook.returns is not None
+        assert f"| `{hook.name}({ast.unparse(hook.args)}) -> {ast.unparse(hook.returns)}` |" in TEXT
 
 
 def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> None:
