@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmrec_lmm import testing
 from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
@@ -20,7 +23,7 @@ from mmrec_lmm.plugin.registry import HOOKS, Registry, load_registry
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
-TESTED = {"mean_colour.py", "parity.py", "f1.py", "diary.py"}
+TESTED = {"mean_colour.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
 SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
 
 
@@ -98,3 +101,34 @@ def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, cap
     registry.notify_run(run, result)
     assert caplog.messages == ["VBPR on demo, epoch 4: {'bpr': 0.5}"]
     assert json.loads((tmp_path / "diary.jsonl").read_text()) == {"run": "VBPR-demo-1", "test": {"recall@20": 0.5}}
+
+
+def test_the_tests_of_plugins_pass_and_fail_with_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listings = LISTINGS | {"my_bpr.py": re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)[0]}
+    names = ("mean_colour", "mmrec_lmm_popular", "my_bpr")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(listings[f"{name}.py"])
+    file = tmp_path / "test_my_plugins.py"
+    file.write_text(listings[file.name])
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        listing = runpy.run_path(str(file))
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    tests = {name: test for name, test in listing.items() if name.startswith("test_")}
+    assert len(tests) == 4
+    for test in tests.values():
+        test()
+    monkeypatch.setattr(
+        listing["Popular"], "scorer", lambda self: lambda users: torch.full((len(users), 16), torch.nan)
+    )
+    with pytest.raises(AssertionError, match="Popular: a score isn't finite"):
+        tests["test_popular_keeps_the_contract"]()
+
+
+def test_every_name_of_the_kit_for_tests_is_documented() -> None:
+    section = TEXT.partition("\n## Testing a plugin\n")[2].partition("\n## ")[0]
+    kit = {name for name, thing in vars(testing).items() if getattr(thing, "__module__", "") == testing.__name__}
+    assert set(re.findall(r"^\| `(\w+)", section, re.MULTILINE)) == {name for name in kit if not name.startswith("_")}
