@@ -8,7 +8,7 @@ os.environ.setdefault("MMREC_LMM_OFFLINE", "1")  # weights that are missing stay
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -135,3 +135,18 @@ def specs(data_path: Path, registry: Registry) -> Callable[..., tuple[RunSpec, .
 
 def _modalities(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(text.split(","))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each figure that is written, in that order."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    figures: list[Any] = []
+    save = figure.savefig
+
+    def savefig(self: Any, path: Path, **options: Any) -> None:
+        save(self, path, **options)
+        figures.append(self)
+
+    monkeypatch.setattr(figure, "savefig", savefig)
+    return figures

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +16,17 @@ from helpers import call
 from PIL import Image
 from safetensors.numpy import load_file
 
+from mmrec_lmm import testing
 from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
-from mmrec_lmm.plugin.registry import Registry, load_registry
+from mmrec_lmm.plugin.registry import HOOKS, Registry, load_registry
 from mmrec_lmm.running.run_folder import list_results
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
-TESTED = {"mean_colour.py", "free_features.py", "parity.py", "f1.py", "diary.py"}
+TESTED = {"mean_colour.py", "free_features.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
 SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
 
 
@@ -46,9 +49,11 @@ def test_the_example_plugin_is_printed_as_it_is(name: str) -> None:
 
 def test_the_signatures_are_those_of_the_hooks() -> None:
     tree = ast.parse((ROOT / "mmrec_lmm" / "plugin" / "hookspecs.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.returns:
-            assert f"| `{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}` |" in TEXT
+    hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in HOOKS]
+    assert sorted(hook.name for hook in hooks) == list(HOOKS)
+    for hook in hooks:
+        assert hook.returns is not None
+        assert f"| `{hook.name}({ast.unparse(hook.args)}) -> {ast.unparse(hook.returns)}` |" in TEXT
 
 
 def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> None:
@@ -132,3 +137,34 @@ def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, cap
     registry.notify_run(run, result)
     assert caplog.messages == ["VBPR on demo, epoch 4: {'bpr': 0.5}"]
     assert json.loads((tmp_path / "diary.jsonl").read_text()) == {"run": "VBPR-demo-1", "test": {"recall@20": 0.5}}
+
+
+def test_the_tests_of_plugins_pass_and_fail_with_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listings = LISTINGS | {"my_bpr.py": re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)[0]}
+    names = ("mean_colour", "mmrec_lmm_popular", "my_bpr")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(listings[f"{name}.py"])
+    file = tmp_path / "test_my_plugins.py"
+    file.write_text(listings[file.name])
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        listing = runpy.run_path(str(file))
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    tests = {name: test for name, test in listing.items() if name.startswith("test_")}
+    assert len(tests) == 4
+    for test in tests.values():
+        test()
+    monkeypatch.setattr(
+        listing["Popular"], "scorer", lambda self: lambda users: torch.full((len(users), 16), torch.nan)
+    )
+    with pytest.raises(AssertionError, match="Popular: a score isn't finite"):
+        tests["test_popular_keeps_the_contract"]()
+
+
+def test_every_name_of_the_kit_for_tests_is_documented() -> None:
+    section = TEXT.partition("\n## Testing a plugin\n")[2].partition("\n## ")[0]
+    kit = {name for name, thing in vars(testing).items() if getattr(thing, "__module__", "") == testing.__name__}
+    assert set(re.findall(r"^\| `(\w+)", section, re.MULTILINE)) == {name for name in kit if not name.startswith("_")}

@@ -288,9 +288,11 @@ def test_splice_equals_the_two_passes_for_a_model_without_propagation(registry: 
         World(EndToEnd(learning_rate=0.01, mode=mode, rows=0), model=vbpr(registry)) for mode in ("splice", "two_pass")
     ]
     for world in worlds:
+        before = {name: value.clone() for name, value in world.encoder.state_dict().items()}
         world.trainer.fit()
     for name, value in worlds[0].encoder.state_dict().items():
         assert torch.equal(value, worlds[1].encoder.state_dict()[name])
+        assert not torch.equal(value, before[name])
 
 
 def test_splice_on_a_graph_keeps_the_gradient_of_the_batchs_items_alone() -> None:

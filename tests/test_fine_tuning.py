@@ -90,6 +90,7 @@ def test_tuning_lifts_recall_of_flags_never_seen_to_five_times_chance_and_more(s
     record = tuned(shop(100), tuning, encoder).record
     assert record["sizes"] == {"train": 80, "held_out": 20, "twins": 0, "unreadable": 0}
     assert record["epochs"][record["best_epoch"] - 1]["held_out"] == min(each["held_out"] for each in record["epochs"])
+    assert record["recall"].keys() == {"image to text", "text to image"}
     for recalls in record["recall"].values():
         before, after, difference = (recalls["recall@1"][name] for name in ("before", "after", "difference"))
         assert before[0] <= 0.15
@@ -217,6 +218,7 @@ def test_projections_on_a_cnn_and_sentence_bert_are_tuned_and_the_networks_befor
 def test_tuned_projections_find_flags_never_seen_more_often_than_random_ones(shop):
     tuning = FineTuning(learning_rate=1e-2, batch_size=16, epochs=8, held_out=0.2, patience=8)
     record = tune(shop(100), REGISTRY.encoders.get("cnn_sbert"), projected(), tuning, text_fields=["title"]).record
+    assert record["recall"].keys() == {"image to text", "text to image"}
     for recalls in record["recall"].values():
         assert recalls["recall@1"]["after"][0] >= 5 / 20
         assert recalls["recall@1"]["difference"][1] > 0  # the interval's lower end
