@@ -27,7 +27,7 @@ from ..config.resolve import Request, resolve
 from ..config.schema import HOST, PARADIGMS, Key, schema_of
 from ..config.yaml_layers import GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
-from ..features.files import NO_FEATURES
+from ..features.controls import NO_FEATURES, Control
 from ..plugin.registry import Registry
 from ..running.inputs import check_applicable, declared_modalities
 from ..types import RunResult, RunSpec
@@ -51,7 +51,7 @@ class StudyKeys:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
     title: str = ""
     # twins and parts of every cell
-    controls: tuple[Literal["shuffled", "random", "constant", "none"], ...] = ()
+    controls: tuple[Control, ...] = ()
     controls_at: Literal["grid", "winner"] = "grid"  # winner: twins of the cell's best point alone, after its grid
     each_modality: bool = False  # image alone and text alone, beside what `modalities` says
     slices: bool = False

@@ -1,0 +1,71 @@
+"""What the handlers of several verbs do: find plugins, read configuration, write what was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..config.resolve import Resolved
+    from ..plugin.registry import Registry
+
+
+def registry_of(options: argparse.Namespace) -> Registry:
+    """The registry of all plugins, those after -p too."""
+    from ..plugin.registry import load_registry
+
+    return load_registry(options.plugins)
+
+
+def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
+    """The registry, and the runs that the flags ask for."""
+    from ..config.resolve import Request, resolve
+
+    registry = registry_of(options)
+    typed = vars(options)
+    model = registry.models.get(options.model) if options.model else None
+    dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
+    unasked = dataset.default_encoder if dataset and (model is None or model.uses_features) else None
+    flags = {key: typed.get(key) for key in ("seed", "data_path", "device", "protocol")}
+    flags["encoder.weights"] = typed.get("weights")
+    request = Request(
+        model=options.model,
+        dataset=options.dataset,
+        encoder=options.encoder or unasked,
+        paradigm=typed.get("paradigm", "pt"),
+        modalities=typed.get("modalities"),
+        features=dict(typed.get("features", [])),
+        control=typed.get("control"),
+        preset=typed.get("preset"),
+        grid=typed.get("grid"),
+        configs=typed.get("configs"),
+        overrides={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+    )
+    resolved = resolve(
+        request,
+        model=model,
+        encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
+        dataset=dataset,
+    )
+    for note in resolved.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for metric in {metric for run in resolved.runs for metric in run.settings.metrics}:
+        registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
+    return registry, resolved
+
+
+def write(text: str, path: Path | None) -> None:
+    """Text to a file, or to stdout."""
+    from ..cache import write_bytes
+
+    if path is None:
+        print(text, end="")
+    else:
+        write_bytes(path, text.encode())
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
