@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,4 +67,6 @@ def write(text: str, path: Path | None) -> None:
 
 
 def print_json(value: Any) -> None:
+    import json
+
     print(json.dumps(value, indent=2))

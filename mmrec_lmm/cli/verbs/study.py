@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +77,10 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import dataclasses
+    import itertools
+    import time
+
     from ...distributed import processes
     from ...logs import start_log
     from ...studies import executor
