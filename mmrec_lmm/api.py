@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .distributed import gathered as gathered
     from .distributed import own_rows as own_rows
     from .errors import ConfigError as ConfigError
+    from .errors import ConfigValueError as ConfigValueError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
     from .errors import PluginError as PluginError
@@ -51,7 +52,9 @@ _HOME = {
     "cache": ("hash_file", "home"),
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
-    "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
+    "errors": (
+        "ConfigError", "ConfigValueError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean",
+    ),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "distributed": ("common_generator", "gathered", "own_rows"),

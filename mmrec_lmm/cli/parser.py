@@ -105,7 +105,9 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--control", choices=CONTROLS, help="a twin run whose features carry no content")
     parser.add_argument(
-        "--preset", choices=("mmrec", "lmm", "paper"), help="set what differs between the sources as one of them has it"
+        "--preset",
+        metavar="NAME",
+        help="a preset of configs; the shipped ones set what differs between the sources as one of them has it",
     )
     parser.add_argument("--seed", metavar="N", help="of the weights, the batches and the negatives (default: 999)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")

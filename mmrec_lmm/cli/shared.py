@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
+
 if TYPE_CHECKING:
     from ..config.resolve import Resolved
     from ..plugin.registry import Registry
@@ -51,8 +53,11 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     )
     for note in resolved.notes:
         print(f"note: {note}", file=sys.stderr)
-    for metric in {metric for run in resolved.runs for metric in run.settings.metrics}:
-        registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
+    for metric in dict.fromkeys(metric for run in resolved.runs for metric in run.settings.metrics):
+        try:
+            registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
+        except ConfigError as error:
+            raise ConfigError(f"{resolved.origins['metrics']}: {error}") from None
     return registry, resolved
 
 
