@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .distributed import gathered as gathered
     from .distributed import own_rows as own_rows
     from .errors import ConfigError as ConfigError
+    from .errors import ConfigValueError as ConfigValueError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
     from .errors import NotApplicable as NotApplicable
@@ -58,7 +59,8 @@ _HOME = {
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
     "errors": (
-        "ConfigError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing", "did_you_mean",
+        "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
+        "did_you_mean",
     ),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),

@@ -1,6 +1,6 @@
 """The domain's words as frozen types. Arrays are NumPy.
 
-Nothing here imports torch, so that `list` and `--help` stay quick.
+Nothing here imports torch or NumPy, so that `list` and `--help` stay quick.
 
 Shapes: I items, N interactions, D feature width.
 """
@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
     from torch import Tensor
 

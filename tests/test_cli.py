@@ -264,6 +264,25 @@ def test_mmrecs_protocol_shows_what_it_selects_on_test_beside_the_winner() -> No
     assert "selected on TEST" not in call(*RUN, *flags).out
 
 
+def test_presets_and_grids_of_ones_own_run_by_name(here: Path) -> None:
+    for place, text in {
+        "configs/preset/mine.yaml": "embedding_size: 3\n",
+        "configs/preset/notes.txt": "",
+        "others/preset/theirs/vbpr.yaml": "embedding_size: 5\n",
+        "configs/grid/wide/vbpr.yaml": "reg_weight: [1, 2]\nhyper_parameters: [reg_weight]\n",
+    }.items():
+        (here / place).parent.mkdir(parents=True, exist_ok=True)
+        (here / place).write_text(text)
+    ask = ["config", "show", "-m", "VBPR", "-d", "toy"]
+    assert re.search(r"^embedding_size +3 +configs/preset/mine.yaml:1$", call(*ask, "--preset", "mine").out, re.M)
+    theirs = call(*ask, "--configs", "others", "--preset", "theirs").out
+    assert re.search(r"^embedding_size +5 +others/preset/theirs/vbpr.yaml:1$", theirs, re.M)
+    assert re.search(r"^reg_weight +1.0 \| 2.0 +configs/grid/wide/", call(*ask, "--grid", "wide").out, re.M)
+    answer = call(*ask, "--preset", "mien")
+    assert answer.code == 2
+    assert "unknown preset: mien; did you mean mine? known: lmm, mine, mmrec, paper\n" in answer.err
+
+
 def test_a_published_grid_runs_by_name() -> None:
     grid = document(
         call("run", "-m", "VBPR", "-d", "toy", "--epochs=1", "--embedding_size=4", "--grid", "mmrec", "--json")
@@ -541,8 +560,11 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         (["list", "models", "--epochs=3"], "unknown argument --epochs=3"),
         ([*RUN, "--paradigm", "ft"], "--paradigm ft tunes an encoder, and none was asked for: name one with --encoder"),
         ([*RUN, "--paradigm=ete"], "--paradigm ete trains an encoder, and none was asked for: name one with --encoder"),
-        ([*RUN, "--metrics=[Recall,Recal]"], "unknown metric Recal; did you mean Recall?"),
-        ([*RUN, "--grid", "mmrek"], "unknown grid of model VBPR: mmrek; did you mean mmrec?"),
+        ([*RUN, "--metrics=[Recall,Recal]"], "command line: unknown metric Recal; did you mean Recall?"),
+        ([*RUN, "--grid", "mmrek"], "command line: unknown grid of model VBPR: mmrek; did you mean mmrec? known: lmm,"),
+        ([*RUN, "--preset", "mmrek"], "command line: unknown preset: mmrek; did you mean mmrec? known: lmm, mmrec, "),
+        ([*RUN, "--preset", ""], "command line: unknown preset: ; known: lmm, mmrec, "),
+        ([*RUN, "--topk=[5,10]"], "command line --topk: valid_metric Recall@20 is not computed with metrics ["),
         ([*RUN, "--configs", "nowhere"], "--configs nowhere: no folder that holds one of overall.yaml"),
         ([*RUN, "--device", "toaster"], "device must be auto, cpu, mps, cuda or cuda:N, got 'toaster'"),
         ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: there is no file"),

@@ -14,7 +14,8 @@ import pytest
 from helpers import call
 
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.report.tables import FORMATS, LAYOUTS, render
+from mmrec_lmm.report.layouts import FORMATS, LAYOUTS
+from mmrec_lmm.report.tables import render
 from mmrec_lmm.studies.leaderboard import (
     FAILED,
     NOT_APPLICABLE,

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, PluginError, did_you_mean
+from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
 from ..types import PRE_TRAINED, RunSpec
@@ -227,7 +227,8 @@ def _encoder_schema(encoder: EncoderSpec | None) -> Schema | None:
 class _Merge:
     """Layers become one: the last value of each key, read in its type, and the axes in order.
 
-    `points` holds a key's one value, or an axis's values. Every fault of every layer is noted in `problems`.
+    `points` holds a key's one value, or an axis's values, and `order` the layers' names, first to last. Every fault of
+    every layer is noted in `problems`.
     """
 
     def __init__(self, keys: Mapping[str, Key], sections: Sequence[str], *, unread: Iterable[str] = ()) -> None:
@@ -236,11 +237,13 @@ class _Merge:
         self.points: dict[str, tuple[Any, ...]] = {name: (key.default,) for name, key in keys.items()}
         self.origins = {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
         self.axes: list[str] = []
+        self.order = [DEFAULT]
         self.unused: dict[str, str] = {}
         self.problems: list[str] = []
 
     def add(self, stack: Iterable[Layer]) -> None:
         stack = list(stack)
+        self.order += [layer.name for layer in stack]
         for layer in stack:  # all axes first: a file may hold the list of a key that a later one names
             self._add_axes(layer)
         for layer in stack:
@@ -257,6 +260,13 @@ class _Merge:
         """Raise all problems at once, if there are any."""
         if self.problems:
             raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+
+    def culprits(self, names: Iterable[str]) -> dict[str, Origin]:
+        """Those of the keys that were set last, by the layer that set them: what it found agreed, and no longer does.
+        None where all have their defaults."""
+        origins = {name: self.origins[name] for name in names if name in self.keys}
+        last = max((self.order.index(origin.layer) for origin in origins.values()), default=0)
+        return {name: origin for name, origin in origins.items() if last and origin.layer == self.order[last]}
 
     def _add_axes(self, layer: Layer) -> None:
         try:
@@ -317,19 +327,30 @@ class _Merge:
 
 
 def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
-    """The schema's dataclass. What its own checks refuse is reported with the origins of the keys that they name."""
+    """The schema's dataclass. What its own checks refuse is reported with the places that set the keys at fault."""
     try:
         built = schema.build(values)
         if schema is HOST:
             check_settings(built)
         return built
-    except ValueError as error:
-        words = re.findall(r"\w+", str(error))
-        origins = dict.fromkeys(
-            str(merge.origins[schema.prefix + word]) for word in words if schema.prefix + word in schema.keys
-        )
-        merge.problems.append(f"{', '.join(origins) or schema.owner}: {error}")
-        return None
+    except ConfigValueError as error:
+        merge.problems.append(_refused(error, schema, merge))
+    except ValueError as error:  # a plugin that doesn't say which key: those that its words name
+        named = (schema.prefix + word for word in re.findall(r"\w+", str(error)))
+        places = dict.fromkeys(map(str, merge.culprits(name for name in named if name in schema.keys).values()))
+        merge.problems.append(f"{', '.join(places) or schema.owner}: {error}")
+    return None
+
+
+def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
+    """The message: where the values came from, the key as it is written there, and what is wrong with it."""
+    key = schema.prefix + error.key
+    culprits = merge.culprits(schema.prefix + name for name in (error.key, *error.others))
+    layers = {origin.layer for origin in culprits.values()}
+    places = ", ".join(dict.fromkeys(map(str, culprits.values()))) or schema.owner
+    if COMMAND_LINE in layers and key not in culprits:
+        places += f" --{', --'.join(culprits)}"
+    return f"{places}: {error.key if 'encoder' in layers else key} {error.text}"
 
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
@@ -365,6 +386,7 @@ def _files(
 ) -> Iterator[Layer]:
     """The layers that are files, in order. Files may be missing, except those of a preset or grid that was named."""
     preset, grid = request.preset, request.grid
+    asked = request.study or Layer(COMMAND_LINE, COMMAND_LINE, {})  # who named them
     own, own_folder = (f"{model.name}.yaml", model.configs) if model else ("", None)
     wanted: list[tuple[str, Path | None, tuple[str, ...]]] = [
         ("overall", None, ("overall.yaml",)),
@@ -373,12 +395,12 @@ def _files(
     ]
     if encoder:
         wanted += [("encoder", encoder.configs, ("encoder", f"{encoder.name}.yaml"))]
-    if preset:
+    if preset is not None:
         wanted += [
             ("preset", None, ("preset", f"{preset}.yaml")),
             ("model preset", own_folder, ("preset", preset, own)),
         ]
-    if grid:
+    if grid is not None:
         wanted += [("grid", own_folder, ("grid", grid, own))]
 
     found, problems = set(), merge.problems
@@ -393,13 +415,14 @@ def _files(
                 problems.append(str(error))
 
     places = yaml_layers.folders(request.configs, own_folder)
-    if preset and not found & {"preset", "model preset"}:
-        names = [entry.stem for place in places for entry in yaml_layers.entries(place / "preset")]
-        problems.append(_unknown("preset", preset, names))
-    if grid and "grid" not in found:
+    if preset is not None and not found & {"preset", "model preset"}:
+        presets = [entry for place in places for entry in yaml_layers.entries(place / "preset")]
+        names = [entry.stem for entry in presets if entry.suffix == ".yaml" or yaml_layers.find([entry], own)]
+        problems.append(f"{asked.origin('preset')}: {_unknown('preset', preset, names)}")
+    if grid is not None and "grid" not in found:
         grids = [entry for place in places for entry in yaml_layers.entries(place / "grid")]
         names = [entry.name for entry in grids if yaml_layers.find([entry], own)]
-        problems.append(_unknown(f"grid of model {request.model}", grid, names))
+        problems.append(f"{asked.origin('grid')}: {_unknown(f'grid of model {request.model}', grid, names)}")
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import PluginError, did_you_mean
+from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
 from .settings import Settings
 
@@ -261,10 +261,13 @@ HOST = schema_of(Settings, "the host", limits=_LIMITS)
 
 
 def check_settings(settings: Settings) -> None:
-    """What concerns several of the host's keys at once: ValueError where the metric to stop by isn't computed."""
+    """What concerns several of the host's keys at once: ConfigValueError where the metric to stop by isn't computed."""
     metric, _, k = settings.valid_metric.partition("@")
     if metric.lower() not in map(str.lower, settings.metrics) or int(k) not in settings.topk:
-        raise ValueError(
-            f"valid_metric {settings.valid_metric} is not computed with metrics [{', '.join(settings.metrics)}] and "
-            f"topk [{', '.join(map(str, settings.topk))}]: add it there, or set valid_metric to one of these"
+        raise ConfigValueError(
+            "valid_metric",
+            f"{settings.valid_metric} is not computed with metrics [{', '.join(settings.metrics)}] and topk "
+            f"[{', '.join(map(str, settings.topk))}]: add it there, or set valid_metric to one of these",
+            "metrics",
+            "topk",
         )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .choices import Protocol
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,7 +51,7 @@ class Settings:
     valid_metric: str = "Recall@20"
     mask_valid_in_test: bool = False  # MMRec leaves validation items among the candidates when it tests
     save_recommended_topk: bool = True  # keep each user's top items in the run's folder
-    protocol: Literal["default", "mmrec"] = "default"  # mmrec: show beside ours what selecting on test would give
+    protocol: Protocol = "default"  # mmrec: show beside ours what selecting on test would give
 
     # machine: nothing here but `threads` and `encode_dtype` can change a number
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps

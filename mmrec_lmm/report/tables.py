@@ -18,9 +18,8 @@ from ..errors import ConfigError
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
 from ..types import PRE_TRAINED
 from . import paper
+from .layouts import AXES, LAYOUTS, Layout
 
-FORMATS = ("markdown", "latex", "csv", "html")
-AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")
 DASH = "–"  # for a figure that isn't there
 MINUS = "−"
 MARK = "†"  # behind a figure that may say more of a run's budget than of its model, and what is compared with it
@@ -28,52 +27,6 @@ NONE = "-"  # for an axis on which a row has no value
 LONG = 45  # lines that a page holds; a longer table runs over several
 
 Published = Callable[[Row], Mapping[str, float]]  # figures by metric that somebody printed for what a row compares
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a table is laid out. An axis that isn't named here, but differs among the rows shown, gets a column too."""
-
-    caption: str
-    rows: tuple[str, ...]  # axes whose values name a line, outermost first
-    compares: str | None = None  # only rows that have another beside them which differs in this axis alone, no control
-    across: str = "metric"  # the axis whose values stand side by side
-    paradigm: str | None = None  # only rows of this one
-    table: int | None = None  # of the paper
-    gains: bool = False  # columns for what each row is above its control twins, where it has any
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "plain": Layout("all rows", rows=AXES[:-1], gains=True),
-    "table1": Layout(
-        "modalities side by side",
-        rows=("dataset", "metric", "model"),
-        compares="modalities",
-        across="modalities",
-        table=1,
-    ),
-    "table3": Layout(
-        "encoders as pre-trained",
-        rows=("dataset", "model", "encoder"),
-        compares="encoder",
-        paradigm=PRE_TRAINED,
-        table=3,
-    ),
-    "table4": Layout(
-        "pre-trained, fine-tuned and end-to-end encoders",
-        rows=("dataset", "encoder", "model", "paradigm"),
-        compares="paradigm",
-        table=4,
-    ),
-    "table5": Layout(
-        "one modality against both",
-        rows=("metric", "encoder", "model", "modalities"),
-        compares="modalities",
-        across="dataset",
-        table=5,
-    ),
-    "slices": Layout("parts of test", rows=("metric", *AXES[:-1]), across="slice"),
-}
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from ..config.settings import Settings
 from ..data.items import JOINT, source_of
 from ..data.loading import load_dataset
 from ..errors import ConfigError, NotApplicable, PluginError, WeightsMissing
+from ..features.controls import NO_FEATURES
 from ..features.encoding import EncodeOptions, encode, encoder_spec, table_path
 from ..features.files import (
     MISSED_IMAGES,
-    NO_FEATURES,
     absent_table,
     control_tables,
     mean_filled,

@@ -27,7 +27,7 @@ from ..config.resolve import Request, resolve_request, schema_in
 from ..config.schema import HOST, Key, schema_of
 from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
-from ..features.files import NO_FEATURES
+from ..features.controls import NO_FEATURES, Control
 from ..plugin.registry import Registry
 from ..running.inputs import check_applicable, declared_modalities
 from ..types import PRE_TRAINED, RunResult, RunSpec
@@ -51,7 +51,7 @@ class StudyKeys:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
     title: str = ""
     # twins and parts of every cell
-    controls: tuple[Literal["shuffled", "random", "constant", "none"], ...] = ()
+    controls: tuple[Control, ...] = ()
     controls_at: Literal["grid", "winner"] = "grid"  # winner: twins of the cell's best point alone, after its grid
     each_modality: bool = False  # image alone and text alone, beside what `modalities` says
     slices: bool = False
@@ -252,6 +252,7 @@ class _Expansion:
         self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
         self._selecting: set[int] = set()  # places of parts that select some cell
         self._resolved: dict[str, tuple[RunSpec, ...]] = {}
+        self._metrics_from: dict[str, str] = {}  # the file and line that set the metrics of a resolution
         self._everyones: set[str] = set()  # the keys that some combination of the study's axes has
 
     def cells(self) -> list[Cell]:
@@ -328,7 +329,9 @@ class _Expansion:
                 overrides=self.study.overrides,
             )
             try:
-                self._resolved[known] = resolve_request(request, self.registry).runs
+                resolved = resolve_request(request, self.registry)
+                self._resolved[known] = resolved.runs
+                self._metrics_from[known] = str(resolved.origins["metrics"])
             except ConfigError as error:
                 self.problems += str(error).splitlines()
                 self._resolved[known] = ()
@@ -337,8 +340,7 @@ class _Expansion:
         try:
             for run in runs[:1]:
                 check_applicable(run, self.registry)
-                for metric in run.settings.metrics:
-                    self.registry.metrics.get(metric)
+                self._check_metrics(run, self._metrics_from[known])
                 self._check_measured(run)
         except NotApplicable as error:
             return dataclasses.replace(cell, reason=str(error))
@@ -347,6 +349,16 @@ class _Expansion:
         except ConfigError as error:
             self.problems.append(str(error))
         return dataclasses.replace(cell, runs=runs)
+
+    def _check_metrics(self, run: RunSpec, where: str) -> None:
+        """Those that the runs measure, which `where` has set."""
+        for metric in run.settings.metrics:
+            try:
+                self.registry.metrics.get(metric)
+            except PluginError:
+                raise
+            except ConfigError as error:
+                self.problems.append(f"{where}: {error}")
 
     def _check_measured(self, run: RunSpec) -> None:
         """Tables and slices are made from what the runs keep, so what they don't is refused before any is done."""
@@ -375,6 +387,9 @@ class _Expansion:
             said.append((study.parts.index(part), part.settings, part.lines))
             self._selecting.add(study.parts.index(part))
             preset = part.settings.get("preset", preset)
+        for _, settings, where in said:
+            if "preset" in settings and "preset" in where:
+                lines["preset"] = where["preset"]
         for place, settings, where in said:
             for key in settings.keys() - {"preset", "modalities"}:
                 if key in mine or key not in others:  # what no cell knows is an error, which configuration words
@@ -396,7 +411,9 @@ class _Expansion:
                 )
             values[key] = axis if isinstance(axis, list) else [axis]
             lines[key] = study.file.lines.get(f"grids.{cell.model}.{key}", study.file.lines.get("seeds", 0))
-        return Layer("study", study.file.source, {**values, GRID: list(axes)}, lines), preset
+        lines["grid"] = study.file.lines.get(f"grids.{cell.model}", study.file.lines.get("grids", 0))
+        layer = Layer("study", study.file.source, {**values, GRID: list(axes)}, lines)
+        return layer, None if preset is None else str(preset)
 
     def _grid(self, model: str) -> Any:
         """What the file says under `grids` of a model, whatever the case of its name there."""
