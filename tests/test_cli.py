@@ -669,12 +669,11 @@ def test_a_stored_result_of_a_plugin_whose_code_changed_is_given_with_a_warning(
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     path = tmp_path / "my_bpr.py"
     path.write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
-    command = [sys.executable, "-m", "mmrec_lmm", "run", "-p", str(path), "-m", "MyBPR", "-d", "toy", "--epochs=1"]
 
     def said() -> str:
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        answer = call("run", "-p", path, "-m", "MyBPR", "-d", "toy", "--epochs=1")
+        assert answer.code == 0, answer.err
+        return answer.err
 
     assert "changed since" not in said()
     assert "changed since" not in said()
