@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
     from .errors import did_you_mean as did_you_mean
+    from .formatting import first_few as first_few
+    from .formatting import first_line as first_line
     from .plugin.contracts import DotProduct as DotProduct
     from .plugin.contracts import ItemEncoder as ItemEncoder
     from .plugin.contracts import Recommender as Recommender
@@ -52,6 +54,7 @@ _HOME = {
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
     "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
+    "formatting": ("first_few", "first_line"),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "distributed": ("common_generator", "gathered", "own_rows"),
