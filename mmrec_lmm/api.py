@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .types import TrainingData as TrainingData
     from .weights.download import find_weights as find_weights
     from .weights.download import given_weights as given_weights
+    from .weights.download import offline as offline
     from .weights.formats import LoadReport as LoadReport
     from .weights.formats import interpolate_positions as interpolate_positions
     from .weights.formats import load_state as load_state
@@ -63,7 +64,7 @@ _HOME = {
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
         "RunSpec", "TrainingData",
     ),
-    "weights.download": ("find_weights", "given_weights"),
+    "weights.download": ("find_weights", "given_weights", "offline"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -6,7 +6,6 @@ tag also says how images are prepared and whether the GELU is OpenAI's quick one
 
 import importlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from mmrec_lmm.api import (
     first_line,
     interpolate_positions,
     load_state,
+    offline,
     read_checkpoint,
 )
 
@@ -124,8 +124,8 @@ def _from_hub(repository: str, names: tuple[str, str]) -> Path:
         cached = hub.try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
-    if os.environ.get("MMREC_LMM_OFFLINE", "") not in ("", "0"):
-        raise FileNotFoundError("MMREC_LMM_OFFLINE is set")
+    if variable := offline():
+        raise FileNotFoundError(f"{variable} is set")
     try:
         return Path(hub.hf_hub_download(repository, names[0]))
     except hub.errors.LocalEntryNotFoundError:  # the hub can't be reached: the other name would wait as long in vain
