@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cache import fingerprint, hash_file, hash_files, is_readable, locked
-from ..config.settings import Settings
+from ..config.settings import OF_INPUTS, Settings
 from ..data.items import JOINT, source_of
 from ..data.loading import load_dataset
 from ..errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
@@ -32,13 +32,6 @@ from ..training.fine_tuning import is_tunable, tune, tuned_path
 from ..types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
-
-#: Settings that decide what `gather` returns.
-SHAPING = (
-    "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
-    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "normalize",
-    "device", "encode_dtype",
-)  # fmt: skip
 
 
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
@@ -88,7 +81,7 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
         names = declared_modalities(spec.modalities, spec.encoder, registry)
         if names is not None:
             spec = dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=names)
-    settings = {name: getattr(spec.settings, name) for name in SHAPING}
+    settings = {name: getattr(spec.settings, name) for name in OF_INPUTS}
     uses_features = registry.models.get(spec.model).uses_features
     tuning = spec.paradigm_config if spec.paradigm == "ft" else None
     artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
