@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..cache import fingerprint, hash_file, hash_files, is_readable, locked
+from ..cache import fingerprint, hash_file, hash_readable, join_hashes, locked
 from ..config.settings import OF_INPUTS, Settings
 from ..data.items import JOINT, source_of
 from ..data.loading import load_dataset
@@ -137,8 +137,8 @@ def files_behind(
     encoded = [modality for modality in modalities if modality not in ready]
     of_catalogue = {}
     if encoded and dataset.catalog is not None:
-        images = [image for image in dataset.catalog.images if image is not None and is_readable(image)]
-        of_catalogue = {"images": hash_files(images)} if images else {}
+        images = [one for one in hash_readable(dataset.catalog.images) if one is not None]
+        of_catalogue = {"images": join_hashes(images)} if images else {}
         if (folder / "items.tsv").is_file():
             of_catalogue["items.tsv"] = hash_file(folder / "items.tsv")
     for modality in modalities:
