@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from mmrec_lmm.api import first_few
 from mmrec_lmm.cache import fingerprint, hash_bytes, hash_file, write_json
 from mmrec_lmm.errors import ConfigError, DataError, did_you_mean
 from mmrec_lmm.types import SPLITS
@@ -58,7 +59,7 @@ class ImportReport:
         ]
         if self.images_missing:
             lines.append(
-                f"{len(self.images_missing):,} images named but not found, of items {_few(self.images_missing)}"
+                f"{len(self.images_missing):,} images named but not found, of items {first_few(self.images_missing)}"
             )
         if self.items_without_interactions:
             lines.append(f"{self.items_without_interactions:,} items without interactions, kept")
@@ -213,7 +214,7 @@ def _read_items(path: Path, id_column: str | None, separator: str | None) -> pd.
     repeated = table.index[table.index.duplicated()].unique()
     if len(repeated):
         raise DataError(
-            f"{path}: {len(repeated):,} ids occur more than once in column {column} ({_few(repeated)}); "
+            f"{path}: {len(repeated):,} ids occur more than once in column {column} ({first_few(repeated)}); "
             f"each item needs one row"
         )
     return table
@@ -285,7 +286,8 @@ def _require_known(items: pd.Series, catalogue: pd.Index, interactions: Path, ta
     if len(unknown):
         raise DataError(
             f"{interactions}: {len(unknown):,} interactions are with {unknown.nunique():,} items that {table} lacks "
-            f"({_few(unknown.unique())}); add their rows there, or leave those interactions out with --drop-unknown"
+            f"({first_few(unknown.unique())}); add their rows there, or leave those interactions out with "
+            "--drop-unknown"
         )
 
 
@@ -347,10 +349,6 @@ def _keep_apart(out: Path, inputs: Sequence[Path]) -> None:
             raise ConfigError(f"{path}: lies in {out}, which the import would replace; give the data set another name")
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-
-
-def _few(names: Sequence[str] | pd.Index | np.ndarray) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

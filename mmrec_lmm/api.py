@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
     from .errors import did_you_mean as did_you_mean
+    from .formatting import first_few as first_few
+    from .formatting import first_line as first_line
     from .plugin.contracts import DotProduct as DotProduct
     from .plugin.contracts import ItemEncoder as ItemEncoder
     from .plugin.contracts import Paradigm as Paradigm
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .types import Tuned as Tuned
     from .weights.download import find_weights as find_weights
     from .weights.download import given_weights as given_weights
+    from .weights.download import offline as offline
     from .weights.formats import LoadReport as LoadReport
     from .weights.formats import interpolate_positions as interpolate_positions
     from .weights.formats import load_state as load_state
@@ -62,6 +65,7 @@ _HOME = {
         "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
         "did_you_mean",
     ),
+    "formatting": ("first_few", "first_line"),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "distributed": ("common_generator", "gathered", "own_rows"),
@@ -70,7 +74,7 @@ _HOME = {
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
         "RunResult", "RunSpec", "TrainingData", "Tuned",
     ),
-    "weights.download": ("find_weights", "given_weights"),
+    "weights.download": ("find_weights", "given_weights", "offline"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import numpy as np
@@ -60,22 +60,43 @@ def hash_file(path: Path) -> str:
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """One SHA-256 over the contents of files, in order; of one file, simply its own.
+    """One SHA-256 over the contents of files, in order; of one file, simply its own."""
+    return join_hashes(_remembered_hashes(paths, read_hash))
 
-    Remembered by the files' paths, sizes and times of change, so that big files are read once. A file replaced by one
-    of equal size within the clock's grain is the one case that this can't see.
+
+def hash_readable(paths: Sequence[Path | None]) -> list[str | None]:
+    """SHA-256 of each file's content; None where there is no path, or no plain file that this process may read."""
+    files = [path for path in paths if path is not None and is_readable(path)]
+    hashes = dict(zip(files, _remembered_hashes(files, _try_read_hash), strict=True))
+    return [hashes.get(path) if path is not None else None for path in paths]
+
+
+def join_hashes(hashes: Sequence[str]) -> str:
+    """One hash of several, in order; of one, that itself."""
+    return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
+
+
+_Hash = TypeVar("_Hash", str, str | None)
+
+
+def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> Sequence[_Hash]:
+    """The hash of each file, remembered by all their paths, sizes and times of change: none is opened that is known.
+
+    A file replaced by one of equal size within the clock's grain is the one case that this can't see.
     """
     stats = [(path, path.stat()) for path in paths]
     folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
     key = fingerprint([(folders[path.parent], path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
-    memo = home() / "file-hashes" / key
+    memo = home() / "file-hashes" / (key if len(paths) == 1 else f"{key}.each")
     with suppress(OSError):
-        return memo.read_text()
-    digests = [read_hash(path) for path in paths]
-    digest = digests[0] if len(digests) == 1 else hash_bytes("".join(digests).encode())
-    with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
-        write_bytes(memo, digest.encode())
-    return digest
+        known = memo.read_text().split()
+        if len(known) == len(paths):
+            return known
+    hashes = [read(path) for path in paths]
+    if all(hashes):
+        with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
+            write_bytes(memo, "\n".join(map(str, hashes)).encode())
+    return hashes
 
 
 def read_hash(path: Path) -> str:
@@ -84,15 +105,19 @@ def read_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a path is a plain file that this process may read."""
+def _try_read_hash(path: Path) -> str | None:
     try:
-        if path.is_file():  # first: opening a pipe would wait
-            path.open("rb").close()
-            return True
-    except OSError:
-        pass
-    return False
+        return read_hash(path)
+    except OSError:  # a disk's error, or a right that `access` can't see
+        return None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a path is a plain file that this process may read; it isn't opened."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:  # a name that is too long
+        return False
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import OutOfStep, RunError
+from .formatting import first_line
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -120,13 +121,13 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
-def told(value: _T, *, source: int = 0) -> _T:
-    """What process `source` gives for `value`, in all, which wait for it; plain data, such as whether a file exists."""
+def told(value: _T) -> _T:
+    """What the first process gives for `value`, in all, which wait for it; plain data, as whether a file exists."""
     if processes() == 1:
         return value
     held: list[Any] = [value]
     with _together():
-        dist.broadcast_object_list(held, src=source, device=torch.device("cpu"))
+        dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
     said: _T = held[0]
     return said
 
@@ -200,7 +201,7 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise RunError(
             f"process {rank()} of the {processes()} that share this work has lost another, whose own message, if there "
-            f"is one, says why; finished epochs are kept ({str(error).splitlines()[0]})"
+            f"is one, says why; finished epochs are kept ({first_line(error)})"
         ) from None
 
 

@@ -12,9 +12,10 @@ that is items x items or users x items ever stands in memory.
 Shapes: U users, I items, N = U + I nodes (users first), E edges, D embedding, k neighbours.
 """
 
+import importlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .formatting import first_line
 from .types import Interactions, TrainingData
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ with warnings.catch_warnings():  # torch says once per process that this layout 
     torch.eye(1).to_sparse_csr()
 
 Normalisation = Literal["symmetric", "random_walk", "random_walk_with_self", "random_walk_plus_self", "plain"]
-Reduction = Literal["sum", "mean", "max"]
 Side = Literal["users", "items"]
 Ties = Literal["own_first", "topk"]
 
@@ -483,27 +484,28 @@ def neighbour_sum(items: Tensor, weights: Tensor, x: Tensor) -> Tensor:
     return nn.functional.embedding_bag(items, x, per_sample_weights=weights, mode="sum")
 
 
-def scatter(
-    values: Tensor,
-    index: Tensor,
-    size: int,
-    *,
-    reduce: Reduction = "sum",
-    backend: Literal["native", "torch_scatter"] = "native",
-) -> Tensor:
-    """(size, ...): row j reduces the rows of `values` (E, ...) whose `index` (E,) is j; zero where there are none.
+def scatter(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """(size, ...): row j is the sum of those rows of `values` (E, ...) whose `index` (E,) is j; zero without any.
 
-    torch's own operations, or those of the torch_scatter package where it is installed: the same numbers.
+    torch_scatter computes it where it is installed (`pip install 'mmrec-lmm[scatter]'`), torch elsewhere: whole numbers
+    come out equal, other sums may differ by rounding.
     """
-    if backend == "torch_scatter":
-        from torch_scatter import scatter as fused
+    fused = _torch_scatter()
+    if fused is not None:
+        return fused(values, index, dim=0, dim_size=size)
+    return values.new_zeros(size, *values.shape[1:]).index_add(0, index, values)
 
-        return fused(values, index, dim=0, dim_size=size, reduce=reduce)
-    out = values.new_zeros(size, *values.shape[1:])
-    if reduce == "sum":
-        return out.index_add(0, index, values)
-    wide = index.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
-    return out.scatter_reduce(0, wide, values, "amax" if reduce == "max" else "mean", include_self=False)
+
+@cache
+def _torch_scatter() -> Callable[..., Tensor] | None:
+    """The package's sum; None where it isn't installed, or was built for another torch."""
+    try:
+        return importlib.import_module("torch_scatter").scatter_sum
+    except ImportError:
+        return None
+    except (OSError, RuntimeError) as error:
+        logger.warning("torch_scatter can't be loaded (%s); torch's own operation is used instead", first_line(error))
+        return None
 
 
 def _distinct(train: Interactions, n_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 
 from .config.settings import Settings
 from .errors import ConfigError
+from .formatting import first_line
 
 TORCH_THREADS = torch.get_num_threads()  # what torch chose for this machine, before any run changed it
 
@@ -59,9 +60,8 @@ def choose_device(settings: Settings) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device {settings.device} can't be used here: {reason}; `doctor` lists the devices"
+            f"device {settings.device} can't be used here: {first_line(error)}; `doctor` lists the devices"
         ) from None
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32 in backward passes too (see `precision`)
     return device

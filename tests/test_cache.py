@@ -103,6 +103,37 @@ def test_a_hash_of_several_files_follows_their_order(tmp_path: Path) -> None:
     assert cache.hash_files([one]) == cache.hash_file(one)
 
 
+def test_what_cannot_be_read_has_no_hash_and_the_others_have_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, broken, folder = tmp_path / "good", tmp_path / "broken", tmp_path / "folder"
+    good.write_bytes(b"1")
+    broken.write_bytes(b"2")
+    folder.mkdir()
+    paths = [None, folder, broken, tmp_path / "gone", good, tmp_path / ("x" * 300), good]
+    one, two = cache.hash_bytes(b"1"), cache.hash_bytes(b"2")
+
+    def read_hash(path: Path) -> str:
+        if path == broken:
+            raise OSError("input/output error")
+        return cache.hash_bytes(path.read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "read_hash", read_hash)
+        assert cache.hash_readable(paths) == [None, None, None, None, one, None, one]
+    assert cache.hash_readable(paths) == [None, None, two, None, one, None, one], "the disk's error isn't remembered"
+
+
+def test_files_that_are_known_are_not_opened_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / str(number) for number in range(3)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    hashes = cache.hash_readable(paths)
+    monkeypatch.setattr(cache, "read_hash", lambda path: pytest.fail(f"{path} was read again"))
+    assert cache.hash_readable(paths) == hashes == [cache.hash_bytes(path.name.encode()) for path in paths]
+    assert cache.hash_files(paths) == cache.hash_bytes("".join(map(str, hashes)).encode())
+
+
 def test_a_cache_that_cannot_be_written_costs_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file where a folder should be")
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -431,6 +432,24 @@ def test_weights_that_only_the_hub_has_are_named_with_repository_and_file(hub: P
         resolve(SPEC.weights_id)(Config(variant="ViT-B-16-SigLIP/webli", weights=str(tmp_path / "nowhere")), "image")
     with pytest.raises(WeightsMissing, match=r"--weights .*: no open_clip_model.safetensors or .* in it; give the"):
         resolve(SPEC.weights_id)(Config(variant="tiny", weights=str(tmp_path)), "image")
+
+
+@pytest.mark.parametrize(("value", "asked"), [("true", False), ("1", False), ("false", True), ("0", True), ("", True)])
+def test_the_hub_is_asked_unless_downloads_are_forbidden(
+    hub: Path, tmp_path: Path, value: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads: list[str] = []
+
+    def download(repository: str, name: str) -> str:
+        downloads.append(f"{repository}/{name}")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(importlib.import_module("huggingface_hub"), "hf_hub_download", download)
+    monkeypatch.setenv("MMREC_LMM_OFFLINE", value)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with nullcontext() if asked else pytest.raises(WeightsMissing, match="MMREC_LMM_OFFLINE is set"):
+        model_py.published_file(Config(variant="ViT-B-16-SigLIP/webli"))
+    assert downloads == ["timm/ViT-B-16-SigLIP/open_clip_model.safetensors"] * asked
 
 
 def test_text_towers_and_tokenisers_that_only_the_hub_has_are_named(hub: Path, tmp_path: Path) -> None:

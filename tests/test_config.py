@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmrec_lmm.config import yaml_layers
 from mmrec_lmm.config.resolve import Request, Resolved, describe, resolve
 from mmrec_lmm.config.schema import Key, schema_of
-from mmrec_lmm.config.settings import Settings
+from mmrec_lmm.config.settings import NOT_IDENTITY, OF_FEATURES, OF_INPUTS, Settings
 from mmrec_lmm.errors import ConfigError, ConfigValueError, PluginError
 from mmrec_lmm.plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
 
@@ -664,3 +664,21 @@ def test_config_show_prints_every_value_with_its_origin() -> None:
     assert squeezed["field_separator"] == r'"\t" default'
     assert squeezed["NEG_PREFIX"] == "(unused) configs/overall.yaml"
     assert {*asdict(Settings()), *asdict(MFConfig())} <= set(rows)
+
+
+# What settings decide
+
+
+def test_which_settings_are_part_of_a_runs_id_and_which_decide_its_inputs_stays() -> None:
+    """Where these sets change, so do the ids of runs, or the work that runs of a study share."""
+    assert {
+        "text_fields", "missing", "normalize", "data_path", "inter_file_name", "vision_feature_file",
+        "text_feature_file", "device", "use_gpu", "gpu_id", "workers", "encode_batch_size", "encode_dtype",
+        "encode_compile", "recompute", "state", "save_recommended_topk", "eval_batch_size", "protocol",
+    } == NOT_IDENTITY  # fmt: skip
+    assert {
+        "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
+        "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing",
+        "normalize", "device", "encode_dtype",
+    } == OF_INPUTS  # fmt: skip
+    assert {"text_fields", "missing", "normalize", "encode_dtype"} == OF_FEATURES

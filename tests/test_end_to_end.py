@@ -24,7 +24,7 @@ from mmrec_lmm.cache import hash_file, home
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
-from mmrec_lmm.features.files import load_table
+from mmrec_lmm.features.files import load_with_header
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.losses import bpr, symmetric_info_nce
 from mmrec_lmm.plugin.contracts import DotProduct, ItemEncoder
@@ -644,7 +644,7 @@ def test_at_a_rate_of_zero_a_run_ends_where_that_on_the_encoders_stored_features
     ours, theirs = (load_weights(Path("runs", one["run_id"], "best.safetensors")) for one in (twin, frozen))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-6)
-    tables = {table.modality: table for table in map(load_table, home().glob("features/*.safetensors"))}
+    tables = {table.modality: table for table, _ in map(load_with_header, home().glob("features/*.safetensors"))}
     for modality, table in load_weights(Path("runs", twin["run_id"], "features.safetensors")).items():
         torch.testing.assert_close(table, torch.from_numpy(tables[modality].values), rtol=0, atol=1e-6)
 

@@ -215,10 +215,10 @@ def test_features_without_fault_are_not_noted():
 
 def test_a_saved_table_is_loaded_as_it_was(tmp_path):
     table = FeatureTable("text", np.arange(6, dtype=np.float32).reshape(3, 2).T, np.array([True, False]), "abc")
-    loaded = files.load_table(files.save_table(tmp_path / "t.safetensors", table, encoder="some"))
+    loaded, about = files.load_with_header(files.save_table(tmp_path / "t.safetensors", table, encoder="some"))
     np.testing.assert_array_equal(loaded.values, table.values)
     np.testing.assert_array_equal(loaded.present, table.present)
-    assert (loaded.modality, loaded.fingerprint) == ("text", "abc")
+    assert (loaded.modality, loaded.fingerprint, about["encoder"]) == ("text", "abc", "some")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
@@ -227,7 +227,7 @@ def test_a_damaged_table_is_named(tmp_path, keep):
     files.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"t.safetensors: damaged feature table .* delete it"):
-        files.load_table(path)
+        files.load_with_header(path)
 
 
 # Controls

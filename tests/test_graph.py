@@ -8,7 +8,8 @@ import logging
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -22,7 +23,6 @@ from mmrec_lmm import graph
 from mmrec_lmm.graph import (
     BipartiteGraph,
     Normalisation,
-    Reduction,
     Side,
     SparseMatrix,
     cosines,
@@ -399,28 +399,55 @@ def test_fifty_thousand_items_need_no_memory_of_items_times_items() -> None:
 # Scatter
 
 
-def scatter_by_loop(values: Tensor, index: Tensor, size: int, reduce: Reduction) -> Tensor:
-    out = torch.zeros(size, *values.shape[1:])
-    reduction: dict[str, Callable[[Tensor], Tensor]] = {
-        "sum": lambda rows: rows.sum(0), "mean": lambda rows: rows.mean(0), "max": lambda rows: rows.amax(0)
-    }  # fmt: skip
-    for row in index.unique().tolist():
-        out[row] = reduction[reduce](values[index == row])
-    return out
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], None]]:
+    """Called with a module, or an error that its import raises, it stands in for the torch_scatter that is here."""
+
+    def install(found: object) -> None:
+        def import_module(name: str, package: str | None = None) -> object:
+            if name != "torch_scatter":
+                return real(name, package)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        real = importlib.import_module
+        monkeypatch.setattr(importlib, "import_module", import_module)
+        graph._torch_scatter.cache_clear()
+
+    yield install
+    graph._torch_scatter.cache_clear()
 
 
-@pytest.mark.parametrize("backend", ["native", "torch_scatter"])
-@pytest.mark.parametrize("reduce", get_args(Reduction))
 @pytest.mark.parametrize("shape", [(20,), (20, 3), (20, 3, 2)])
-def test_scattering_reduces_rows_by_index_and_leaves_zero_where_there_are_none(
-    shape: tuple[int, ...], reduce: Reduction, backend: str
+@pytest.mark.parametrize("package", ["torch_scatter", "none"])
+def test_scattering_sums_rows_by_index_and_leaves_zero_where_there_are_none(
+    shape: tuple[int, ...], package: str, installed: Callable[[object], None]
 ) -> None:
-    if backend == "torch_scatter" and importlib.util.find_spec("torch_scatter") is None:
+    if package == "none":
+        installed(ImportError("no torch_scatter"))
+    elif importlib.util.find_spec("torch_scatter") is None:
         pytest.skip("torch_scatter isn't installed")
-    values, index = torch.randn(shape) - 5, torch.randint(0, 6, (20,))
-    ours = scatter(values, index, 8, reduce=reduce, backend=backend)
-    torch.testing.assert_close(ours, scatter_by_loop(values, index, 8, reduce))
+    values, index = torch.randn(shape), torch.randint(0, 6, (20,))
+    by_loop = torch.stack([values[index == row].sum(0) for row in range(8)])
+    torch.testing.assert_close(scatter(values, index, 8), by_loop)
 
 
 def test_scattering_nothing_gives_zeros() -> None:
-    assert not scatter(torch.empty(0, 2), torch.empty(0, dtype=torch.long), 3, reduce="max").any()
+    assert not scatter(torch.empty(0, 2), torch.empty(0, dtype=torch.long), 3).any()
+
+
+def test_torch_scatter_sums_where_it_is_installed(installed: Callable[[object], None]) -> None:
+    def scatter_sum(values: Tensor, index: Tensor, dim: int, dim_size: int) -> Tensor:
+        return values.new_full((dim_size, *values.shape[1:]), 7.0)
+
+    installed(SimpleNamespace(scatter_sum=scatter_sum))
+    assert scatter(torch.ones(2), torch.tensor([0, 1]), 3).tolist() == [7.0, 7.0, 7.0]
+
+
+def test_a_torch_scatter_that_was_built_for_another_torch_is_left_alone_and_named(
+    installed: Callable[[object], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    installed(OSError("undefined symbol: _ZN5torch\nmore"))
+    assert scatter(torch.ones(2), torch.tensor([0, 0]), 2).tolist() == [2.0, 0.0]
+    assert "torch_scatter can't be loaded (undefined symbol: _ZN5torch)" in caplog.text

@@ -118,9 +118,24 @@ def test_an_image_that_cannot_be_read_is_a_missing_one_and_the_text_stays(toy: C
     broken = toy().images[4]
     assert broken is not None
     broken.write_bytes(b"no image")
-    batch = prepare(toy()).batch(np.array([4]))
+    items = prepare(toy())
+    assert items.unreadable == {4}
+    batch = items.batch(np.array([4]))
     assert not batch["pixels"].any()
     assert batch["ids"].tolist() == [[1, 3, 5, 1]]  # "red thing 4"
+
+
+def test_items_that_were_prepared_before_it_was_noted_which_cannot_be_read_stay_as_they_are(
+    toy: Callable[[], ItemCatalog],
+) -> None:
+    (toy().images[4] or Path()).write_bytes(b"no image")
+    prepare(toy())
+    [note] = home().glob("prepared/*/unreadable.json")
+    note.unlink()
+    encoder = Words(Config(), ("image", "text"))
+    assert prepare(toy(), encoder).unreadable == {4}
+    assert encoder.calls == 0
+    assert note.exists()
 
 
 class Uneven(Words):

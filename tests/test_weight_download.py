@@ -17,7 +17,7 @@ from mmrec_lmm.cache import home
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.plugin.specs import WeightFile
 from mmrec_lmm.weights import download
-from mmrec_lmm.weights.download import find_weights, present
+from mmrec_lmm.weights.download import find_weights, offline, present
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -219,6 +219,17 @@ def test_offline_nothing_is_asked_of_a_server(server: Server, name: str, monkeyp
     assert not server.ranges
     monkeypatch.setenv(name, "0")
     assert find_weights(server.file(), encoder="toy")
+
+
+@pytest.mark.parametrize(
+    ("value", "forbids"),
+    [("1", True), ("true", True), ("Yes", True), ("ON", True), ("0", False), ("false", False), ("no", False),
+     ("off", False), ("", False)],
+)  # fmt: skip
+def test_offline_is_what_says_yes(value: str, forbids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("MMREC_LMM_OFFLINE", value)
+    assert offline() == ("MMREC_LMM_OFFLINE" if forbids else None)
 
 
 def test_a_web_page_in_place_of_the_file_is_refused_and_not_kept(server: Server) -> None:

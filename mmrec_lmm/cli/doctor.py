@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..cache import home
 from ..errors import MMRecError, PluginError
+from ..formatting import first_line
 from ..plugin.registry import Registry
 from .text import weights_state
 
@@ -88,8 +89,10 @@ def _torchvision_problem() -> str | None:
     try:
         importlib.import_module("torchvision")
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        return f"torchvision doesn't fit this torch ({reason}); install both together: pip install -U torch torchvision"
+        return (
+            f"torchvision doesn't fit this torch ({first_line(error)}); install both together: "
+            "pip install -U torch torchvision"
+        )
     return None
 
 

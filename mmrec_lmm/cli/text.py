@@ -14,6 +14,7 @@ from ..config.resolve import as_yaml
 from ..config.schema import Key, describe_type, schema_of
 from ..errors import ConfigError, did_you_mean
 from ..features.files import scale_note
+from ..formatting import aligned
 from ..plugin.registry import Catalogue, Registry
 from ..plugin.specs import EncoderSpec, WeightFile
 from ..types import SPLITS, Dataset, FeatureTable, RunResult
@@ -35,15 +36,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     header = list(rows[0])
     cells = [[_cell(row[name]) for name in header] for row in rows]
     right = [all(isinstance(row[name], int | float) or row[name] is None for row in rows) for name in header]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    lines = [header, ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    head, *lines = aligned([header, *cells], right=right)
+    rule = ["-" * len(text) for text in head]
+    return "\n".join("  ".join(line).rstrip() for line in (head, rule, *lines))
 
 
 def run_text(result: RunResult) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
+from ..formatting import aligned
 from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
 from ..types import PRE_TRAINED, RunSpec
@@ -173,8 +174,7 @@ def describe(resolved: Resolved) -> str:
         values = origin.value if name in resolved.axes else (origin.value,)
         rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
     rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows)
+    return "\n".join("  ".join(line).rstrip() for line in aligned(rows, right=(False, False, False)))
 
 
 def as_yaml(value: Any) -> str:

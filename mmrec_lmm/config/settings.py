@@ -3,32 +3,46 @@
 Models and encoders own theirs (the dataclass of their spec). A default here is MMRec's unless the comment says why not.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from .choices import Protocol
+
+_T = TypeVar("_T")
+
+
+def _deciding(what: str) -> Callable[[_T], _T]:
+    """Declares a setting by its default value: what it decides, instead of training."""
+    return lambda default: field(default=default, metadata={"decides": what})
+
+
+place = _deciding("place")  # of the inputs, or of their making: only their content is part of a run's id
+reading = _deciding("reading")  # how a data set's tables are read
+shaping = _deciding("shaping")  # of features, whose fingerprints are part of a run's id instead
+harmless = _deciding("nothing")  # no number depends on it
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every value that the host reads from YAML or the command line."""
+    """Every value that the host reads from YAML or the command line.
+
+    One whose default stands bare decides training, and is part of a run's id.
+    """
 
     # data
-    data_path: str = "data"  # folder that holds one folder per data set
-    inter_file_name: str | None = None  # default: <data set>.inter
-    vision_feature_file: str = "image_feat.npy"
-    text_feature_file: str = "text_feat.npy"
-    USER_ID_FIELD: str = "userID"
-    ITEM_ID_FIELD: str = "itemID"
-    inter_splitting_label: str = "x_label"
-    field_separator: str = "\t"
-    filter_out_cod_start_users: bool = True  # drop valid and test rows of users without a training row (MMRec's typo)
-    text_fields: tuple[str, ...] = ("title", "brand", "categories", "description")  # joined in this order for encoders
-    missing: Literal["zero", "mean"] = "zero"  # features of absent items; MMRec fills with the mean
-    normalize: Literal["none", "unit", "centered", "standard"] = (
-        "none"  # of feature files; MMRec takes them as they are
-    )
+    data_path: str = place("data")  # folder that holds one folder per data set
+    inter_file_name: str | None = place(None)  # default: <data set>.inter
+    vision_feature_file: str = place("image_feat.npy")
+    text_feature_file: str = place("text_feat.npy")
+    USER_ID_FIELD: str = reading("userID")
+    ITEM_ID_FIELD: str = reading("itemID")
+    inter_splitting_label: str = reading("x_label")
+    field_separator: str = reading("\t")
+    filter_out_cod_start_users: bool = reading(True)  # users without training rows leave valid and test (its typo)
+    text_fields: tuple[str, ...] = shaping(("title", "brand", "categories", "description"))  # joined for encoders
+    missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
+    normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of feature files; MMRec: as they are
 
     # training
     seed: int = 999
@@ -45,35 +59,34 @@ class Settings:
 
     # evaluation
     eval_step: int = 1  # epochs between evaluations
-    eval_batch_size: int = 4096  # users scored at once by models that aren't dot products
+    eval_batch_size: int = harmless(4096)  # users scored at once by models that aren't dot products
     metrics: tuple[str, ...] = ("Recall", "NDCG", "Precision", "MAP")
     topk: tuple[int, ...] = (5, 10, 20, 50)
     valid_metric: str = "Recall@20"
     mask_valid_in_test: bool = False  # MMRec leaves validation items among the candidates when it tests
-    save_recommended_topk: bool = True  # keep each user's top items in the run's folder
-    protocol: Protocol = "default"  # mmrec: show beside ours what selecting on test would give
+    save_recommended_topk: bool = harmless(True)  # keep each user's top items in the run's folder
+    protocol: Protocol = harmless("default")  # noqa: RUF009 - mmrec: also show what selecting on test would give
 
-    # machine: nothing here but `threads` and `encode_dtype` can change a number
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    use_gpu: bool = True  # MMRec's switch: False means cpu
-    gpu_id: int = 0
+    # machine
+    device: str = place("auto")  # auto, cpu, cuda, cuda:1, mps
+    use_gpu: bool = harmless(True)  # MMRec's switch: False means cpu
+    gpu_id: int = harmless(0)
     threads: int = 0  # CPU threads of torch; 0: as many as torch chooses. Sums depend on it, so it is part of a run
-    workers: int = 0  # processes that prepare items for an encoder
-    encode_batch_size: int = 64  # items that an encoder takes at once, 256 at most; halved where memory runs out
-    encode_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its arithmetic; halves suit a GPU
-    encode_compile: bool = False  # torch.compile it: a minute at first, then faster
-    recompute: bool = False  # an encoder in training computes its blocks twice rather than keep what they made
-    state: str = "INFO"  # log level
+    workers: int = harmless(0)  # processes that prepare items for an encoder
+    encode_batch_size: int = harmless(64)  # items encoded at once, 256 at most; halved where memory runs out
+    encode_dtype: Literal["float32", "bfloat16", "float16"] = shaping("float32")  # of its arithmetic; halves suit a GPU
+    encode_compile: bool = harmless(False)  # torch.compile it: a minute at first, then faster
+    recompute: bool = harmless(False)  # an encoder in training computes its blocks twice, to keep less
+    state: str = harmless("INFO")  # log level
 
 
-#: Settings that are no part of a run's identity: they name a place or a machine and can't change a number, or shape the
-#: features, whose fingerprints are part of it. `protocol` decides what is shown beside a run, never what it keeps.
-NOT_IDENTITY = frozenset({
-    "text_fields", "missing", "normalize",
-    "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "device", "use_gpu", "gpu_id",
-    "workers", "encode_batch_size", "encode_dtype", "encode_compile", "recompute", "state", "save_recommended_topk",
-    "eval_batch_size", "protocol",
-})  # fmt: skip
+def _that_decide(*what: str) -> frozenset[str]:
+    return frozenset(setting.name for setting in fields(Settings) if setting.metadata.get("decides") in what)
+
+
+NOT_IDENTITY = _that_decide("place", "shaping", "nothing")  # no part of a run's id
+OF_INPUTS = _that_decide("place", "reading", "shaping")  # of all settings, what a run trains on depends on these alone
+OF_FEATURES = _that_decide("shaping")
 
 #: Keys that MMRec's own files carry and nothing here reads: accepted, and listed as unused.
 MMREC_UNUSED = frozenset({

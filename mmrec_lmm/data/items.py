@@ -105,9 +105,9 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
 
 def _content(images: Sequence[Path | None]) -> str:
     """A name for which items have an image that can be read, and for these files' content."""
-    readable = [image is not None and cache.is_readable(image) for image in images]
-    files = [image for image, usable in zip(images, readable, strict=True) if image is not None and usable]
-    return cache.fingerprint([readable, cache.hash_files(files)])
+    hashes = cache.hash_readable(images)
+    known = [one for one in hashes if one is not None]
+    return cache.fingerprint([[one is not None for one in hashes], cache.join_hashes(known)])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cache import fingerprint, hash_file, hash_files, is_readable
+from ..cache import fingerprint, hash_file, hash_readable, join_hashes
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
 from ..types import SPLITS, Dataset, Interactions, ItemCatalog
@@ -125,12 +125,12 @@ def read_catalog(folder: Path) -> ItemCatalog:
     names = table["image"].tolist() if "image" in table else [""] * len(table)
     images = tuple(folder / "images" / name if name else None for name in names)
     fields = {column: tuple(table[column]) for column in table.columns if column not in NOT_TEXT}
-    existing = [image for image in images if image is not None and is_readable(image)]
+    contents = [one for one in hash_readable(images) if one is not None]
     return ItemCatalog(
         fields=fields,
         images=images,
         raw_ids=tuple(table[raw_column]),
-        fingerprint=fingerprint([fields, names, hash_files(existing)]),
+        fingerprint=fingerprint([fields, names, join_hashes(contents)]),
     )
 
 

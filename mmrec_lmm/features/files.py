@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from .. import cache
 from ..errors import ConfigError, DataError, did_you_mean
+from ..formatting import first_few
 from ..types import FeatureTable, ItemCatalog
 from .controls import CONTROLS
 
@@ -52,7 +53,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             values[rows] = block
     if not finite.all():
         bad = np.flatnonzero(~finite)
-        raise DataError(f"{path}: NaN or infinity in {len(bad)} of {n_items} rows, first {_first(bad)}")
+        raise DataError(f"{path}: NaN or infinity in {len(bad)} of {n_items} rows, first {first_few(bad)}")
     missed = path.with_name(MISSED_IMAGES)
     if modality == "image" and missed.is_file():
         ids = _missed_items(missed, n_items)
@@ -89,7 +90,7 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
         raise DataError(f"{path}: item ids are wanted ({error})") from None
     wrong = ids[(ids != np.floor(ids)) | (ids < 0) | (ids >= n_items)]
     if len(wrong):
-        raise DataError(f"{path}: {_first(wrong)} is no item; ids are 0 to {n_items - 1}")
+        raise DataError(f"{path}: {first_few(wrong)} is no item; ids are 0 to {n_items - 1}")
     return ids.astype(np.int64)
 
 
@@ -111,13 +112,8 @@ def export_table(path: Path, table: FeatureTable) -> Path:
     return cache.write_atomic(path, write)
 
 
-def load_table(path: Path) -> FeatureTable:
-    """The table in a file of `save_table`; DataError names a missing or damaged file."""
-    return load_with_header(path)[0]
-
-
 def load_with_header(path: Path) -> tuple[FeatureTable, dict[str, Any]]:
-    """A table, and the header of its file."""
+    """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])
@@ -134,7 +130,7 @@ def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
     absent = np.flatnonzero(~table.present)
     line = f"{table.modality}: {len(catalog) - len(absent)} of {len(catalog)} items have it"
     if len(absent):
-        line += f"; {len(absent)} don't and are masked, first {_first([catalog.raw_ids[item] for item in absent])}"
+        line += f"; {len(absent)} don't and are masked, first {first_few([catalog.raw_ids[item] for item in absent])}"
     return line
 
 
@@ -260,8 +256,3 @@ def _constant(table: FeatureTable) -> FeatureTable:
         values[table.present] = table.values[table.present].mean(axis=0, dtype=np.float64)
     name = cache.fingerprint([table.fingerprint, "constant"])
     return FeatureTable(table.modality, values, table.present, name)
-
-
-def _first(ids: Sequence[Any] | np.ndarray, count: int = 5) -> str:
-    """The first few ids, as text for a message."""
-    return ", ".join(map(str, ids[:count])) + (", ..." if len(ids) > count else "")

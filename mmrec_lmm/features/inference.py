@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PluginError, RunError
+from ..formatting import first_line
 from ..machine import precision
 from ..plugin.contracts import ItemEncoder
 
@@ -82,7 +83,7 @@ class Inference:
 
     def _can_go_on(self, error: RuntimeError | MemoryError, n_items: int) -> bool:
         """Whether the batch may be tried again, since it will be smaller or isn't compiled any more."""
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
             size = min(self._limit, n_items)
             if size == 1:

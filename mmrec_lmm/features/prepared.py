@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -34,16 +35,18 @@ from .encoding import encoder_id
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the same encoder and items would give other files
+UNREADABLE = "unreadable.json"
 _READ_AT_ONCE = 32  # items that a loader process hands over together
 
 
 @dataclass(frozen=True)
 class PreparedItems:
     """What `prepare` makes of each item, by key: (I, ...), or (I, L) with the items' own `lengths` (I,) where the
-    length varies."""
+    length varies; and the items whose image can't be read."""
 
     arrays: Mapping[str, np.ndarray]
     lengths: Mapping[str, np.ndarray]
+    unreadable: frozenset[int] = frozenset()
 
     def batch(self, items: np.ndarray, own: slice = slice(None)) -> dict[str, Tensor]:
         """The items (B,), or `own` rows of them, as a batch for the encoder, as long as the longest of all B."""
@@ -75,17 +78,23 @@ def prepared_items(
     made_of = [source_of(catalog, modality, text_fields).fingerprint for modality in modalities]
     name = cache.fingerprint([FORMAT, modalities, made_by, made_of])
     folder = cache.home() / "prepared" / name
+    items = _Items(catalog, text_fields, modalities, encoder.prepare)
     with cache.locked(folder):
         if not folder.exists():
-            items = _Items(catalog, text_fields, modalities, encoder.prepare)
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
+        if not (folder / UNREADABLE).exists():  # of an older version
+            cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
-    return PreparedItems(arrays, lengths)
+    return PreparedItems(arrays, lengths, frozenset(cache.read_json(folder / UNREADABLE)))
 
 
-class _Items(TorchDataset[dict[str, Tensor]]):
-    """Item id -> the tensors that `prepare` makes of what the item has of the modalities."""
+_Item = tuple[dict[str, Tensor], bool]
+
+
+class _Items(TorchDataset[_Item]):
+    """Item id -> the tensors that `prepare` makes of what the item has of the modalities, and whether its image can't
+    be read."""
 
     def __init__(
         self,
@@ -102,13 +111,17 @@ class _Items(TorchDataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
+    def __getitem__(self, item: int) -> _Item:
+        image, unreadable = self.read(item)
+        return self.prepare(RawItem(item, image, self.texts[item] or "")), unreadable
+
+    def read(self, item: int) -> tuple[Image.Image | None, bool]:
+        """The item's image, and whether it has one that can't be read."""
         path = self.images[item]
-        image = None
-        if path is not None:
-            with contextlib.suppress(Exception):  # decoders raise anything; encoding the features has told the reason
-                image = read_image(path)
-        return self.prepare(RawItem(item, image, self.texts[item] or ""))
+        try:
+            return (None if path is None else read_image(path)), False
+        except Exception:  # decoders raise anything; encoding the features has told the reason
+            return None, True
 
 
 def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
@@ -131,10 +144,12 @@ def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, i
     """Rows go to their files as they come, so that a catalogue larger than memory fits; only texts are held."""
     texts: dict[str, list[np.ndarray]] = {}
     first: dict[str, np.ndarray] = {}
+    unreadable: list[bool] = []
     with contextlib.ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for prepared in _loader(items, workers):
-            for tensors in prepared:
+            for tensors, bad in prepared:
+                unreadable.append(bad)
                 rows = {key: np.ascontiguousarray(tensor.numpy()) for key, tensor in tensors.items()}
                 for key, row in rows.items() if not first else ():
                     if row.ndim == 1 and row.dtype.kind in "iu":
@@ -155,9 +170,10 @@ def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, i
             row[: len(ids)] = ids
         np.save(folder / f"{key}.npy", table)
         np.save(folder / "lengths" / f"{key}.npy", lengths)
+    cache.write_json(folder / UNREADABLE, np.flatnonzero(unreadable).tolist())
 
 
-def _loader(items: _Items, workers: int) -> DataLoader[dict[str, Tensor]]:
+def _loader(items: _Items, workers: int) -> DataLoader[_Item]:
     """Lists of some items' tensors, in the items' order."""
     return DataLoader(
         items,

@@ -5,16 +5,15 @@ each with its own escapes. CSV is another matter: a line for each row and metric
 paper has a figure for a row, it stands below ours.
 """
 
-import csv
 import dataclasses
 import html
-import io
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..formatting import aligned, csv_text, first_few
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
 from ..types import PRE_TRAINED
 from . import paper
@@ -274,17 +273,11 @@ def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
         if key in keys:
             reasons.setdefault("; ".join(why), []).append(key)
     if reasons:
-        named = ". ".join(f"{_some(found)}: {why}" for why, found in reasons.items())
+        named = ". ".join(f"{first_few(found, 6)}: {why}" for why, found in reasons.items())
         yield (
             f"{MARK}: the figure may say more about the training budget than about the model, or is compared with one "
             f"that may. {named}."
         )
-
-
-def _some(keys: Sequence[str], at_most: int = 6) -> str:
-    """Some of the names, and how many more there are."""
-    more = f" and {len(keys) - at_most} more" if len(keys) > at_most else ""
-    return ", ".join(keys[:at_most]) + more
 
 
 def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
@@ -340,18 +333,10 @@ def as_markdown(table: Table) -> str:
         ]
         for line, said in table.breaks()
     ]
-    widths = [max(3, *map(len, column)) for column in zip(header, *body, strict=True)]
-    left = len(table.labels)
-    rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
-    lines = [
-        "| "
-        + " | ".join(
-            text.ljust(width) if place < left else text.rjust(width)
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in (header, rule, *body)
-    ]
+    right = [*(False for _ in table.labels), *(True for _ in table.columns)]
+    head, *rows = aligned([header, *body], right=right, at_least=3)
+    rule = ["-" * (len(text) - 1) + ":" if end else "-" * len(text) for text, end in zip(head, right, strict=True)]
+    lines = [f"| {' | '.join(line)} |" for line in (head, rule, *rows)]
     notes = [f"({letter}) {_md(text)}" for letter, text in table.footnotes.items()] + list(map(_md, table.remarks))
     return "\n".join([f"**{_md(table.caption)}**", "", *lines, "", "  \n".join(notes)]).rstrip() + "\n"
 
@@ -472,14 +457,14 @@ def _html_cell(cell: Cell) -> str:
 def as_csv(board: Leaderboard, rows: Sequence[Row], published: Published) -> str:
     """One line for each row and metric; what doesn't exist is empty."""
     controls = _controls(rows)
-    return _csv(
+    return csv_text(
         _csv_line(board, row, metric, published(row).get(metric), controls) for row in rows for metric in board.metrics
     )
 
 
 def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
     """One line for each row, metric and slice."""
-    return _csv(
+    return csv_text(
         {
             **_csv_axes(row),
             "metric": metric,
@@ -492,14 +477,6 @@ def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
         for metric in board.metrics
         for part, found in row.slices.items()
     )
-
-
-def _csv(lines: Iterable[Mapping[str, object]]) -> str:
-    lines, text = list(lines), io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def _csv_axes(row: Row) -> dict[str, object]:

@@ -9,8 +9,6 @@ its WAL don't hold on network folders. Where it can't be written, the answer com
 """
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import sqlite3
@@ -20,6 +18,7 @@ from typing import Any
 
 from ..cache import locked, write_bytes
 from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
+from ..formatting import csv_text
 from ..types import RunResult
 from .run_folder import PER_USER, RESULT, load_result
 
@@ -135,13 +134,10 @@ def as_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a header of all columns that any row has; what is nested, as JSON."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()})
-    return text.getvalue()
+    """Rows as CSV; what is nested, as JSON."""
+    return csv_text(
+        {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()} for row in rows
+    )
 
 
 def _check_folder(out: Path) -> None:

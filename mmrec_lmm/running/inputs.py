@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..cache import fingerprint, hash_file, hash_files, is_readable, locked
-from ..config.settings import Settings
+from ..cache import fingerprint, hash_file, hash_readable, join_hashes, locked
+from ..config.settings import OF_INPUTS, Settings
 from ..data.items import JOINT, source_of
 from ..data.loading import load_dataset
 from ..errors import ConfigError, NotApplicable, PluginError, WeightsMissing
@@ -31,13 +31,6 @@ from ..plugin.registry import Registry
 from ..types import PRE_TRAINED, Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
-
-#: Settings that decide what `gather` returns.
-SHAPING = (
-    "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
-    "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing", "normalize",
-    "device", "encode_dtype",
-)  # fmt: skip
 
 
 def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inputs:
@@ -87,7 +80,7 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
         names = declared_modalities(spec.modalities, spec.encoder, registry)
         if names is not None:
             spec = dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=names)
-    settings = {name: getattr(spec.settings, name) for name in SHAPING}
+    settings = {name: getattr(spec.settings, name) for name in OF_INPUTS}
     uses_features = registry.models.get(spec.model).uses_features
     tuning = spec.paradigm_config if registry.paradigms.get(spec.paradigm).prepares else None
     artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
@@ -148,8 +141,8 @@ def files_behind(
     encoded = [modality for modality in modalities if modality not in ready]
     of_catalogue = {}
     if encoded and dataset.catalog is not None:
-        images = [image for image in dataset.catalog.images if image is not None and is_readable(image)]
-        of_catalogue = {"images": hash_files(images)} if images else {}
+        images = [one for one in hash_readable(dataset.catalog.images) if one is not None]
+        of_catalogue = {"images": join_hashes(images)} if images else {}
         if (folder / "items.tsv").is_file():
             of_catalogue["items.tsv"] = hash_file(folder / "items.tsv")
     for modality in modalities:

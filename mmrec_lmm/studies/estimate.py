@@ -26,6 +26,7 @@ from ..data.items import JOINT, loader, source_of
 from ..errors import MMRecError
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.inference import Inference
+from ..formatting import first_line
 from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
@@ -106,7 +107,7 @@ def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
             paths = artefacts(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
         except MMRecError as error:
             what = f"{name} on {spec.dataset}, {spec.paradigm}"
-            found.setdefault(what, Artefact(what, False, str(error).splitlines()[0]))
+            found.setdefault(what, Artefact(what, False, first_line(error)))
             continue
         for part, path in paths.items():
             how = "tuned" if TUNED in paths else "pre-trained"

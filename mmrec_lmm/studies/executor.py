@@ -28,7 +28,7 @@ from typing import Any
 
 from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_json
 from ..config.resolve import as_yaml
-from ..config.settings import NOT_IDENTITY
+from ..config.settings import NOT_IDENTITY, OF_FEATURES
 from ..errors import MMRecError, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
@@ -49,9 +49,6 @@ logger = logging.getLogger(__name__)
 MEMORY = "memory.json"  # bytes that runs need by their keys, where a dry run has probed them
 RETRIES = 5  # of a process or task that was killed
 PAUSE = 0.5  # seconds between two looks at what other processes are doing
-
-#: Settings that are no part of a run's name but change its features, which are.
-OF_FEATURES = frozenset({"text_fields", "missing", "normalize", "encode_dtype"})
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -194,7 +194,7 @@ def tune(
             if recompute:
                 recompute_blocks(encoder)
             prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
-            train, held_out, sizes = _split(source, tuning, name=spec.name)
+            train, held_out, sizes = _split(source, prepared.unreadable, tuning, name=spec.name)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's state is left alone
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
                 with sharing():
@@ -266,11 +266,13 @@ class Pairs:
         return Pairs(self.items[mask], np.unique(self.groups[mask], return_inverse=True)[1])
 
 
-def _split(source: Source, tuning: FineTuning, *, name: str) -> tuple[Pairs, Pairs, dict[str, int]]:
+def _split(
+    source: Source, unreadable: Collection[int], tuning: FineTuning, *, name: str
+) -> tuple[Pairs, Pairs, dict[str, int]]:
     """What trains, what is held out, and how many of what there are."""
-    items = np.array([item for item in np.sort(source.items).tolist() if _is_readable(source, item)], np.int64)
-    hashes = [cache.read_hash(path) for item in items if (path := source.images[item]) is not None]
-    pairs = Pairs(items, twin_groups(hashes, [source.texts[item] for item in items]))
+    items = np.array([item for item in np.sort(source.items).tolist() if item not in unreadable], np.int64)
+    hashes = cache.hash_readable(source.images)
+    pairs = Pairs(items, twin_groups([hashes[item] or "" for item in items], [source.texts[item] for item in items]))
     held_out = hold_out(pairs.groups, tuning.held_out, np.random.default_rng([tuning.seed, 0]))
     parts = pairs.where(~held_out), pairs.where(held_out)
     if min(len(np.unique(part.groups)) for part in parts) < 2:
@@ -282,14 +284,6 @@ def _split(source: Source, tuning: FineTuning, *, name: str) -> tuple[Pairs, Pai
     twins = int((np.bincount(pairs.groups)[pairs.groups] > 1).sum())
     sizes = {"train": len(parts[0]), "held_out": len(parts[1]), "twins": twins}
     return *parts, {**sizes, "unreadable": len(source.items) - len(items)}
-
-
-def _is_readable(source: Source, item: int) -> bool:
-    try:
-        source.read(item)
-    except Exception:  # decoders raise anything; encoding the features tells the reason
-        return False
-    return True
 
 
 def twin_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cache import write_atomic
 from ..errors import DataError
+from ..formatting import first_line
 from .trainer import TrainingState
 
 STATE = "state.safetensors"
@@ -65,7 +66,7 @@ def restoring(folder: Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last one is load_state_dict's
         raise DataError(
             f"{folder}: the checkpoint there was written by other code or another version of it "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); delete the folder to start over"
+            f"({type(error).__name__}: {first_line(error)}); delete the folder to start over"
         ) from None
 
 

@@ -27,6 +27,7 @@ TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 20  # bytes
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may be others in a moment
 _OFFLINE = ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE")
+_YES = ("1", "true", "yes", "on")
 
 
 def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = None) -> Path:
@@ -85,6 +86,11 @@ def place_of(file: WeightFile, encoder: str) -> Path:
     return home() / "weights" / encoder / file.name
 
 
+def offline() -> str | None:
+    """The environment variable that forbids downloads, by 1, true, yes or on in any case; None where none does."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "").strip().lower() in _YES), None)
+
+
 def _how_to_get(file: WeightFile, encoder: str) -> str:
     return (
         f"download {file.url} to {place_of(file, encoder)}, or name the file, or a folder that holds {file.name}, by "
@@ -93,9 +99,8 @@ def _how_to_get(file: WeightFile, encoder: str) -> str:
 
 
 def _refuse_offline(file: WeightFile, encoder: str) -> None:
-    for name in _OFFLINE:
-        if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
-            raise WeightsMissing(f"{encoder}: {file.name} isn't here and {name} is set; {_how_to_get(file, encoder)}")
+    if name := offline():
+        raise WeightsMissing(f"{encoder}: {file.name} isn't here and {name} is set; {_how_to_get(file, encoder)}")
 
 
 def _expect(path: Path, expected: str, rest: str) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DataError
+from ..formatting import first_few
 from .torchscript import is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,9 @@ class LoadReport:
         """One line for the log."""
         line = f"{len(self.used)} tensors loaded"
         if self.dropped:
-            line += f", {len(self.dropped)} left out ({_some(self.dropped)})"
+            line += f", {len(self.dropped)} left out ({first_few(self.dropped)})"
         if self.missing:
-            line += f", {len(self.missing)} not in the file, at their initial values ({_some(self.missing)})"
+            line += f", {len(self.missing)} not in the file, at their initial values ({first_few(self.missing)})"
         return line
 
 
@@ -98,7 +99,7 @@ def load_state(
         if wanted[key].shape != own[key].shape
     ]
     problems = [
-        f"{kind}: {len(found)} ({_some(found)})"
+        f"{kind}: {len(found)} ({first_few(found)})"
         for kind, found in (("wrong shapes", misshapen), ("missing keys", missing), ("unexpected keys", unexpected))
         if found
     ]
@@ -167,7 +168,7 @@ def _entries(path: Path) -> list[str]:
         ) from None
     if not any(name.endswith("data.pkl") for name in names):
         raise DataError(
-            f"{path}: a zip archive, but not of torch: it holds {_some(names)}; unpack it and give the file inside"
+            f"{path}: a zip archive, but not of torch: it holds {first_few(names)}; unpack it and give the file inside"
         )
     return names
 
@@ -187,11 +188,11 @@ def _opened(loaded: Any, path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise DataError(
             f"{path}: no tensors by name, neither at the top nor in {', '.join(CONTAINERS)}; it holds "
-            f"{_some([str(key) for key in content]) or 'nothing'}"
+            f"{first_few([str(key) for key in content]) or 'nothing'}"
         )
     others = [str(key) for key in content if key not in tensors]
     if others:
-        logger.debug("%s: left out what is no tensor: %s", path, _some(others))
+        logger.debug("%s: left out what is no tensor: %s", path, first_few(others))
     return _without_module(tensors)
 
 
@@ -215,9 +216,3 @@ def _what_it_is(head: bytes) -> str:
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
-def _some(names: Collection[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    listed = ", ".join(list(names)[:most])
-    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -6,7 +6,6 @@ tag also says how images are prepared and whether the GELU is OpenAI's quick one
 
 import importlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,10 @@ from mmrec_lmm.api import (
     PluginError,
     WeightsMissing,
     did_you_mean,
+    first_line,
     interpolate_positions,
     load_state,
+    offline,
     read_checkpoint,
 )
 
@@ -112,7 +113,8 @@ def published_file(config: ClipConfig) -> Path:
     except Exception as error:  # the hub's library has errors of its own for each thing that can go wrong
         raise WeightsMissing(
             f"encoder clip: the weights of {config.variant} are not here and can't be downloaded "
-            f"({_first_line(error)}). They are {where}: get that file and give it with --weights PATH"
+            f"({type(error).__name__}: {first_line(error)}). They are {where}: get that file and give it with "
+            "--weights PATH"
         ) from None
 
 
@@ -122,8 +124,8 @@ def _from_hub(repository: str, names: tuple[str, str]) -> Path:
         cached = hub.try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
-    if os.environ.get("MMREC_LMM_OFFLINE", "") not in ("", "0"):
-        raise FileNotFoundError("MMREC_LMM_OFFLINE is set")
+    if variable := offline():
+        raise FileNotFoundError(f"{variable} is set")
     try:
         return Path(hub.hf_hub_download(repository, names[0]))
     except hub.errors.LocalEntryNotFoundError:  # the hub can't be reached: the other name would wait as long in vain
@@ -216,9 +218,9 @@ def _arranged(model: Any, state: dict[str, Tensor], file: Path) -> dict[str, Ten
 def _hub_needed(found: Architecture, what: str, repository: str | None, error: Exception) -> WeightsMissing:
     return WeightsMissing(
         f"encoder clip: the {what} of {found.name} is described at https://huggingface.co/{repository}, which is "
-        f"neither in huggingface_hub's cache nor can be fetched ({_first_line(error)}); run `hf download {repository}` "
-        "where there is a network and bring its cache here (HF_HOME names the place), or take an architecture with "
-        "OpenAI's text tower, such as ViT-B-16"
+        f"neither in huggingface_hub's cache nor can be fetched ({type(error).__name__}: {first_line(error)}); run "
+        f"`hf download {repository}` where there is a network and bring its cache here (HF_HOME names the place), or "
+        "take an architecture with OpenAI's text tower, such as ViT-B-16"
     )
 
 
@@ -227,7 +229,7 @@ def _open_clip() -> Any:
         return importlib.import_module("open_clip")  # seconds, as it brings timm and torchvision
     except Exception as error:  # a torchvision that was built for another torch raises RuntimeError
         raise PluginError(
-            f"encoder clip needs open_clip ({_first_line(error)}): pip install 'mmrec-lmm[clip]'"
+            f"encoder clip needs open_clip ({type(error).__name__}: {first_line(error)}): pip install 'mmrec-lmm[clip]'"
         ) from None
 
 
@@ -247,7 +249,3 @@ def _quiet() -> Iterator[None]:
 
 def _reject(record: logging.LogRecord) -> bool:
     return False
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

