@@ -491,15 +491,23 @@ def test_a_default_that_its_own_check_refuses_is_its_plugins_fault() -> None:
     assert refusal(model=ModelSpec("Faulty", "nowhere:F", Faulty)) == "model Faulty: share must be below 1"
 
 
-def test_a_value_error_that_names_no_key_of_its_own_names_the_model() -> None:
+def test_a_plain_value_error_names_the_places_of_the_keys_in_its_words_or_else_the_model() -> None:
     @dataclass(frozen=True)
     class Plain:
         width: int = 1
+        depth: int = 1
 
         def __post_init__(self) -> None:
+            if self.depth > 1:
+                raise ValueError("depth doesn't go with width")
             raise ValueError("too wide")
 
-    assert refusal(model=ModelSpec("Plain", "nowhere:P", Plain)) == "model Plain: too wide"
+    plain = ModelSpec("Plain", "nowhere:P", Plain)
+    assert refusal(model=plain) == "model Plain: too wide"
+    assert refusal(model=plain, overrides={"depth": "2"}) == "command line: depth doesn't go with width"
+    write("configs/overall.yaml", "width: 3\n")
+    both = refusal(model=plain, overrides={"depth": "2"})
+    assert both == "command line, configs/overall.yaml:1: depth doesn't go with width"
 
 
 def test_a_refused_value_survives_the_way_between_processes() -> None:

@@ -336,8 +336,9 @@ def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
     except ConfigValueError as error:
         merge.problems.append(_refused(error, schema, merge))
     except ValueError as error:  # a plugin that doesn't say which key: those that its words name
-        named = (schema.prefix + word for word in re.findall(r"\w+", str(error)))
-        places = dict.fromkeys(map(str, merge.culprits(name for name in named if name in schema.keys).values()))
+        words = [schema.prefix + word for word in re.findall(r"\w+", str(error))]
+        origins = [merge.origins[word] for word in words if word in schema.keys]
+        places = dict.fromkeys(str(origin) for origin in origins if origin.layer != DEFAULT)
         merge.problems.append(f"{', '.join(places) or schema.owner}: {error}")
     return None
 

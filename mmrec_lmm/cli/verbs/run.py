@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...config.choices import PROTOCOLS
 from ..parser import add_verb, as_json, runs_folder, what_to_run
-from ..shared import print_json, registry_of, runs_of
+from ..shared import print_json, runs_of
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -87,7 +87,25 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from ..demo import demo
+    import time
 
-    print(demo(registry_of(options), options.overrides, data_path=options.data_path, out=options.out))
+    from ...config.yaml_layers import shipped
+    from ...logs import start_log
+    from ...studies.executor import Call, Worker
+    from ...studies.file import load_study
+    from ...studies.findings import find
+    from ...studies.leaderboard import FINISHED
+    from ..text import content_text, study_text
+
+    overrides = {"data_path": options.data_path, **options.overrides}
+    study = load_study(shipped() / "study" / "content.yaml", overrides=overrides)
+    call = Call(study, Path.cwd(), options.out, tuple(options.plugins), since=time.time())
+    plan, registry = call.plan()
+    start_log(options.out / "log", study.name, level=call.level, verbose=False)
+    Worker(plan, registry, since=call.since, progress=True).work()
+    outcomes = plan.outcomes()
+    if any(outcome.state != FINISHED for outcome in outcomes):
+        print(study_text(outcomes), file=sys.stderr)
+        return 1
+    print(content_text(find(plan, registry), options.out))
     return 0
