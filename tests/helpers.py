@@ -12,8 +12,10 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmrec_lmm.cli import main
+from mmrec_lmm.types import AXES, Axes, EncoderName
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,11 @@ def plugin(path: Path, body: str) -> Path:
         f"from mmrec_lmm.api import *\n\n{body}"
     )
     return path
+
+
+def axes_of(**fields: Any) -> tuple[Axes, dict[str, Any]]:
+    """The axes among the fields of a row, whose encoder is text or None, and the other fields."""
+    axes = {axis: fields.pop(axis) for axis in AXES if axis in fields}
+    if axes.get("encoder"):
+        axes["encoder"] = EncoderName.parse(axes["encoder"])
+    return Axes(**axes), fields

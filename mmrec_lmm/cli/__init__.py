@@ -411,7 +411,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"note: {source}: keys of MMRec that nothing here reads: {keys}", file=sys.stderr)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
-    stored = sum(result.record["finished"] < started for result in grid.results)
+    stored = sum(result.record.finished < started for result in grid.results)
     if stored:
         print(f"note: {stored} of {len(grid.results)} finished before; --force runs them again", file=sys.stderr)
     if options.json:
@@ -603,7 +603,7 @@ def _study_run(options: argparse.Namespace) -> int:
 
     plan = executor.do_all(call, plan, do)
     outcomes = plan.outcomes()
-    if not call.study.baseline and all(outcome.cell.modalities != () for outcome in outcomes):
+    if not call.study.baseline and all(outcome.cell.axes.modalities != () for outcome in outcomes):
         print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
     print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
@@ -783,18 +783,20 @@ def _load_registry(options: argparse.Namespace) -> Registry:
 def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags ask for."""
     from ..config.resolve import Request, resolve
+    from ..types import EncoderName
 
     registry = _load_registry(options)
     typed = vars(options)
     model = registry.models.get(options.model) if options.model else None
     dataset = registry.datasets.get(options.dataset) if options.dataset in registry.datasets else None
     unasked = dataset.default_encoder if dataset and (model is None or model.uses_features) else None
+    name = options.encoder or unasked
     flags = {key: typed.get(key) for key in ("seed", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
     request = Request(
         model=options.model,
         dataset=options.dataset,
-        encoder=options.encoder or unasked,
+        encoder=EncoderName.parse(name) if name else None,
         paradigm=typed.get("paradigm", "pt"),
         modalities=typed.get("modalities"),
         features=dict(typed.get("features", [])),
@@ -807,7 +809,7 @@ def _resolve(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     resolved = resolve(
         request,
         model=model,
-        encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
+        encoder=registry.encoders.get(request.encoder.name) if request.encoder else None,
         dataset=dataset,
     )
     for note in resolved.notes:

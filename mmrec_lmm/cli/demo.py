@@ -18,7 +18,7 @@ from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.grid import run_grid
 from ..running.marks import marks_of
-from ..types import RunResult
+from ..types import EncoderName, RunResult
 from .text import table
 
 SEEDS = (1, 2, 3)
@@ -33,7 +33,7 @@ def demo(registry: Registry, overrides: Mapping[str, str], *, data_path: str, ou
         request = Request(
             model="VBPR",
             dataset="demo",
-            encoder="basic",
+            encoder=EncoderName("basic"),
             control=control,
             overrides={"data_path": data_path, "seed": str(list(SEEDS)), **overrides},
         )

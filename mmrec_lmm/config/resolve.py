@@ -21,7 +21,7 @@ import yaml
 
 from ..errors import ConfigError, PluginError, did_you_mean
 from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
-from ..types import RunSpec
+from ..types import EncoderName, RunSpec
 from . import yaml_layers
 from .schema import HOST, PARADIGMS, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
@@ -45,12 +45,12 @@ _MMREC_MODEL_KEYS = frozenset({
 
 @dataclass(frozen=True)
 class Request:
-    """What the user typed. `model` is empty for a verb that needs none (`encode`), `encoder` may be `name:variant`,
-    `study` is what a study's file says of this run, `overrides` holds the raw text of each `--key=value`."""
+    """What the user typed. `model` is empty for a verb that needs none (`encode`), `study` is what a study's file says
+    of this run, `overrides` holds the raw text of each `--key=value`."""
 
     model: str
     dataset: str
-    encoder: str | None = None
+    encoder: EncoderName | None = None
     paradigm: str = "pt"
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
@@ -60,15 +60,6 @@ class Request:
     configs: Path | None = None
     study: Layer | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def encoder_name(self) -> str | None:
-        """The encoder's name without its variant."""
-        return self.encoder.partition(":")[0] if self.encoder else None
-
-    @property
-    def encoder_variant(self) -> str | None:
-        return self.encoder.partition(":")[2] or None if self.encoder else None
 
 
 @dataclass(frozen=True)
@@ -300,7 +291,7 @@ def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
     values = {name: _typed(text, merge.keys.get(name)) for name, text in request.overrides.items()}
-    if encoder and request.encoder_variant:  # `--encoder clip:tiny` says --encoder.variant=tiny
+    if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` says --encoder.variant=tiny
         variant = "encoder.variant"
         if variant not in merge.keys:
             merge.problems.append(
@@ -309,7 +300,7 @@ def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) 
         elif variant in values:
             merge.problems.append(f"{COMMAND_LINE}: {request.encoder} and --{variant} both name a variant; give one")
         else:
-            values[variant] = request.encoder_variant
+            values[variant] = request.encoder.variant
     return Layer(COMMAND_LINE, COMMAND_LINE, values)
 
 

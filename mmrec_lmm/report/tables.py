@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
-from ..types import PARADIGMS
+from ..types import AXES, PARADIGMS
 from . import paper
 
 FORMATS = ("markdown", "latex", "csv", "html")
-AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")
+TABLE_AXES = ("dataset", *(axis for axis in AXES if axis != "dataset"))  # data sets are outermost in a table
 DASH = "–"  # for a figure that isn't there
 MINUS = "−"
 MARK = "†"  # behind a figure that may say more of a run's budget than of its model, and what is compared with it
@@ -44,7 +44,7 @@ class Layout:
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "plain": Layout("all rows", rows=AXES[:-1], gains=True),
+    "plain": Layout("all rows", rows=TABLE_AXES[:-1], gains=True),
     "table1": Layout(
         "modalities side by side",
         rows=("dataset", "metric", "model"),
@@ -68,7 +68,7 @@ LAYOUTS: Mapping[str, Layout] = {
         across="dataset",
         table=5,
     ),
-    "slices": Layout("parts of test", rows=("metric", *AXES[:-1]), across="slice"),
+    "slices": Layout("parts of test", rows=("metric", *TABLE_AXES[:-1]), across="slice"),
 }
 
 
@@ -141,8 +141,8 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
     """The rows that a layout has something to compare with."""
     if plan.compares is None:
         return list(rows)
-    others = [axis for axis in AXES if axis != plan.compares]
-    fit = [row for row in rows if not row.control and plan.paradigm in (None, row.paradigm)]
+    others = [axis for axis in TABLE_AXES if axis != plan.compares]
+    fit = [row for row in rows if not row.axes.control and plan.paradigm in (None, row.axes.paradigm)]
     alike = Counter(_labels(row, others) for row in fit)
     return [row for row in fit if alike[_labels(row, others)] > 1]
 
@@ -150,7 +150,7 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
 def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Published) -> Table:
     """Some rows of a leaderboard, put in their places."""
     axes = _axes(plan, rows)
-    order = {axis: _order(axis, rows) for axis in AXES} | {"metric": list(board.metrics)}
+    order = {axis: _order(axis, rows) for axis in TABLE_AXES} | {"metric": list(board.metrics)}
     found = {
         (*_labels(row, axes, metric), label(row, plan.across, metric)): (row, metric)
         for row in rows
@@ -223,7 +223,7 @@ def _controls(rows: Iterable[Row]) -> list[str]:
 
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
     """That nothing was tested, where that is so; the study, the layout, and what all rows share and no column says."""
-    shared = [axis for axis in AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
+    shared = [axis for axis in TABLE_AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
     values = [value for axis in shared if (value := label(rows[0], axis)) != NONE]
     return f"{board.untested} {board.title}: {', '.join([plan.caption, *values])}".lstrip()
 
@@ -231,7 +231,7 @@ def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
 def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
     """The axes that name a line: the layout's, and before the last one those that differ and that it doesn't name."""
     known = (*plan.rows, plan.across)
-    others = [axis for axis in AXES if axis not in known and len(_order(axis, rows)) > 1]
+    others = [axis for axis in TABLE_AXES if axis not in known and len(_order(axis, rows)) > 1]
     return (*plan.rows[:-1], *others, plan.rows[-1])
 
 
@@ -242,11 +242,10 @@ def _order(axis: str, rows: Sequence[Row]) -> list[str]:
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:
-    """A row's value on one of AXES as text; on the axis `metric`, that."""
+    """A row's value on one of TABLE_AXES as text; on the axis `metric`, that."""
     if axis == "metric":
         return metric
-    value = "+".join(row.modalities) if axis == "modalities" else getattr(row, axis)
-    return value or NONE
+    return row.axes.value(axis) or NONE
 
 
 def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
@@ -546,7 +545,7 @@ def _csv(lines: Iterable[Mapping[str, object]]) -> str:
 
 
 def _csv_axes(row: Row) -> dict[str, object]:
-    return {axis: "+".join(row.modalities) if axis == "modalities" else getattr(row, axis) for axis in AXES}
+    return {axis: row.axes.value(axis) for axis in TABLE_AXES}
 
 
 def _csv_interval(interval: Interval | None, names: Sequence[str] = ("mean", "low", "high")) -> dict[str, object]:
@@ -570,7 +569,7 @@ def _csv_line(
         "metric": metric,
         **_csv_interval(score.interval if score else None),
         "seeds": len(score.seeds) if score else 0,
-        "users": board.users.get(row.dataset),
+        "users": board.users.get(row.axes.dataset),
         "best": int(score.best) if score else None,
         "against": score and score.against,
         **_csv_interval(score.difference if score else None, ("difference", "difference_low", "difference_high")),
