@@ -177,8 +177,8 @@ def content_text(board: Leaderboard, out: Path) -> str:
         f"marked: {row.axes.control or 'own features'}: {reason}" for row in (own, *twins) for reason in row.marks
     ]
     title = (
-        f"{own.axes.model} on the {own.axes.dataset} data: {metric} on test with the items' own features, and of twins without "
-        f"content; mean of\nseeds {', '.join(map(str, own.seeds))}. Own features: best epochs {epochs[own.key]}"
+        f"{own.axes.model} on the {own.axes.dataset} data: {metric} on test with the items' own features, and of twins "
+        f"without content; mean of\nseeds {', '.join(map(str, own.seeds))}. Own features: best epochs {epochs[own.key]}"
     )
     return "\n".join([title, "", table(rows), *marked])
 
