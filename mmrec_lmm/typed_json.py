@@ -9,10 +9,11 @@ import functools
 import hashlib
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -72,109 +73,144 @@ def decode(kind: type[_T], value: Any, *, where: str, cure: str) -> _T:
 
     DataError says `where` (a file), which key, what was expected and what is there, and the `cure`.
     """
-    result: _T = _Decoder(where, cure).read(kind, value, "")
+    try:
+        reader: _Read = _reader(cast(Any, kind))
+        result: _T = reader(value)
+    except _Misfit as misfit:
+        what = ": ".join([where, *([".".join(misfit.path)] if misfit.path else [])])
+        raise DataError(f"{what}: expected {misfit.expected}, got {misfit.got}; {cure}") from None
     return result
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decoder:
-    where: str
-    cure: str
+class _Misfit(Exception):
+    """A value that isn't of the expected type; `path` are the keys that lead there."""
 
-    def read(self, hint: Any, value: Any, key: str) -> Any:
-        origin, args = get_origin(hint), get_args(hint)
-        if origin in (Union, UnionType):
-            return self.union(args, value, key)
-        if not _fits(hint, value):
-            what = f"{self.where}: {key}" if key else self.where
-            raise DataError(f"{what}: expected {_in_words(hint)}, got {reprlib.repr(value)}; {self.cure}")
-        if hint is Path:
-            return Path(value)
-        if _is_text(hint):
-            return hint.parse(value)
-        if dataclasses.is_dataclass(hint):
-            return self.fields(hint, value, key)
-        if origin in (tuple, Sequence):
-            inner = [args[0]] * len(value) if origin is Sequence or args[1:] == (...,) else args
-            items = [
-                self.read(one, item, _join(key, at)) for at, (one, item) in enumerate(zip(inner, value, strict=True))
-            ]
-            return tuple(items) if origin is tuple else items
-        if origin is Mapping:
-            return {name: self.read(args[1], item, _join(key, name)) for name, item in value.items()}
-        return value
+    def __init__(self, hint: Any, got: str) -> None:
+        super().__init__()
+        self.path: list[str] = []
+        self.expected, self.got = _in_words(hint), got
 
-    def union(self, hints: Sequence[Any], value: Any, key: str) -> Any:
-        if value is None and NoneType in hints:
-            return None
-        *others, last = [hint for hint in hints if hint is not NoneType]
+
+_Read = Callable[[Any], Any]
+
+
+@functools.cache
+def _reader(hint: Any) -> _Read:
+    """What makes a value of a type from its JSON, or raises _Misfit. One is made for each type and kept."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return _same
+    if origin in (Union, UnionType):
+        return _union(args)
+    if origin in (tuple, Sequence):
+        return _sequence(hint, origin, args)
+    if origin is Mapping:
+        inner = _reader(args[1])
+        return lambda value: {name: _at(name, inner, item) for name, item in _checked(hint, Mapping, value).items()}
+    if dataclasses.is_dataclass(hint) and not _is_text(hint):
+        return functools.partial(_fields, hint)
+    if origin is Literal:
+        return lambda value: value if value in args else _fail(hint, value)
+    shape, make = (str, hint.parse) if _is_text(hint) else _SCALARS[hint]
+    return lambda value: make(_checked(hint, shape, value))
+
+
+def _union(hints: Sequence[Any]) -> _Read:
+    """Of the first type that fits; what the last one misses is what is told."""
+    *others, last = sorted(hints, key=lambda hint: hint is not NoneType)  # None is quickly seen
+
+    def read(value: Any) -> Any:
         for hint in others:
-            try:
-                return self.read(hint, value, key)
-            except DataError:
-                continue
-        return self.read(last, value, key)
+            with suppress(_Misfit):
+                return _reader(hint)(value)
+        return _reader(last)(value)
 
-    def fields(self, kind: Any, value: Mapping[str, Any], key: str) -> Any:
-        found = {}
-        for field in dataclasses.fields(kind):
-            hint, name = _hints(kind)[field.name], _join(key, field.name)
-            if field.metadata == FLAT:
-                rest = {other: value[other] for other in value.keys() - _keys(kind)}
-                found[field.name] = self.read(hint, value if dataclasses.is_dataclass(hint) else rest, key)
-            elif field.name in value:
-                found[field.name] = self.read(hint, value[field.name], name)
-            elif field.default is field.default_factory is dataclasses.MISSING:
-                raise DataError(f"{self.where}: {name}: expected {_in_words(hint)}, got nothing; {self.cure}")
-        return kind(**found)
+    return read
+
+
+def _sequence(hint: Any, origin: Any, args: Sequence[Any]) -> _Read:
+    fixed = origin is tuple and args[1:] != (...,)
+    make = tuple if origin is tuple else list
+
+    def read(value: Any) -> Any:
+        items = _checked(hint, (list, tuple), value)
+        if fixed and len(items) != len(args):
+            _fail(hint, value)
+        inner = args if fixed else [args[0]] * len(items)
+        return make(_at(str(place), _reader(inner[place]), item) for place, item in enumerate(items))
+
+    return read
+
+
+def _fields(kind: Any, value: Any) -> Any:
+    """A dataclass from a mapping. What a FLAT mapping gets is what no field takes; else unknown keys are ignored."""
+    content, found = _checked(kind, Mapping, value), {}
+    for field, hint in _hints(kind):
+        if field.metadata == FLAT:
+            rest = {key: content[key] for key in content if key not in _keys(kind)}
+            found[field.name] = _reader(hint)(content if dataclasses.is_dataclass(hint) else rest)
+        elif field.name in content:
+            found[field.name] = _at(field.name, _reader(hint), content[field.name])
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            misfit = _Misfit(hint, "nothing")
+            misfit.path.append(field.name)
+            raise misfit
+    return kind(**found)
+
+
+def _at(name: str, read: _Read, value: Any) -> Any:
+    try:
+        return read(value)
+    except _Misfit as misfit:
+        misfit.path.insert(0, name)
+        raise
+
+
+def _checked(hint: Any, shape: Any, value: Any) -> Any:
+    if not isinstance(value, shape) or (isinstance(value, bool) and hint is not bool):
+        _fail(hint, value)
+    return value
+
+
+def _fail(hint: Any, value: Any) -> NoReturn:
+    raise _Misfit(hint, reprlib.repr(value))
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(kind: Any) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
+    hints = get_type_hints(kind)
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(kind))
 
 
 @functools.cache
-def _keys(kind: type) -> frozenset[str]:
+def _keys(kind: Any) -> frozenset[str]:
     """The keys of a dataclass' own fields, and of those that stand flat beside them."""
     names: set[str] = set()
-    for field in dataclasses.fields(kind):
-        hint = _hints(kind)[field.name]
+    for field, hint in _hints(kind):
         if field.metadata != FLAT:
             names.add(field.name)
         elif dataclasses.is_dataclass(hint):
-            names |= _keys(hint)  # type: ignore[arg-type]
+            names |= _keys(cast(Any, hint))
     return frozenset(names)
-
-
-def _join(key: str, name: object) -> str:
-    return f"{key}.{name}" if key else str(name)
 
 
 def _is_text(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, AsText)
 
 
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value has the outer shape of a type; what is inside is read next."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return value in args
-    if origin in (tuple, Sequence):
-        fixed = origin is tuple and args[1:] != (...,)
-        return isinstance(value, list | tuple) and (not fixed or len(value) == len(args))
-    if isinstance(value, bool):
-        return hint is bool
-    if hint in _SHAPES:
-        return isinstance(value, _SHAPES[hint])
-    return isinstance(value, str if _is_text(hint) else Mapping)
+def _same(value: Any) -> Any:
+    return value
 
 
-_SHAPES: Mapping[Any, Any] = {
-    bool: bool, int: int, float: int | float, str: str, NoneType: NoneType, Path: str,
-}  # fmt: skip
+#: Of a type that has no parts: what JSON holds it as, and what makes it from that.
+_SCALARS: Mapping[Any, tuple[Any, _Read]] = {
+    bool: (bool, _same),
+    int: (int, _same),
+    float: ((int, float), _same),
+    str: (str, _same),
+    NoneType: (NoneType, _same),
+    Path: (str, Path),
+}
 _WORDS: Mapping[Any, str] = {
     Any: "anything", bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null",
     Path: "a path",

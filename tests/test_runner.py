@@ -736,6 +736,17 @@ def test_a_damaged_result_is_named(finished: RunResult, out: Path) -> None:
         run_folder.list_results(out)
 
 
+def test_a_result_of_a_later_version_is_refused_and_a_wrong_value_is_named(finished: RunResult, out: Path) -> None:
+    path = finished.path / "result.json"
+    text = path.read_text()
+    path.write_text(text.replace('"record_version": 1', '"record_version": 9'))
+    with pytest.raises(DataError, match=r"record.record_version: expected at most 1, got 9; try a later mmrec-lmm"):
+        run_folder.load_result(finished.path)
+    path.write_text(text.replace('"numerics_version": ', '"numerics_version": "x", "was": '))
+    with pytest.raises(DataError, match=r"result.json: record.numerics_version: expected a whole number, got 'x'; try"):
+        run_folder.list_results(out)
+
+
 def test_recommendations_are_the_lists_of_the_run_with_ids_and_titles(
     finished: RunResult, registry: Registry, out: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """fit(): each rule of training in a world of a few weights, and continuing to the same bits."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -384,6 +385,15 @@ def test_a_removed_checkpoint_is_gone_and_removing_none_does_no_harm(tmp_path: P
     remove_checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
     remove_checkpoint(tmp_path / "never")
+
+
+def test_a_checkpoint_whose_numbers_do_not_fit_is_named_by_key(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1, 0))
+    path = tmp_path / "state.safetensors"
+    save_weights(path, load_weights(path), {"numbers": '{"epoch": "one", "best_epoch": 0}'})
+    message = f"{path}: epoch: expected a whole number, got 'one'; try deleting {tmp_path}, to start over"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_checkpoint(tmp_path, TrainerNumbers)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

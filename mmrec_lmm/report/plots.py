@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..cache import read_json, write_atomic
+from ..cache import write_atomic
 from ..errors import ConfigError, DataError
-from ..running.run_folder import CONFIG, load_history, load_result
+from ..running.run_folder import CONFIG, load_history, load_result, load_settings
 from ..studies.leaderboard import Leaderboard, Row
 from ..types import EpochReport
 from .layouts import TABLE_AXES
@@ -51,7 +51,10 @@ def run_plots(folder: Path, out: Path) -> list[Path]:
     result = load_result(folder)
     if result is None:
         raise DataError(f"{folder}: no finished run lies here, so there is nothing to plot")
-    metric = read_json(folder / CONFIG)["settings"]["valid_metric"].lower()
+    settings = load_settings(folder)
+    if settings is None:
+        raise DataError(f"{folder / CONFIG}: no such file, so that nobody knows by which metric the run was selected")
+    metric = settings.valid_metric.lower()
     history = load_history(folder)
     written = []
     for suffix in SUFFIXES:

@@ -6,12 +6,10 @@ shown, with the mark, and so is everything that is compared with it.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ..cache import read_json
 from ..types import Chance, RunResult
-from .run_folder import CONFIG
+from .run_folder import load_settings
 
 UNTRAINED = "not trained"
 FIRST = "best epoch is the first evaluated"
@@ -43,18 +41,12 @@ def marks_of(results: Sequence[RunResult]) -> tuple[str, ...]:
     )
 
 
-def settings_of(result: RunResult) -> Mapping[str, Any]:
-    """The host's settings that a finished run was made with."""
-    path = result.path / CONFIG
-    return dict(read_json(path)["settings"]) if path.is_file() else {}
-
-
 def _epoch_mark(result: RunResult) -> str:
     """What the best epoch's place says; nothing where it lies between the first and the last."""
     if result.stopped == "untrained":
         return UNTRAINED
-    settings = settings_of(result)
-    epochs, every = settings.get("epochs", result.epochs), settings.get("eval_step", 1)
+    settings = load_settings(result.path)
+    epochs, every = (settings.epochs, settings.eval_step) if settings is not None else (result.epochs, 1)
     evaluated = result.epochs // every + (result.epochs == epochs and epochs % every > 0)
     if evaluated > 1 and result.best_epoch == min(every, epochs) - 1:
         return FIRST

@@ -41,6 +41,8 @@ HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
 RESULT = "result.json"
 
+CURE = "try --force, which runs it again"
+
 #: What a setting was, in effect, in runs from before it existed, where that isn't its default.
 BEFORE = {"min_steps": 0}
 
@@ -90,6 +92,18 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
         raise DataError(f"{folder / CONFIG}: not a run of this version ({error}); --force runs it again") from None
 
 
+def load_settings(folder: Path) -> Settings | None:
+    """The host's settings of the run in `folder`, to judge it by; None where it has no `config.json`. Keys that this
+    version doesn't know are left out."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    settings = config.get("settings") if isinstance(config, dict) else None
+    content = BEFORE | settings if isinstance(settings, dict) else settings
+    return decode(Settings, content, where=f"{path}: settings", cure=CURE)
+
+
 def save_result(folder: Path, result: RunResult) -> None:
     """Write `result.json`; from then on the run is finished."""
     content = plain(result)
@@ -105,7 +119,7 @@ def load_result(folder: Path) -> RunResult | None:
     content = read_json(path)
     if isinstance(content, dict):
         content["path"] = str(folder)
-    result = decode(RunResult, content, where=str(path), cure="try --force, which runs it again")
+    result = decode(RunResult, content, where=str(path), cure=CURE)
     if result.record.record_version > RECORD_VERSION:
         raise DataError(
             f"{path}: record.record_version: expected at most {RECORD_VERSION}, got {result.record.record_version}; "
@@ -161,8 +175,7 @@ def load_history(folder: Path) -> list[EpochReport]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a run's history ({error}); --force runs it again") from None
-    cure = "try --force, which runs it again"
-    return [decode(EpochReport, line, where=f"{path}:{at}", cure=cure) for at, line in enumerate(lines, start=1)]
+    return [decode(EpochReport, line, where=f"{path}:{at}", cure=CURE) for at, line in enumerate(lines, start=1)]
 
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:

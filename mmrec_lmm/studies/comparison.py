@@ -33,7 +33,7 @@ from ..evaluation.statistics import (
     wilcoxon,
 )
 from ..running import run_folder
-from ..running.marks import marks_of, settings_of
+from ..running.marks import marks_of
 from ..running.slices import Slicer
 from ..types import AXES, PRE_TRAINED, Axes, RunResult
 from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, ReproducibilityRecord, Row, Score
@@ -151,7 +151,8 @@ def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, l
 
 
 def _valid_metric(run: RunResult) -> str:
-    return str(settings_of(run).get("valid_metric", "")).lower()
+    settings = run_folder.load_settings(run.path)
+    return settings.valid_metric.lower() if settings is not None else ""
 
 
 def _check_baseline(entries: Sequence[Entry], baseline: Mapping[str, str | None], study: str) -> None:
