@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmrec_lmm.config.settings import EndToEnd, Settings
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
@@ -29,6 +29,7 @@ from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.training.encoder_side import Trainee
 from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import Batch, FeatureTable, RawItem, TrainingData
 
@@ -171,16 +172,16 @@ def joint_memory(encoder: str, *, items: int) -> dict[str, Any]:
     present = {modality: torch.ones(items, dtype=torch.bool) for modality in modalities}
     tables = {modality: torch.zeros(items, built.dims[modality]) for modality in modalities}
     features, options = ItemFeatures(tables, present, joint=True), EndToEnd()
-    companion = JointEncoder(
+    callback = JointEncoder(
         Trainee(built, prepared, present, options), features, options, generator=torch.Generator().manual_seed(0)
     )
-    companion.epoch_started(0)
+    callback.epoch_started(0)
     batch = Batch(*torch.zeros(3, 1, dtype=torch.int64))
     for _ in range(2 * options.encoder_every):
         for leaf in features().values():
             leaf.grad = torch.randn_like(leaf)
-        companion.after_batch(batch)
-    companion.before_evaluation()
+        callback.after_batch(batch)
+    callback.before_evaluation()
     return {"peak": peak_bytes(), "tables": 2 * sum(table.nbytes for table in tables.values())}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrec_lmm.config.settings import EndToEnd, Settings
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
 from mmrec_lmm.features.prepared import PreparedItems, prepared_items
@@ -34,6 +34,7 @@ from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.training.encoder_side import Trainee
 from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
 
@@ -70,19 +71,19 @@ def epochs(
     present = {modality: torch.ones(size.items, dtype=torch.bool) for modality in MODALITIES}
     tables = {modality: torch.zeros(size.items, encoder.dims[modality]) for modality in MODALITIES}
     features = ItemFeatures(tables, present, joint=True)
-    companion = JointEncoder(
+    callback = JointEncoder(
         Trainee(encoder, items, present, OPTIONS), features, OPTIONS, generator=torch.Generator().manual_seed(0)
     )
-    joint = trainer(name, registry, train, size, features, batch=batch, companion=companion)
+    joint = trainer(name, registry, train, size, features, batch=batch, callback=callback)
     touched: list[Tensor] = []
-    step = companion._trainee.step
+    step = callback._trainee.step
 
     def noted(rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
         touched.append(rows)
         return step(rows, gradients, rate)
 
-    companion._trainee.step = noted  # type: ignore[method-assign]
-    companion.epoch_started(0)  # features, of which the recommender alone gets a copy that stands still
+    callback._trainee.step = noted  # type: ignore[method-assign]
+    callback.epoch_started(0)  # features, of which the recommender alone gets a copy that stands still
     frozen = ItemFeatures({modality: table.detach().clone() for modality, table in features().items()}, present)
     alone = trainer(name, registry, train, size, frozen, batch=batch)
 
@@ -97,7 +98,7 @@ def epochs(
 
     timing = by_turns(joint_epoch, floor, repeats)
     recommender = statistics.median(seconds(lambda: alone._train_epoch(1)) for _ in range(repeats))
-    return Epochs(timing, sum(map(len, touched)), recommender, seconds(companion.before_evaluation))
+    return Epochs(timing, sum(map(len, touched)), recommender, seconds(callback.before_evaluation))
 
 
 def trainer(
@@ -108,7 +109,7 @@ def trainer(
     features: ItemFeatures,
     *,
     batch: int,
-    companion: JointEncoder | None = None,
+    callback: JointEncoder | None = None,
 ) -> Trainer:
     """A model with default options, about to be trained."""
     torch.manual_seed(0)
@@ -120,7 +121,7 @@ def trainer(
         Settings(),
         validate=lambda: Validation(0.0, {}),
         generator=torch.Generator().manual_seed(0),
-        companion=companion,
+        callback=callback,
     )
 
 

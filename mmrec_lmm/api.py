@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from .distributed import gathered as gathered
     from .distributed import own_rows as own_rows
     from .errors import ConfigError as ConfigError
+    from .errors import ConfigValueError as ConfigValueError
     from .errors import DataError as DataError
     from .errors import MMRecError as MMRecError
+    from .errors import NotApplicable as NotApplicable
     from .errors import PluginError as PluginError
     from .errors import WeightsMissing as WeightsMissing
     from .errors import did_you_mean as did_you_mean
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from .formatting import first_line as first_line
     from .plugin.contracts import DotProduct as DotProduct
     from .plugin.contracts import ItemEncoder as ItemEncoder
+    from .plugin.contracts import Paradigm as Paradigm
     from .plugin.contracts import Recommender as Recommender
     from .plugin.contracts import Scorer as Scorer
+    from .plugin.contracts import TrainerCallback as TrainerCallback
     from .plugin.hookspecs import API_VERSION as API_VERSION
     from .plugin.hookspecs import hookimpl as hookimpl
     from .plugin.item_features import ItemFeatures as ItemFeatures
@@ -31,17 +35,20 @@ if TYPE_CHECKING:
     from .plugin.specs import EncoderSpec as EncoderSpec
     from .plugin.specs import MetricSpec as MetricSpec
     from .plugin.specs import ModelSpec as ModelSpec
+    from .plugin.specs import ParadigmSpec as ParadigmSpec
     from .plugin.specs import WeightFile as WeightFile
     from .types import Batch as Batch
     from .types import Dataset as Dataset
     from .types import EpochReport as EpochReport
     from .types import FeatureTable as FeatureTable
+    from .types import Inputs as Inputs
     from .types import Interactions as Interactions
     from .types import ItemCatalog as ItemCatalog
     from .types import RawItem as RawItem
     from .types import RunResult as RunResult
     from .types import RunSpec as RunSpec
     from .types import TrainingData as TrainingData
+    from .types import Tuned as Tuned
     from .weights.download import find_weights as find_weights
     from .weights.download import given_weights as given_weights
     from .weights.download import offline as offline
@@ -53,16 +60,19 @@ if TYPE_CHECKING:
 _HOME = {
     "cache": ("hash_file", "home"),
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
-    "plugin.contracts": ("DotProduct", "ItemEncoder", "Recommender", "Scorer"),
-    "errors": ("ConfigError", "DataError", "MMRecError", "PluginError", "WeightsMissing", "did_you_mean"),
+    "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
+    "errors": (
+        "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
+        "did_you_mean",
+    ),
     "formatting": ("first_few", "first_line"),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "distributed": ("common_generator", "gathered", "own_rows"),
-    "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "WeightFile"),
+    "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
     "types": (
-        "Batch", "Dataset", "EpochReport", "FeatureTable", "Interactions", "ItemCatalog", "RawItem", "RunResult",
-        "RunSpec", "TrainingData",
+        "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
+        "RunResult", "RunSpec", "TrainingData", "Tuned",
     ),
     "weights.download": ("find_weights", "given_weights", "offline"),
 }  # fmt: skip

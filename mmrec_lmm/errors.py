@@ -36,6 +36,21 @@ class ConfigError(MMRecError):
     exit_code = 2
 
 
+class ConfigValueError(ValueError):
+    """A value that the `__post_init__` of a configuration's dataclass refuses: its field, and what is wrong with it.
+
+    `others` are the fields that it was compared with: the message names the place that set one of them last. Raised
+    as `ConfigValueError("width", "must be at least 1, got 0")`; the host makes a ConfigError of it.
+    """
+
+    def __init__(self, key: str, text: str, *others: str) -> None:
+        super().__init__(key, text, *others)
+        self.key, self.text, self.others = key, text, others
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.text}"
+
+
 class NotApplicable(ConfigError):
     """A combination in which this encoder, model or data set can't take part: a study notes that, and goes on."""
 

@@ -1,6 +1,6 @@
 """The domain's words as frozen types. Arrays are NumPy.
 
-Nothing here imports torch, so that `list` and `--help` stay quick.
+Nothing here imports torch or NumPy, so that `list` and `--help` stay quick.
 
 Shapes: I items, N interactions, D feature width.
 """
@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
     from torch import Tensor
 
 SPLITS = ("train", "valid", "test")
-PARADIGMS = ("pt", "ft", "ete")
+PRE_TRAINED = "pt"  # the paradigm that trains no encoder: what a run has unasked
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,8 @@ class RunSpec:
     model_config: Any
     encoder: str | None = None
     encoder_config: Any = None
-    paradigm: str = "pt"
-    paradigm_config: Any = None  # a FineTuning or EndToEnd; pt has none
+    paradigm: str = PRE_TRAINED
+    paradigm_config: Any = None  # of the class that the paradigm's spec names; None where it names none
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None

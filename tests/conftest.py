@@ -8,7 +8,7 @@ os.environ.setdefault("MMREC_LMM_OFFLINE", "1")  # weights that are missing stay
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mmrec_lmm.config.resolve import Request, resolve
+from mmrec_lmm.config.resolve import Request, resolve_request
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.types import RunSpec
 
@@ -128,15 +128,25 @@ def specs(data_path: Path, registry: Registry) -> Callable[..., tuple[RunSpec, .
             control=overrides.pop("control", None),
             overrides=small | overrides,
         )
-        return resolve(
-            request,
-            model=known.models.get(model),
-            encoder=known.encoders.get(encoder) if encoder else None,
-            dataset=None,
-        ).runs
+        return resolve_request(request, known).runs
 
     return specs
 
 
 def _modalities(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(text.split(","))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each figure that is written, in that order."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    figures: list[Any] = []
+    save = figure.savefig
+
+    def savefig(self: Any, path: Path, **options: Any) -> None:
+        save(self, path, **options)
+        figures.append(self)
+
+    monkeypatch.setattr(figure, "savefig", savefig)
+    return figures

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmrec_lmm.cli import main
 
@@ -99,3 +100,12 @@ def plugin(path: Path, body: str) -> Path:
         f"from mmrec_lmm.api import *\n\n{body}"
     )
     return path
+
+
+def points(line: Any) -> list[tuple[float, float]]:
+    """The points of a plot's line, all of which the axes show."""
+    left, right = sorted(line.axes.get_xlim())
+    low, high = sorted(line.axes.get_ylim())
+    found = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    assert all(left <= x <= right and low <= y <= high for x, y in found)
+    return found

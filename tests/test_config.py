@@ -1,5 +1,6 @@
 """Configuration: MMRec's layers and grids, the schema on top of them, and what is said of a mistake."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmrec_lmm.config import yaml_layers
 from mmrec_lmm.config.resolve import Request, Resolved, describe, resolve
 from mmrec_lmm.config.schema import Key, schema_of
 from mmrec_lmm.config.settings import NOT_IDENTITY, OF_FEATURES, OF_INPUTS, Settings
-from mmrec_lmm.errors import ConfigError, PluginError
+from mmrec_lmm.errors import ConfigError, ConfigValueError, PluginError
 from mmrec_lmm.plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
 
 
@@ -39,6 +40,8 @@ class LensConfig:
 MF = ModelSpec("VBPR", "nowhere:VBPR", MFConfig)
 LENS = EncoderSpec("lens", "nowhere:Lens", LensConfig, ("image",), "nowhere:weights_id")
 
+SECTIONS = ("encoder", "ft", "ete")
+
 
 @pytest.fixture(autouse=True)
 def empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -62,7 +65,7 @@ def ask(
     **request: Any,
 ) -> Resolved:
     asked = Request(model.name, "toy", encoder.name if encoder else None, overrides=overrides or {}, **request)
-    return resolve(asked, model=model, encoder=encoder, dataset=dataset)
+    return resolve(asked, model=model, encoder=encoder, dataset=dataset, sections=SECTIONS)
 
 
 def refusal(**request: Any) -> str:
@@ -74,7 +77,7 @@ def refusal(**request: Any) -> str:
 def test_the_shipped_overall_file_and_the_defaults_of_settings_agree() -> None:
     [run] = ask().runs
     assert run.settings == Settings()
-    shipped = yaml_layers.read(yaml_layers.shipped() / "overall.yaml", "overall")
+    shipped = yaml_layers.read(yaml_layers.shipped() / "overall.yaml", "overall", sections=SECTIONS)
     assert set(shipped.values) == {field.name for field in fields(Settings)} | {"hyper_parameters"}
 
 
@@ -416,6 +419,100 @@ def test_all_mistakes_of_all_files_are_reported_at_once() -> None:
 def test_what_a_models_own_check_refuses_is_reported_at_its_key() -> None:
     write("configs/model/vbpr.yaml", "\nreg_weight: -1\n")
     assert refusal() == "configs/model/vbpr.yaml:2: reg_weight must not be negative, got -1.0"
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    rates: tuple[float, ...] = (0.1, 0.1)
+    sizes: tuple[int, ...] = (64, 64)
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigValueError("share", f"must lie between 0 and 1, got {self.share}")
+        if len(self.rates) != len(self.sizes):
+            raise ConfigValueError("rates", f"has {len(self.rates)} values, and sizes {len(self.sizes)}", "sizes")
+
+
+PAIR = ModelSpec("Pair", "nowhere:Pair", PairConfig)
+PAIRED_LENS = EncoderSpec("lens", "nowhere:Lens", PairConfig, ("image",), "nowhere:weights_id")
+
+
+@pytest.mark.parametrize("place", ["overall.yaml", "dataset/toy.yaml", "model/pair.yaml", "preset/old.yaml"])
+def test_a_wrong_value_names_the_line_that_gave_it(place: str) -> None:
+    write(f"configs/{place}", "epochs: 1\nshare: 2\n")
+    preset = "old" if place.startswith("preset") else None
+    assert refusal(model=PAIR, preset=preset) == f"configs/{place}:2: share must lie between 0 and 1, got 2.0"
+
+
+def test_a_wrong_value_names_the_flag_or_the_studys_line_that_gave_it() -> None:
+    said = "share must lie between 0 and 1, got 2.0"
+    assert refusal(model=PAIR, overrides={"share": "2"}) == f"command line: {said}"
+    assert refusal(model=PAIR, overrides={"share": "[0.5, 2]"}) == f"command line: {said}"
+    of_study = yaml_layers.Layer("study", "mine.yaml", {"share": 2}, {"share": 7})
+    assert refusal(model=PAIR, study=of_study) == f"mine.yaml:7: {said}"
+
+
+def test_of_values_that_do_not_agree_the_one_that_was_set_last_is_named() -> None:
+    write("configs/model/pair.yaml", "rates: [0.1]\nsizes: [64]\n")
+    assert ask(model=PAIR).runs
+    assert refusal(model=PAIR, overrides={"sizes": "[8, 8]"}) == "command line --sizes: rates has 1 values, and sizes 2"
+    assert refusal(model=PAIR, overrides={"rates": "[1, 1]"}) == "command line: rates has 2 values, and sizes 1"
+    write("configs/preset/old.yaml", "epochs: 1\nsizes: [8, 8]\n")
+    assert refusal(model=PAIR, preset="old") == "configs/preset/old.yaml:2: rates has 1 values, and sizes 2"
+    write("configs/model/pair.yaml", "rates: [0.1]\n\nsizes: [64, 64]\n")
+    assert refusal(model=PAIR) == (
+        "configs/model/pair.yaml:1, configs/model/pair.yaml:3: rates has 1 values, and sizes 2"
+    )
+    write("configs/model/pair.yaml", "topk: [10]\n")
+    assert refusal(model=PAIR).startswith("configs/model/pair.yaml:1: valid_metric Recall@20 is not computed")
+
+
+def test_what_an_encoders_check_refuses_is_named_as_it_is_written_there() -> None:
+    said = "must lie between 0 and 1, got 2.0"
+    assert refusal(encoder=PAIRED_LENS, overrides={"encoder.share": "2"}) == f"command line: encoder.share {said}"
+    sizes = refusal(encoder=PAIRED_LENS, overrides={"encoder.sizes": "[[1]]"})
+    assert sizes == "command line --encoder.sizes: encoder.rates has 2 values, and sizes 1"
+    write("configs/encoder/lens.yaml", "share: 2\n")
+    assert refusal(encoder=PAIRED_LENS) == f"configs/encoder/lens.yaml:1: share {said}"
+    write("configs/encoder/lens.yaml", "")
+    write("configs/overall.yaml", "encoder:\n  share: 2\n")
+    assert refusal(encoder=PAIRED_LENS) == f"configs/overall.yaml:2: encoder.share {said}"
+
+
+def test_a_default_that_its_own_check_refuses_is_its_plugins_fault() -> None:
+    @dataclass(frozen=True)
+    class Faulty:
+        share: float = 2.0
+
+        def __post_init__(self) -> None:
+            raise ConfigValueError("share", "must be below 1")
+
+    assert refusal(model=ModelSpec("Faulty", "nowhere:F", Faulty)) == "model Faulty: share must be below 1"
+
+
+def test_a_plain_value_error_names_the_places_of_the_keys_in_its_words_or_else_the_model() -> None:
+    @dataclass(frozen=True)
+    class Plain:
+        width: int = 1
+        depth: int = 1
+
+        def __post_init__(self) -> None:
+            if self.depth > 1:
+                raise ValueError("depth doesn't go with width")
+            raise ValueError("too wide")
+
+    plain = ModelSpec("Plain", "nowhere:P", Plain)
+    assert refusal(model=plain) == "model Plain: too wide"
+    assert refusal(model=plain, overrides={"depth": "2"}) == "command line: depth doesn't go with width"
+    write("configs/overall.yaml", "width: 3\n")
+    both = refusal(model=plain, overrides={"depth": "2"})
+    assert both == "command line, configs/overall.yaml:1: depth doesn't go with width"
+
+
+def test_a_refused_value_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ConfigValueError("rates", "has 2 values", "sizes")))
+    assert (str(error), error.key, error.others) == ("rates has 2 values", "rates", ("sizes",))
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line() -> None:

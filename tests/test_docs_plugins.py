@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import call
 from PIL import Image
+from safetensors.numpy import load_file
 
+from mmrec_lmm import testing
 from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
-from mmrec_lmm.plugin.registry import Registry, load_registry
+from mmrec_lmm.plugin.registry import HOOKS, Registry, load_registry
+from mmrec_lmm.running.run_folder import list_results
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
-TESTED = {"mean_colour.py", "parity.py", "f1.py", "diary.py"}
+TESTED = {"mean_colour.py", "free_features.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
 SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
 
 
@@ -42,10 +48,12 @@ def test_the_example_plugin_is_printed_as_it_is(name: str) -> None:
 
 
 def test_the_signatures_are_those_of_the_hooks() -> None:
-    tree = ast.parse((ROOT / "mmrec_lmm" / "hookspecs.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.returns:
-            assert f"| `{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}` |" in TEXT
+    tree = ast.parse((ROOT / "mmrec_lmm" / "plugin" / "hookspecs.py").read_text(encoding="utf-8"))
+    hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in HOOKS]
+    assert sorted(hook.name for hook in hooks) == list(HOOKS)
+    for hook in hooks:
+        assert hook.returns is not None
+        assert f"| `{hook.name}({ast.unparse(hook.args)}) -> {ast.unparse(hook.returns)}` |" in TEXT
 
 
 def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> None:
@@ -67,6 +75,39 @@ def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path
     items = [RawItem(0, Image.new("RGB", (8, 8), (255, 0, 0)), ""), RawItem(1, None, "")]
     batch = {"colour": torch.stack([encoder.prepare(item)["colour"] for item in items])}
     assert encoder(batch)["image"].tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
+def test_the_paradigm_runs_is_a_studys_axis_and_stands_in_its_table(
+    tmp_path: Path, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features move by the model's gradient, and a rate of 0 gives what pre-trained features give, to the last bit."""
+    monkeypatch.chdir(data_path.parent)
+    plugin = tmp_path / "free_features.py"
+    plugin.write_text(LISTINGS[plugin.name])
+    assert len([line for line in LISTINGS[plugin.name].splitlines() if line.strip()]) < 60
+    (tmp_path / "free.yaml").write_text(
+        "{models: VBPR, datasets: toy, encoders: basic, paradigms: [pt, free], settings: {epochs: 3, min_steps: 0, "
+        "train_batch_size: 32, free: {learning_rate: 10}}, seeds: [1, 2], baseline: {paradigm: pt}}"
+    )
+    study = ("-p", plugin, "--out", tmp_path / "runs")
+    assert call("study", "run", tmp_path / "free.yaml", *study).code == 0
+    table = call("study", "table", tmp_path / "free.yaml", *study, "--layout", "table4").out
+    assert re.findall(r"\| (pt|free) +\|", table) == ["pt", "free"]
+    results = list_results(tmp_path / "runs")
+    free = [one for one in results if one.record["paradigm"] == "free"]
+    assert len(results) == 4
+    assert len({one.run_id for one in free}) == 2
+    run = ("run", "-m", "VBPR", "-d", "toy", "--encoder", "basic", "--epochs=3", "--min_steps=0", "--seed=1")
+    still = call(*run, "-p", plugin, "--paradigm", "free", "--free.learning_rate=0", "--train_batch_size=32", "--json")
+    pt = call(*run, "--train_batch_size=32", "--json")
+    assert json.loads(still.out)["test"] == json.loads(pt.out)["test"]
+    assert json.loads(still.out)["run_id"] != json.loads(pt.out)["run_id"]
+    moved = load_file(free[0].path / "features.safetensors")
+    held = load_file(
+        next(iter((data_path.parent / "runs").glob(f"{json.loads(still.out)['run_id']}"))) / "features.safetensors"
+    )
+    assert moved.keys() == held.keys() == {"image", "text"}
+    assert not any(np.array_equal(moved[name], held[name]) for name in moved)
 
 
 def test_the_data_set_is_made_and_loads(tmp_path: Path) -> None:
@@ -96,3 +137,34 @@ def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, cap
     registry.notify_run(run, result)
     assert caplog.messages == ["VBPR on demo, epoch 4: {'bpr': 0.5}"]
     assert json.loads((tmp_path / "diary.jsonl").read_text()) == {"run": "VBPR-demo-1", "test": {"recall@20": 0.5}}
+
+
+def test_the_tests_of_plugins_pass_and_fail_with_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listings = LISTINGS | {"my_bpr.py": re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)[0]}
+    names = ("mean_colour", "mmrec_lmm_popular", "my_bpr")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(listings[f"{name}.py"])
+    file = tmp_path / "test_my_plugins.py"
+    file.write_text(listings[file.name])
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        listing = runpy.run_path(str(file))
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    tests = {name: test for name, test in listing.items() if name.startswith("test_")}
+    assert len(tests) == 4
+    for test in tests.values():
+        test()
+    monkeypatch.setattr(
+        listing["Popular"], "scorer", lambda self: lambda users: torch.full((len(users), 16), torch.nan)
+    )
+    with pytest.raises(AssertionError, match="Popular: a score isn't finite"):
+        tests["test_popular_keeps_the_contract"]()
+
+
+def test_every_name_of_the_kit_for_tests_is_documented() -> None:
+    section = TEXT.partition("\n## Testing a plugin\n")[2].partition("\n## ")[0]
+    kit = {name for name, thing in vars(testing).items() if getattr(thing, "__module__", "") == testing.__name__}
+    assert set(re.findall(r"^\| `(\w+)", section, re.MULTILINE)) == {name for name in kit if not name.startswith("_")}

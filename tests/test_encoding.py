@@ -221,14 +221,16 @@ def test_how_a_real_encoder_is_run_changes_no_row(spec, shop, monkeypatch, tmp_p
         }
 
     usual = encoded("usual")
+    assert set(usual) == set(spec.modalities)
     present = {"image": {3, 5}, "text": {7}, "joint": {3, 5, 7}}
     for modality, table in usual.items():
         assert set(np.flatnonzero(~table.present)) == present[modality]
         assert len(np.unique(table.values, axis=0)) == len(table.values) - len(present[modality]) + 1  # zeros once
     for way, changes in WAYS.items():
-        for modality, table in encoded(way, **changes).items():
-            np.testing.assert_array_equal(table.present, usual[modality].present)
-            np.testing.assert_allclose(table.values, usual[modality].values, atol=1e-5, rtol=0, err_msg=way)
+        tables = encoded(way, **changes)
+        for modality, table in usual.items():
+            np.testing.assert_array_equal(tables[modality].present, table.present)
+            np.testing.assert_allclose(tables[modality].values, table.values, atol=1e-5, rtol=0, err_msg=way)
 
 
 class Sized(LengthEncoder):

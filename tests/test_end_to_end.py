@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmrec_lmm.cache import hash_file, home
-from mmrec_lmm.config.settings import EndToEnd, Settings
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
 from mmrec_lmm.features.files import load_with_header
@@ -34,6 +34,7 @@ from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training.encoder_side import Trainee
 from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
 from mmrec_lmm.training.optim import adamw
+from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, save_checkpoint, save_weights
 from mmrec_lmm.training.trainer import Trainer, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
@@ -106,7 +107,7 @@ class Live(ItemFeatures):
 
 
 class World:
-    """A model, its features, an encoder and the Companion between them, all drawn alike every time."""
+    """A model, its features, an encoder and the callback between them, all drawn alike every time."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class World:
         self.features = ItemFeatures(zeros(dtype), PRESENT, joint=True)
         torch.manual_seed(seed)
         self.model = model(DATA, self.features).to(dtype)
-        self.companion = JointEncoder(
+        self.callback = JointEncoder(
             Trainee(self.encoder, prepared(dtype), PRESENT, options),
             self.features,
             options,
@@ -137,7 +138,7 @@ class World:
             self.settings,
             validate=self.validate,
             generator=torch.Generator().manual_seed(seed),
-            companion=self.companion,
+            callback=self.callback,
         )
 
     def validate(self) -> Validation:
@@ -149,9 +150,9 @@ class World:
 
     def gradient(self, batch: Batch) -> list[Tensor]:
         """What one batch sends into the encoder's weights."""
-        self.companion.epoch_started(0)
+        self.callback.epoch_started(0)
         torch.stack([*self.model.training_loss(batch).values()]).sum().backward()
-        self.companion.after_batch(batch)
+        self.callback.after_batch(batch)
         return [parameter.grad for parameter in self.encoder.parameters() if parameter.grad is not None]
 
 
@@ -209,7 +210,7 @@ def test_after_ten_steps_encoder_and_model_are_where_joint_training_takes_them(m
             for optimizer in optimizers:
                 optimizer.step()
             steps += 1
-    assert steps == world.companion.report()["steps"] == 10
+    assert steps == world.callback.report()["steps"] == 10
     start = encoder_of(F64).state_dict()
     assert not any(torch.equal(value, start[name]) for name, value in live.encoder.state_dict().items())
     for ours, theirs in ((world.model, model), (world.encoder, live.encoder)):
@@ -270,14 +271,14 @@ def test_the_expected_gradient_of_a_budget_is_that_of_all_rows(monkeypatch: pyte
 
 def test_a_budget_encodes_no_more_rows_than_it_says_and_other_rows_wait_for_the_refresh() -> None:
     world = World(EndToEnd(learning_rate=0.01, encoder_every=1, rows=4))
-    world.companion.epoch_started(0)
+    world.callback.epoch_started(0)
     before = world.features()["image"].detach().clone()
     version = world.features.version
     world.gradient(golden.BATCH)
     changed = (world.features()["image"] != before).any(dim=1)
     assert 0 < changed.sum() <= 4
     assert world.features.version == version
-    world.companion.before_evaluation()
+    world.callback.before_evaluation()
     assert (world.features()["image"] != before).any(dim=1).tolist() == PRESENT["image"].tolist()
     assert world.features.version > version
 
@@ -287,16 +288,18 @@ def test_splice_equals_the_two_passes_for_a_model_without_propagation(registry: 
         World(EndToEnd(learning_rate=0.01, mode=mode, rows=0), model=vbpr(registry)) for mode in ("splice", "two_pass")
     ]
     for world in worlds:
+        before = {name: value.clone() for name, value in world.encoder.state_dict().items()}
         world.trainer.fit()
     for name, value in worlds[0].encoder.state_dict().items():
         assert torch.equal(value, worlds[1].encoder.state_dict()[name])
+        assert not torch.equal(value, before[name])
 
 
 def test_splice_on_a_graph_keeps_the_gradient_of_the_batchs_items_alone() -> None:
     world = World(EndToEnd(learning_rate=0.01, mode="splice", encoder_every=2, rows=0))
     world.gradient(golden.BATCH)
     touched = torch.cat([golden.BATCH.positives, golden.BATCH.negatives]).unique()
-    pending = world.companion._pending["image"]
+    pending = world.callback._pending["image"]
     assert pending.any(dim=1).nonzero().squeeze(1).tolist() == touched.tolist()
     assert len(touched) < golden.N_ITEMS
 
@@ -326,7 +329,7 @@ def test_between_evaluations_all_items_are_encoded_every_refresh_epochs(
 ) -> None:
     world = World(EndToEnd(learning_rate=0.01, rows=2, refresh_epochs=refresh_epochs), epochs=4, eval_step=4)
     refreshed: list[int] = []
-    epoch, started, refresh = 0, world.companion.epoch_started, world.companion._refresh
+    epoch, started, refresh = 0, world.callback.epoch_started, world.callback._refresh
 
     def note_epoch(now: int) -> None:
         nonlocal epoch
@@ -337,8 +340,8 @@ def test_between_evaluations_all_items_are_encoded_every_refresh_epochs(
         refreshed.append(epoch)
         refresh()
 
-    monkeypatch.setattr(world.companion, "epoch_started", note_epoch)
-    monkeypatch.setattr(world.companion, "_refresh", note_refresh)
+    monkeypatch.setattr(world.callback, "epoch_started", note_epoch)
+    monkeypatch.setattr(world.callback, "_refresh", note_refresh)
     world.trainer.fit()
     assert refreshed[:-2] == fresh  # then that of the evaluation, and that of the best weights
     assert refreshed[-2:] == [3, 3]
@@ -361,7 +364,7 @@ def test_in_warm_epochs_the_encoder_stands_still_and_the_model_learns() -> None:
     first, second, third = (tables["image"] for tables in world.tables)
     assert torch.equal(first, second)
     assert not torch.equal(second, third)
-    assert world.companion.report()["steps"] == 2  # of one epoch: five batches in fours
+    assert world.callback.report()["steps"] == 2  # of one epoch: five batches in fours
 
 
 def test_in_its_warm_up_the_encoders_rate_rises_step_by_step_and_then_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +379,7 @@ def test_a_run_that_ends_before_the_encoder_joins_is_an_error() -> None:
     world = World(EndToEnd(warm_epochs=5), epochs=4)
     world.trainer.fit()
     with pytest.raises(RunError, match="training ended before encoder encoder joined"):
-        world.companion.report()
+        world.callback.report()
 
 
 @pytest.mark.parametrize(
@@ -400,7 +403,7 @@ def test_a_rate_of_zero_and_mode_released_are_frozen_features_by_another_name(op
         assert torch.equal(value, world.model.state_dict()[name]), name
     for name, table in encoder_of()(prepared().batch(np.arange(golden.N_ITEMS))).items():
         assert torch.equal(world.features()[name], table * PRESENT[name].unsqueeze(1))
-    report = world.companion.report()
+    report = world.callback.report()
     assert set(report["weight_change"].values()) == {0.0}
     assert (report["gradient_norm"]["last"] > 0) == (options.mode == "two_pass")
 
@@ -463,7 +466,7 @@ def test_a_gradient_that_breaks_ends_training_and_keeps_the_best_encoder() -> No
 def test_a_frozen_part_stays_as_it_is_and_a_pattern_that_matches_nothing_is_refused() -> None:
     world = World(EndToEnd(learning_rate=0.01, freeze=("layers.image.*",)))
     world.trainer.fit()
-    change = world.companion.report()["weight_change"]
+    change = world.callback.report()["weight_change"]
     assert change["image"] == 0 < change["text"]
     with pytest.raises(ConfigError, match=r"encoder encoder: ete.freeze: layer.image.\* matches no parameter"):
         World(EndToEnd(freeze=("layer.image.*",)))
@@ -476,7 +479,7 @@ def test_the_contrastive_loss_is_added_over_those_rows_of_a_step_that_have_both_
 
     encoder, collecting = encoder_of(F64), World(EndToEnd(), dtype=F64)
     collecting.gradient(golden.BATCH)
-    rows = collecting.companion._pending["image"].any(dim=1)
+    rows = collecting.callback._pending["image"].any(dim=1)
     both = (rows & PRESENT["image"] & PRESENT["text"]).nonzero().squeeze(1)
     encoder.tuning_losses(prepared(F64).batch(both.numpy()))["itc"].backward()
     for without, added, parameter in zip(gradient(0.0), gradient(0.5), encoder.parameters(), strict=True):
@@ -529,7 +532,7 @@ def test_a_joint_run_that_was_stopped_continues_to_the_same_bits(stop_after: int
             assert torch.equal(value, theirs.state_dict()[name]), name
     for name, table in resumed.features().items():
         assert torch.equal(table, whole.features()[name])
-    assert resumed.companion.report() == whole.companion.report()
+    assert resumed.callback.report() == whole.callback.report()
 
 
 # LATTICE
@@ -546,7 +549,7 @@ def test_lattices_item_graphs_follow_the_features_but_not_every_step(registry: R
 
     model._fixed_graphs = fixed_graphs
     world.trainer.fit()
-    assert world.companion.report()["steps"] == 4  # the item graph learns in an epoch's first batch alone
+    assert world.callback.report()["steps"] == 4  # the item graph learns in an epoch's first batch alone
     assert len(built) == 1 + 4  # at the start, and of the features of each evaluation
     for seen, table in zip(built[1:], world.tables, strict=True):
         assert torch.equal(seen["image"], table["image"])

@@ -282,7 +282,9 @@ def test_an_exported_table_is_read_again_with_the_same_values_and_gaps(tmp_path)
 
 
 def test_the_control_none_leaves_zero_rows_of_one_width_with_nothing_present():
-    for modality, table in files.control_tables(two_tables(), "none", seed=1).items():
+    none = files.control_tables(two_tables(), "none", seed=1)
+    assert none.keys() == two_tables().keys()
+    for modality, table in none.items():
         assert table.values.shape == (len(two_tables()[modality].values), files.ABSENT_WIDTH)
         assert not table.values.any()
         assert not table.present.any()

@@ -3,9 +3,10 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import call
+from helpers import call, points
 
 from mmrec_lmm.running.run_folder import list_results
 from mmrec_lmm.studies.leaderboard import FINISHED, NOT_APPLICABLE, PENDING, Leaderboard, read_leaderboard
@@ -18,11 +19,11 @@ encoders: [basic]
 modalities: image+text
 paradigms: [pt, ft]
 seeds: [1, 2]
-grids: {VBPR: {reg_weight: [0.1, 10.0]}}
+grids: {VBPR: {learning_rate: [0.1, 0.001]}}
 settings: {epochs: 2, embedding_size: 4, threads: 1, valid_metric: NDCG@5}
 controls: [none]
 slices: true
-metrics: [Recall@20, NDCG@20]
+metrics: [Recall@5, NDCG@20]
 baseline: {model: LightGCN}
 """
 
@@ -46,12 +47,13 @@ def test_a_row_is_the_grid_point_that_is_best_on_validation_over_all_seeds() -> 
     results = [result for result in results if result.record["control"] is None]
     by_point: dict[float, list[float]] = {}
     for result in results:
-        by_point.setdefault(result.parameters["reg_weight"], []).append(result.valid["ndcg@5"])
-    best = row.parameters["reg_weight"]
-    assert sum(by_point[best]) == max(map(sum, by_point.values()))  # the points may be equal
-    tested = sorted(result.test["recall@20"] for result in results if result.parameters["reg_weight"] == best)
-    assert sorted(row.scores["recall@20"].seeds) == pytest.approx(tested)
-    assert row.scores["recall@20"].against == "LightGCN/toy/-/pt/-"
+        by_point.setdefault(result.parameters["learning_rate"], []).append(result.valid["ndcg@5"])
+    best = row.parameters["learning_rate"]
+    other = ({*by_point} - {best}).pop()
+    assert sum(by_point[best]) > sum(by_point[other])
+    tested = sorted(result.test["recall@5"] for result in results if result.parameters["learning_rate"] == best)
+    assert sorted(row.scores["recall@5"].seeds) == pytest.approx(tested)
+    assert row.scores["recall@5"].against == "LightGCN/toy/-/pt/-"
     assert set(row.content_gain) == {"none"}
     assert "least active users" in row.slices
 
@@ -66,15 +68,15 @@ def test_what_is_not_there_stays_in_the_table_and_says_why() -> None:
 
 
 def test_a_study_without_a_baseline_is_tested_against_its_id_only_model_and_ranks_by_what_selects() -> None:
-    text = STUDY.replace("baseline: {model: LightGCN}\n", "").replace("[Recall@20, NDCG@20]", "[Recall@20, NDCG@5]")
+    text = STUDY.replace("baseline: {model: LightGCN}\n", "").replace("[Recall@5, NDCG@20]", "[Recall@5, NDCG@5]")
     Path("points.yaml").write_text(text.replace("seeds: [1, 2]", "seeds: [1, 2, 3]").replace("slices: true\n", ""))
     waiting = call("study", "table", "points.yaml")
     assert waiting.out.startswith("**Nothing was tested: no row is finished yet. Two points of VBPR")
     assert call("study", "run", "points.yaml").code == 0
     answer = call("study", "table", "points.yaml")
     (row,) = [row for row in found().rows if row.key == "VBPR/toy/basic/pt/image+text"]
-    assert row.scores["recall@20"].against == "LightGCN/toy/-/pt/-"
-    assert row.scores["recall@20"].p is not None
+    assert row.scores["recall@5"].against == "LightGCN/toy/-/pt/-"
+    assert row.scores["recall@5"].p is not None
     assert (found().ranked_by, found().baseline, found().untested) == ("ndcg@5", "model LightGCN", "")
     assert "rows are tested against LightGCN, its only ID-only model" in answer.out
     assert "over none: content gain, ndcg@5 above the twin" in answer.out
@@ -93,14 +95,23 @@ def test_a_baseline_that_no_row_matches_is_one_error() -> None:
     )
 
 
-def test_a_study_becomes_a_page_and_plots() -> None:
-    pytest.importorskip("matplotlib")
+def test_a_study_becomes_a_page_and_plots(drawn: list[Any]) -> None:
     call("study", "run", "points.yaml")
     page = call("study", "page", "points.yaml", "-o", "points.html")
     assert (page.code, page.out) == (0, "points.html\n")
     (board,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', Path("points.html").read_text())
     assert json.loads(board)["title"] == "Two points of VBPR"
-    drawn = call("study", "table", "points.yaml", "-o", "points.md", "--plots", "plots")
-    assert (drawn.code, drawn.out) == (0, "")
-    assert {path.name for path in Path("plots").iterdir()} >= {"seeds-toy.svg", "pareto-toy.svg"}
-    assert "VBPR" in Path("points.md").read_text()
+    table = call("study", "table", "points.yaml", "-o", "points.md", "--plots", "plots")
+    assert (table.code, table.out) == (0, "")
+    assert {path.name for path in Path("plots").iterdir()} == {
+        f"{name}-toy{suffix}" for name in ("seeds", "pareto") for suffix in (".svg", ".pdf")
+    }
+    rows = {row.key: row for row in found().rows if row.scores}
+    seeds, pareto = (figure.axes[0] for figure in drawn[:2])
+    dots = [[x for x, _ in points(line)] for line in seeds.lines if line.get_marker() == "o"]
+    assert dots == [list(row.scores["recall@5"].seeds) for row in rows.values()]
+    assert len(dots[0]) == 2, "one for each seed"
+    trained = [(row.seconds, row.scores["recall@5"].mean) for row in rows.values() if not row.control]
+    assert sorted(point for line in pareto.lines[:-1] for point in points(line)) == sorted(trained)
+    assert Path("points.md").read_text() == call("study", "table", "points.yaml").out
+    assert "| VBPR " in Path("points.md").read_text()

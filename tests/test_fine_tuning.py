@@ -22,8 +22,7 @@ from helpers import call, finish, plugin, start, start_together, wait_until
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from mmrec_lmm.config.schema import PARADIGMS
-from mmrec_lmm.config.settings import FineTuning
+from mmrec_lmm.config.schema import schema_of
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
 from mmrec_lmm.features.encoding import build_encoder, encode
 from mmrec_lmm.plugin.registry import load_registry
@@ -31,6 +30,7 @@ from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training import fine_tuning
 from mmrec_lmm.training.fine_tuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
+from mmrec_lmm.training.paradigms import FineTuning
 from mmrec_lmm.types import ItemCatalog, Tuned
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
@@ -90,6 +90,7 @@ def test_tuning_lifts_recall_of_flags_never_seen_to_five_times_chance_and_more(s
     record = tuned(shop(100), tuning, encoder).record
     assert record["sizes"] == {"train": 80, "held_out": 20, "twins": 0, "unreadable": 0}
     assert record["epochs"][record["best_epoch"] - 1]["held_out"] == min(each["held_out"] for each in record["epochs"])
+    assert record["recall"].keys() == {"image to text", "text to image"}
     for recalls in record["recall"].values():
         before, after, difference = (recalls["recall@1"][name] for name in ("before", "after", "difference"))
         assert before[0] <= 0.15
@@ -217,6 +218,7 @@ def test_projections_on_a_cnn_and_sentence_bert_are_tuned_and_the_networks_befor
 def test_tuned_projections_find_flags_never_seen_more_often_than_random_ones(shop):
     tuning = FineTuning(learning_rate=1e-2, batch_size=16, epochs=8, held_out=0.2, patience=8)
     record = tune(shop(100), REGISTRY.encoders.get("cnn_sbert"), projected(), tuning, text_fields=["title"]).record
+    assert record["recall"].keys() == {"image to text", "text to image"}
     for recalls in record["recall"].values():
         assert recalls["recall@1"]["after"][0] >= 5 / 20
         assert recalls["recall@1"]["difference"][1] > 0  # the interval's lower end
@@ -626,7 +628,7 @@ def test_missing_weights_are_told_with_what_the_data_set_holds(paradigm, data_pa
 def test_every_key_of_fine_tuning_is_documented_with_its_default():
     text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(ft\.\w+)` \| `(.*?)` \|", text, re.MULTILINE))
-    keys = PARADIGMS["ft"].keys
+    keys = schema_of(FineTuning, "ft", prefix="ft.").keys
     assert {name: keys[name].read(yaml.safe_load(default)) for name, default in rows.items()} == {
         name: key.default for name, key in keys.items()
     }

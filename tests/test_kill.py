@@ -88,6 +88,7 @@ def test_a_run_killed_at_three_random_moments_and_resumed_equals_the_uninterrupt
     assert not list(Path("runs", run_id, "checkpoint").iterdir())
 
 
+@pytest.mark.slow  # test_encoding.py kills a process of the library itself
 def test_encoding_that_is_killed_goes_on_from_the_last_shard(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

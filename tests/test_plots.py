@@ -1,12 +1,14 @@
-"""Figures: that each is drawn from what a run or a leaderboard holds, in each format, the same each time."""
+"""Figures: that each shows what a run or a leaderboard holds, in each format, the same each time."""
 
 import builtins
 import dataclasses
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import call
+from helpers import call, points
 
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.report import plots
@@ -29,6 +31,58 @@ def row(model: str, mean: float, seconds: float | None, **more: object) -> Row:
 
 def needs_matplotlib() -> None:
     pytest.importorskip("matplotlib")
+
+
+def test_learning_curves_show_each_epochs_loss_each_evaluation_and_the_best_epoch(
+    drawn: list[Any], tmp_path: Path
+) -> None:
+    losses = [dataclasses.replace(report, losses={**report.losses, "reg": 2.0}) for report in HISTORY]
+    learning_curves(losses, "recall@20", tmp_path / "a.svg", best=3)
+    loss, quality = drawn[0].axes
+    assert [points(line) for line in loss.lines] == [[(0, 3), (1, 2.5), (2, 2 + 1 / 3), (3, 2.25)]], "the terms' sum"
+    evaluated, best = quality.lines
+    assert points(evaluated) == [(1, 0.1), (3, 0.3)]
+    assert list(best.get_xdata()) == [3, 3]
+    assert (loss.get_ylabel(), quality.get_ylabel()) == ("training loss", "validation recall@20")
+
+
+def test_each_metric_is_a_line_over_its_cutoffs_from_zero_up(drawn: list[Any], tmp_path: Path) -> None:
+    metric_by_cutoff({"recall@10": 0.2, "recall@5": 0.1, "ndcg@5": 0.04, "ndcg@10": 0.06}, tmp_path / "a.svg")
+    (axes,) = drawn[0].axes
+    assert {line.get_label(): points(line) for line in axes.lines} == {
+        "recall": [(5, 0.1), (10, 0.2)], "ndcg": [(5, 0.04), (10, 0.06)],
+    }  # fmt: skip
+    assert list(axes.get_xticks()) == [5, 10]
+    assert axes.get_ylim()[0] == 0
+
+
+def test_seeds_shows_each_rows_seeds_mean_and_interval_on_its_line(drawn: list[Any], tmp_path: Path) -> None:
+    plots.seeds([row("A", 0.1, 10), row("B", 0.3, 10)], "recall@20", tmp_path / "a.svg")
+    (axes,) = drawn[0].axes
+    dots = [points(line) for line in axes.lines if line.get_marker() == "o"]
+    means = [points(line) for line in axes.lines if line.get_marker() == "|"]
+    intervals = [segment.tolist() for lines in axes.collections for segment in lines.get_segments()]
+    assert dots == [[(0.1 - 0.005, 0), (0.1 + 0.005, 0)], [(0.3 - 0.005, 1), (0.3 + 0.005, 1)]]
+    assert means == [[(0.1, 0)], [(0.3, 1)]]
+    assert intervals == [[[0.1 - 0.01, 0], [0.1 + 0.01, 0]], [[0.3 - 0.01, 1], [0.3 + 0.01, 1]]]
+    assert [(tick.get_position()[1], tick.get_text()) for tick in axes.get_yticklabels()] == [(0, "A"), (1, "B")]
+    assert axes.yaxis_inverted(), "the first row is on top"
+
+
+def test_pareto_joins_the_rows_that_no_other_beats_in_both_quality_and_seconds(
+    drawn: list[Any], tmp_path: Path
+) -> None:
+    quick, good, worse, equal = row("A", 0.1, 10), row("B", 0.3, 200), row("C", 0.09, 50), row("D", 0.3, 300)
+    plots.pareto([worse, equal, good, quick], "recall@20", tmp_path / "a.svg")
+    (axes,) = drawn[0].axes
+    *models, front = axes.lines
+    assert {line.get_label(): points(line) for line in models} == {
+        "A": [(10, 0.1)], "B": [(200, 0.3)], "C": [(50, 0.09)], "D": [(300, 0.3)],
+    }  # fmt: skip
+    assert points(front) == [(10, 0.1), (200, 0.3)]
+    assert front.get_drawstyle() == "steps-post"
+    assert {text.get_text(): text.xy for text in axes.texts} == {"A": (10, 0.1), "B": (200, 0.3)}
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "test recall@20")
 
 
 @pytest.mark.parametrize("suffix", STARTS)
@@ -58,8 +112,9 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path: Path, monkeypatc
         metric_by_cutoff({"recall@5": 0.1}, tmp_path / "a.svg")
 
 
-def test_a_leaderboard_gives_seeds_and_pareto_for_each_data_set_that_has_scores(tmp_path: Path) -> None:
-    needs_matplotlib()
+def test_a_leaderboard_gives_seeds_and_pareto_for_each_data_set_that_has_scores(
+    drawn: list[Any], tmp_path: Path
+) -> None:
     rows = [
         row("A", 0.1, 10),
         row("B$_x", 0.2, 100),
@@ -73,7 +128,11 @@ def test_a_leaderboard_gives_seeds_and_pareto_for_each_data_set_that_has_scores(
         "seeds-toys.svg", "pareto-toys.svg", "seeds-.._un_timed.svg",
     }  # fmt: skip
     assert {path.parent for path in written} == {tmp_path / "out"}, "a data set's name leads nowhere else"
-    assert all(path.is_file() for path in written)
+    assert all(path.read_bytes().startswith(STARTS[path.suffix]) for path in written)
+    shown = {path.name: len(figure.axes[0].lines) for path, figure in zip(written, drawn, strict=True)}
+    assert shown["seeds-toys.svg"] == shown["seeds-toys.pdf"] == 2 * 3, "a mean and its seeds for each row"
+    assert shown["seeds-.._un_timed.svg"] == 2
+    assert shown["pareto-toys.svg"] == 2 + 1, "a series for each model, without controls, and the front"
 
 
 def test_a_marked_row_is_marked_in_plots_too() -> None:
@@ -91,8 +150,7 @@ def test_plots_are_of_the_metric_by_which_rows_rank(tmp_path: Path) -> None:
     assert plots.seeds([one], "recall@20", tmp_path / "other.svg").read_bytes() != expected
 
 
-def test_run_draws_its_curves_where_plots_says(data_path: Path, tmp_path: Path) -> None:
-    needs_matplotlib()
+def test_run_draws_its_curves_where_plots_says(drawn: list[Any], data_path: Path, tmp_path: Path) -> None:
     flags = ["--epochs=3", "--embedding_size=4", "--topk=[2,20]", "--data-path", data_path, "--out", tmp_path / "runs"]
     answer = call("run", "-m", "VBPR", "-d", "toy", *flags, "--plots", tmp_path / "plots")
     assert answer.code == 0, answer.err
@@ -100,6 +158,17 @@ def test_run_draws_its_curves_where_plots_says(data_path: Path, tmp_path: Path) 
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         f"{name}{s}" for name in names for s in (".svg", ".pdf")
     }
+    (folder,) = (tmp_path / "runs").glob("VBPR-*")
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    test = json.loads((folder / "result.json").read_text())["test"]
+    curves, cutoffs = drawn[:2]
+    loss, quality = (points(axes.lines[0]) for axes in curves.axes)
+    assert loss == [(epoch["epoch"], sum(epoch["losses"].values())) for epoch in history]
+    assert quality == [(epoch["epoch"], epoch["valid"]["recall@20"]) for epoch in history if epoch["valid"]]
+    assert len(loss) == 3
+    assert len(quality) > 0
+    lines = {line.get_label(): points(line) for line in cutoffs.axes[0].lines}
+    assert {f"{name}@{k:.0f}": value for name, line in lines.items() for k, value in line} == test
     assert re.search(rb'width="237\.6pt"', (tmp_path / "plots" / "learning-curves.svg").read_bytes()), "one column"
 
 

@@ -24,7 +24,7 @@ def test_it_gives_the_data_sets_own_files_and_so_the_same_run_as_without_an_enco
     tables = encode_dataset(named, registry)
     assert sorted(tables) == ["image", "text"]
     np.testing.assert_allclose(tables["image"].values, np.load(data_path / "toy" / "image_feat.npy"), atol=1e-7)
-    assert run_id(named, gather(named, registry)) == run_id(unnamed, gather(unnamed, registry))
+    assert run_id(named, gather(named, registry), registry) == run_id(unnamed, gather(unnamed, registry), registry)
 
 
 def test_another_content_is_another_table(specs, registry, data_path):

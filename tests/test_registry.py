@@ -93,10 +93,16 @@ def test_the_hosts_own_metrics_come_from_a_plugin_that_can_be_blocked() -> None:
     assert "recall" not in load_registry(["no:metrics"]).metrics
 
 
+def test_the_hosts_own_paradigms_come_by_mmrec_register_paradigms_as_a_plugins_do() -> None:
+    registry = load_registry()
+    assert registry.paradigms.names() == ("ete", "ft", "pt")
+    assert info(registry, "mmrec-lmm:paradigms").gives == {"mmrec_register_paradigms": ("pt", "ft", "ete")}
+
+
 def test_listing_models_imports_no_torch_and_takes_under_a_second() -> None:
     code = (
         "import sys, time; from mmrec_lmm.plugin.registry import load_registry; r = load_registry(); "
-        "[list(c) for c in (r.models, r.encoders, r.datasets, r.metrics)]; "
+        "[list(c) for c in (r.models, r.encoders, r.paradigms, r.datasets, r.metrics)]; "
         "print(time.process_time()); sys.exit('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -14,7 +14,8 @@ import pytest
 from helpers import call
 
 from mmrec_lmm.errors import ConfigError, DataError
-from mmrec_lmm.report.tables import FORMATS, LAYOUTS, render
+from mmrec_lmm.report.layouts import FORMATS, LAYOUTS
+from mmrec_lmm.report.tables import render
 from mmrec_lmm.studies.leaderboard import (
     FAILED,
     NOT_APPLICABLE,
@@ -239,10 +240,10 @@ def test_table_3_has_pre_trained_rows_alone_and_no_controls() -> None:
     assert "2 of 4 rows have no place" in text
 
 
-def test_table_4_orders_paradigms_by_what_is_trained_and_other_axes_as_the_study_does() -> None:
+def test_table_4_has_the_pre_trained_paradigm_first_and_all_else_in_the_order_of_the_study() -> None:
     rows = [row(encoder=encoder, paradigm=paradigm) for paradigm in ("ete", "pt", "ft") for encoder in ("z", "a")]
     found = cells(render(board(*rows), layout="table4"))
-    assert [line[3] for line in found] == ["pt", "ft", "ete"] * 2
+    assert [line[3] for line in found] == ["pt", "ete", "ft"] * 2
     assert [line[1] for line in found] == ["z", "", "", "a", "", ""], "a label that repeats isn't said again"
 
 

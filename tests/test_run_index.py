@@ -13,7 +13,7 @@ import pytest
 
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.running import index as store
+from mmrec_lmm.running import index as run_index
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.index import as_csv, as_jsonl, find_runs, query, rebuild
 from mmrec_lmm.types import RunResult, RunSpec
@@ -92,7 +92,7 @@ def test_every_column_of_the_index_is_documented() -> None:
         for row in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
         for name in re.findall(r"\w+", row)
     ]
-    assert not set(store.COLUMNS) - set(documented)
+    assert not set(run_index.COLUMNS) - set(documented)
 
 
 # Questions
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_answered_from_memory(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store, "write_bytes", refuse)
+    monkeypatch.setattr(run_index, "write_bytes", refuse)
     assert count(out) == 2
     assert not (out / "index.sqlite").exists()
 

@@ -133,7 +133,7 @@ def test_a_setting_is_part_of_a_runs_name_exactly_if_it_can_change_a_number(
     inputs = gather(spec, registry)
     changed = dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, **{name: OTHER[name]}))
     assert getattr(changed.settings, name) != getattr(spec.settings, name)
-    assert (run_id(changed, inputs) == run_id(spec, inputs)) == (name in NOT_IDENTITY)
+    assert (run_id(changed, inputs, registry) == run_id(spec, inputs, registry)) == (name in NOT_IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -157,17 +157,17 @@ def test_model_parameters_modalities_controls_and_encoders_each_make_another_run
     change: dict[str, str], specs: Specs, registry: Registry
 ) -> None:
     [one], [other] = specs(), specs(**change)
-    assert run_id(one, gather(one, registry)) != run_id(other, gather(other, registry))
+    assert run_id(one, gather(one, registry), registry) != run_id(other, gather(other, registry), registry)
 
 
 def test_an_encoders_parameters_make_another_run(specs: Specs, registry: Registry) -> None:
     one, other = specs(encoder="basic"), specs(encoder="basic", **{"encoder.text_dim": "64"})
-    assert run_id(one[0], gather(one[0], registry)) != run_id(other[0], gather(other[0], registry))
+    assert run_id(one[0], gather(one[0], registry), registry) != run_id(other[0], gather(other[0], registry), registry)
 
 
 def test_another_model_on_the_same_data_is_another_run(specs: Specs, toys: Registry) -> None:
     names = {
-        run_id(spec, gather(spec, toys))
+        run_id(spec, gather(spec, toys), toys)
         for model in ("Favourite", "Fragile", "VBPR")
         for spec in specs(model, known=toys)
     }
@@ -176,7 +176,7 @@ def test_another_model_on_the_same_data_is_another_run(specs: Specs, toys: Regis
 
 def test_leaving_the_threads_to_torch_names_the_run_as_their_number_does(specs: Specs, registry: Registry) -> None:
     [left], [said] = specs(threads="0"), specs(threads=str(TORCH_THREADS))
-    assert run_id(left, gather(left, registry)) == run_id(said, gather(said, registry))
+    assert run_id(left, gather(left, registry), registry) == run_id(said, gather(said, registry), registry)
 
 
 def test_each_run_computes_with_its_own_number_of_threads(
@@ -189,7 +189,7 @@ def test_each_run_computes_with_its_own_number_of_threads(
 
 def test_a_run_is_called_by_model_data_set_and_eight_hex_digits(specs: Specs, registry: Registry) -> None:
     [spec] = specs()
-    assert re.fullmatch(r"VBPR-toy-[0-9a-f]{8}", run_id(spec, gather(spec, registry)))
+    assert re.fullmatch(r"VBPR-toy-[0-9a-f]{8}", run_id(spec, gather(spec, registry), registry))
 
 
 def test_contents_of_data_and_features_name_a_run_and_their_places_do_not(
@@ -197,7 +197,7 @@ def test_contents_of_data_and_features_name_a_run_and_their_places_do_not(
 ) -> None:
     def name(path: Path) -> str:
         [spec] = specs(data_path=str(path))
-        return run_id(spec, gather(spec, registry))
+        return run_id(spec, gather(spec, registry), registry)
 
     copy = data_path.with_name("elsewhere")
     shutil.copytree(data_path, copy)
@@ -661,7 +661,7 @@ def test_a_forced_run_that_is_interrupted_leaves_the_earlier_result_intact(
 
 def test_two_processes_cannot_do_the_same_run_at_once(specs: Specs, registry: Registry, out: Path) -> None:
     [spec] = specs()
-    folder = out / run_id(spec, gather(spec, registry))
+    folder = out / run_id(spec, gather(spec, registry), registry)
     with run_folder.claimed(folder), pytest.raises(RunError) as caught:
         run_grid([spec], registry, out=out)
     assert str(caught.value) == (f"{folder}: another process is at work on this very run; wait for it, or end it")

@@ -240,10 +240,11 @@ def test_every_weight_is_glorot_uniform(registry: Registry) -> None:
     own = ItemFeatures({"image": torch.rand(300, 500)}, {"image": torch.ones(300, dtype=torch.bool)})
     torch.manual_seed(0)
     model = registry.models.load("SLMRec", "cls")(data, own, registry.models.load("SLMRec", "config")())
-    for name, parameter in model.named_parameters():
-        if name.endswith("weight"):
-            bound = (6 / sum(parameter.shape)) ** 0.5
-            assert 0.98 * bound < parameter.abs().max().item() <= bound, name
+    weights = {name: parameter for name, parameter in model.named_parameters() if name.endswith("weight")}
+    assert len(weights) > 2
+    for name, parameter in weights.items():
+        bound = (6 / sum(parameter.shape)) ** 0.5
+        assert 0.98 * bound < parameter.abs().max().item() <= bound, name
 
 
 @pytest.mark.parametrize(("key", "value"), [("temp", 0.0), ("ssl_temp", -1.0), ("dropout_rate", 1.0)])

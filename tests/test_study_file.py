@@ -147,7 +147,7 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ),
         (
             "{models: VBPR, datasets: toy, paradigms: fft}",
-            ["mine.yaml:1: paradigms must be a list, each item one of pt"],
+            ["mine.yaml:1: unknown paradigm fft; did you mean ft? known: ete, ft, pt"],
         ),
         ("{models: VBPR, datasets: toy, baseline: {coder: x}}", ["baseline names the unknown axis coder"]),
         ("{models: VBPR, datasets: toy, for: [{encodr: x, set: {epochs: 1}}]}", ["unknown axis encodr; did you mean"]),
@@ -177,8 +177,27 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ),
         ("{models: VBPR, datasets: toy, settings: {ft.epochs: 2}}", ["mine.yaml:1: no cell reads ft.epochs"]),
         ("{models: VBPR, datasets: toy, grids: {LATTICE: mmrec}}", ["LATTICE is no model of this study"]),
-        ("{models: VBPR, datasets: toy, grids: {VBPR: nowhere}}", ["unknown grid of model VBPR: nowhere"]),
-        ("{models: VBPR, datasets: toy, settings: {metrics: [Recall, Recal]}}", ["unknown metric Recal"]),
+        ("{models: VBPR, datasets: toy, grids: {VBPR: nowhere}}", ["mine.yaml:1: unknown grid of model VBPR: nowhere"]),
+        (
+            "models: VBPR\ndatasets: toy\nsettings:\n  metrics: [Recall, Recal]",
+            ["mine.yaml:4: unknown metric Recal; did you mean Recall?"],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nsettings:\n  epochs: 3\n  preset: mrec",
+            ["mine.yaml:5: unknown preset: mrec; did you mean mmrec?"],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nsettings: {preset: mmrec}\nfor:\n  - model: VBPR\n    set: {preset: 3}",
+            ["mine.yaml:6: unknown preset: 3; known: "],
+        ),
+        (
+            "models: VBPR\ndatasets: toy\nsettings:\n  epochs: 3\n  topk: [5]",
+            ["mine.yaml:5: valid_metric Recall@20 is not computed with metrics"],
+        ),
+        (
+            "models: LATTICE\ndatasets: toy\ngrids: {LATTICE: {knn_k: [5, 0]}}",
+            ["mine.yaml:3: knn_k counts the item itself, so it is 1 or more, got 0"],
+        ),
         (
             "models: VBPR\ndatasets: toy\nmetrics: [Recall@20, Recall@15]\nslices: true\n"
             "settings: {save_recommended_topk: false}",

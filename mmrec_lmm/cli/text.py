@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from ..running.replay import Replay
     from ..studies.estimate import Artefact, Making, Probe
     from ..studies.executor import Job, Outcome, Record
+    from ..studies.leaderboard import Leaderboard
 
 WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
 
@@ -142,6 +143,42 @@ def study_text(outcomes: Sequence[Outcome]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
     return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+
+
+def content_text(board: Leaderboard, out: Path) -> str:
+    """What `demo` shows of a study of one model: its row beside those of its controls, on the study's first metric, and
+    every row's marks. `out` holds the runs."""
+    from ..running.run_folder import load_result
+
+    by_key = {row.key: row for row in board.rows}
+    metric, own = board.metrics[0], next(row for row in board.rows if row.control is None)
+    twins = [by_key[key] for key in own.twins.values()]
+    epochs = {
+        row.key: ", ".join(str(result.best_epoch) for run in row.runs if (result := load_result(out / run)))
+        for row in (own, *twins)
+    }
+    rows = []
+    for twin in twins:
+        gain = own.content_gain[str(twin.control)][metric]
+        mean, of_twin = own.scores[metric].mean, twin.scores[metric].mean
+        known = gain.low is not None and gain.high is not None
+        rows.append(
+            {
+                "twin": twin.control,
+                "own features": mean,
+                "of twin": of_twin,
+                "gain": f"{100 * (mean / of_twin - 1):+.0f} %",
+                "difference": gain.mean,
+                "95 % interval": f"{gain.low:.4f} ... {gain.high:.4f}" if known else "needs two seeds",
+                "best epochs": epochs[twin.key],
+            }
+        )
+    marked = [f"marked: {row.control or 'own features'}: {reason}" for row in (own, *twins) for reason in row.marks]
+    title = (
+        f"{own.model} on the {own.dataset} data: {metric} on test with the items' own features, and of twins without "
+        f"content; mean of\nseeds {', '.join(map(str, own.seeds))}. Own features: best epochs {epochs[own.key]}"
+    )
+    return "\n".join([title, "", table(rows), *marked])
 
 
 def _shortened(text: str) -> str:
@@ -328,6 +365,7 @@ def info_text(registry: Registry, name: str) -> str:
     catalogues: dict[str, Catalogue[Any]] = {
         "model": registry.models,
         "encoder": registry.encoders,
+        "paradigm": registry.paradigms,
         "data set": registry.datasets,
         "metric": registry.metrics,
     }
@@ -415,9 +453,10 @@ def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -
             lines.append(f"file {file.name}: {path or f'missing; {file.url} belongs at {place_of(file, spec.name)}'}")
     lines.append(f"plugin: {catalogue.giver(name)}")
     if hasattr(spec, "config"):
-        prefix = "encoder." if kind == "encoder" else ""
-        schema = schema_of(catalogue.load(name, "config"), f"{kind} {spec.name}", prefix=prefix)
-        lines += ["keys:" if schema.keys else "keys: none", *map(_key_line, schema.keys.values())]
+        prefix = {"encoder": "encoder.", "paradigm": f"{spec.name}."}.get(kind, "")
+        config = catalogue.load(name, "config")
+        keys = schema_of(config, f"{kind} {spec.name}", prefix=prefix).keys if config else {}
+        lines += ["keys:" if keys else "keys: none", *map(_key_line, keys.values())]
     return "\n".join(lines)
 
 

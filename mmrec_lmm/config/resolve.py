@@ -6,27 +6,29 @@ command line.
 
 Keys are flat, as in MMRec, and a later layer replaces a value whole. `hyper_parameters` is the exception: its lists are
 joined over the layers. Each key that it names is a grid axis, and the grid is their product, the last key fastest.
-What MMRec never had stands in a section: `encoder:`, `ft:`, `ete:`. A folder of MMRec's loads unedited.
+What MMRec never had stands in a section: `encoder:`, and one of each paradigm, such as `ft:`. A folder of MMRec's loads
+unedited.
 """
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, PluginError, did_you_mean
+from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..formatting import aligned
-from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
-from ..types import RunSpec
+from ..plugin.registry import Registry
+from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
+from ..types import PRE_TRAINED, RunSpec
 from . import yaml_layers
-from .schema import HOST, PARADIGMS, Key, Schema, check_settings, describe_type, schema_of
+from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
-from .yaml_layers import GRID, SECTIONS, Layer, Origin
+from .yaml_layers import ENCODER, GRID, Layer, Origin
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -52,7 +54,7 @@ class Request:
     model: str
     dataset: str
     encoder: str | None = None
-    paradigm: str = "pt"
+    paradigm: str = PRE_TRAINED
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None
@@ -87,12 +89,36 @@ class Resolved:
     notes: tuple[str, ...] = ()
 
 
+def resolve_request(request: Request, registry: Registry) -> Resolved:
+    """The runs that a request asks for, by the names that plugins brought. Raises as `resolve`, and ConfigError for a
+    name that nobody knows."""
+    model = registry.models.get(request.model) if request.model else None
+    dataset = registry.datasets.get(request.dataset) if request.dataset in registry.datasets else None
+    if request.encoder is None and dataset and (model is None or model.uses_features):
+        request = dataclasses.replace(request, encoder=dataset.default_encoder)
+    return resolve(
+        request,
+        model=model,
+        encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
+        dataset=dataset,
+        paradigm=registry.paradigms.get(request.paradigm),
+        sections=(ENCODER, *registry.paradigms.names()),
+    )
+
+
 def resolve(
-    request: Request, *, model: ModelSpec | None, encoder: EncoderSpec | None, dataset: DatasetSpec | None
+    request: Request,
+    *,
+    model: ModelSpec | None,
+    encoder: EncoderSpec | None,
+    dataset: DatasetSpec | None,
+    paradigm: ParadigmSpec | None = None,
+    sections: Sequence[str] = (ENCODER,),
 ) -> Resolved:
     """The runs that a request asks for. `dataset` is None where the data set is just a folder in MMRec's layout;
     without a model the runs have an empty name and no model_config, and serve for their settings and encoder. What is
-    asked of the features of a model that uses none is left out, so that it is no part of its run.
+    asked of the features of a model that uses none is left out, so that it is no part of its run. `sections` are those
+    of all paradigms, and the encoder's: a file may hold some that this run doesn't read.
 
     ConfigError has one line for each thing that is wrong, in all files at once; PluginError names a faulty schema.
     """
@@ -100,13 +126,14 @@ def resolve(
     if model and not model.uses_features:
         request, notes = _without_features(request, model)
         encoder = None
-    if request.control == "none" and request.paradigm != "pt":
+    if request.control == "none" and request.paradigm != PRE_TRAINED:
         request, notes = _without_paradigm(request)
-    of_model, of_encoder, of_paradigm = _model_schema(model), _encoder_schema(encoder), PARADIGMS[request.paradigm]
+        paradigm = None
+    of_model, of_encoder, of_paradigm = _model_schema(model, sections), _encoder_schema(encoder), schema_in(paradigm)
     schemas = [schema for schema in (HOST, of_model, of_encoder, of_paradigm) if schema]
     keys = {name: key for schema in schemas for name, key in schema.keys.items()}
-    merge = _Merge(keys, unread=model.unread if model else ())
-    stack = [*_files(request, model, encoder, dataset, merge.problems), request.study]
+    merge = _Merge(keys, sections, unread=model.unread if model else ())
+    stack = [*_files(request, model, encoder, dataset, merge), request.study]
     merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
     merge.fail()
 
@@ -128,7 +155,7 @@ def resolve(
             model_config=_build(of_model, values, merge) if of_model else None,
             encoder=encoder.name if encoder else None,
             encoder_config=_build(of_encoder, values, merge) if of_encoder else None,
-            paradigm=request.paradigm,
+            paradigm=paradigm.name if paradigm else request.paradigm,
             paradigm_config=_build(of_paradigm, values, merge) if of_paradigm else None,
             modalities=request.modalities,
             features=request.features,
@@ -166,19 +193,26 @@ def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tupl
 
 
 def _without_paradigm(request: Request) -> tuple[Request, tuple[str, ...]]:
-    """The request as `pt`, and a note: without features no encoder is trained, so that there is one such run."""
+    """The request without its paradigm, and a note: without features no encoder is trained, so this is one run."""
     own = f"{request.paradigm}."
     kept = {name: text for name, text in request.overrides.items() if not name.startswith(own)}
     note = f"--control none uses no features, whatever trained their encoder: --paradigm {request.paradigm} left out"
-    return dataclasses.replace(request, paradigm="pt", overrides=kept), (note,)
+    return dataclasses.replace(request, paradigm=PRE_TRAINED, overrides=kept), (note,)
 
 
-def _model_schema(model: ModelSpec | None) -> Schema | None:
+def schema_in(paradigm: ParadigmSpec | None) -> Schema | None:
+    """The schema of a paradigm's section; None where it has none."""
+    if paradigm is None or paradigm.config is None:
+        return None
+    return schema_of(paradigm.config, f"--paradigm {paradigm.name}", prefix=f"{paradigm.name}.")
+
+
+def _model_schema(model: ModelSpec | None, sections: Sequence[str]) -> Schema | None:
     if model is None:
         return None
     schema = schema_of(model.config, f"model {model.name}")
     for name in schema.keys:
-        if name in HOST.keys or name in (*SECTIONS, GRID):
+        if name in HOST.keys or name in (*sections, GRID):
             raise PluginError(
                 f"model {model.name}: its schema has the key {name}, which is the host's; to ship another value of it, "
                 f"write that to model/{model.name.lower()}.yaml in the spec's configs folder"
@@ -193,20 +227,23 @@ def _encoder_schema(encoder: EncoderSpec | None) -> Schema | None:
 class _Merge:
     """Layers become one: the last value of each key, read in its type, and the axes in order.
 
-    `points` holds a key's one value, or an axis's values. Every fault of every layer is noted in `problems`.
+    `points` holds a key's one value, or an axis's values, and `order` the layers' names, first to last. Every fault of
+    every layer is noted in `problems`.
     """
 
-    def __init__(self, keys: Mapping[str, Key], *, unread: Iterable[str] = ()) -> None:
-        self.keys = keys
+    def __init__(self, keys: Mapping[str, Key], sections: Sequence[str], *, unread: Iterable[str] = ()) -> None:
+        self.keys, self.sections = keys, sections
         self.unread = MMREC_UNUSED.union(unread)
         self.points: dict[str, tuple[Any, ...]] = {name: (key.default,) for name, key in keys.items()}
         self.origins = {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
         self.axes: list[str] = []
+        self.order = [DEFAULT]
         self.unused: dict[str, str] = {}
         self.problems: list[str] = []
 
     def add(self, stack: Iterable[Layer]) -> None:
         stack = list(stack)
+        self.order += [layer.name for layer in stack]
         for layer in stack:  # all axes first: a file may hold the list of a key that a later one names
             self._add_axes(layer)
         for layer in stack:
@@ -223,6 +260,13 @@ class _Merge:
         """Raise all problems at once, if there are any."""
         if self.problems:
             raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+
+    def culprits(self, names: Iterable[str]) -> dict[str, Origin]:
+        """Those of the keys that were set last, by the layer that set them: what it found agreed, and no longer does.
+        None where all have their defaults."""
+        origins = {name: self.origins[name] for name in names if name in self.keys}
+        last = max((self.order.index(origin.layer) for origin in origins.values()), default=0)
+        return {name: origin for name, origin in origins.items() if last and origin.layer == self.order[last]}
 
     def _add_axes(self, layer: Layer) -> None:
         try:
@@ -262,7 +306,7 @@ class _Merge:
         """Whether a schema has the key. One that nothing reads is put down as unused, any other as a problem."""
         if name in self.keys:
             return True
-        section = name.partition(".")[0] if name.startswith(tuple(f"{section}." for section in SECTIONS)) else ""
+        section = name.partition(".")[0] if name.startswith(tuple(f"{section}." for section in self.sections)) else ""
         idle_section = section and not any(key.startswith(f"{section}.") for key in self.keys)
         of_mmrec = name in self.unread or (layer.name in _SHARED and name in _MMREC_MODEL_KEYS)
         if layer.name != COMMAND_LINE and (of_mmrec or idle_section):
@@ -272,7 +316,7 @@ class _Merge:
         if of_mmrec:
             reason = ", which MMRec's files may hold but nothing here reads"
         elif idle_section:
-            reason = ": no encoder was asked for" if section == "encoder" else f": it belongs to --paradigm {section}"
+            reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to --paradigm {section}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
         else:
@@ -283,19 +327,31 @@ class _Merge:
 
 
 def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
-    """The schema's dataclass. What its own checks refuse is reported with the origins of the keys that they name."""
+    """The schema's dataclass. What its own checks refuse is reported with the places that set the keys at fault."""
     try:
         built = schema.build(values)
         if schema is HOST:
             check_settings(built)
         return built
-    except ValueError as error:
-        words = re.findall(r"\w+", str(error))
-        origins = dict.fromkeys(
-            str(merge.origins[schema.prefix + word]) for word in words if schema.prefix + word in schema.keys
-        )
-        merge.problems.append(f"{', '.join(origins) or schema.owner}: {error}")
-        return None
+    except ConfigValueError as error:
+        merge.problems.append(_refused(error, schema, merge))
+    except ValueError as error:  # a plugin that doesn't say which key: those that its words name
+        words = [schema.prefix + word for word in re.findall(r"\w+", str(error))]
+        origins = [merge.origins[word] for word in words if word in schema.keys]
+        places = dict.fromkeys(str(origin) for origin in origins if origin.layer != DEFAULT)
+        merge.problems.append(f"{', '.join(places) or schema.owner}: {error}")
+    return None
+
+
+def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
+    """The message: where the values came from, the key as it is written there, and what is wrong with it."""
+    key = schema.prefix + error.key
+    culprits = merge.culprits(schema.prefix + name for name in (error.key, *error.others))
+    layers = {origin.layer for origin in culprits.values()}
+    places = ", ".join(dict.fromkeys(map(str, culprits.values()))) or schema.owner
+    if COMMAND_LINE in layers and key not in culprits:
+        places += f" --{', --'.join(culprits)}"
+    return f"{places}: {error.key if 'encoder' in layers else key} {error.text}"
 
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
@@ -327,10 +383,11 @@ def _files(
     model: ModelSpec | None,
     encoder: EncoderSpec | None,
     dataset: DatasetSpec | None,
-    problems: list[str],
+    merge: _Merge,
 ) -> Iterator[Layer]:
     """The layers that are files, in order. Files may be missing, except those of a preset or grid that was named."""
     preset, grid = request.preset, request.grid
+    asked = request.study or Layer(COMMAND_LINE, COMMAND_LINE, {})  # who named them
     own, own_folder = (f"{model.name}.yaml", model.configs) if model else ("", None)
     wanted: list[tuple[str, Path | None, tuple[str, ...]]] = [
         ("overall", None, ("overall.yaml",)),
@@ -339,31 +396,34 @@ def _files(
     ]
     if encoder:
         wanted += [("encoder", encoder.configs, ("encoder", f"{encoder.name}.yaml"))]
-    if preset:
+    if preset is not None:
         wanted += [
             ("preset", None, ("preset", f"{preset}.yaml")),
             ("model preset", own_folder, ("preset", preset, own)),
         ]
-    if grid:
+    if grid is not None:
         wanted += [("grid", own_folder, ("grid", grid, own))]
 
-    found = set()
+    found, problems = set(), merge.problems
     for name, plugin_folder, parts in wanted:
         if path := yaml_layers.find(yaml_layers.folders(request.configs, plugin_folder), *parts):
             found.add(name)
             try:
-                yield yaml_layers.read(path, name, prefix="encoder." if name == "encoder" else "")
+                yield yaml_layers.read(
+                    path, name, prefix="encoder." if name == "encoder" else "", sections=merge.sections
+                )
             except ConfigError as error:
                 problems.append(str(error))
 
     places = yaml_layers.folders(request.configs, own_folder)
-    if preset and not found & {"preset", "model preset"}:
-        names = [entry.stem for place in places for entry in yaml_layers.entries(place / "preset")]
-        problems.append(_unknown("preset", preset, names))
-    if grid and "grid" not in found:
+    if preset is not None and not found & {"preset", "model preset"}:
+        presets = [entry for place in places for entry in yaml_layers.entries(place / "preset")]
+        names = [entry.stem for entry in presets if entry.suffix == ".yaml" or yaml_layers.find([entry], own)]
+        problems.append(f"{asked.origin('preset')}: {_unknown('preset', preset, names)}")
+    if grid is not None and "grid" not in found:
         grids = [entry for place in places for entry in yaml_layers.entries(place / "grid")]
         names = [entry.name for entry in grids if yaml_layers.find([entry], own)]
-        problems.append(_unknown(f"grid of model {request.model}", grid, names))
+        problems.append(f"{asked.origin('grid')}: {_unknown(f'grid of model {request.model}', grid, names)}")
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import PluginError, did_you_mean
+from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
-from .settings import EndToEnd, FineTuning, Settings
+from .settings import Settings
 
 _MISFIT = object()  # what `_coerce` returns where a value can't become the type; None is a value
 
@@ -73,7 +73,9 @@ class Schema:
 
 
 def schema_of(config: Any, owner: str, *, prefix: str = "", limits: Mapping[str, Limit] | None = None) -> Schema:
-    """The schema that a dataclass (or the "module:Class" that names it) defines; PluginError names a faulty owner."""
+    """The schema that a dataclass (or the "module:Class" that names it) defines; PluginError names a faulty owner.
+
+    `limits` by field; without them those of the class's own attribute LIMITS, if it has one."""
     try:
         cls = specs.resolve(config)
         hints = get_type_hints(cls)
@@ -86,9 +88,8 @@ def schema_of(config: Any, owner: str, *, prefix: str = "", limits: Mapping[str,
                 f"{owner}: field {field.name} has the type {hints[field.name]}; a key may be int, float, bool, str, "
                 "Path, Literal, a tuple or Mapping of these, and | None"
             )
-    keys = [
-        Key(prefix + field.name, hints[field.name], _default(field), (limits or {}).get(field.name)) for field in fields
-    ]
+    limits = getattr(cls, "LIMITS", {}) if limits is None else limits
+    keys = [Key(prefix + field.name, hints[field.name], _default(field), limits.get(field.name)) for field in fields]
     return Schema(owner, cls, {key.name: key for key in keys}, prefix)
 
 
@@ -219,14 +220,15 @@ def _type_depth(hint: Any) -> int:
     return inner + (origin is tuple)
 
 
-def _at_least(least: int) -> Limit:
+def at_least(least: int) -> Limit:
     return Limit(f"at least {least}", lambda value: value >= least)
 
 
+SEED = Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)  # NumPy's range
 _LIMITS: Mapping[str, Limit] = {
-    **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), _at_least(1)),
-    **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id", "threads", "workers"), _at_least(0)),
-    "seed": Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32),  # NumPy's range
+    **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), at_least(1)),
+    **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id", "threads", "workers"), at_least(0)),
+    "seed": SEED,
     "learning_rate": Limit("above 0 and finite", lambda rate: 0 < rate < math.inf),
     "weight_decay": Limit("at least 0 and finite", lambda decay: 0 <= decay < math.inf),
     "learning_rate_scheduler": Limit(
@@ -254,36 +256,18 @@ _LIMITS: Mapping[str, Limit] = {
     "state": Limit("a log level, such as INFO", lambda text: text.upper() in logging.getLevelNamesMapping()),
 }
 
-
-_TUNING_LIMITS: Mapping[str, Limit] = {
-    **dict.fromkeys(("batch_size",), _at_least(2)),
-    **dict.fromkeys(("epochs", "accumulate", "encoder_every", "refresh_epochs"), _at_least(1)),
-    **dict.fromkeys(("patience", "micro_batch", "rows", "warm_epochs"), _at_least(0)),
-    "learning_rate": Limit("at least 0 and finite", lambda rate: 0 <= rate < math.inf),
-    "weight_decay": _LIMITS["weight_decay"],
-    "itc": _LIMITS["weight_decay"],
-    "clip_grad_norm": Limit("above 0", lambda norm: norm > 0),
-    "warmup": Limit("a share of at least 0 and below 1", lambda share: 0 <= share < 1),
-    "held_out": Limit("a share above 0 and at most 0.5", lambda share: 0 < share <= 0.5),
-    "seed": _LIMITS["seed"],
-}
-
 #: The host's own schema.
 HOST = schema_of(Settings, "the host", limits=_LIMITS)
 
-#: The section of each way of training; pt trains no encoder.
-PARADIGMS: Mapping[str, Schema | None] = {
-    "pt": None,
-    "ft": schema_of(FineTuning, "--paradigm ft", prefix="ft.", limits=_TUNING_LIMITS),
-    "ete": schema_of(EndToEnd, "--paradigm ete", prefix="ete.", limits=_TUNING_LIMITS),
-}
-
 
 def check_settings(settings: Settings) -> None:
-    """What concerns several of the host's keys at once: ValueError where the metric to stop by isn't computed."""
+    """What concerns several of the host's keys at once: ConfigValueError where the metric to stop by isn't computed."""
     metric, _, k = settings.valid_metric.partition("@")
     if metric.lower() not in map(str.lower, settings.metrics) or int(k) not in settings.topk:
-        raise ValueError(
-            f"valid_metric {settings.valid_metric} is not computed with metrics [{', '.join(settings.metrics)}] and "
-            f"topk [{', '.join(map(str, settings.topk))}]: add it there, or set valid_metric to one of these"
+        raise ConfigValueError(
+            "valid_metric",
+            f"{settings.valid_metric} is not computed with metrics [{', '.join(settings.metrics)}] and topk "
+            f"[{', '.join(map(str, settings.topk))}]: add it there, or set valid_metric to one of these",
+            "metrics",
+            "topk",
         )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from .choices import Protocol
+
 _T = TypeVar("_T")
 
 
@@ -63,7 +65,7 @@ class Settings:
     valid_metric: str = "Recall@20"
     mask_valid_in_test: bool = False  # MMRec leaves validation items among the candidates when it tests
     save_recommended_topk: bool = harmless(True)  # keep each user's top items in the run's folder
-    protocol: Literal["default", "mmrec"] = harmless("default")  # mmrec: also show what selecting on test would give
+    protocol: Protocol = harmless("default")  # noqa: RUF009 - mmrec: also show what selecting on test would give
 
     # machine
     device: str = place("auto")  # auto, cpu, cuda, cuda:1, mps
@@ -76,48 +78,6 @@ class Settings:
     encode_compile: bool = harmless(False)  # torch.compile it: a minute at first, then faster
     recompute: bool = harmless(False)  # an encoder in training computes its blocks twice, to keep less
     state: str = harmless("INFO")  # log level
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """Section `ft`: how an encoder is tuned on a catalogue's images and texts, before any recommender is trained.
-
-    The LMM paper searches learning_rate in {1e-5, 3e-5, 5e-5, 1e-4, 1e-3} and batch_size in {32, 64, 128, 256, 1024}
-    and states nothing else; the rest is VLMo's recipe, or usual.
-    """
-
-    learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
-    batch_size: int = 256  # items whose images and texts are told apart: a smaller one is another loss
-    accumulate: int = 1  # batches whose mean loss a step lowers; items are told apart within each
-    epochs: int = 10  # at most
-    patience: int = 3  # epochs without a lower loss on the held-out items
-    weight_decay: float = 0.01  # not of biases, norms, positions, CLS and scales
-    warmup: float = 0.1  # share of all steps in which the learning rate rises to its value
-    schedule: Literal["linear", "cosine"] = "linear"  # of its fall to zero afterwards
-    clip_grad_norm: float = 1.0  # of all parameters together
-    held_out: float = 0.05  # share of items that select the epoch and are never trained on
-    freeze: tuple[str, ...] = ()  # patterns of parameter names that stay as they are
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
-    seed: int = 999  # of the held-out items, the batches and the losses' masks
-
-
-@dataclass(frozen=True)
-class EndToEnd:
-    """Section `ete`: how an encoder is trained together with a recommender."""
-
-    mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
-    learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
-    warmup_steps: int = 0  # in which that rate is risen to; it never falls, as patience ends training at no known step
-    weight_decay: float = 0.01
-    clip_grad_norm: float = 1.0  # of the encoder's parameters together
-    encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
-    rows: int = 256  # items encoded with gradient in a step, drawn so that it is unbiased; 0: all that have a gradient
-    micro_batch: int = 32  # items computed at once, 0: all; sets the memory and, but for `itc`, not the result
-    warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
-    refresh_epochs: int = 1  # epochs between two encodings of all items; before an evaluation there is always one
-    itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
-    freeze: tuple[str, ...] = ()  # patterns of the encoder's parameter names that stay as they are
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
 
 
 def _that_decide(*what: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ import yaml
 
 from ..errors import ConfigError
 
-SECTIONS = ("encoder", "ft", "ete")  # what MMRec never had stands in these, everything else is flat
+ENCODER = "encoder"  # the section of an encoder's keys; each paradigm has one of its own name, all else is flat
 GRID = "hyper_parameters"
 
 
@@ -89,7 +89,7 @@ def _compose(text: str) -> tuple[yaml.Node | None, Any]:
         raise yaml.YAMLError(str(error)) from None
 
 
-def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str] = SECTIONS) -> Layer:
+def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) -> Layer:
     """A YAML file as the layer `name`; ConfigError names file and line of what isn't YAML, or isn't keys."""
     try:
         node, content = _compose(path.read_text(encoding="utf-8"))

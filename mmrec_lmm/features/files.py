@@ -19,9 +19,8 @@ from .. import cache
 from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import first_few
 from ..types import FeatureTable, ItemCatalog
+from .controls import CONTROLS
 
-CONTROLS = ("shuffled", "random", "constant", "none")
-NO_FEATURES = "none"  # the control that takes away all features, and with them the encoder
 ABSENT_WIDTH = 64  # of its tables
 NORMALIZATIONS = ("none", "unit", "centered", "standard")
 ROUNDING = 1e-6  # of a number's size: what float32 leaves of a difference of equal numbers, and some more

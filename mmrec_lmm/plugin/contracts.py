@@ -1,4 +1,4 @@
-"""What a plugin implements: a Recommender, or an ItemEncoder.
+"""What a plugin implements: a Recommender, an ItemEncoder, or a Paradigm.
 
 A model and an encoder never meet: the model sees feature tables, the encoder sees items, and the host keeps the
 table between them. That is why every encoder serves every model, frozen or trained with it.
@@ -8,12 +8,17 @@ Shapes: B batch, U users, I items, D embedding.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from ..types import Batch, RawItem, TrainingData
+from ..types import Batch, Inputs, ItemCatalog, RawItem, RunSpec, TrainingData, Tuned
 from .item_features import ItemFeatures
+
+if TYPE_CHECKING:
+    from .registry import Registry
 
 Scorer = Callable[[Tensor], Tensor]
 """User ids (B,) -> scores (B, n_items), in the state that the model had when `scorer()` was called."""
@@ -93,3 +98,78 @@ class ItemEncoder(nn.Module, ABC):
         """Whether an encoder of this configuration has `tuning_losses`, without building it: by default, whether its
         class defines them."""
         return cls.tuning_losses is not ItemEncoder.tuning_losses
+
+
+class TrainerCallback:
+    """What trains beside a model, on the gradient that the model's losses leave in its features. Here it does nothing.
+
+    It draws from generators of its own or from torch's default one; `state` is asked for after an evaluation, when
+    nothing may be pending.
+    """
+
+    def epoch_started(self, epoch: int) -> None:
+        """Before the model's own start of the epoch: what the model reads may change now."""
+
+    def after_batch(self, batch: Batch) -> None:
+        """After the model's step on `batch`. Raises TrainingDiverged where its own step breaks."""
+
+    def epoch_finished(self, epoch: int) -> None:
+        """After the epoch's last batch."""
+
+    def before_evaluation(self) -> None:
+        """The model is about to be ranked as it is."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is kept of the best epoch, live."""
+        return {}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Go back to such weights."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What continues training, beside `weights`: tensors, and plain numbers."""
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; `load_weights` has been called."""
+
+    def report(self) -> dict[str, Any]:
+        """For the run's record, as JSON; called once, after training."""
+        return {}
+
+
+class Paradigm:
+    """A way in which a run's encoder is trained: before the recommender, with it, or, as here, not at all.
+
+    Constructed as `cls(config)`, of the run's values of the spec's `config`. Where torchrun started several processes,
+    `prepare` runs in all of them; `callback` runs in the first, while the others `help`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def check(self, run: RunSpec, registry: "Registry") -> None:
+        """Raises NotApplicable where the run's model, encoder or control has no part in it, ConfigError where another
+        value of the run contradicts it. Called before any data is read."""
+
+    def prepare(self, run: RunSpec, catalog: ItemCatalog, registry: "Registry", *, progress: bool) -> Tuned:
+        """Of a paradigm that `prepares`: the encoder that makes the run's features, from the cache where it is."""
+        raise NotImplementedError
+
+    def prepared_path(self, run: RunSpec, catalog: ItemCatalog, registry: "Registry") -> Path:
+        """The file of the cache that `prepare` makes, whether it is there or not. Nothing is trained."""
+        raise NotImplementedError
+
+    def probe(self, encoder: ItemEncoder, device: torch.device) -> tuple[Callable[[Mapping[str, Tensor]], Any], int]:
+        """For estimates of `prepare`: one step of it on a batch of prepared items, and how often it passes over all
+        items at most."""
+        raise NotImplementedError
+
+    def callback(
+        self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: "Registry"
+    ) -> TrainerCallback | None:
+        """What trains beside the model, whose live `features` these are."""
+        return None
+
+    def help(self, run: RunSpec, inputs: Inputs, registry: "Registry") -> None:
+        """What another process than the first does in a `joint` run: its share of the work, to the end of the run."""

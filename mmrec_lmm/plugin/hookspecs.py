@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pluggy
 
 from ..types import EpochReport, RunResult, RunSpec
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec
 
 NAMESPACE = "mmrec_lmm"
 API_VERSION = 1
@@ -27,6 +27,11 @@ def mmrec_register_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-bo
 @hookspec
 def mmrec_register_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
     """The recommenders that this plugin brings."""
+
+
+@hookspec
+def mmrec_register_paradigms() -> Iterable[ParadigmSpec]:  # type: ignore[empty-body]
+    """The ways of training an encoder for a recommender that this plugin brings."""
 
 
 @hookspec

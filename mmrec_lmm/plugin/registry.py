@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import pluggy
 
@@ -37,17 +37,21 @@ from ..errors import ConfigError, PluginError, did_you_mean
 from ..types import EpochReport, RunResult, RunSpec
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, resolve
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, resolve
+
+if TYPE_CHECKING:
+    from .contracts import Paradigm
 
 logger = logging.getLogger(__name__)
 
-AnySpec = ModelSpec | EncoderSpec | DatasetSpec | MetricSpec
+AnySpec = ModelSpec | EncoderSpec | ParadigmSpec | DatasetSpec | MetricSpec
 Spec = TypeVar("Spec", bound=AnySpec)
 
 HOOKS = tuple(sorted(name for name in vars(hookspecs) if name.startswith("mmrec_")))
 REGISTERS: Mapping[str, type[AnySpec]] = {
     "mmrec_register_models": ModelSpec,
     "mmrec_register_encoders": EncoderSpec,
+    "mmrec_register_paradigms": ParadigmSpec,
     "mmrec_register_datasets": DatasetSpec,
     "mmrec_register_metrics": MetricSpec,
 }
@@ -144,6 +148,7 @@ class Registry:
 
     models: Catalogue[ModelSpec]
     encoders: Catalogue[EncoderSpec]
+    paradigms: Catalogue[ParadigmSpec]
     datasets: Catalogue[DatasetSpec]
     metrics: Catalogue[MetricSpec]
     plugins: tuple[PluginInfo, ...]
@@ -152,8 +157,13 @@ class Registry:
     @property
     def conflicts(self) -> tuple[str, ...]:
         """One message for each name that more than one plugin claims."""
-        catalogues = (self.models, self.encoders, self.datasets, self.metrics)
+        catalogues = (self.models, self.encoders, self.paradigms, self.datasets, self.metrics)
         return tuple(message for catalogue in catalogues for message in catalogue.conflicts)
+
+    def paradigm(self, run: RunSpec) -> Paradigm:
+        """The paradigm of a run, with the run's configuration of it."""
+        made: Paradigm = self.paradigms.load(run.paradigm, "cls")(run.paradigm_config)
+        return made
 
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
         """Tells every observer that an epoch is over; one that raises is logged and can't stop the run."""
@@ -191,6 +201,7 @@ def load_registry(extra: Sequence[str] = ()) -> Registry:
     return Registry(
         models=Catalogue("model", offers[ModelSpec], withheld=withheld),
         encoders=Catalogue("encoder", offers[EncoderSpec], withheld=withheld),
+        paradigms=Catalogue("paradigm", offers[ParadigmSpec], withheld=withheld),
         datasets=Catalogue("data set", offers[DatasetSpec], withheld=withheld),
         metrics=Catalogue("metric", offers[MetricSpec], withheld=withheld),
         plugins=tuple(plugins),

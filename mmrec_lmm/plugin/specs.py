@@ -1,4 +1,4 @@
-"""What a plugin's hooks return: frozen descriptions of a model, an encoder, a data set or a metric.
+"""What a plugin's hooks return: frozen descriptions of a model, an encoder, a paradigm, a data set or a metric.
 
 Nothing here imports torch. A spec may name its class, schema or function as "module:attribute", so that listing
 plugins imports none of them.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..types import Dataset
-    from .contracts import ItemEncoder, Recommender
+    from .contracts import ItemEncoder, Paradigm, Recommender
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,24 @@ class EncoderSpec:
     dims: Mapping[str, int] | None = None  # at default settings, for listings; so are the parameters
     parameters: int | None = None
     configs: Path | None = None
+
+
+@dataclass(frozen=True)
+class ParadigmSpec:
+    """Registers a paradigm: a way in which an encoder is trained for a recommender, or isn't.
+
+    `config` is the frozen dataclass of its section in configuration (`ft:`, `--ft.epochs=2`); None: it has none.
+    `prepares`: it makes an encoder of its own before features are made (`Paradigm.prepare`). `joint`: the model's
+    features collect the gradient of its loss, for `Paradigm.callback` to train on.
+    """
+
+    name: str
+    cls: type[Paradigm] | str
+    config: type | str | None = None
+    prepares: bool = False
+    joint: bool = False
+    summary: str = ""
+    paper: str = ""
 
 
 @dataclass(frozen=True)

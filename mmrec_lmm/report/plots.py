@@ -18,7 +18,8 @@ from ..errors import ConfigError, DataError
 from ..running.run_folder import CONFIG, load_history, load_result
 from ..studies.leaderboard import Leaderboard, Row
 from ..types import EpochReport
-from .tables import AXES, MARK, NONE, label
+from .layouts import AXES
+from .tables import MARK, NONE, label
 
 WIDTH = 3.3  # inches: a column of a two-column page
 SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..formatting import aligned, csv_text, first_few
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
-from ..types import PARADIGMS
+from ..types import PRE_TRAINED
 from . import paper
+from .layouts import AXES, LAYOUTS, Layout
 
-FORMATS = ("markdown", "latex", "csv", "html")
-AXES = ("dataset", "model", "encoder", "paradigm", "modalities", "control")
 DASH = "–"  # for a figure that isn't there
 MINUS = "−"
 MARK = "†"  # behind a figure that may say more of a run's budget than of its model, and what is compared with it
@@ -27,48 +26,6 @@ NONE = "-"  # for an axis on which a row has no value
 LONG = 45  # lines that a page holds; a longer table runs over several
 
 Published = Callable[[Row], Mapping[str, float]]  # figures by metric that somebody printed for what a row compares
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a table is laid out. An axis that isn't named here, but differs among the rows shown, gets a column too."""
-
-    caption: str
-    rows: tuple[str, ...]  # axes whose values name a line, outermost first
-    compares: str | None = None  # only rows that have another beside them which differs in this axis alone, no control
-    across: str = "metric"  # the axis whose values stand side by side
-    paradigm: str | None = None  # only rows of this one
-    table: int | None = None  # of the paper
-    gains: bool = False  # columns for what each row is above its control twins, where it has any
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "plain": Layout("all rows", rows=AXES[:-1], gains=True),
-    "table1": Layout(
-        "modalities side by side",
-        rows=("dataset", "metric", "model"),
-        compares="modalities",
-        across="modalities",
-        table=1,
-    ),
-    "table3": Layout(
-        "encoders as pre-trained", rows=("dataset", "model", "encoder"), compares="encoder", paradigm="pt", table=3
-    ),
-    "table4": Layout(
-        "pre-trained, fine-tuned and end-to-end encoders",
-        rows=("dataset", "encoder", "model", "paradigm"),
-        compares="paradigm",
-        table=4,
-    ),
-    "table5": Layout(
-        "one modality against both",
-        rows=("metric", "encoder", "model", "modalities"),
-        compares="modalities",
-        across="dataset",
-        table=5,
-    ),
-    "slices": Layout("parts of test", rows=("metric", *AXES[:-1]), across="slice"),
-}
 
 
 @dataclass(frozen=True)
@@ -235,9 +192,9 @@ def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _order(axis: str, rows: Sequence[Row]) -> list[str]:
-    """An axis's values in the order of the study; paradigms from pt to ete."""
+    """An axis's values in the order of the study, the pre-trained paradigm before others."""
     found = dict.fromkeys(label(row, axis) for row in rows)
-    return sorted(found, key=PARADIGMS.index) if axis == "paradigm" else list(found)
+    return sorted(found, key=lambda value: value != PRE_TRAINED) if axis == "paradigm" else list(found)
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:

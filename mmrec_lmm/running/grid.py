@@ -16,7 +16,6 @@ from ..errors import RunError
 from ..logs import log_statistics, metric_line
 from ..machine import choose_device
 from ..plugin.registry import Registry
-from ..training.end_to_end import help_train
 from ..types import Inputs, RunResult, RunSpec
 from .inputs import gather, shared_keys
 from .run_folder import document
@@ -98,7 +97,9 @@ def run_grid(
     for number, (spec, inputs) in enumerate(_with_inputs(specs, registry, progress=progress), start=1):
         logger.info("=========%d/%d: Parameters:%s=======", number, len(specs), _point(spec.point))
         try:
-            with leading(choose_device(spec.settings)) if spec.paradigm == "ete" else nullcontext():
+            with (
+                leading(choose_device(spec.settings)) if registry.paradigms.get(spec.paradigm).joint else nullcontext()
+            ):
                 results.append(run(spec, inputs, registry, out=out, resume=resume, force=force, progress=progress))
         except Interrupted:
             raise
@@ -124,8 +125,8 @@ def help_grid(specs: Sequence[RunSpec], registry: Registry) -> None:
     """What another process than the first does where torchrun started several: its part of the work on encoders. The
     runs are the first process' alone."""
     for spec, inputs in _with_inputs(specs, registry):
-        if spec.paradigm == "ete":
-            help_train(spec, inputs, registry)
+        if registry.paradigms.get(spec.paradigm).joint:
+            registry.paradigm(spec).help(spec, inputs, registry)
 
 
 def _with_inputs(

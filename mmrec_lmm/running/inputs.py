@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from ..cache import fingerprint, hash_file, hash_readable, join_hashes, locked
 from ..config.settings import OF_INPUTS, Settings
 from ..data.items import JOINT, source_of
 from ..data.loading import load_dataset
-from ..errors import ConfigError, MMRecError, NotApplicable, PluginError, WeightsMissing
+from ..errors import ConfigError, NotApplicable, PluginError, WeightsMissing
+from ..features.controls import NO_FEATURES
 from ..features.encoding import EncodeOptions, encode, encoder_spec, table_path
 from ..features.files import (
     MISSED_IMAGES,
-    NO_FEATURES,
     absent_table,
     control_tables,
     mean_filled,
@@ -28,8 +28,7 @@ from ..features.files import (
 )
 from ..machine import choose_device, cpu_threads
 from ..plugin.registry import Registry
-from ..training.fine_tuning import is_tunable, tune, tuned_path
-from ..types import Dataset, FeatureTable, Inputs, RunSpec, Tuned
+from ..types import PRE_TRAINED, Dataset, FeatureTable, Inputs, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     loaded = time.perf_counter()
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
-    tuned = tuned_encoder(spec, dataset, registry, progress=progress) if spec.paradigm == "ft" else None
+    tuned = prepared_encoder(spec, dataset, registry, progress=progress)
     had = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
@@ -83,7 +82,7 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
             spec = dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=names)
     settings = {name: getattr(spec.settings, name) for name in OF_INPUTS}
     uses_features = registry.models.get(spec.model).uses_features
-    tuning = spec.paradigm_config if spec.paradigm == "ft" else None
+    tuning = spec.paradigm_config if registry.paradigms.get(spec.paradigm).prepares else None
     artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
     draws = spec.control not in (None, "constant", NO_FEATURES)
     seed = spec.settings.seed if draws else None
@@ -106,10 +105,15 @@ def declared_modalities(
 
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
-    """Just the features of a run: one table per modality."""
+    """Just the features of a run: one table per modality. ConfigError for a paradigm that has none without a model."""
+    if registry.paradigms.get(spec.paradigm).joint:
+        raise ConfigError(
+            f"--paradigm {spec.paradigm}: expected a paradigm that makes features without a recommender, got one that "
+            "trains the encoder with it; try `run`"
+        )
     torch.set_num_threads(cpu_threads(spec.settings))
     dataset = open_dataset(spec.dataset, spec.settings, registry)
-    tuned = tuned_encoder(spec, dataset, registry, progress=progress) if spec.paradigm == "ft" else None
+    tuned = prepared_encoder(spec, dataset, registry, progress=progress)
     return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress))
 
 
@@ -169,47 +173,26 @@ def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
-def tuned_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned:
-    """The run's encoder, tuned on the data set's images and texts. Raises what `check_applicable` raises, ConfigError
-    where there is no catalogue, and what `tune` raises."""
+def prepared_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned | None:
+    """The encoder that the run's paradigm makes before there are features; None where it makes none. Raises ConfigError
+    where it would be for nothing, and what `Paradigm.check` and `Paradigm.prepare` raise."""
+    paradigm = registry.paradigms.get(spec.paradigm)
+    if not paradigm.prepares:
+        return None
     check_applicable(spec, registry)
     if dataset.catalog is None:
         raise ConfigError(
-            f"--paradigm ft tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
+            f"--paradigm {paradigm.name} tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
         )
     files, to_encode = _wanted(spec, dataset, registry)
     if not to_encode:
         raise ConfigError(
-            f"--paradigm ft tunes encoder {spec.encoder} for nothing where all features, of {', '.join(files)}, come "
-            "from files: leave out --features of a modality that it is to encode, or take --paradigm pt"
+            f"--paradigm {paradigm.name} tunes encoder {spec.encoder} for nothing where all features, of "
+            f"{', '.join(files)}, come from files: leave out --features of a modality that it is to encode, or take "
+            f"--paradigm {PRE_TRAINED}"
         )
-    settings = spec.settings
     with _telling_content(dataset):
-        return tune(
-            dataset.catalog,
-            encoder_spec(spec, registry),
-            spec.encoder_config,
-            spec.paradigm_config,
-            text_fields=settings.text_fields,
-            device=choose_device(settings),
-            workers=settings.workers,
-            recompute=settings.recompute,
-            progress=progress,
-        )
-
-
-def _tunable(registry: Registry) -> list[str]:
-    """The encoders that can be tuned, or those of their variants that can; less those whose libraries are missing."""
-    names = []
-    for encoder in registry.encoders:
-        with suppress(MMRecError, ImportError, TypeError, ValueError):  # the last two: it has keys without defaults
-            config = registry.encoders.load(encoder.name, "config")
-            if is_tunable(encoder, config()):
-                names.append(encoder.name)
-            else:
-                variants = (each for each in encoder.variants if is_tunable(encoder, config(variant=each)))
-                names += [f"{encoder.name}:{variant}" for variant in variants]
-    return names
+        return registry.paradigm(spec).prepare(spec, dataset.catalog, registry, progress=progress)
 
 
 def feature_tables(
@@ -291,9 +274,8 @@ def artefacts(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, 
         return {}
     encoder, fields = encoder_spec(spec, registry), spec.settings.text_fields
     found: dict[str, Path] = {}
-    if spec.paradigm == "ft":
-        pairs = source_of(dataset.catalog, JOINT, fields)
-        found["tuned"] = tuned_path(pairs, encoder, spec.encoder_config, spec.paradigm_config)
+    if registry.paradigms.get(spec.paradigm).prepares:
+        found["tuned"] = registry.paradigm(spec).prepared_path(spec, dataset.catalog, registry)
     for modality in to_encode:
         source = source_of(dataset.catalog, modality, fields)
         tuned = found["tuned"].stem if "tuned" in found else None
@@ -333,55 +315,9 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
 
 
 def check_applicable(spec: RunSpec, registry: Registry) -> None:
-    """NotApplicable where model, encoder or control has no part in the run's paradigm; ConfigError where features would
-    not be what an encoder in training makes of the items. Nothing is read but the plugins' code."""
-    if spec.paradigm == "ft":
-        _check_fine_tuning(spec, registry)
-    if spec.paradigm == "ete":
-        _check_end_to_end(spec, registry)
-
-
-def _check_fine_tuning(spec: RunSpec, registry: Registry) -> None:
-    if spec.model and not registry.models.get(spec.model).uses_features:
-        raise NotApplicable(f"--paradigm ft is not applicable: {spec.model} uses no item features")
-    if spec.encoder is None:
-        raise NotApplicable("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
-    encoder = registry.encoders.get(spec.encoder)
-    if encoder.cls is None or not is_tunable(encoder_spec(spec, registry), spec.encoder_config):
-        raise NotApplicable(
-            f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and texts; "
-            f"encoders that can be tuned: {', '.join(_tunable(registry))}"
-        )
-
-
-def _check_end_to_end(spec: RunSpec, registry: Registry) -> None:
-    encoder = registry.encoders.get(spec.encoder) if spec.encoder is not None else None
-    if not registry.models.get(spec.model).uses_features:
-        raise NotApplicable(
-            f"--paradigm ete is not applicable: {spec.model} uses no item features to train an encoder by"
-        )
-    if encoder is not None and (encoder.cls is None or encoder.feature_files is not None):
-        raise NotApplicable(
-            f"--paradigm ete is not applicable: encoder {encoder.name} reads features from files, so there is nothing "
-            "to train"
-        )
-    if encoder is None:
-        raise NotApplicable("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
-    if spec.features:
-        raise ConfigError(
-            f"--paradigm ete trains the encoder of all features, which can't stand beside --features "
-            f"{', '.join(spec.features)}: leave that out"
-        )
-    if spec.control is not None:
-        raise NotApplicable(
-            f"--paradigm ete can't train an encoder whose features --control {spec.control} replaces; its own control "
-            "is --ete.learning_rate=0"
-        )
-    if spec.settings.missing != "zero":
-        raise ConfigError(
-            f"missing: {spec.settings.missing} is for features that stand still; under --paradigm ete those of absent "
-            "items are zero: --missing=zero"
-        )
+    """NotApplicable where model, encoder or control has no part in the run's paradigm; ConfigError where another value
+    contradicts it. Nothing is read but the plugins' code."""
+    registry.paradigm(spec).check(spec, registry)
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:

@@ -22,16 +22,18 @@ from ..types import Inputs, RunSpec
 NUMERICS_VERSION = 3  # rises when the same run would give other numbers; CHANGELOG says why
 
 
-def run_id(spec: RunSpec, inputs: Inputs) -> str:
+def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
     """<model>-<data set>-<8 hex>: the hash of all that can change a number, and of nothing else."""
+    paradigm = registry.paradigms.get(spec.paradigm)
+    # The fingerprints of features tell of an encoder that was prepared; one in training makes other features from these
+    told = spec.paradigm_config is None or (paradigm.prepares and not paradigm.joint)
     settings = {key: value for key, value in plain(spec.settings).items() if key not in NOT_IDENTITY}
     identity = {
         "numerics_version": NUMERICS_VERSION,
         "model": [spec.model.lower(), spec.model_config],
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
-        # Of a tuned encoder the features' fingerprints tell all; one in training makes others from these
-        "paradigm": [spec.paradigm, spec.paradigm_config] if spec.paradigm == "ete" else spec.paradigm,
+        "paradigm": spec.paradigm if told else [spec.paradigm, spec.paradigm_config],
         "settings": {**settings, "threads": cpu_threads(spec.settings)},
     }
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
@@ -81,7 +83,7 @@ def provenance(
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
         "present": {modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
-        **({"ft": {"fingerprint": inputs.tuned.fingerprint, **inputs.tuned.record}} if inputs.tuned else {}),
+        **({spec.paradigm: {"fingerprint": inputs.tuned.fingerprint, **inputs.tuned.record}} if inputs.tuned else {}),
         "files": inputs.files,
         "config": fingerprint(spec),
         "resolved": plain(spec),

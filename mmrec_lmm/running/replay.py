@@ -81,7 +81,7 @@ def replay(
     before = changes(stored.record, spec, inputs, registry)
     configured = changed_values(stored.record["resolved"], read_json(folder / run_folder.CONFIG))
     changed = [*before.data, *before.features, *configured, *before.code, *before.versions, *before.machine]
-    if run_id(_with_settings(spec, threads=stored.record["threads"]), inputs) != stored.run_id:
+    if run_id(_with_settings(spec, threads=stored.record["threads"]), inputs, registry) != stored.run_id:
         return Replay(stored.run_id, ANOTHER, changed)
     with tempfile.TemporaryDirectory() as scratch:
         try:

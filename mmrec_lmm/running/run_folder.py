@@ -26,7 +26,6 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from ..cache import plain, read_json, write_atomic, write_bytes, write_json
-from ..config.schema import PARADIGMS
 from ..config.settings import Settings
 from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
@@ -73,7 +72,7 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
     model_class = registry.models.load(record["model"], "config")
     encoder = record["encoder"]
     encoder_class = registry.encoders.load(encoder, "config") if encoder else None
-    of_paradigm = PARADIGMS[record["paradigm"]]
+    paradigm_class = registry.paradigms.load(record["paradigm"], "config")
     try:
         return RunSpec(
             **{
@@ -81,7 +80,7 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
                 "settings": _dataclass(Settings, BEFORE | record["settings"]),
                 "model_config": _dataclass(model_class, record["model_config"]),
                 "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
-                "paradigm_config": _dataclass(of_paradigm.cls, record["paradigm_config"]) if of_paradigm else None,
+                "paradigm_config": _dataclass(paradigm_class, record["paradigm_config"]) if paradigm_class else None,
                 "modalities": tuple(record["modalities"]) if record["modalities"] is not None else None,
                 "features": {modality: Path(path) for modality, path in record["features"].items()},
             }

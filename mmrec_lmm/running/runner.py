@@ -24,10 +24,9 @@ from ..errors import RunError
 from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
 from ..logs import log_epoch, metric_line
 from ..machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
-from ..plugin.contracts import Recommender
+from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
-from ..training.end_to_end import JointEncoder, joint_encoder
 from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from ..training.trainer import Fit, Trainer, Validation
 from ..types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
@@ -50,7 +49,7 @@ class Interrupted(RunError):
 def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch.device) -> Recommender:
     """The run's model with fresh weights, drawn from the run's seed."""
     dataset = inputs.dataset
-    features = ItemFeatures.from_tables(inputs.tables, device, joint=spec.paradigm == "ete")
+    features = ItemFeatures.from_tables(inputs.tables, device, joint=registry.paradigms.get(spec.paradigm).joint)
     torch.manual_seed(spec.settings.seed)
     model_class = registry.models.load(spec.model, "cls")
     data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
@@ -77,7 +76,7 @@ def run(
     torch.set_num_threads(cpu_threads(spec.settings))
     keep_freed_memory()
     device = choose_device(spec.settings)
-    name = run_id(spec, inputs)
+    name = run_id(spec, inputs, registry)
     folder = out / name
     with run_folder.claimed(folder):
         finished = run_folder.load_result(folder)
@@ -90,11 +89,11 @@ def run(
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
         try:
-            companion = joint_encoder(spec, inputs, registry, model.features) if spec.paradigm == "ete" else None
+            callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
             validation = evaluator_of("valid", inputs.dataset, spec.settings)
             fit = train(
                 model, spec, inputs, registry, validation, metrics, folder,
-                companion=companion, resume=resume, progress=progress,
+                callback=callback, resume=resume, progress=progress,
             )  # fmt: skip
             trained = time.perf_counter()
             evaluators = {"valid": validation, "test": evaluator_of("test", inputs.dataset, spec.settings)}
@@ -118,12 +117,13 @@ def run(
                 "seconds": seconds,
                 "peak_memory_bytes": peak_memory(device),
                 "chance": chance_of(rankings, evaluators, spec.settings),
-                **({"ete": companion.report()} if companion is not None else {}),
+                **({spec.paradigm: callback.report()} if callback is not None else {}),
             },
         )
         save_weights(folder / run_folder.WEIGHTS, model.state_dict())
-        if companion is not None:
-            save_weights(folder / run_folder.ENCODER, companion.weights())
+        if callback is not None and (trained_beside := callback.weights()):
+            save_weights(folder / run_folder.ENCODER, trained_beside)
+        if model.features.joint:
             save_weights(folder / run_folder.FEATURES, model.features())
         run_folder.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
         run_folder.save_history(folder, fit.history)
@@ -148,7 +148,7 @@ def train(
     metrics: Mapping[str, MetricFunction],
     folder: Path,
     *,
-    companion: JointEncoder | None = None,
+    callback: TrainerCallback | None = None,
     resume: bool,
     progress: bool,
 ) -> Fit:
@@ -161,7 +161,7 @@ def train(
         settings,
         validate=lambda: validate(model, validation, metrics, settings),
         generator=torch.Generator().manual_seed(settings.seed),
-        companion=companion,
+        callback=callback,
     )
     watched = evaluator_of("test", dataset, settings) if settings.protocol == "mmrec" else None
     state = load_checkpoint(checkpoint) if resume else None

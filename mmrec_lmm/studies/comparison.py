@@ -35,7 +35,7 @@ from ..evaluation.statistics import (
 from ..running import run_folder
 from ..running.marks import marks_of, settings_of
 from ..running.slices import Slicer
-from ..types import RunResult
+from ..types import PRE_TRAINED, RunResult
 from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
 
 SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
@@ -318,7 +318,7 @@ class _Board:
         found: dict[str, int] = {}
         for other, twin in enumerate(self.rows):
             own = twin.control is not None and dataclasses.replace(twin, control=None).key == row.key
-            shared = twin.control == "none" and twin.encoder is None and twin.paradigm == "pt"
+            shared = twin.control == "none" and twin.encoder is None and twin.paradigm == PRE_TRAINED
             alike = (twin.model, twin.modalities) == (row.model, row.modalities)
             if own or (shared and alike and "none" not in found):
                 found[str(twin.control)] = other

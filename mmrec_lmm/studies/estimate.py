@@ -21,19 +21,18 @@ import torch
 from torch import Tensor
 
 from ..cache import fingerprint, read_json, write_json
-from ..config.settings import FineTuning, Settings
+from ..config.settings import Settings
 from ..data.items import JOINT, loader, source_of
 from ..errors import MMRecError
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.inference import Inference
 from ..formatting import first_line
-from ..machine import choose_device, cpu_threads, precision
+from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..running.inputs import artefacts, gather, open_dataset
 from ..running.runner import run
 from ..training.fine_tuning import PAIR
-from ..training.optim import adamw
 from ..types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
 from .executor import MEMORY, Call, Job, Plan
 from .leaderboard import FINISHED
@@ -153,7 +152,7 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
                     widths[features] = _widths(job.spec, registry)
                 except Exception as error:  # a plugin may raise anything; the probe tells it
                     widths[features] = str(error)
-            kinds.setdefault(_kind(job, widths[features]), []).append(job)
+            kinds.setdefault(_kind(job, widths[features], registry), []).append(job)
     lengths: dict[str, list[int]] = {}
     for outcome in plan.outcomes():
         lengths.setdefault(outcome.cell.model, []).extend(one.epochs for one in outcome.results if one is not None)
@@ -176,10 +175,11 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
     return found
 
 
-def _kind(job: Job, widths: Mapping[str, int] | str) -> str:
+def _kind(job: Job, widths: Mapping[str, int] | str, registry: Registry) -> str:
     """Equal for runs that one probe speaks for: frozen features cost what their width does, whoever made them."""
     spec = job.spec
-    trained = [spec.encoder, spec.encoder_config, spec.paradigm_config] if spec.paradigm == "ete" else None
+    joint = registry.paradigms.get(spec.paradigm).joint
+    trained = [spec.encoder, spec.encoder_config, spec.paradigm_config] if joint else None
     return fingerprint([spec.model, spec.dataset, spec.settings.train_batch_size, widths, trained])
 
 
@@ -237,14 +237,17 @@ def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> dict[str, 
 def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) -> dict[str, Any]:
     """Some items encoded, or some steps of tuning on them."""
     spec = plan.expected[key].spec
-    settings, tuning = spec.settings, spec.paradigm_config if part == TUNED else None
+    settings, tuned = spec.settings, part == TUNED
     torch.set_num_threads(cpu_threads(settings))
     dataset = open_dataset(spec.dataset, settings, registry)
     assert dataset.catalog is not None
-    source = source_of(dataset.catalog, JOINT if tuning else part, settings.text_fields)
+    source = source_of(dataset.catalog, JOINT if tuned else part, settings.text_fields)
     by, device = encoder_spec(spec, registry), choose_device(settings)
-    encoder = build_encoder(by, spec.encoder_config, PAIR if tuning else (part,)).to(device)
-    step = _tuning_step(encoder, tuning, device) if tuning else _encoding_step(encoder, part, settings, device)
+    encoder = build_encoder(by, spec.encoder_config, PAIR if tuned else (part,)).to(device)
+    if tuned:
+        step, passes = registry.paradigm(spec).probe(encoder, device)
+    else:
+        step, passes = _encoding_step(encoder, part, settings, device), 1
     spread = np.linspace(0, len(source.items) - 1, BATCHES * SAMPLE).astype(int)  # over long texts and short ones
     places = np.random.default_rng(0).permutation(spread).reshape(BATCHES, SAMPLE)
     prepared = loader(source, encoder, by.name, source.items[places].tolist(), workers=0, pin=False)
@@ -260,7 +263,7 @@ def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) 
         started = time.perf_counter()
     return {
         "items": len(source.items),
-        "passes": tuning.epochs if tuning else 1,
+        "passes": passes,
         "seconds_per_item": float(np.mean(seconds[1:])) / SAMPLE,  # the first pays for what is loaded once
     }
 
@@ -270,21 +273,6 @@ def _encoding_step(encoder: ItemEncoder, modality: str, settings: Settings, devi
         encoder, modality, name="", device=device, dtype=settings.encode_dtype, compile=False, batch_size=SAMPLE
     )
     return lambda batch: model.fetched(model(batch))
-
-
-def _tuning_step(encoder: ItemEncoder, tuning: FineTuning, device: torch.device) -> _Step:
-    optimizer = adamw(encoder.train(), learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
-
-    def step(batch: Mapping[str, Tensor]) -> float:
-        optimizer.zero_grad()
-        with precision(device, tuning.dtype):
-            losses = encoder.tuning_losses({key: rows.to(device) for key, rows in batch.items()})
-        loss = torch.stack([*losses.values()]).sum()
-        loss.backward()
-        optimizer.step()
-        return loss.item()  # waits for a GPU
-
-    return step
 
 
 @dataclass(frozen=True)

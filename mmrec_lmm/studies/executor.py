@@ -31,7 +31,7 @@ from ..config.resolve import as_yaml
 from ..config.settings import NOT_IDENTITY, OF_FEATURES
 from ..errors import MMRecError, NotApplicable, RunBusy
 from ..features import encoding
-from ..features.files import NO_FEATURES
+from ..features.controls import NO_FEATURES
 from ..logs import start_log
 from ..machine import TORCH_THREADS
 from ..plugin.registry import Registry, load_registry

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import yaml_layers
-from ..config.resolve import Request, resolve
-from ..config.schema import HOST, PARADIGMS, Key, schema_of
-from ..config.yaml_layers import GRID, Layer
+from ..config.resolve import Request, resolve_request, schema_in
+from ..config.schema import HOST, Key, schema_of
+from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
-from ..features.files import NO_FEATURES
+from ..features.controls import NO_FEATURES, Control
 from ..plugin.registry import Registry
 from ..running.inputs import check_applicable, declared_modalities
-from ..types import RunResult, RunSpec
+from ..types import PRE_TRAINED, RunResult, RunSpec
 from .leaderboard import AXES, has_value, key_of, value_on
 
 FOR, SET = "for", "set"
@@ -43,7 +43,7 @@ class StudyKeys:
     models: tuple[str, ...]
     datasets: tuple[str, ...]
     encoders: tuple[str | None, ...] = (None,)  # NAME or NAME:VARIANT; null: the data set's own features
-    paradigms: tuple[Literal["pt", "ft", "ete"], ...] = ("pt",)
+    paradigms: tuple[str, ...] = (PRE_TRAINED,)
     modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all that there are
     seeds: tuple[int, ...] = ()  # none: what configuration says
     seeds_at: Literal["grid", "winner"] = "grid"  # winner: a grid has the first seed alone, its best point then all
@@ -51,7 +51,7 @@ class StudyKeys:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
     title: str = ""
     # twins and parts of every cell
-    controls: tuple[Literal["shuffled", "random", "constant", "none"], ...] = ()
+    controls: tuple[Control, ...] = ()
     controls_at: Literal["grid", "winner"] = "grid"  # winner: twins of the cell's best point alone, after its grid
     each_modality: bool = False  # image alone and text alone, beside what `modalities` says
     slices: bool = False
@@ -150,7 +150,7 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
             if axis not in AXES:
                 hint = did_you_mean(axis, AXES) or f"; axes are {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name} names the unknown axis {axis}{hint}")
-    values["settings"] = _flat(values.get("settings") or {})
+    values["settings"] = values.get("settings") or {}
     if "modalities" in values["settings"]:
         problems.append(f"{file.origin('settings.modalities')}: modalities are an axis: say them beside settings")
     if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
@@ -213,18 +213,18 @@ def _parts(file: Layer, problems: list[str]) -> Iterator[Part]:
             problems.append(f"{_at(file, inner + 'modalities')}: modalities must be a text such as image+text, or null")
             continue
         lines = {name.removeprefix(inner): line for name, line in file.lines.items() if name.startswith(inner)}
-        yield Part(where, _flat(entry[SET]), lines, file.lines.get(prefix + next(iter(entry))))
+        yield Part(where, entry[SET], lines, file.lines.get(prefix + next(iter(entry))))
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
     """Sections' keys by their full names: {ft: {epochs: 2}} is {ft.epochs: 2}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name in yaml_layers.SECTIONS and isinstance(value, dict):
+        if name in sections and isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value
@@ -243,12 +243,16 @@ class _Expansion:
     """A study's cells in the making: problems are collected, and each value must be read by some cell."""
 
     def __init__(self, study: Study, registry: Registry) -> None:
-        self.study, self.registry = study, registry
+        sections = (ENCODER, *registry.paradigms.names())
+        parts = tuple(dataclasses.replace(part, settings=_flat(part.settings, sections)) for part in study.parts)
+        self.study = dataclasses.replace(study, settings=_flat(study.settings, sections), parts=parts)
+        self.registry = registry
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
         self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
         self._selecting: set[int] = set()  # places of parts that select some cell
         self._resolved: dict[str, tuple[RunSpec, ...]] = {}
+        self._metrics_from: dict[str, str] = {}  # the file and line that set the metrics of a resolution
         self._everyones: set[str] = set()  # the keys that some combination of the study's axes has
 
     def cells(self) -> list[Cell]:
@@ -261,11 +265,11 @@ class _Expansion:
             dict.fromkeys(map(self._model, study.models)),
             dict.fromkeys(map(self._dataset, study.datasets)),
             study.encoders,
-            study.paradigms,
+            dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
             places: list[tuple[str | None, str, tuple[str, ...] | None, str | None]]
             if not self.registry.models.get(model).uses_features:
-                places = [(None, "pt", (), None)]  # what features are, and who made them, is nothing to it
+                places = [(None, PRE_TRAINED, (), None)]  # what features are, and who made them, is nothing to it
             else:
                 encoder = self._encoder(encoder, dataset)
                 wanted = list(map(_modalities, study.modalities))
@@ -299,7 +303,7 @@ class _Expansion:
         own, _ = self._narrowed(dataclasses.replace(cell, control=None))
         encoder = own.encoder.partition(":")[0] if own.encoder else None
         names = declared_modalities(own.modalities, encoder, self.registry)
-        twin = dataclasses.replace(own, encoder=None, paradigm="pt", modalities=names, control=NO_FEATURES)
+        twin = dataclasses.replace(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
         if twin.key not in cells:
             parts = [part for part in self.study.parts if _selects(part, twin)]
             cells[twin.key] = self._with_runs(twin, parts, twin_of=own)
@@ -324,14 +328,10 @@ class _Expansion:
                 study=layer,
                 overrides=self.study.overrides,
             )
-            registry, name = self.registry, request.encoder_name
             try:
-                self._resolved[known] = resolve(
-                    request,
-                    model=registry.models.get(cell.model),
-                    encoder=registry.encoders.get(name) if name else None,
-                    dataset=registry.datasets.get(cell.dataset) if cell.dataset in registry.datasets else None,
-                ).runs
+                resolved = resolve_request(request, self.registry)
+                self._resolved[known] = resolved.runs
+                self._metrics_from[known] = str(resolved.origins["metrics"])
             except ConfigError as error:
                 self.problems += str(error).splitlines()
                 self._resolved[known] = ()
@@ -340,8 +340,7 @@ class _Expansion:
         try:
             for run in runs[:1]:
                 check_applicable(run, self.registry)
-                for metric in run.settings.metrics:
-                    self.registry.metrics.get(metric)
+                self._check_metrics(run, self._metrics_from[known])
                 self._check_measured(run)
         except NotApplicable as error:
             return dataclasses.replace(cell, reason=str(error))
@@ -350,6 +349,16 @@ class _Expansion:
         except ConfigError as error:
             self.problems.append(str(error))
         return dataclasses.replace(cell, runs=runs)
+
+    def _check_metrics(self, run: RunSpec, where: str) -> None:
+        """Those that the runs measure, which `where` has set."""
+        for metric in run.settings.metrics:
+            try:
+                self.registry.metrics.get(metric)
+            except PluginError:
+                raise
+            except ConfigError as error:
+                self.problems.append(f"{where}: {error}")
 
     def _check_measured(self, run: RunSpec) -> None:
         """Tables and slices are made from what the runs keep, so what they don't is refused before any is done."""
@@ -378,6 +387,9 @@ class _Expansion:
             said.append((study.parts.index(part), part.settings, part.lines))
             self._selecting.add(study.parts.index(part))
             preset = part.settings.get("preset", preset)
+        for _, settings, where in said:
+            if "preset" in settings and "preset" in where:
+                lines["preset"] = where["preset"]
         for place, settings, where in said:
             for key in settings.keys() - {"preset", "modalities"}:
                 if key in mine or key not in others:  # what no cell knows is an error, which configuration words
@@ -399,7 +411,9 @@ class _Expansion:
                 )
             values[key] = axis if isinstance(axis, list) else [axis]
             lines[key] = study.file.lines.get(f"grids.{cell.model}.{key}", study.file.lines.get("seeds", 0))
-        return Layer("study", study.file.source, {**values, GRID: list(axes)}, lines), preset
+        lines["grid"] = study.file.lines.get(f"grids.{cell.model}", study.file.lines.get("grids", 0))
+        layer = Layer("study", study.file.source, {**values, GRID: list(axes)}, lines)
+        return layer, None if preset is None else str(preset)
 
     def _grid(self, model: str) -> Any:
         """What the file says under `grids` of a model, whatever the case of its name there."""
@@ -410,7 +424,7 @@ class _Expansion:
         name = encoder.partition(":")[0] if encoder else None
         which = (model, name, paradigm)
         if which not in self._keys:
-            registry, of_paradigm = self.registry, PARADIGMS[paradigm]
+            registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm))
             keys = {*HOST.keys, *schema_of(registry.models.load(model, "config"), model).keys}
             if name:
                 keys |= schema_of(registry.encoders.load(name, "config"), name, prefix="encoder.").keys.keys()
@@ -433,6 +447,7 @@ class _Expansion:
         for key, catalogue, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
+            ("paradigms", registry.paradigms, study.paradigms),
         ):
             for name in names:
                 try:
@@ -498,6 +513,9 @@ class _Expansion:
 
     def _model(self, name: str) -> str:
         return self.registry.models.get(name).name
+
+    def _paradigm(self, name: str) -> str:
+        return self.registry.paradigms.get(name).name
 
     def _dataset(self, name: str) -> str:
         return self.registry.datasets.get(name).name if name in self.registry.datasets else name

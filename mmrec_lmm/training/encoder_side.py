@@ -18,13 +18,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..config.settings import EndToEnd
 from ..distributed import everywhere, gathered, own_rows, processes, rank, sharing, sum_gradients
 from ..errors import ConfigError
 from ..features.prepared import PreparedItems
 from ..machine import precision
 from ..plugin.contracts import ItemEncoder
 from .optim import adamw, freeze
+from .paradigms import EndToEnd
 from .trainer import load_optimizer_state, optimizer_state
 
 

@@ -25,19 +25,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.settings import EndToEnd
 from ..distributed import processes, serve
 from ..errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.prepared import prepared_items
 from ..machine import choose_device, cpu_threads
+from ..plugin.contracts import Paradigm, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..types import Batch, Inputs, RunSpec
 from .encoder_side import Trainee
 from .optim import recompute_blocks
+from .paradigms import EndToEnd
 
 logger = logging.getLogger(__name__)
+
+
+class TrainedEndToEnd(Paradigm):
+    """The paradigm ete: the encoder is trained with the recommender, on the recommender's loss."""
+
+    config: EndToEnd
+
+    def check(self, run: RunSpec, registry: Registry) -> None:
+        encoder = registry.encoders.get(run.encoder) if run.encoder is not None else None
+        if not registry.models.get(run.model).uses_features:
+            raise NotApplicable(
+                f"--paradigm ete is not applicable: {run.model} uses no item features to train an encoder by"
+            )
+        if encoder is not None and (encoder.cls is None or encoder.feature_files is not None):
+            raise NotApplicable(
+                f"--paradigm ete is not applicable: encoder {encoder.name} reads features from files, so there is "
+                "nothing to train"
+            )
+        if encoder is None:
+            raise NotApplicable("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
+        if run.features:
+            raise ConfigError(
+                f"--paradigm ete trains the encoder of all features, which can't stand beside --features "
+                f"{', '.join(run.features)}: leave that out"
+            )
+        if run.control is not None:
+            raise NotApplicable(
+                f"--paradigm ete can't train an encoder whose features --control {run.control} replaces; its own "
+                "control is --ete.learning_rate=0"
+            )
+        if run.settings.missing != "zero":
+            raise ConfigError(
+                f"missing: {run.settings.missing} is for features that stand still; under --paradigm ete those of "
+                "absent items are zero: --missing=zero"
+            )
+
+    def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
+        return joint_encoder(run, inputs, registry, features)
+
+    def help(self, run: RunSpec, inputs: Inputs, registry: Registry) -> None:
+        help_train(run, inputs, registry)
 
 
 def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: ItemFeatures) -> "JointEncoder":
@@ -99,8 +141,8 @@ def must_learn(options: EndToEnd) -> bool:
     return options.mode != "released" and options.learning_rate > 0
 
 
-class JointEncoder:
-    """The Companion (trainer.py) of a model with joint features: collects their gradient, and trains the encoder.
+class JointEncoder(TrainerCallback):
+    """The callback of a model with joint features: collects their gradient, and trains the encoder.
 
     `model` is its name, for messages; `batch_size` is how many items are encoded at once without gradient.
     """

@@ -25,8 +25,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,7 +42,6 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from .. import cache
-from ..config.settings import FineTuning
 from ..data.items import JOINT, Source, source_of
 from ..distributed import (
     gathered,
@@ -56,15 +55,17 @@ from ..distributed import (
     summed,
     told,
 )
-from ..errors import ConfigError, DataError, NotApplicable, PluginError, RunError, TrainingDiverged
-from ..features.encoding import build_encoder, encoder_id
+from ..errors import ConfigError, DataError, MMRecError, NotApplicable, PluginError, RunError, TrainingDiverged
+from ..features.encoding import build_encoder, encoder_id, encoder_spec
 from ..features.inference import OUT_OF_MEMORY
 from ..features.prepared import PreparedItems, prepared_items
-from ..machine import precision
-from ..plugin.contracts import ItemEncoder
+from ..machine import choose_device, precision
+from ..plugin.contracts import ItemEncoder, Paradigm
+from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..types import ItemCatalog, Tuned
+from ..types import ItemCatalog, RunSpec, Tuned
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
+from .paradigms import FineTuning
 from .resume import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
 
@@ -75,6 +76,71 @@ PAIR = ("image", "text")
 CUTOFFS = (1, 10)  # of the recalls that are reported
 RESAMPLES = 10_000  # of the queries, for an interval
 _BLOCK = 1024  # queries compared with all candidates at once
+
+
+class FineTuned(Paradigm):
+    """The paradigm ft: the encoder is tuned before the recommender is trained."""
+
+    config: FineTuning
+
+    def check(self, run: RunSpec, registry: Registry) -> None:
+        if run.model and not registry.models.get(run.model).uses_features:
+            raise NotApplicable(f"--paradigm ft is not applicable: {run.model} uses no item features")
+        if run.encoder is None:
+            raise NotApplicable("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
+        encoder = registry.encoders.get(run.encoder)
+        if encoder.cls is None or not is_tunable(encoder_spec(run, registry), run.encoder_config):
+            raise NotApplicable(
+                f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and "
+                f"texts; encoders that can be tuned: {', '.join(tunable_encoders(registry))}"
+            )
+
+    def prepare(self, run: RunSpec, catalog: ItemCatalog, registry: Registry, *, progress: bool) -> Tuned:
+        settings = run.settings
+        return tune(
+            catalog,
+            encoder_spec(run, registry),
+            run.encoder_config,
+            self.config,
+            text_fields=settings.text_fields,
+            device=choose_device(settings),
+            workers=settings.workers,
+            recompute=settings.recompute,
+            progress=progress,
+        )
+
+    def prepared_path(self, run: RunSpec, catalog: ItemCatalog, registry: Registry) -> Path:
+        pairs = source_of(catalog, JOINT, run.settings.text_fields)
+        return tuned_path(pairs, encoder_spec(run, registry), run.encoder_config, self.config)
+
+    def probe(self, encoder: ItemEncoder, device: torch.device) -> tuple[Callable[[Mapping[str, Tensor]], float], int]:
+        tuning = self.config
+        optimizer = adamw(encoder.train(), learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
+
+        def step(batch: Mapping[str, Tensor]) -> float:
+            optimizer.zero_grad()
+            with precision(device, tuning.dtype):
+                losses = encoder.tuning_losses({key: rows.to(device) for key, rows in batch.items()})
+            loss = torch.stack([*losses.values()]).sum()
+            loss.backward()
+            optimizer.step()
+            return loss.item()  # waits for a GPU
+
+        return step, tuning.epochs
+
+
+def tunable_encoders(registry: Registry) -> list[str]:
+    """The encoders that can be tuned, or those of their variants that can; less those whose libraries are missing."""
+    names = []
+    for encoder in registry.encoders:
+        with suppress(MMRecError, ImportError, TypeError, ValueError):  # the last two: it has keys without defaults
+            config = registry.encoders.load(encoder.name, "config")
+            if is_tunable(encoder, config()):
+                names.append(encoder.name)
+            else:
+                variants = (each for each in encoder.variants if is_tunable(encoder, config(variant=each)))
+                names += [f"{encoder.name}:{variant}" for variant in variants]
+    return names
 
 
 def is_tunable(spec: EncoderSpec, config: Any) -> bool:

@@ -4,7 +4,7 @@ The one thing it promises beyond learning: `state()` taken after an epoch and gi
 continues to the same weights, bit for bit, on the CPU at an equal number of threads. For that it owns every source of
 randomness: the generator of batches and negatives, and torch's default generator (dropout, sampling in models).
 
-What trains beside the model (an encoder, joint.py) is a Companion: the trainer tells it when, and never what it is.
+What trains beside the model (an encoder, say) is a TrainerCallback: the trainer tells it when, and knows no more of it.
 """
 
 import logging
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch import Tensor
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
 from ..errors import TrainingDiverged
-from ..plugin.contracts import Recommender
-from ..types import Batch, EpochReport
+from ..plugin.contracts import Recommender, TrainerCallback
+from ..types import EpochReport
 
 logger = logging.getLogger(__name__)
 
@@ -63,42 +63,10 @@ class Fit:
     history: Sequence[EpochReport] = field(default=(), compare=False, repr=False)  # it holds seconds, which vary
 
 
-class Companion(Protocol):
-    """What trains beside a model, on the gradient that the model's losses leave in its features.
-
-    It draws from generators of its own or from torch's default one; `state` is asked for after an evaluation, when
-    nothing may be pending.
-    """
-
-    def epoch_started(self, epoch: int) -> None:
-        """Before the model's own start of the epoch: what the model reads may change now."""
-
-    def after_batch(self, batch: Batch) -> None:
-        """After the model's step on `batch`. TrainingDiverged where its own step breaks."""
-
-    def epoch_finished(self, epoch: int) -> None:
-        """After the epoch's last batch."""
-
-    def before_evaluation(self) -> None:
-        """The model is about to be ranked as it stands."""
-
-    def weights(self) -> dict[str, Tensor]:
-        """What is kept of the best epoch, live."""
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Go back to such weights."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What continues training, beside `weights`: tensors, and plain numbers."""
-
-    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; `load_weights` has been called."""
-
-
 class Trainer:
     """Trains `model` on `rows`; `validate()` scores the model as it stands, on validation data that only it can see.
 
-    A `companion` steps after the model in every batch, and its best weights are those of the model's best epoch.
+    A `callback` steps after the model in every batch, and its best weights are those of the model's best epoch.
     """
 
     def __init__(
@@ -109,10 +77,10 @@ class Trainer:
         *,
         validate: Callable[[], Validation],
         generator: torch.Generator,
-        companion: Companion | None = None,
+        callback: TrainerCallback | None = None,
     ) -> None:
         self._model, self._rows, self._settings = model, rows, settings
-        self._validate, self._generator, self._companion = validate, generator, companion
+        self._validate, self._generator, self._callback = validate, generator, callback
         self._optimizer = build_optimizer(model, settings)
         self._epoch = 0  # epochs done
         self._misses = 0  # evaluations since the last improvement
@@ -166,8 +134,8 @@ class Trainer:
             if validation is not None:
                 on_checkpoint(self.state())
         self._load_weights(self._best_weights)
-        if self._companion is not None:
-            self._companion.before_evaluation()
+        if self._callback is not None:
+            self._callback.before_evaluation()
         return Fit(self._best_epoch, self._epoch, self._best_validation, stopped, tuple(self._history))
 
     def _note_patience(self) -> None:
@@ -190,8 +158,8 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * s0 ** (epoch / s1)
         model.train()
-        if self._companion is not None:
-            self._companion.epoch_started(epoch)
+        if self._callback is not None:
+            self._callback.epoch_started(epoch)
         model.on_epoch_start(epoch)
         totals: dict[str, Tensor] = {}
         for batch in self._rows.epoch(self._generator):
@@ -203,20 +171,20 @@ class Trainer:
             optimizer.step()
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
-            if self._companion is not None:
-                self._companion.after_batch(batch)
+            if self._callback is not None:
+                self._callback.after_batch(batch)
         sums = {name: total.item() for name, total in totals.items()}
         for name, total in sums.items():
             if not math.isfinite(total):
                 raise TrainingDiverged(f"loss term {name!r} became {total} in epoch {epoch}")
-        if self._companion is not None:
-            self._companion.epoch_finished(epoch)
+        if self._callback is not None:
+            self._callback.epoch_finished(epoch)
         return sums
 
     def _evaluate(self) -> Validation:
         """Validate, and keep the weights where they are the best so far. Only a strictly higher score is better."""
-        if self._companion is not None:
-            self._companion.before_evaluation()
+        if self._callback is not None:
+            self._callback.before_evaluation()
         validation = self._validate()
         if math.isnan(validation.score):
             raise TrainingDiverged("the metric that selects the epoch is NaN, so no epoch can be the best")
@@ -228,16 +196,16 @@ class Trainer:
         return validation
 
     def _weights(self) -> dict[str, Tensor]:
-        """What the model and its companion have learned, live."""
+        """What the model and its callback have learned, live."""
         weights = {f"model.{name}": value for name, value in self._model.state_dict().items()}
-        if self._companion is not None:
-            weights |= {f"companion.{name}": value for name, value in self._companion.weights().items()}
+        if self._callback is not None:
+            weights |= {f"companion.{name}": value for name, value in self._callback.weights().items()}
         return weights
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self._model.load_state_dict(_under("model.", weights))
-        if self._companion is not None:
-            self._companion.load_weights(_under("companion.", weights))
+        if self._callback is not None:
+            self._callback.load_weights(_under("companion.", weights))
 
     def state(self) -> TrainingState:
         """A snapshot that shares memory with the live tensors: write it down before the next step."""
@@ -254,17 +222,17 @@ class Trainer:
             "best_metrics": dict(self._best_validation.metrics),
             "history": [vars(report) for report in self._history],
         }
-        if self._companion is not None:
-            of_companion, numbers["companion"] = self._companion.state()
-            tensors |= {f"companion_state.{name}": value for name, value in of_companion.items()}
+        if self._callback is not None:
+            of_callback, numbers["companion"] = self._callback.state()
+            tensors |= {f"companion_state.{name}": value for name, value in of_callback.items()}
         return TrainingState(tensors, numbers, self._best_weights)
 
     def restore(self, state: TrainingState) -> None:
         """Continue from `state` instead of from the start."""
         self._load_weights(state.tensors)
         load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
-        if self._companion is not None:
-            self._companion.restore(_under("companion_state.", state.tensors), state.numbers["companion"])
+        if self._callback is not None:
+            self._callback.restore(_under("companion_state.", state.tensors), state.numbers["companion"])
         self._generator.set_state(state.tensors["generator.rows"])
         torch.set_rng_state(state.tensors["generator.torch"])
         if "generator.cuda" in state.tensors and torch.cuda.is_available():

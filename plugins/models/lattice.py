@@ -29,7 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, DotProduct, ItemFeatures, TrainingData
 from mmrec_lmm.graph import (
     BipartiteGraph,
     Neighbours,
@@ -62,19 +62,24 @@ class LATTICEConfig:
 
     def __post_init__(self) -> None:
         if self.knn_k < 1:
-            raise ValueError(f"knn_k counts the item itself, so it is 1 or more, got {self.knn_k}")
+            raise ConfigValueError("knn_k", f"counts the item itself, so it is 1 or more, got {self.knn_k}")
         if not 0 <= self.lambda_coeff <= 1:
-            raise ValueError(f"lambda_coeff is a share between 0 and 1, got {self.lambda_coeff}")
+            raise ConfigValueError("lambda_coeff", f"is a share between 0 and 1, got {self.lambda_coeff}")
         if self.cf_model != "ngcf":
             return
         if len(self.mess_dropout) != len(self.weight_size):
-            raise ValueError(
-                f"mess_dropout has {len(self.mess_dropout)} rates, and weight_size {len(self.weight_size)} layers"
+            raise ConfigValueError(
+                "mess_dropout",
+                f"has {len(self.mess_dropout)} rates, and weight_size {len(self.weight_size)} layers",
+                "weight_size",
             )
         if set(self.weight_size) - {self.embedding_size}:
-            raise ValueError(
-                f"cf_model ngcf averages its layers, so each of weight_size {list(self.weight_size)} must be the "
-                f"embedding_size {self.embedding_size}"
+            raise ConfigValueError(
+                "cf_model",
+                f"ngcf averages its layers, so each of weight_size {list(self.weight_size)} must be the "
+                f"embedding_size {self.embedding_size}",
+                "weight_size",
+                "embedding_size",
             )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import Batch, ConfigValueError, DotProduct, ItemFeatures, TrainingData
 from mmrec_lmm.graph import BipartiteGraph, propagate_mean
 from mmrec_lmm.losses import batch_norms, bpr
 
@@ -30,7 +30,7 @@ class LightGCNConfig:
 
     def __post_init__(self) -> None:
         if self.n_layers < 0:
-            raise ValueError(f"n_layers must be 0 or more, got {self.n_layers}")
+            raise ConfigValueError("n_layers", f"must be 0 or more, got {self.n_layers}")
 
 
 class LightGCN(DotProduct):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmrec_lmm.api import Batch, ConfigError, ItemFeatures, TrainingData
+from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, ItemFeatures, TrainingData
 from mmrec_lmm.graph import BipartiteGraph, SparseMatrix, propagate_mean_to
 from mmrec_lmm.losses import bpr, info_nce
 
@@ -53,11 +53,11 @@ class MMGCLConfig:
 
     def __post_init__(self) -> None:
         if self.ssl_temp <= 0:
-            raise ValueError(f"ssl_temp must be above 0, got {self.ssl_temp}")
+            raise ConfigValueError("ssl_temp", f"must be above 0, got {self.ssl_temp}")
         if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be at least 0 and below 1, got {self.dropout_rate}")
+            raise ConfigValueError("dropout_rate", f"must be at least 0 and below 1, got {self.dropout_rate}")
         if not self.mask_p or min(self.mask_p) < 0 or sum(self.mask_p) <= 0:
-            raise ValueError(f"mask_p must be numbers of at least 0, not all 0, got {list(self.mask_p)}")
+            raise ConfigValueError("mask_p", f"must be numbers of at least 0, not all 0, got {list(self.mask_p)}")
 
 
 class MMGCL(Sources):

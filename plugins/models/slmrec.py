@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
 
-from mmrec_lmm.api import Batch, ItemFeatures, TrainingData
+from mmrec_lmm.api import Batch, ConfigValueError, ItemFeatures, TrainingData
 from mmrec_lmm.graph import BipartiteGraph, Normalisation, propagate
 from mmrec_lmm.losses import info_nce
 
@@ -59,9 +59,9 @@ class SLMRecConfig:
     def __post_init__(self) -> None:
         for name in ("temp", "ssl_temp"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise ConfigValueError(name, f"must be above 0, got {getattr(self, name)}")
         if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be at least 0 and below 1, got {self.dropout_rate}")
+            raise ConfigValueError("dropout_rate", f"must be at least 0 and below 1, got {self.dropout_rate}")
 
 
 class SLMRec(Sources):

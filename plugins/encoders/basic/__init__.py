@@ -10,7 +10,7 @@ Rows have norm 1 (text), and each of the image's three parts has norm sqrt(1/3),
 
 from dataclasses import dataclass
 
-from mmrec_lmm.api import EncoderSpec
+from mmrec_lmm.api import ConfigValueError, EncoderSpec
 
 from ... import configs
 
@@ -27,11 +27,11 @@ class BasicConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= PIXELS:
-            raise ValueError(f"image_size must be 1 to {PIXELS}, got {self.image_size}")
+            raise ConfigValueError("image_size", f"must be 1 to {PIXELS}, got {self.image_size}")
         if self.text_dim < 1:
-            raise ValueError(f"text_dim must be at least 1, got {self.text_dim}")
+            raise ConfigValueError("text_dim", f"must be at least 1, got {self.text_dim}")
         if any(length < 1 for length in self.ngrams):
-            raise ValueError(f"ngrams must be lengths of at least 1, got {self.ngrams}")
+            raise ConfigValueError("ngrams", f"must be lengths of at least 1, got {self.ngrams}")
 
 
 def weights_id(config: BasicConfig, modality: str) -> str:

@@ -6,7 +6,7 @@ This file has what needs no torch: the configuration, and which files a configur
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mmrec_lmm.api import EncoderSpec, WeightFile
+from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile
 
 from ... import configs
 from ..released import Release
@@ -51,18 +51,25 @@ class Beit3Config:
             ("joint_cls", Cls),
         ):
             if getattr(self, key) not in get_args(allowed):
-                raise ValueError(f"{key} must be one of {', '.join(get_args(allowed))}, got {getattr(self, key)!r}")
+                raise ConfigValueError(
+                    key, f"must be one of {', '.join(get_args(allowed))}, got {getattr(self, key)!r}"
+                )
         if self.checkpoint in WITHOUT_HEADS and self.pool == "itc" and not self.weights:
-            raise ValueError(
-                f"checkpoint {self.checkpoint} has no retrieval heads, which pool itc takes its vectors from; "
-                "choose pool cls, or checkpoint itc, coco_384 or f30k_384"
+            raise ConfigValueError(
+                "checkpoint",
+                f"{self.checkpoint} has no retrieval heads, which pool itc takes its vectors from; "
+                "choose pool cls, or checkpoint itc, coco_384 or f30k_384",
+                "pool",
+                "weights",
             )
         if self.side < PATCH or self.side % PATCH:
-            raise ValueError(f"image_size must be a multiple of {PATCH} (pixels a patch), got {self.image_size}")
+            raise ConfigValueError(
+                "image_size", f"must be a multiple of {PATCH} (pixels a patch), got {self.image_size}"
+            )
         if not 3 <= self.max_tokens <= 1022:
-            raise ValueError(f"max_tokens must be 3 to 1022 (the weights' positions), got {self.max_tokens}")
+            raise ConfigValueError("max_tokens", f"must be 3 to 1022 (the weights' positions), got {self.max_tokens}")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be at least 0 and less than 1, got {self.drop_path}")
+            raise ConfigValueError("drop_path", f"must be at least 0 and less than 1, got {self.drop_path}")
 
     @property
     def side(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmrec_lmm.api import EncoderSpec, WeightFile, find_weights, hash_file
+from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile, find_weights, hash_file
 
 from ... import configs
 
@@ -39,12 +39,13 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"|[\w.+-]+(/[\w.+-]+)?", self.variant):
-            raise ValueError(
-                "variant must be empty (OpenAI's ViT-B/16), tiny, ARCH/TAG as open_clip names them "
-                f"(ViT-L-14/openai), or ARCH with a file of --weights; got {self.variant!r}"
+            raise ConfigValueError(
+                "variant",
+                "must be empty (OpenAI's ViT-B/16), tiny, ARCH/TAG as open_clip names them "
+                f"(ViT-L-14/openai), or ARCH with a file of --weights; got {self.variant!r}",
             )
         if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+            raise ConfigValueError("image_size", f"must be at least 1 pixel, got {self.image_size}")
 
 
 def checkpoint(config: ClipConfig) -> Path | None:

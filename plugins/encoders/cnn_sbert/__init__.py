@@ -23,6 +23,7 @@ from typing import Any
 
 from mmrec_lmm.api import (
     ConfigError,
+    ConfigValueError,
     DataError,
     EncoderSpec,
     PluginError,
@@ -65,19 +66,28 @@ class CnnSbertConfig:
 
     def __post_init__(self) -> None:
         if self.variant not in ("", *VARIANTS):
-            raise ValueError(f"variant must be empty or one of {', '.join(VARIANTS)}, got {self.variant}")
+            raise ConfigValueError("variant", f"must be empty or one of {', '.join(VARIANTS)}, got {self.variant}")
         if self.is_tiny and self.weights:
-            raise ValueError(
-                f"weights of variant {self.variant} are random, so weights must be empty, got {self.weights}"
+            raise ConfigValueError(
+                "weights",
+                f"of variant {self.variant} are random, so weights must be empty, got {self.weights}",
+                "variant",
             )
         if not self.is_projected and (self.width, self.train_towers) != (WIDTH, False):
-            raise ValueError("width and train_towers belong to variant projected: leave them out, or choose that")
+            raise ConfigValueError(
+                "width",
+                "and train_towers belong to variant projected: leave them out, or choose that",
+                "train_towers",
+                "variant",
+            )
         if self.width < 1:
-            raise ValueError(f"width must be at least 1, got {self.width}")
+            raise ConfigValueError("width", f"must be at least 1, got {self.width}")
         if self.cnn not in TORCHVISION and not re.fullmatch(r"timm:.+", self.cnn):
-            raise ValueError(f"cnn must be alexnet, vgg16 or timm:NAME (as timm:resnet50.a1_in1k), got {self.cnn}")
+            raise ConfigValueError(
+                "cnn", f"must be alexnet, vgg16 or timm:NAME (as timm:resnet50.a1_in1k), got {self.cnn}"
+            )
         if not 3 <= self.max_tokens <= 512:
-            raise ValueError(f"max_tokens must be 3 to 512 (the weights' positions), got {self.max_tokens}")
+            raise ConfigValueError("max_tokens", f"must be 3 to 512 (the weights' positions), got {self.max_tokens}")
 
     @property
     def is_tiny(self) -> bool:

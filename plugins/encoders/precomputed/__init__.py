@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrec_lmm.api import DataError, Dataset, EncoderSpec
+from mmrec_lmm.api import ConfigValueError, DataError, Dataset, EncoderSpec
 
 from ... import configs
 
@@ -24,7 +24,7 @@ class PrecomputedConfig:
 
     def __post_init__(self) -> None:
         if self.folder and not Path(self.folder).is_dir():
-            raise ValueError(f"folder must be one that exists, got {self.folder}")
+            raise ConfigValueError("folder", f"must be one that exists, got {self.folder}")
 
 
 def weights_id(config: PrecomputedConfig, modality: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmrec_lmm.api import EncoderSpec, WeightFile
+from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile
 
 from ... import configs
 from ..released import Release
@@ -52,15 +52,20 @@ class VLMoConfig:
 
     def __post_init__(self) -> None:
         if self.side < PATCH or self.side % PATCH:
-            raise ValueError(f"image_size must be a multiple of {PATCH} (pixels per patch), got {self.image_size}")
+            raise ConfigValueError(
+                "image_size", f"must be a multiple of {PATCH} (pixels per patch), got {self.image_size}"
+            )
         if self.variant in ("base", "large") and self.side != self.native_side:
-            raise ValueError(
-                f"image_size must be {self.native_side} for variant {self.variant} and checkpoint {self.checkpoint}, "
-                f"got {self.image_size}: its positions are relative, and only base_plus' are interpolated"
+            raise ConfigValueError(
+                "image_size",
+                f"must be {self.native_side} for variant {self.variant} and checkpoint {self.checkpoint}, "
+                f"got {self.image_size}: its positions are relative, and only base_plus' are interpolated",
+                "variant",
+                "checkpoint",
             )
         for key in ("drop_path", "dropout"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 0 and less than 1, got {getattr(self, key)}")
+                raise ConfigValueError(key, f"must be at least 0 and less than 1, got {getattr(self, key)}")
 
     @property
     def native_side(self) -> int:

@@ -1,0 +1,210 @@
+"""What all verbs share: how one is made, the flags that several have, the types of arguments.
+
+Choices come from where they are defined, in modules that import next to nothing, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import ConfigError, did_you_mean
+from ..features.controls import CONTROLS
+from ..report.layouts import FORMATS, LAYOUTS
+from ..types import PRE_TRAINED
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+    Handler = Callable[[argparse.Namespace], int]  # returns an exit code
+
+ABOUT = (
+    "Train, evaluate and compare recommenders on what their items look like and say. "
+    "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo."
+)
+EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data or weights, 130 interrupted"
+
+
+def command() -> tuple[argparse.ArgumentParser, Verbs]:
+    """The parser of the command itself, and the place for its verbs."""
+    parser = argparse.ArgumentParser(prog="mmrec-lmm", description=ABOUT, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"mmrec-lmm {__version__}")
+    return parser, parser.add_subparsers(dest="verb", metavar="VERB")
+
+
+def add_verb(verbs: Verbs, name: str, handler: Handler, summary: str, *, keys: bool = False) -> argparse.ArgumentParser:
+    """A verb; with `keys` it takes any configuration key beside its flags."""
+    about = f"{summary} Any configuration key may follow as --key=value." if keys else summary
+    parser = verbs.add_parser(name, help=summary, description=about, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.set_defaults(handler=handler, parser=parser, takes_keys=keys)
+    parser.add_argument(
+        "-p",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="PLUGIN",
+        help="also load a plugin that isn't installed: a module or a .py file; no:NAME leaves one out",
+    )
+    return parser
+
+
+def add_group(verbs: Verbs, name: str, summary: str) -> Verbs:
+    """A verb that only has verbs of its own; the place for those."""
+    parser = verbs.add_parser(name, help=summary, description=summary, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.set_defaults(handler=_usage, parser=parser, takes_keys=False)
+    return parser.add_subparsers(metavar="VERB")
+
+
+def _usage(options: argparse.Namespace) -> int:
+    options.parser.print_help(sys.stderr)
+    return ConfigError.exit_code
+
+
+def configuration_keys(rest: Sequence[str], parser: argparse.ArgumentParser, *, allowed: bool) -> dict[str, str]:
+    """The configuration keys among the arguments that no flag of the verb's parser took."""
+    overrides = {}
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not allowed or not argument.startswith("--") or not equals or not key:
+            flags = re.findall(r"--([a-z][\w-]+)", parser.format_help())  # dashes, which all have, would make all alike
+            meant = did_you_mean(key, flags).replace("mean ", "mean --")
+            if allowed:
+                name = key if argument.startswith("--") and key else "KEY"
+                meant += f"; a configuration key is written with an equals sign: --{name}=VALUE"
+            raise ConfigError(f"unknown argument {argument}{meant}")
+        overrides[key] = value
+    return overrides
+
+
+# Flags that several verbs have
+
+
+def what_to_run(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is run."""
+    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="the model; `list models` shows them")
+    which_data(parser)
+    parser.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="makes the item features, also as NAME:VARIANT; default: the data set's own feature files",
+    )
+    how_to_encode(parser)
+    parser.add_argument(
+        "--paradigm",
+        default=PRE_TRAINED,
+        metavar="NAME",
+        help=f"how the encoder is trained; `list paradigms` shows them (default: {PRE_TRAINED})",
+    )
+    parser.add_argument(
+        "--features",
+        type=feature_file,
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE.npy",
+        help="features of a modality from a file",
+    )
+    parser.add_argument("--control", choices=CONTROLS, help="a twin run whose features carry no content")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="a preset of configs; the shipped ones set what differs between the sources as one of them has it",
+    )
+    parser.add_argument("--seed", metavar="N", help="of the weights, the batches and the negatives (default: 999)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+
+
+def which_data(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which data set is read, and with which configuration."""
+    parser.add_argument(
+        "-d", "--dataset", required=True, type=folder_name, metavar="NAME", help="a folder in the folder of data sets"
+    )
+    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
+    configs_folder(parser)
+
+
+def how_to_encode(parser: argparse.ArgumentParser) -> None:
+    """The flags of an encoder, and of what it encodes."""
+    parser.add_argument(
+        "--weights", metavar="PATH", help="the encoder's checkpoint, or the folder that holds its files"
+    )
+    parser.add_argument("--modalities", type=names, metavar="image,text", help="default: all that there are but joint")
+
+
+def which_layout(parser: argparse.ArgumentParser) -> None:
+    """The flag that says what a table compares."""
+    parser.add_argument(
+        "--layout",
+        choices=tuple(LAYOUTS),
+        default="plain",
+        help="what it compares, by the paper's tables, or metrics on parts of test (default: plain, all rows)",
+    )
+
+
+def how_to_print(parser: argparse.ArgumentParser) -> None:
+    """The flags of a verb that prints a table."""
+    parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: markdown")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there (default: stdout)")
+
+
+def configs_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="a folder of YAML in MMRec's layout")
+
+
+def data_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-path", type=Path, default=Path("data"), metavar="DIR", help="folder of data sets (default: data)"
+    )
+
+
+def runs_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+
+
+def as_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+
+# Types of arguments
+
+
+def folder_name(text: str) -> str:
+    if not text or text.startswith(".") or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a data set; --data-path says in which folder it lies")
+    return text
+
+
+def names(text: str) -> tuple[str, ...]:
+    listed = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not listed:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return listed
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def users(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of user ids such as 0,1,2")
+    return tuple(dict.fromkeys(int(user) for user in text.split(",")))
+
+
+def feature_file(text: str) -> tuple[str, Path]:
+    modality, equals, path = text.partition("=")
+    if not equals or not modality:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE.npy")
+    return modality, Path(path)
+
+
+def condition(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value

@@ -1,0 +1,70 @@
+"""What the handlers of several verbs do: find plugins, read configuration, write what was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from ..types import PRE_TRAINED
+
+if TYPE_CHECKING:
+    from ..config.resolve import Resolved
+    from ..plugin.registry import Registry
+
+
+def registry_of(options: argparse.Namespace) -> Registry:
+    """The registry of all plugins, those after -p too."""
+    from ..plugin.registry import load_registry
+
+    return load_registry(options.plugins)
+
+
+def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
+    """The registry, and the runs that the flags ask for."""
+    from ..config.resolve import Request, resolve_request
+
+    registry = registry_of(options)
+    typed = vars(options)
+    flags = {key: typed.get(key) for key in ("seed", "data_path", "device", "protocol")}
+    flags["encoder.weights"] = typed.get("weights")
+    request = Request(
+        model=options.model,
+        dataset=options.dataset,
+        encoder=options.encoder,
+        paradigm=typed.get("paradigm", PRE_TRAINED),
+        modalities=typed.get("modalities"),
+        features=dict(typed.get("features", [])),
+        control=typed.get("control"),
+        preset=typed.get("preset"),
+        grid=typed.get("grid"),
+        configs=typed.get("configs"),
+        overrides={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+    )
+    resolved = resolve_request(request, registry)
+    for note in resolved.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for metric in dict.fromkeys(metric for run in resolved.runs for metric in run.settings.metrics):
+        try:
+            registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
+        except ConfigError as error:
+            raise ConfigError(f"{resolved.origins['metrics']}: {error}") from None
+    return registry, resolved
+
+
+def write(text: str, path: Path | None) -> None:
+    """Text to a file, or to stdout."""
+    from ..cache import write_bytes
+
+    if path is None:
+        print(text, end="")
+    else:
+        write_bytes(path, text.encode())
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))

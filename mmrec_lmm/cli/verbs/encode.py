@@ -1,0 +1,51 @@
+"""`encode`: features, without a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...types import PRE_TRAINED
+from ..parser import add_verb, how_to_encode, which_data
+from ..shared import runs_of
+
+if TYPE_CHECKING:
+    from ..parser import Verbs
+
+
+def add(verbs: Verbs) -> None:
+    encode = add_verb(
+        verbs, "encode", _encode, "Encode a data set's items; the features are kept and reused.", keys=True
+    )
+    which_data(encode)
+    encode.add_argument("--encoder", required=True, metavar="NAME", help="the encoder, or NAME:VARIANT")
+    how_to_encode(encode)
+    encode.add_argument(
+        "--paradigm",
+        default=PRE_TRAINED,
+        metavar="NAME",
+        help=f"how the encoder is trained before; `list paradigms` shows them (default: {PRE_TRAINED})",
+    )
+    encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+    encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from ...distributed import is_first_process
+    from ...features.files import export_table
+    from ...logs import start_log
+    from ...running.inputs import encode_dataset
+    from ..text import encoded_text
+
+    options.model = None
+    registry, resolved = runs_of(options)
+    start_log(None, "encode", level="INFO" if is_first_process() else "ERROR", verbose=True)
+    tables = encode_dataset(resolved.runs[0], registry, progress=True)
+    if not is_first_process():
+        return 0
+    if options.export:
+        for table in tables.values():
+            export_table(options.export / f"{table.modality}_feat.npy", table)
+    print(encoded_text(tables))
+    return 0

@@ -1,0 +1,62 @@
+"""`config show`, `list` and `info`: what a run would be configured with, and what there is to run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..parser import add_group, add_verb, as_json, runs_folder, what_to_run
+from ..shared import print_json, registry_of, runs_of
+
+if TYPE_CHECKING:
+    from ..parser import Verbs
+
+
+KINDS = ("models", "encoders", "paradigms", "datasets", "metrics", "plugins", "runs")
+
+
+def add(verbs: Verbs) -> None:
+    config = add_group(verbs, "config", "Look at configuration.")
+    show = add_verb(
+        config, "show", _config_show, "Print each value of a run and the file that it comes from.", keys=True
+    )
+    what_to_run(show)
+    show.add_argument("--grid", metavar="NAME", help="with a published grid")
+
+    listing = add_verb(verbs, "list", _list, "List what there is.")
+    listing.add_argument("kind", choices=KINDS, help="what to list")
+    runs_folder(listing)
+    as_json(listing)
+
+    info = add_verb(verbs, "info", _info, "Describe a model, encoder, data set or metric and its configuration keys.")
+    info.add_argument("name", help="of a model, encoder, data set or metric; `list` shows them")
+
+
+def _config_show(options: argparse.Namespace) -> int:
+    from ...config.resolve import describe
+
+    print(describe(runs_of(options)[1]))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from ..text import catalogue_rows, listing_text, run_rows
+
+    if options.kind == "runs":
+        from ...running.run_folder import list_results
+
+        rows = run_rows(list_results(options.out))
+    else:
+        rows = catalogue_rows(registry_of(options), options.kind)
+    if options.json:
+        print_json(rows)
+    else:
+        print(listing_text(rows) or f"no {options.kind}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from ..text import info_text
+
+    print(info_text(registry_of(options), options.name))
+    return 0

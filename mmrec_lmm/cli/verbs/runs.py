@@ -1,0 +1,146 @@
+"""`recommend`, `replay`, `results` and `slices`: what to do with finished runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..parser import add_group, add_verb, as_json, condition, count, runs_folder, users
+from ..shared import print_json, registry_of
+
+if TYPE_CHECKING:
+    from ..parser import Verbs
+
+
+def add(verbs: Verbs) -> None:
+    recommend = add_verb(verbs, "recommend", _recommend, "The best items for users, from a finished run.")
+    _which_run(recommend)
+    recommend.add_argument("--users", type=users, required=True, metavar="0,1,2", help="internal user ids")
+    _data_of_run(recommend)
+    recommend.add_argument("-k", type=count, default=10, help="items per user (default: 10)")
+    runs_folder(recommend)
+    as_json(recommend)
+
+    again = add_verb(
+        verbs, "replay", _replay, "Make a finished run again and compare: identical, or what differs first."
+    )
+    _which_run(again)
+    _data_of_run(again)
+    again.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: the run's)")
+    runs_folder(again)
+    as_json(again)
+
+    results = add_group(verbs, "results", "Ask, export and index finished runs.")
+    index = add_verb(results, "index", _index, "Make the index over finished runs anew.")
+    export = add_verb(results, "export", _export, "Finished runs as a table, one row a run.")
+    export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
+    export.add_argument("-o", dest="file", type=Path, metavar="FILE", help="write there instead of to stdout")
+    export.add_argument(
+        "--where", type=condition, action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+        help="only runs with these values",
+    )  # fmt: skip
+    ask = add_verb(results, "query", _query, "Answer a SELECT over the tables runs and metrics.")
+    ask.add_argument("sql", help="for example \"SELECT run, value FROM metrics WHERE split = 'test'\"")
+    as_json(ask)
+    for verb in (index, export, ask):
+        runs_folder(verb)
+
+    slices = add_verb(
+        verbs, "slices", _slices, "A finished run on parts of test: cold items, long tail, idle and busy users."
+    )
+    _which_run(slices)
+    _data_of_run(slices)
+    runs_folder(slices)
+    as_json(slices)
+
+
+def _which_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's id, the start of one, or its folder")
+
+
+def _data_of_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the run's)")
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from ...logs import start_log
+    from ...running.recommend import recommend
+    from ..text import table
+
+    start_log(None, "recommend", level="ERROR", verbose=False)  # the run has told what the data lacks
+    registry = registry_of(options)
+    rows = recommend(options.run, options.users, options.k, registry, out=options.out, data_path=options.data_path)
+    if options.json:
+        print_json(rows)
+    else:
+        print(table(rows))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from ...cache import plain
+    from ...logs import start_log
+    from ...running.replay import replay
+    from ..text import replay_text
+
+    start_log(None, "replay", level="ERROR", verbose=False)  # the run has told what the data lacks
+    found = replay(
+        options.run, registry_of(options), out=options.out,
+        data_path=options.data_path, device=options.device, progress=True,
+    )  # fmt: skip
+    if options.json:
+        print_json({**plain(found), "reproduced": found.reproduced})
+    else:
+        print(replay_text(found))
+    return 0 if found.reproduced else 1
+
+
+def _index(options: argparse.Namespace) -> int:
+    from ...logs import start_log
+    from ...running.index import INDEX, rebuild
+
+    start_log(None, "results", level="WARNING", verbose=False)
+    print(f"{rebuild(options.out)} runs in {options.out / INDEX}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ...cache import write_bytes
+    from ...logs import start_log
+    from ...running.index import as_csv, as_jsonl, find_runs
+
+    start_log(None, "results", level="WARNING", verbose=False)
+    rows = find_runs(options.out, dict(options.where))
+    text = as_csv(rows) if options.format == "csv" else as_jsonl(rows)
+    if options.file:
+        write_bytes(options.file, text.encode())
+    else:
+        print(text, end="")
+    return 0
+
+
+def _query(options: argparse.Namespace) -> int:
+    from ...logs import start_log
+    from ...running.index import query
+    from ..text import table
+
+    start_log(None, "results", level="WARNING", verbose=False)
+    rows = query(options.out, options.sql)
+    if options.json:
+        print_json(rows)
+    else:
+        print(table(rows) or "no rows")
+    return 0
+
+
+def _slices(options: argparse.Namespace) -> int:
+    from ...running.slices import slice_run
+    from ..text import slices_text
+
+    rows = slice_run(options.run, registry_of(options), out=options.out, data_path=options.data_path)
+    if options.json:
+        print_json(rows)
+    else:
+        print(slices_text(rows))
+    return 0

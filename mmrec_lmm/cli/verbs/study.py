@@ -1,0 +1,196 @@
+"""`study` and `leaderboard`: many runs from one file, their tables and pages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import ConfigError
+from ..parser import add_group, add_verb, as_json, configs_folder, count, how_to_print, runs_folder, which_layout
+from ..shared import print_json, write
+
+if TYPE_CHECKING:
+    from ...studies import executor
+    from ...studies.leaderboard import Leaderboard
+    from ..parser import Verbs
+
+
+def add(verbs: Verbs) -> None:
+    board = add_verb(
+        verbs, "leaderboard", _leaderboard, "Make one HTML page of a leaderboard, to be opened, mailed or published."
+    )
+    board.add_argument("file", type=Path, metavar="FILE", help="a leaderboard as JSON")
+    _which_page(board)
+
+    study = add_group(verbs, "study", "Run a study: many runs from one file, and their tables.")
+    run = add_verb(study, "run", _run, "Do a study's runs; the same command goes on where it was stopped.")
+    _which_study(run)
+    who = run.add_mutually_exclusive_group()
+    who.add_argument("--jobs", type=count, default=1, metavar="N", help="processes that share the runs")
+    who.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
+    run.add_argument("--dry-run", action="store_true", help="list what would be done, and what it would take")
+    run.add_argument("--no-probe", action="store_true", help="with --dry-run: no estimate, which takes minutes")
+    run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
+    status = add_verb(study, "status", _status, "Show how far a study is.")
+    _which_study(status)
+    as_json(status)
+    table = add_verb(study, "table", _table, "Print what a study has found so far as a table.")
+    _which_study(table)
+    which_layout(table)
+    how_to_print(table)
+    table.add_argument("--plots", type=Path, metavar="DIR", help="also draw seeds and cost against quality there")
+    page = add_verb(study, "page", _page, "Make one HTML page of what a study has found so far.")
+    _which_study(page)
+    _which_page(page)
+
+
+def _which_study(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which study, on what, and where its runs are."""
+    parser.add_argument("study", help="a study's file, or the name of one in a folder study of configs")
+    parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the study's)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+    configs_folder(parser)
+    runs_folder(parser)
+
+
+def _which_page(parser: argparse.ArgumentParser) -> None:
+    """The flag that says where a page is written."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("leaderboard.html"),
+        metavar="PAGE",
+        help="the page (default: leaderboard.html)",
+    )
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from ...cache import write_bytes
+    from ...report.page import page
+    from ...studies.leaderboard import read_leaderboard
+
+    print(write_bytes(options.output, page(read_leaderboard(options.file)).encode()))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    import dataclasses
+    import itertools
+    import time
+
+    from ...distributed import processes
+    from ...logs import start_log
+    from ...studies import executor
+    from ...studies.leaderboard import FINISHED, NOT_APPLICABLE
+    from ..text import job_line, study_text
+
+    if processes() > 1:
+        raise ConfigError("study run shares its runs by --jobs or --on ray, and not by torchrun: leave that out")
+    call = dataclasses.replace(_call(options), since=time.time())
+    if options.dry_run:
+        return _dry_run(options, call)
+    plan, registry = call.plan()
+    log = start_log(options.out / "log", call.study.name, level=call.level, verbose=options.verbose)
+    done = itertools.count(1)
+
+    def told(job: executor.Job, record: executor.Record) -> None:
+        print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
+
+    def do(plan: executor.Plan) -> None:
+        if options.on == "ray":
+            from ...studies.ray import on_ray
+
+            on_ray(call, plan, told=told)
+        elif options.jobs > 1:
+            executor.in_processes(call, plan, options.jobs, told=told)
+        else:
+            executor.Worker(plan, registry, since=call.since, progress=True, told=told).work()
+
+    plan = executor.do_all(call, plan, do)
+    outcomes = plan.outcomes()
+    if not call.study.baseline and all(outcome.cell.modalities != () for outcome in outcomes):
+        print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
+    print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
+    return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
+
+
+def _dry_run(options: argparse.Namespace, call: executor.Call) -> int:
+    from ...logs import start_log
+    from ...studies.estimate import measure, probe, shared_artefacts
+    from ..text import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
+
+    start_log(None, call.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    plan, registry = call.plan()
+    print(study_text(plan.outcomes()))
+    shared = shared_artefacts(plan, registry)
+    print(f"\n{artefacts_text(shared)}")
+    if not options.no_probe:
+        makings = measure(shared, plan, call, told=lambda found: print(making_line(found), file=sys.stderr))
+        if makings:
+            print(f"\n{making_text(makings, jobs=options.jobs)}")
+        probes = probe(plan, call, registry, told=lambda found: print(probe_line(found), file=sys.stderr))
+        print(f"\n{estimate_text(probes, jobs=options.jobs)}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from ..text import outcome_rows, study_text
+
+    outcomes = _call(options).plan()[0].outcomes()
+    if options.json:
+        print_json(outcome_rows(outcomes))
+    else:
+        print(study_text(outcomes))
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from ...report.plots import leaderboard_plots, need_matplotlib
+    from ...report.tables import render
+
+    if options.plots:
+        need_matplotlib()
+    board = _findings(options)
+    write(render(board, layout=options.layout, format=options.format), options.output)
+    if options.plots:
+        for path in leaderboard_plots(board, options.plots):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from ...cache import write_bytes
+    from ...report.page import page
+
+    print(write_bytes(options.output, page(_findings(options)).encode()))
+    return 0
+
+
+def _findings(options: argparse.Namespace) -> Leaderboard:
+    """What the study has found so far."""
+    from ...logs import start_log
+    from ...studies.findings import find
+
+    start_log(None, "study", level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    return find(*_call(options).plan())
+
+
+def _call(options: argparse.Namespace) -> executor.Call:
+    """What the flags ask for, as every process of a study gets it."""
+    from ...studies.executor import Call
+    from ...studies.file import find_study, load_study
+
+    flags = {"data_path": options.data_path, "device": options.device}
+    return Call(
+        study=load_study(
+            find_study(options.study, options.configs),
+            configs=options.configs,
+            overrides={key: value for key, value in flags.items() if value is not None},
+        ),
+        folder=Path.cwd(),
+        out=options.out,
+        plugins=tuple(options.plugins),
+    )

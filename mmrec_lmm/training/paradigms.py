@@ -1,0 +1,108 @@
+"""The paradigms pt, ft and ete: what each is called, its section of configuration, and where it is implemented.
+
+They are registered by the hook that a plugin's paradigms come by; their entry point is `paradigms`. Nothing here
+imports torch.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..api import ParadigmSpec, hookimpl
+from ..config.schema import SEED, Limit, at_least
+from ..types import PRE_TRAINED
+
+_NOT_NEGATIVE = Limit("at least 0 and finite", lambda value: 0 <= value < math.inf)
+_ABOVE_0 = Limit("above 0", lambda value: value > 0)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Section `ft`: how an encoder is tuned on a catalogue's images and texts, before any recommender is trained.
+
+    The LMM paper searches learning_rate in {1e-5, 3e-5, 5e-5, 1e-4, 1e-3} and batch_size in {32, 64, 128, 256, 1024}
+    and states nothing else; the rest is VLMo's recipe, or usual.
+    """
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "batch_size": at_least(2),
+        "epochs": at_least(1),
+        "accumulate": at_least(1),
+        "patience": at_least(0),
+        "learning_rate": _NOT_NEGATIVE,
+        "weight_decay": _NOT_NEGATIVE,
+        "clip_grad_norm": _ABOVE_0,
+        "warmup": Limit("a share of at least 0 and below 1", lambda share: 0 <= share < 1),
+        "held_out": Limit("a share above 0 and at most 0.5", lambda share: 0 < share <= 0.5),
+        "seed": SEED,
+    }
+
+    learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
+    batch_size: int = 256  # items whose images and texts are told apart: a smaller one is another loss
+    accumulate: int = 1  # batches whose mean loss a step lowers; items are told apart within each
+    epochs: int = 10  # at most
+    patience: int = 3  # epochs without a lower loss on the held-out items
+    weight_decay: float = 0.01  # not of biases, norms, positions, CLS and scales
+    warmup: float = 0.1  # share of all steps in which the learning rate rises to its value
+    schedule: Literal["linear", "cosine"] = "linear"  # of its fall to zero afterwards
+    clip_grad_norm: float = 1.0  # of all parameters together
+    held_out: float = 0.05  # share of items that select the epoch and are never trained on
+    freeze: tuple[str, ...] = ()  # patterns of parameter names that stay as they are
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
+    seed: int = 999  # of the held-out items, the batches and the losses' masks
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Section `ete`: how an encoder is trained together with a recommender."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "encoder_every": at_least(1),
+        "refresh_epochs": at_least(1),
+        "micro_batch": at_least(0),
+        "rows": at_least(0),
+        "warm_epochs": at_least(0),
+        "warmup_steps": at_least(0),
+        "learning_rate": _NOT_NEGATIVE,
+        "weight_decay": _NOT_NEGATIVE,
+        "itc": _NOT_NEGATIVE,
+        "clip_grad_norm": _ABOVE_0,
+    }
+
+    mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
+    learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
+    warmup_steps: int = 0  # in which that rate is risen to; it never falls, as patience ends training at no known step
+    weight_decay: float = 0.01
+    clip_grad_norm: float = 1.0  # of the encoder's parameters together
+    encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
+    rows: int = 256  # items encoded with gradient in a step, drawn so that it is unbiased; 0: all that have a gradient
+    micro_batch: int = 32  # items computed at once, 0: all; sets the memory and, but for `itc`, not the result
+    warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
+    refresh_epochs: int = 1  # epochs between two encodings of all items; before an evaluation there is always one
+    itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
+    freeze: tuple[str, ...] = ()  # patterns of the encoder's parameter names that stay as they are
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
+
+
+@hookimpl
+def mmrec_register_paradigms() -> list[ParadigmSpec]:
+    return [
+        ParadigmSpec(PRE_TRAINED, "mmrec_lmm.plugin.contracts:Paradigm", summary="the encoder as it was pre-trained"),
+        ParadigmSpec(
+            "ft",
+            "mmrec_lmm.training.fine_tuning:FineTuned",
+            FineTuning,
+            prepares=True,
+            summary="the encoder fine-tuned on the catalog's images and texts, before the recommender is trained",
+            paper="Yi et al., 2023, arXiv:2310.20343",
+        ),
+        ParadigmSpec(
+            "ete",
+            "mmrec_lmm.training.end_to_end:TrainedEndToEnd",
+            EndToEnd,
+            joint=True,
+            summary="the encoder trained end to end with the recommender, on the recommender's loss",
+            paper="Yi et al., 2023, arXiv:2310.20343",
+        ),
+    ]
