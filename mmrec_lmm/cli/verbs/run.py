@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"note: {source}: keys of MMRec that nothing here reads: {keys}", file=sys.stderr)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
-    stored = sum(result.record["finished"] < started for result in grid.results)
+    stored = sum(result.record.finished < started for result in grid.results)
     if stored:
         print(f"note: {stored} of {len(grid.results)} finished before; --force runs them again", file=sys.stderr)
     if options.json:
