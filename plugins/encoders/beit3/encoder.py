@@ -25,11 +25,12 @@ from mmrec_lmm.api import (
     load_state,
     read_checkpoint,
 )
-from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
+from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import Normalise, squashed
+from ..released import is_random
 from ..words import SIZE, HashedWords
-from . import NAME, PATCH, VOCABULARY, Beit3Config, checkpoint_path, vocabulary_path
+from . import NAME, PATCH, RELEASE, VOCABULARY, Beit3Config
 from .model import OFFSET, PAD, SIZES, Beit3ForRetrieval
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, whose handlers write the run's log
@@ -51,10 +52,10 @@ class Beit3Encoder(ItemEncoder):
         self.padding = {"tokens": PAD}
         self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = Beit3ForRetrieval(size, config.side, config.drop_path)
-        if config.is_random:
+        if is_random(config):
             self.model.initialise(self.model.state_dict())
         else:
-            self._load(checkpoint_path(config))
+            self._load(RELEASE.checkpoint_path(config))
         if "text" in modalities or "joint" in modalities:
             self.tokenise = tokeniser(config)
 
@@ -102,10 +103,8 @@ class Beit3Encoder(ItemEncoder):
         """ITC between the retrieval heads' vectors of images and texts, as the authors tune for retrieval."""
         images = self.model.image_vectors(self.normalise(batch["pixels"]))  # (B, D)
         texts = self.model.text_vectors(batch["tokens"])  # (B, D)
-        scale = self.model.logit_scale
-        with torch.no_grad():  # CLIP's bound, which BEiT-3's authors leave out; in the graph it would stop the gradient
-            scale.clamp_(max=MAX_LOG_SCALE)
-        return {"itc": symmetric_info_nce(images, texts, scale=scale.exp())}
+        scale = contrastive_scale(self.model.logit_scale)  # with CLIP's bound, which BEiT-3's authors leave out
+        return {"itc": symmetric_info_nce(images, texts, scale=scale)}
 
 
 class SentencePieces:
@@ -136,7 +135,7 @@ def tokeniser(config: Beit3Config) -> Callable[[str], list[int]]:
     """Sub-words of the published vocabulary; the tiny variant hashes words, and needs none."""
     if config.variant == "tiny":
         return HashedWords(start=START, end=END, first=UNKNOWN + 1, last=SIZE - 1, max_tokens=config.max_tokens)
-    path = vocabulary_path(config)
+    path = RELEASE.vocabulary_path(config)
     pieces = SentencePieces(path, config.max_tokens)
     if len(pieces) != PIECES:
         raise DataError(

@@ -27,8 +27,9 @@ from mmrec_lmm.api import (
 )
 
 from ..pixels import Normalise, squashed
+from ..released import is_random
 from ..words import HashedWords
-from . import JOINT_POOLS, NAME, VLMoConfig, checkpoint_path, vocabulary_path
+from . import JOINT_POOLS, NAME, RELEASE, VLMoConfig
 from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
 from .tuning import tuning_losses
 
@@ -55,8 +56,8 @@ class VLMoEncoder(ItemEncoder):
         self.reads_texts = not {"text", "joint"}.isdisjoint(modalities)
         self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = VLMo(self.size)
-        if not config.is_random:
-            self._load(checkpoint_path(config))
+        if not is_random(config):
+            self._load(RELEASE.checkpoint_path(config))
         if self.reads_texts:
             self.tokenise, continues = _tokeniser(config, self.size)
             self.register_buffer("continues", continues, persistent=False)
@@ -130,7 +131,7 @@ def _tokeniser(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int
     if config.variant == "tiny":
         words = HashedWords(CLS, SEP, first=MASK + 1, last=size.vocabulary - 1, max_tokens=size.max_tokens)
         return words, torch.zeros(size.vocabulary, dtype=torch.bool)
-    vocabulary = read_vocabulary(vocabulary_path(config), size.vocabulary)
+    vocabulary = read_vocabulary(RELEASE.vocabulary_path(config), size.vocabulary)
     return WordPieces(vocabulary, size.max_tokens), torch.tensor([piece.startswith("##") for piece in vocabulary])
 
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize, pad, scaled_dot_product_attention
 
+from mmrec_lmm.losses import FIRST_LOG_SCALE
+
 PAD, CLS, SEP, MASK = 0, 101, 102, 103  # ids of BERT's uncased vocabulary
-FIRST_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as a logarithm
 RELATIVE_TEXT = 196  # tokens for which the official tables of relative positions have rows
 
 Experts = Sequence[tuple[str, int]]
@@ -87,8 +88,8 @@ class VLMo(nn.Module):
         self.itc_image_proj = Head(width, width, bias=False)
         self.itc_vl_text_proj = Head(width, width, bias=False)
         self.itc_vl_image_proj = Head(width, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
-        self.logit_vl_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
+        self.logit_vl_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
         self.apply(partial(_initialise, deviation=size.deviation))
 
     def image(self, pixels: Tensor, *tops: str) -> list[Tensor]:
