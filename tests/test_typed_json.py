@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import pytest
 
-from mmrec_lmm.config.settings import EndToEnd, FineTuning, Settings
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.studies.executor import Record
 from mmrec_lmm.studies.leaderboard import Leaderboard
 from mmrec_lmm.training.end_to_end import EncoderNumbers, EndToEndReport
 from mmrec_lmm.training.fine_tuning import TunerNumbers
+from mmrec_lmm.training.paradigms import EndToEnd, FineTuning
 from mmrec_lmm.training.trainer import TrainerNumbers
 from mmrec_lmm.typed_json import FLAT, OPTIONAL, decode, plain
 from mmrec_lmm.types import (
