@@ -24,7 +24,7 @@ class Count(TorchDispatchMode):
     """What was called while it was entered. Views count for nothing.
 
     `bytes` is what operations read and write, whether it comes from memory or from a cache; of a table that is
-    gathered from or scattered into, only the rows concerned. `moved` is the share of gathers, scatters and the
+    all_gather from or scattered into, only the rows concerned. `moved` is the share of gathers, scatters and the
     optimiser in them. `flops` are those of dense products, `sparse_flops` those of sparse ones; `selected` is, by k,
     how many numbers the largest k were chosen from.
     """

@@ -22,12 +22,12 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
-from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
+from mmrec_lmm.graph import BipartiteGraph, nearest_neighbors
 from mmrec_lmm.machine import keep_freed_memory
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
-from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer, Validation
@@ -153,7 +153,7 @@ def _train(
 def neighbours(*, items: int) -> dict[str, Any]:
     """Time the search for the 10 nearest of `items` vectors."""
     x = torch.randn(items, WIDTH, generator=torch.Generator().manual_seed(0))
-    taken = seconds(lambda: nearest_neighbours(x, 10))
+    taken = seconds(lambda: nearest_neighbors(x, 10))
     return {"seconds": taken, "peak": peak_bytes()}
 
 
@@ -173,7 +173,7 @@ def joint_memory(encoder: str, *, items: int) -> dict[str, Any]:
     tables = {modality: torch.zeros(items, built.dims[modality]) for modality in modalities}
     features, options = ItemFeatures(tables, present, joint=True), EndToEnd()
     callback = JointEncoder(
-        Trainee(built, prepared, present, options), features, options, generator=torch.Generator().manual_seed(0)
+        EncoderWorker(built, prepared, present, options), features, options, generator=torch.Generator().manual_seed(0)
     )
     callback.epoch_started(0)
     batch = Batch(*torch.zeros(3, 1, dtype=torch.int64))

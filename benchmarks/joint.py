@@ -32,7 +32,7 @@ from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
-from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer, Validation
@@ -72,17 +72,17 @@ def epochs(
     tables = {modality: torch.zeros(size.items, encoder.dims[modality]) for modality in MODALITIES}
     features = ItemFeatures(tables, present, joint=True)
     callback = JointEncoder(
-        Trainee(encoder, items, present, OPTIONS), features, OPTIONS, generator=torch.Generator().manual_seed(0)
+        EncoderWorker(encoder, items, present, OPTIONS), features, OPTIONS, generator=torch.Generator().manual_seed(0)
     )
     joint = trainer(name, registry, train, size, features, batch=batch, callback=callback)
     touched: list[Tensor] = []
-    step = callback._trainee.step
+    step = callback._worker.step
 
     def noted(rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
         touched.append(rows)
         return step(rows, gradients, rate)
 
-    callback._trainee.step = noted  # type: ignore[method-assign]
+    callback._worker.step = noted  # type: ignore[method-assign]
     callback.epoch_started(0)  # features, of which the recommender alone gets a copy that stands still
     frozen = ItemFeatures({modality: table.detach().clone() for modality, table in features().items()}, present)
     alone = trainer(name, registry, train, size, frozen, batch=batch)

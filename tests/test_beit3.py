@@ -195,7 +195,7 @@ def test_the_joint_vector_is_the_cls_of_the_image_or_of_the_text_in_one_pass():
     encoder = build("joint")
     prepared = batch(encoder, RED, BLUE)
     with torch.no_grad():
-        rows = encoder.model.beit3(encoder.normalise(prepared["pixels"]), prepared["tokens"])
+        rows = encoder.model.beit3(encoder.normalize(prepared["pixels"]), prepared["tokens"])
     first_text = (64 // 16) ** 2 + 1  # in a tiny picture; of 224 pixels it is 197
     assert rows.shape[1] == first_text + prepared["tokens"].shape[1]
     assert torch.equal(encode(encoder, RED, BLUE)["joint"], rows[:, 0])
@@ -231,7 +231,7 @@ def test_a_picture_is_squashed_whole_and_its_bytes_become_minus_1_to_1():
     pixels = encoder.prepare(RawItem(0, halves, ""))["pixels"]
     assert pixels.shape == (3, 64, 64)
     assert pixels.dtype == torch.uint8
-    assert encoder.normalise(pixels)[:, :, [0, -1]].unique().tolist() == [-1, 1]
+    assert encoder.normalize(pixels)[:, :, [0, -1]].unique().tolist() == [-1, 1]
 
 
 def test_a_text_is_cut_by_tokens_and_keeps_its_end_and_an_empty_one_is_only_start_and_end():
@@ -248,7 +248,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SentencePiece model, trained here; <unk> <s> </s> are its pieces 0 to 2, as in the published one."""
     sentencepiece = pytest.importorskip("sentencepiece")
     path = tmp_path_factory.mktemp("vocabulary") / "beit3.spm"
-    lines = [f"the {size} {colour} toy {thing}" for size in ("big", "small") for colour in ("red", "blue", "green")
+    lines = [f"the {size} {color} toy {thing}" for size in ("big", "small") for color in ("red", "blue", "green")
              for thing in ("train", "tower", "tracker", "box")]  # fmt: skip
     writer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -259,21 +259,21 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sub_words_get_xlm_rs_ids_one_more_than_their_own_and_3_if_unknown(vocabulary):
-    tokenise = encoder_module.SentencePieces(vocabulary, 64)
-    pieces = tokenise.processor.encode("the red train Ж", out_type=str)
-    own = [tokenise.processor.piece_to_id(piece) for piece in pieces]
+    tokenize = encoder_module.SentencePieces(vocabulary, 64)
+    pieces = tokenize.processor.encode("the red train Ж", out_type=str)
+    own = [tokenize.processor.piece_to_id(piece) for piece in pieces]
     assert own[-1] == 0  # unknown
     assert 0 not in own[:-1]
-    assert tokenise("the red train Ж") == [0, *(piece + 1 for piece in own[:-1]), 3, 2]
-    assert tokenise("") == tokenise(" ") == [0, 2]
+    assert tokenize("the red train Ж") == [0, *(piece + 1 for piece in own[:-1]), 3, 2]
+    assert tokenize("") == tokenize(" ") == [0, 2]
 
 
 def test_sub_words_are_cut_before_the_end_mark_and_survive_the_way_to_a_worker(vocabulary):
-    tokenise = encoder_module.SentencePieces(vocabulary, 6)
+    tokenize = encoder_module.SentencePieces(vocabulary, 6)
     whole = encoder_module.SentencePieces(vocabulary, 64)("the big red tower")
     assert len(whole) > 6
-    assert tokenise("the big red tower") == [*whole[:5], 2]
-    assert pickle.loads(pickle.dumps(tokenise))("the big red tower") == [*whole[:5], 2]
+    assert tokenize("the big red tower") == [*whole[:5], 2]
+    assert pickle.loads(pickle.dumps(tokenize))("the big red tower") == [*whole[:5], 2]
 
 
 def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabulary, tmp_path, monkeypatch):
@@ -282,13 +282,13 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
     place = tmp_path / "beit3.spm"
     place.write_bytes(vocabulary.read_bytes())
     with pytest.raises(DataError, match=r"beit3.spm: 29 pieces, but BEiT-3's vocabulary has 64000; get it from https"):
-        encoder_module.tokeniser(base)
+        encoder_module.tokenizer(base)
     place.write_bytes(vocabulary.read_bytes()[:500])
     with pytest.raises(DataError, match=r"beit3.spm: no SentencePiece model, or a damaged one"):
-        encoder_module.tokeniser(base)
+        encoder_module.tokenizer(base)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(PluginError, match=r"beit3 needs sentencepiece .* pip install 'mmrec-lmm\[beit3\]'"):
-        encoder_module.tokeniser(base)
+        encoder_module.tokenizer(base)
 
 
 # Configuration, and where the files are
@@ -495,11 +495,11 @@ def test_the_scale_of_similarities_stays_at_100_at_most_and_can_come_back():
 def test_a_few_steps_on_the_tuning_loss_bring_images_and_texts_together():
     encoder = build("image", "text").train()
     prepared = batch(encoder, RED, BLUE)
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=3e-4)  # from some seeds 1e-3 never leaves chance
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-4)  # from some seeds 1e-3 never leaves chance
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         encoder.tuning_losses(prepared)["itc"].backward()
-        optimiser.step()
+        optimizer.step()
     vectors = encode(encoder.eval(), RED, BLUE)
     cosines = vectors["image"] @ vectors["text"].T
     assert (cosines.diag() - cosines.flip(1).diag()).min() > 0.3  # 0.9 and more from eight seeds

@@ -176,7 +176,7 @@ def test_vectors_before_the_projection_give_those_after_it() -> None:
 
 
 def test_features_are_raw_projections_unless_asked_for_rows_of_length_one() -> None:
-    raw, unit = encode(build()), encode(build(normalise=True))
+    raw, unit = encode(build()), encode(build(normalize=True))
     for modality in SPEC.modalities:
         assert (raw[modality].norm(dim=1) - 1).abs().min() > 0.1
         torch.testing.assert_close(unit[modality], F.normalize(raw[modality], dim=1))
@@ -209,7 +209,7 @@ def test_images_are_what_open_clips_own_transform_makes_of_them(
     fit = pixels_py.squashed if mode == "squash" else pixels_py.cropped
     prepared = fit(image, 224, resample=Image.Resampling[interpolation.upper()])
     assert prepared.dtype == torch.uint8
-    ours = pixels_py.Normalise(description.mean, description.std)(prepared[None])[0]
+    ours = pixels_py.Normalize(description.mean, description.std)(prepared[None])[0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
@@ -231,7 +231,7 @@ def test_released_preprocessing_squeezes_the_image_and_cuts_the_text_to_77_chara
     assert not torch.equal(official["pixels"], squeezed)
 
 
-def test_openais_tokeniser_cleans_a_text_and_cuts_it_to_77_tokens_of_which_the_last_is_the_end() -> None:
+def test_openais_tokenizer_cleans_a_text_and_cuts_it_to_77_tokens_of_which_the_last_is_the_end() -> None:
     tokenizer = model_py.tokenizer(model_py.architecture(""))
     (ids,) = tokenizer("a photo of a cat")
     assert ids[:8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]  # as OpenAI's notebook prints them
@@ -452,10 +452,10 @@ def test_the_hub_is_asked_unless_downloads_are_forbidden(
     assert downloads == ["timm/ViT-B-16-SigLIP/open_clip_model.safetensors"] * asked
 
 
-def test_text_towers_and_tokenisers_that_only_the_hub_has_are_named(hub: Path, tmp_path: Path) -> None:
+def test_text_towers_and_tokenizers_that_only_the_hub_has_are_named(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"text tower of roberta-ViT-B-32 is .*huggingface.co/roberta-base"):
         model_py.build(model_py.architecture("roberta-ViT-B-32"), Config(variant="roberta-ViT-B-32"), file=None)
-    with pytest.raises(WeightsMissing, match=r"tokeniser of ViT-B-16-SigLIP is .*huggingface.co/timm/ViT-B-16-SigLIP"):
+    with pytest.raises(WeightsMissing, match=r"tokenizer of ViT-B-16-SigLIP is .*huggingface.co/timm/ViT-B-16-SigLIP"):
         model_py.tokenizer(model_py.architecture("ViT-B-16-SigLIP"))
 
 
@@ -502,7 +502,7 @@ def test_a_tag_is_encoded_as_open_clip_does_with_that_tags_preprocessing(hub: Pa
 def test_the_loss_is_symmetric_info_nce_of_unit_rows_at_a_bounded_scale() -> None:
     clip_loss = importlib.import_module("open_clip.loss").ClipLoss()
     encoder = build().train()
-    rows = encode(build(normalise=True))
+    rows = encode(build(normalize=True))
     for scale in (2.0, 5.0):
         with torch.no_grad():
             encoder.model.logit_scale.fill_(scale)
@@ -530,7 +530,7 @@ def test_the_sigmoid_loss_is_siglips() -> None:
 def test_an_architecture_with_siglips_bias_is_tuned_by_siglips_loss() -> None:
     encoder = build()
     encoder.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
-    rows = encode(build(normalise=True))
+    rows = encode(build(normalize=True))
     (loss,) = encoder.tuning_losses(batch_of(encoder)).values()
     scale, bias = encoder.model.logit_scale.exp(), encoder.model.logit_bias
     torch.testing.assert_close(loss, encoder_py.sigmoid_loss(rows["image"], rows["text"], scale=scale, bias=bias))

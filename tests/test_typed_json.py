@@ -81,7 +81,7 @@ def test_flat_fields_stand_beside_their_owners_and_optional_ones_are_left_out_wh
 
 
 def test_a_field_with_a_default_may_be_absent_and_an_unknown_key_is_ignored_where_nothing_keeps_it() -> None:
-    assert read({"width": 3, "colour": "red"}, Size) == Size(3, 1.0)
+    assert read({"width": 3, "color": "red"}, Size) == Size(3, 1.0)
 
 
 @pytest.mark.parametrize(

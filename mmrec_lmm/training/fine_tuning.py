@@ -1,10 +1,10 @@
-"""Two-stage training, stage one: an encoder is tuned on a catalogue, before any recommender is trained.
+"""Two-stage training, stage one: an encoder is tuned on a catalog, before any recommender is trained.
 
     tuned = tune(catalog, spec, config, FineTuning(), text_fields=["title"])      from the store, or made and stored
     tables = encode(catalog, spec, config, modalities=["image"], tuned=tuned)
 
-It minimises the sum of the losses that the encoder itself offers (`tuning_losses`) over the items that have both an
-image and a text. It sees items alone: a catalogue has no field for interactions.
+It minimizes the sum of the losses that the encoder itself offers (`tuning_losses`) over the items that have both an
+image and a text. It sees items alone: a catalog has no field for interactions.
 
 Twins. Items that share an image file or a text, or are linked by others that do, are twins: the one's image belongs to
 the other's text. No batch holds two twins, so whatever losses an encoder has, none of them takes a true pair for a
@@ -44,16 +44,16 @@ from tqdm import tqdm
 from .. import cache
 from ..data.items import JOINT, Source, source_of
 from ..distributed import (
-    gathered,
+    all_gather,
+    all_reduce,
+    broadcast,
     is_first_process,
     join,
-    own_rows,
+    local_slice,
     processes,
     rank,
     sharing,
     sum_gradients,
-    summed,
-    told,
 )
 from ..errors import ConfigError, DataError, MMRecError, NotApplicable, PluginError, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_id, encoder_spec
@@ -162,7 +162,7 @@ def tune(
     recompute: bool = False,
     progress: bool = False,
 ) -> Tuned:
-    """The encoder as tuned on the catalogue: from the store where it is, else tuned and stored.
+    """The encoder as tuned on the catalog: from the store where it is, else tuned and stored.
 
     Its file is named by all that its weights depend on: encoder, configuration, `tuning`, and what the items hold. The
     device and the numbers of threads and processes change them by rounding and are recorded in it; `recompute` saves
@@ -186,7 +186,7 @@ def tune(
     device = torch.device(device)
     join(device)
     with cache.locked(path) if is_first_process() else nullcontext():
-        if told(path.exists()):
+        if broadcast(path.exists()):
             logger.info("%s: tuned before, found in the store, %s", spec.name, path)
         else:
             encoder = build_encoder(spec, config, PAIR)
@@ -206,14 +206,14 @@ def tune(
                 save_weights(path, tuner.best, {"about": json.dumps(cache.plain(made))})
                 remove_checkpoint(path.with_suffix(".parts"))
                 path.with_suffix(".parts").rmdir()
-        record = told(load_record(path) if is_first_process() else None)
+        record = broadcast(load_record(path) if is_first_process() else None)
     assert record is not None
     logger.info("%s: %s", spec.name, summary(record))
     return Tuned(path, path.stem, record)
 
 
 def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
-    """The file of the store for the encoder as tuned on a catalogue's pairs, there or not; its stem is the
+    """The file of the store for the encoder as tuned on a catalog's pairs, there or not; its stem is the
     fingerprint."""
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
     name = cache.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
@@ -276,7 +276,9 @@ def _split(
     """What trains, what is held out, and how many of what there are."""
     items = np.array([item for item in np.sort(source.items).tolist() if item not in unreadable], np.int64)
     hashes = cache.hash_readable(source.images)
-    pairs = Pairs(items, twin_groups([hashes[item] or "" for item in items], [source.texts[item] for item in items]))
+    pairs = Pairs(
+        items, duplicate_groups([hashes[item] or "" for item in items], [source.texts[item] for item in items])
+    )
     held_out = hold_out(pairs.groups, tuning.held_out, np.random.default_rng([tuning.seed, 0]))
     parts = pairs.where(~held_out), pairs.where(held_out)
     if min(len(np.unique(part.groups)) for part in parts) < 2:
@@ -289,7 +291,7 @@ def _split(
     return *parts, TuningSizes(len(parts[0]), len(parts[1]), twins, len(source.items) - len(items))
 
 
-def twin_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+def duplicate_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     """Groups (N,) of twins: the connected parts of the graph that joins each image to each text by an item."""
     ends = [np.unique(np.asarray(names, dtype=str), return_inverse=True)[1] for names in (images, texts)]
     n_images, n_texts = (int(end.max(initial=-1)) + 1 for end in ends)
@@ -320,7 +322,7 @@ def count_batches(groups: np.ndarray, size: int) -> int:
     return count
 
 
-def deal(groups: np.ndarray, count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def make_batches(groups: np.ndarray, count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Places of items in `count` random batches of at most `size`, no two of a group in one.
 
     Like cards: a group's items lie together and go round, so that no batch gets two of them as long as they are no
@@ -367,8 +369,8 @@ class _Tuner:
         self._batches = count_batches(train.groups, tuning.batch_size)  # of an epoch
         self._steps = math.ceil(self._batches / tuning.accumulate)  # of an epoch
         judged = math.ceil(len(held_out) / tuning.batch_size)
-        self._judged = deal(held_out.groups, judged, tuning.batch_size, self._random(0))
-        smallest = min(len(places) for places in [*self._judged, *self._deal(self._random(1))])
+        self._judged = make_batches(held_out.groups, judged, tuning.batch_size, self._random(0))
+        smallest = min(len(places) for places in [*self._judged, *self._make_batches(self._random(1))])
         if smallest < processes():
             raise ConfigError(
                 f"encoder {name} can't be tuned by {processes()} processes: the smallest batch has {smallest} items, "
@@ -461,7 +463,7 @@ class _Tuner:
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
         """One pass; the mean of each loss over its batches. TrainingDiverged where one isn't finite."""
         tuning, first = self.tuning, (epoch - 1) * self._steps
-        batches = self._loaded(self._train.items[places] for places in self._deal(self._random(epoch)))
+        batches = self._loaded(self._train.items[places] for places in self._make_batches(self._random(epoch)))
         self.encoder.train()
         totals: dict[str, Tensor] = {}
         for step in range(self._steps):
@@ -481,7 +483,7 @@ class _Tuner:
             sum_gradients(self._trained)
             torch.nn.utils.clip_grad_norm_(self._trained, tuning.clip_grad_norm)
             self._optimizer.step()
-        sums = summed(torch.stack([*totals.values()])).tolist()
+        sums = all_reduce(torch.stack([*totals.values()])).tolist()
         means = {key: total / self._batches for key, total in zip(totals, sums, strict=True)}
         for key, mean in means.items():
             if not math.isfinite(mean):
@@ -502,13 +504,13 @@ class _Tuner:
                     f"encoder {self.name}: its tuning_losses must have one called itc, by which the epoch is chosen"
                 )
             total += torch.stack(contrastive).mean() * len(places)
-        loss = summed(total).item() / sum(map(len, self._judged))
+        loss = all_reduce(total).item() / sum(map(len, self._judged))
         if not math.isfinite(loss):
             raise TrainingDiverged(f"encoder {self.name}: the loss of the held-out items became {loss}")
         return loss
 
-    def _deal(self, rng: np.random.Generator) -> list[np.ndarray]:
-        return deal(self._train.groups, self._batches, self.tuning.batch_size, rng)
+    def _make_batches(self, rng: np.random.Generator) -> list[np.ndarray]:
+        return make_batches(self._train.groups, self._batches, self.tuning.batch_size, rng)
 
     def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with precision(self._device, self.tuning.dtype):
@@ -517,7 +519,7 @@ class _Tuner:
     def _loaded(self, parts: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         """This process' rows of batches of items, on the encoder's device."""
         for items in parts:
-            tensors = self._prepared.batch(items, own_rows(len(items)))
+            tensors = self._prepared.batch(items, local_slice(len(items)))
             yield {key: rows.to(self._device) for key, rows in tensors.items()}
 
     def _random(self, epoch: int) -> np.random.Generator:
@@ -561,7 +563,7 @@ class _Tuner:
             with precision(self._device, self.tuning.dtype):
                 vectors = self.encoder(batch)
             for modality in PAIR:
-                rows[modality].append(normalize(gathered(vectors[modality].float()).cpu(), dim=1))
+                rows[modality].append(normalize(all_gather(vectors[modality].float()).cpu(), dim=1))
         image, text = (torch.cat(rows[modality]) for modality in PAIR)  # (Q, D)
         return {
             "image to text": own_ranks(image, text, self._held_out.groups),

@@ -54,7 +54,7 @@ N = TypeVar("N", bound=Numbers)
 
 @dataclass(frozen=True)
 class TrainingState(Generic[N]):
-    """All that continues a training run: `tensors` (weights, optimiser, generators), plain `numbers`, and the best
+    """All that continues a training run: `tensors` (weights, optimizer, generators), plain `numbers`, and the best
     weights so far, those of `numbers.best_epoch`."""
 
     tensors: Mapping[str, Tensor]
@@ -76,7 +76,7 @@ class TrainerNumbers:
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitResult:
     """The outcome: the model holds the best weights. `stopped` is "patience", "epochs", "diverged" or "untrained";
     `history` has the report of each epoch, also of those before a resumption."""
 
@@ -118,7 +118,7 @@ class Trainer:
         *,
         on_epoch: Callable[[EpochReport], None] = lambda report: None,
         on_checkpoint: Callable[[TrainingState[TrainerNumbers]], None] = lambda state: None,
-    ) -> Fit:
+    ) -> FitResult:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
         `on_epoch` sees a report of each epoch, `on_checkpoint` the state after each evaluation. A loss that is NaN or
@@ -160,7 +160,7 @@ class Trainer:
         self._load_weights(self._best_weights)
         if self._callback is not None:
             self._callback.before_evaluation()
-        return Fit(self._best_epoch, self._epoch, self._best_validation, stopped, tuple(self._history))
+        return FitResult(self._best_epoch, self._epoch, self._best_validation, stopped, tuple(self._history))
 
     def _note_patience(self) -> None:
         """Say where patience can't end training, though it was asked to begin at some step."""
@@ -290,7 +290,7 @@ def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optim
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser remembers of each parameter, as `<number of the parameter>.<slot>`, live."""
+    """What an optimizer remembers of each parameter, as `<number of the parameter>.<slot>`, live."""
     return {
         f"{index}.{slot}": value
         for index, slots in optimizer.state_dict()["state"].items()
@@ -300,7 +300,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Have an optimiser of the same parameters remember what `optimizer_state` gave."""
+    """Have an optimizer of the same parameters remember what `optimizer_state` gave."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, slot = name.partition(".")

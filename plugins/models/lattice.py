@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, DotProduct, ItemFeatures, TrainingData
 from mmrec_lmm.graph import (
     BipartiteGraph,
-    Neighbours,
+    Neighbors,
     SparseMatrix,
     cosines,
-    nearest_neighbours,
-    neighbour_sum,
+    nearest_neighbors,
+    neighbor_sum,
     propagate,
     propagate_mean,
     symmetric_weights,
@@ -87,7 +87,7 @@ class LATTICEConfig:
 class FixedGraph:
     """One modality's graph of raw features: neighbours, weights (I, k), and the items (I,) that have features."""
 
-    neighbours: Neighbours
+    neighbours: Neighbors
     weights: Tensor
     known: Tensor
 
@@ -155,7 +155,7 @@ class LATTICE(DotProduct):
         for modality, weight in zip(self.modalities, importance, strict=True):
             trainable = tables[modality] if self.features.joint else self.get_parameter(f"{modality}_embedding.weight")
             projected = self.get_submodule(f"{modality}_trs")(trainable)  # (I, feat_embed_dim)
-            learned.append(self._neighbours(projected, fixed[modality].known))
+            learned.append(self._neighbors(projected, fixed[modality].known))
             values.append(weight * cosines(projected, learned[-1]))  # (I, k)
         degrees = torch.stack([part.sum(1) for part in values]).sum(0)  # (I,) of all modalities together
         for neighbours, part in zip(learned, values, strict=True):
@@ -167,18 +167,18 @@ class LATTICE(DotProduct):
         graphs = {}
         for modality, table in self.features().items():
             known = self.features.present[modality] & (table != 0).any(dim=1)
-            near = self._neighbours(table, known)
+            near = self._neighbors(table, known)
             graphs[modality] = FixedGraph(near, symmetric_weights(near.cosines, near.cosines.sum(1), near), known)
         return graphs
 
-    def _neighbours(self, x: Tensor, known: Tensor) -> Neighbours:
-        return nearest_neighbours(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
+    def _neighbors(self, x: Tensor, known: Tensor) -> Neighbors:
+        return nearest_neighbors(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
 
     def _travel(self, items: Tensor, weights: Tensor) -> Tensor:
         """S^n_layers E (I, D)."""
         arrived = self.item_id_embedding.weight
         for _ in range(self.config.n_layers):
-            arrived = neighbour_sum(items, weights, arrived)
+            arrived = neighbor_sum(items, weights, arrived)
         return arrived
 
     def _vectors(self, arrived: Tensor) -> tuple[Tensor, Tensor]:
