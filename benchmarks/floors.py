@@ -1,8 +1,8 @@
-"""What the host's hot paths cost at least: their products, gathers, sorts and Adam steps on preallocated buffers.
+"""The minimum cost of the host's hot paths: their products, gathers, sorts and Adam steps on preallocated buffers.
 
 Each floor does exactly the arithmetic of the real code, to the same results (tests/test_benchmarks.py compares them),
-and leaves out whatever a framework adds: fresh memory, autograd, types, checks, ties, one function per metric.
-Gradients are written out by hand. Its tables are the real code's own, made before the clock starts.
+and leaves out what a framework adds: fresh memory, autograd, types, checks, ties, one function per metric. Gradients
+are written by hand. Its tables are the real code's own, made before the clock starts.
 
 Shapes: N training rows, B batch, R distinct items of a batch, U users, I items, D embedding, F features, K ranks.
 """
@@ -190,7 +190,7 @@ class EvaluationFloor:
             torch.topk(scores, k, out=(self._best[: len(users)], top))
 
     def _mark(self) -> None:
-        """Where the held-out items stand in those lists: each is compared with its own user's list."""
+        """The ranks of the held-out items in those lists: each is compared with its own user's list."""
         place, items = self._held_out
         torch.index_select(self._top, 0, place, out=self._listed)
         row, rank = torch.eq(self._listed, items, out=self._found).nonzero(as_tuple=True)

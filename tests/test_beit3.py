@@ -195,7 +195,7 @@ def test_the_joint_vector_is_the_cls_of_the_image_or_of_the_text_in_one_pass():
     encoder = build("joint")
     prepared = batch(encoder, RED, BLUE)
     with torch.no_grad():
-        rows = encoder.model.beit3(encoder.normalise(prepared["pixels"]), prepared["tokens"])
+        rows = encoder.model.beit3(encoder.normalize(prepared["pixels"]), prepared["tokens"])
     first_text = (64 // 16) ** 2 + 1  # in a tiny picture; of 224 pixels it is 197
     assert rows.shape[1] == first_text + prepared["tokens"].shape[1]
     assert torch.equal(encode(encoder, RED, BLUE)["joint"], rows[:, 0])
@@ -231,7 +231,7 @@ def test_a_picture_is_squashed_whole_and_its_bytes_become_minus_1_to_1():
     pixels = encoder.prepare(RawItem(0, halves, ""))["pixels"]
     assert pixels.shape == (3, 64, 64)
     assert pixels.dtype == torch.uint8
-    assert encoder.normalise(pixels)[:, :, [0, -1]].unique().tolist() == [-1, 1]
+    assert encoder.normalize(pixels)[:, :, [0, -1]].unique().tolist() == [-1, 1]
 
 
 def test_a_text_is_cut_by_tokens_and_keeps_its_end_and_an_empty_one_is_only_start_and_end():
@@ -282,13 +282,13 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
     place = tmp_path / "beit3.spm"
     place.write_bytes(vocabulary.read_bytes())
     with pytest.raises(DataError, match=r"beit3.spm: 29 pieces, but BEiT-3's vocabulary has 64000; get it from https"):
-        encoder_module.tokeniser(base)
+        encoder_module.tokenizer(base)
     place.write_bytes(vocabulary.read_bytes()[:500])
     with pytest.raises(DataError, match=r"beit3.spm: no SentencePiece model, or a damaged one"):
-        encoder_module.tokeniser(base)
+        encoder_module.tokenizer(base)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(PluginError, match=r"beit3 needs sentencepiece .* pip install 'mmrec-lmm\[beit3\]'"):
-        encoder_module.tokeniser(base)
+        encoder_module.tokenizer(base)
 
 
 # Configuration, and where the files are

@@ -137,6 +137,6 @@ def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their
     models.main(["growth", *quick, "--models", "BPR", "--factors", "1", "2", "--plot", str(tmp_path / "growth.svg")])
     models.main(["large", *quick])
     printed = capsys.readouterr().out
-    for line in (r"\| BPR \| [\d.]+ \|", r"\| exact neighbours \|", r"LATTICE, 2,000 items, .* ok", "large product"):
+    for line in (r"\| BPR \| [\d.]+ \|", r"\| exact neighbors \|", r"LATTICE, 2,000 items, .* ok", "large product"):
         assert re.search(line, printed)
     assert (tmp_path / "growth.svg").read_text().startswith("<svg")

@@ -209,7 +209,7 @@ def test_images_are_what_open_clips_own_transform_makes_of_them(
     fit = pixels_py.squashed if mode == "squash" else pixels_py.cropped
     prepared = fit(image, 224, resample=Image.Resampling[interpolation.upper()])
     assert prepared.dtype == torch.uint8
-    ours = pixels_py.Normalise(description.mean, description.std)(prepared[None])[0]
+    ours = pixels_py.Normalize(description.mean, description.std)(prepared[None])[0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 

@@ -26,7 +26,7 @@ from mmrec_lmm.running.run_folder import list_results
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
-TESTED = {"mean_colour.py", "free_features.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
+TESTED = {"mean_color.py", "free_features.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
 SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
 
 
@@ -68,10 +68,10 @@ def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> 
 
 
 def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path: Path) -> None:
-    encoders = load(tmp_path, "mean_colour.py").encoders
-    config = encoders.load("mean_colour", "config")()
-    encoder = encoders.load("mean_colour", "cls")(config, ("image",))
-    assert encoders.load("mean_colour", "weights_id")(config, "image") == "none"
+    encoders = load(tmp_path, "mean_color.py").encoders
+    config = encoders.load("mean_color", "config")()
+    encoder = encoders.load("mean_color", "cls")(config, ("image",))
+    assert encoders.load("mean_color", "weights_id")(config, "image") == "none"
     items = [RawItem(0, Image.new("RGB", (8, 8), (255, 0, 0)), ""), RawItem(1, None, "")]
     batch = {"colour": torch.stack([encoder.prepare(item)["colour"] for item in items])}
     assert encoder(batch)["image"].tolist() == [[1, 0, 0], [0, 0, 0]]
@@ -142,7 +142,7 @@ def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, cap
 def test_the_tests_of_plugins_pass_and_fail_with_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     listings = LISTINGS | {"my_bpr.py": re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)[0]}
-    names = ("mean_colour", "mmrec_lmm_popular", "my_bpr")
+    names = ("mean_color", "mmrec_lmm_popular", "my_bpr")
     for name in names:
         (tmp_path / f"{name}.py").write_text(listings[f"{name}.py"])
     file = tmp_path / "test_my_plugins.py"

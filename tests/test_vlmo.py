@@ -378,7 +378,7 @@ def test_images_are_squashed_whole_and_scaled_to_one_about_zero() -> None:
     picture.paste("black", (0, 0, 100, 50))  # the left half
     pixels = encoder.prepare(RawItem(0, picture, ""))["pixels"]
     assert pixels.dtype == torch.uint8
-    values = encoder.normalise(pixels[None])[0]
+    values = encoder.normalize(pixels[None])[0]
     assert values.shape == (3, 64, 64)
     assert (values[:, :, 0] == -1).all()
     assert (values[:, :, -1] == 1).all()
@@ -465,7 +465,7 @@ def test_losses_are_three_named_scalars_that_train_every_parameter_in_use() -> N
     idle = {name for name, parameter in encoder.model.named_parameters() if parameter.grad is None}
     assert not idle
     masked, chosen = tuning.mask_words(batch_of(encoder)["ids"], encoder.continues)
-    whole = tuning.mlm_loss(encoder.model.eval(), encoder.normalise(batch_of(encoder)["pixels"]),
+    whole = tuning.mlm_loss(encoder.model.eval(), encoder.normalize(batch_of(encoder)["pixels"]),
                             batch_of(encoder)["ids"], masked=masked, chosen=chosen)  # fmt: skip
     assert whole.item() == pytest.approx(math.log(4096), rel=0.1)  # an untrained model guesses among all word-pieces
 
@@ -476,7 +476,7 @@ def test_scales_are_kept_between_1_and_100() -> None:
     with torch.no_grad():
         encoder.model.logit_scale.fill_(9.0)
         encoder.model.logit_vl_scale.fill_(-3.0)
-    loss, similarities = tuning.itc_loss(encoder.model, encoder.normalise(batch["pixels"]), batch["ids"])
+    loss, similarities = tuning.itc_loss(encoder.model, encoder.normalize(batch["pixels"]), batch["ids"])
     loss.backward()
     scales = encoder.model.logit_scale, encoder.model.logit_vl_scale
     assert [scale.exp().item() for scale in scales] == pytest.approx([100, 1])
@@ -498,7 +498,7 @@ def test_no_pair_of_the_batch_is_drawn_as_a_negative(monkeypatch: pytest.MonkeyP
     red, blue, green = (item.image for item in ITEMS)
     pairs = [(red, "one"), (red, "two"), (blue, "two"), (green, "three")]
     batch = batch_of(encoder, [RawItem(n, image, text) for n, (image, text) in enumerate(pairs)])
-    pixels, ids, joint = encoder.normalise(batch["pixels"]), batch["ids"], encoder.model.joint
+    pixels, ids, joint = encoder.normalize(batch["pixels"]), batch["ids"], encoder.model.joint
 
     def listening(images: Tensor, texts: Tensor) -> Tensor:
         colours = images.mean(dim=(2, 3)).argmax(dim=1).tolist()  # red, green or blue
@@ -730,7 +730,7 @@ def test_a_full_size_checkpoint_in_the_official_layout_loads_by_its_path(
     path = saved(tmp_path / "vlmo_base_plus_patch16_224.pt", {"state_dict": state})
     encoder = VLMoEncoder(VLMoConfig(weights=path), ("image", "text")).eval()
     batch = batch_of(encoder, ITEMS[:2])
-    (cls,) = golden_model.image(encoder.normalise(batch["pixels"]), "imag")
+    (cls,) = golden_model.image(encoder.normalize(batch["pixels"]), "imag")
     rows = encoder(batch)
     torch.testing.assert_close(rows["image"], golden_model.project(cls, "image"))
     assert rows["text"].shape == (2, 544) == (2, SPEC.dims["text"])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Images as the encoders take them: bytes leave the loader's workers, the device normalises them.
+"""Images as the encoders take them: bytes leave the loader's workers, the device normalizes them.
 
 Shapes: B batch, S side of the picture in pixels.
 """
@@ -47,7 +47,7 @@ def _bytes(image: Image.Image | None, side: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Bytes (B, 3, S, S) to floats: (x / 255 - mean) / deviation, by channel. Floats pass as they are."""
 
     scale: Tensor  # (3, 1, 1)

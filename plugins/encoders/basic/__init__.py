@@ -1,8 +1,8 @@
 """The `basic` encoder: item features without any pretrained weights, for the demo and for a first look at a data set.
 
-Image (width 3 S^2 + 64 + 128): the picture scaled to S x S pixels, a histogram of its colours, and histograms of edge
-directions on a 4 x 4 grid (HOG; Dalal & Triggs, CVPR 2005, one scale, without their overlapping blocks): colour and
-layout, colour wherever it is, shape and pattern. Text (width `text_dim`): lower-case words and their character
+Image (width 3 S^2 + 64 + 128): the picture scaled to S x S pixels, a histogram of its colors, and histograms of edge
+directions on a 4 x 4 grid (HOG; Dalal & Triggs, CVPR 2005, one scale, without their overlapping blocks): color and
+layout, color wherever it is, shape and pattern. Text (width `text_dim`): lower-case words and their character
 n-grams, hashed into counts (feature hashing; Weinberger et al., ICML 2009, unsigned) and damped by log(1 + count).
 
 Rows have norm 1 (text), and each of the image's three parts has norm sqrt(1/3), so that a model learns from both alike.

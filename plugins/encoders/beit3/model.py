@@ -167,7 +167,7 @@ class Beit3(nn.Module):
         self.encoder = Encoder(size, self.patches, drop_path)
 
     def forward(self, pixels: Tensor | None, tokens: Tensor | None) -> Tensor:
-        """The last layer's rows, normalised (B, L, D), of pixels (B, 3, S, S), of tokens (B, T), or of both.
+        """The last layer's rows, normalized (B, L, D), of pixels (B, 3, S, S), of tokens (B, T), or of both.
 
         Row 0 is the image's CLS, row P (0 without an image) the text's.
         """
@@ -186,7 +186,7 @@ class Beit3(nn.Module):
 
 class Beit3ForRetrieval(nn.Module):
     """The backbone and its retrieval heads, which bring an image and a text into one space. What is built has no useful
-    values yet: `initialise`, which takes a minute at full size, or a checkpoint gives them."""
+    values yet: `initialize`, which takes a minute at full size, or a checkpoint gives them."""
 
     def __init__(self, size: Size, side: int, drop_path: float) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Beit3ForRetrieval(nn.Module):
         return F.normalize(self.language_head(cls).float(), dim=-1) if head else cls
 
     @torch.no_grad()
-    def initialise(self, names: Collection[str]) -> None:
+    def initialize(self, names: Collection[str]) -> None:
         """Draw the values of these parameters as the authors do: normal with deviation 0.02, cut at one deviation;
         norms start as the identity, biases at 0, and the scale of similarities at 1 / 0.07."""
         for name, parameter in self.named_parameters():

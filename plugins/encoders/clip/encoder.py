@@ -3,7 +3,7 @@
 image -> vision transformer -> LN(CLS) @ proj                       512 wide in ViT-B/16 (`pool: pre_proj`: 768)
 text  -> causal transformer -> LN(end token) @ text_projection      512 wide in ViT-B/16 (`pool: pre_proj`: 512)
 
-Fidelity: the projected vectors, not normalised, as LMM4Rec extracts them. Its paper's 768 and 768 numbers and 151 M
+Fidelity: the projected vectors, not normalized, as LMM4Rec extracts them. Its paper's 768 and 768 numbers and 151 M
 parameters belong to other CLIPs: its code loads this one. `preprocess: official` is OpenAI's: the short side resized
 to 224 (bicubic), the middle cut out, CLIP's mean and deviation, texts cut to 77 tokens of which the last stays the end
 token. `released` is what LMM4Rec's code does instead: VLMo's transform (the image squeezed into the square, mean and
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, gathered, own_rows
 from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
-from ..pixels import BICUBIC, Normalise, cropped, squashed
+from ..pixels import BICUBIC, Normalize, cropped, squashed
 from ..words import HashedWords
 from . import ClipConfig, checkpoint
 from .model import CONTEXT, architecture, build, tokenizer
@@ -48,7 +48,7 @@ class ClipEncoder(ItemEncoder):
         bilinear = not released and found.weights["interpolation"] == "bilinear"
         self.resample = Image.Resampling.BILINEAR if bilinear else BICUBIC
         half = (0.5, 0.5, 0.5)
-        self.pixels = Normalise(half, half) if released else Normalise(found.weights["mean"], found.weights["std"])
+        self.pixels = Normalize(half, half) if released else Normalize(found.weights["mean"], found.weights["std"])
         self.tokenizer: Any = tokenizer(found) if "text" in modalities else None
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:

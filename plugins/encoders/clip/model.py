@@ -154,7 +154,7 @@ def build(found: Architecture, config: ClipConfig, *, file: Path | None) -> Any:
 
 
 def tokenizer(found: Architecture) -> Any:
-    """Called with a text, it gives (1, T) ids of open_clip's tokeniser; tiny's gives a list of them, not padded.
+    """Called with a text, it gives (1, T) ids of open_clip's tokenizer; tiny's gives a list of them, not padded.
 
     OpenAI's comes with open_clip; SigLIP's and others are fetched by transformers. Raises WeightsMissing.
     """
@@ -164,7 +164,7 @@ def tokenizer(found: Architecture) -> Any:
         with _quiet():
             return _open_clip().get_tokenizer(found.name)
     except (OSError, ValueError, ImportError) as error:
-        raise _hub_needed(found, "tokeniser", found.layers["text_cfg"].get("hf_tokenizer_name"), error) from None
+        raise _hub_needed(found, "tokenizer", found.layers["text_cfg"].get("hf_tokenizer_name"), error) from None
 
 
 def _empty(found: Architecture, config: ClipConfig) -> Any:

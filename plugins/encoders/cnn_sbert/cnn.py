@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmrec_lmm.api import load_state, read_checkpoint
 
-from ..pixels import Normalise, shortened
+from ..pixels import Normalize, shortened
 from . import NAME, CnnSbertConfig, cnn_path, library, timm_entry
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # under the host's, so that its lines reach the run's log
@@ -34,7 +34,7 @@ class Cnn(nn.Module):
         else:
             parts = _timm(config.cnn) if config.cnn.startswith("timm:") else _torchvision(config.cnn)
         self.network, self.width, self.transform = parts.network, parts.width, parts.transform
-        self.normalise = Normalise(parts.mean, parts.deviation)
+        self.normalize = Normalize(parts.mean, parts.deviation)
         if not config.is_tiny:
             path = cnn_path(config)
             report = load_state(self.network, read_checkpoint(path), source=path, drop=parts.classifier)
@@ -47,7 +47,7 @@ class Cnn(nn.Module):
         return pixels
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(self.normalise(pixels))  # (B, width)
+        features: Tensor = self.network(self.normalize(pixels))  # (B, width)
         return features
 
 
@@ -81,7 +81,7 @@ def _timm(cnn: str, **changes: Any) -> _Parts:
     heads = timm_entry(cnn).classifier or ()
     network = timm.create_model(cnn.removeprefix("timm:"), pretrained=False, num_classes=0)
     how = data.resolve_model_data_config(network) | changes
-    transform = data.create_transform(**how, use_prefetcher=True)  # which leaves the bytes to be normalised on a device
+    transform = data.create_transform(**how, use_prefetcher=True)  # which leaves the bytes to be normalized on a device
     classifier = tuple(f"{head}.*" for head in ((heads,) if isinstance(heads, str) else heads))
     # `num_features` is the width before a head such as VGG's FC6 and FC7, `head_hidden_size` that after it
     return _Parts(network, network.head_hidden_size, transform, how["mean"], how["std"], classifier)

@@ -89,7 +89,7 @@ class VLMo(nn.Module):
         self.itc_vl_image_proj = Head(width, width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
         self.logit_vl_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
-        self.apply(partial(_initialise, deviation=size.deviation))
+        self.apply(partial(_initialize, deviation=size.deviation))
 
     def image(self, pixels: Tensor, *tops: str) -> list[Tensor]:
         """The image's CLS (B, D) for each expert of the last blocks that is named: "imag" or "vl"."""
@@ -245,7 +245,7 @@ class FeedForward(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """BERT's: a word, its absolute position and a type that is always 0, normalised."""
+    """BERT's: a word, its absolute position and a type that is always 0, normalized."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ def _with_cls(index: Tensor, first: int) -> Tensor:
     return whole
 
 
-def _initialise(module: nn.Module, *, deviation: float) -> None:
+def _initialize(module: nn.Module, *, deviation: float) -> None:
     """Normal matrices, zeros for their biases. The authors cut at 100 deviations, so not at all."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
         nn.init.normal_(module.weight, std=deviation)

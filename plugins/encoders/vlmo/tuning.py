@@ -5,7 +5,7 @@ itm = cross-entropy of "do they belong together" over n pairs, n with another im
 mlm = cross-entropy of the masked word-pieces, seen with the image
 
 Fidelity: a negative of itm is drawn from the softmax over the scaled itc logits of the same batch. The original
-excludes only the row's own pair; here all pairs of the batch are excluded (catalogues hold equal images and texts under
+excludes only the row's own pair; here all pairs of the batch are excluded (catalogs hold equal images and texts under
 several items), and rows without a negative are left out. The scales stay within [1, 100], a bound that the
 original has commented out. Words are drawn in random order until 15 % of a text's pieces are reached, at least one.
 Where processes share a batch, each computes its share of each mean, and all draw the same words and negatives; the
@@ -25,7 +25,7 @@ from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
 
 from .model import CLS, MASK, PAD, SEP, VLMo
 
-MLM_WEIGHT = 0.25  # of mlm in the sum that is minimised
+MLM_WEIGHT = 0.25  # of mlm in the sum that is minimized
 MLM_RATE = 0.15  # of a text's word-pieces
 
 
