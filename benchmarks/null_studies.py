@@ -26,16 +26,12 @@ import numpy as np
 from mmrec_lmm.cache import write_json
 from mmrec_lmm.running.run_folder import CONFIG
 from mmrec_lmm.studies.comparison import SPLIT, USERS, Entry, compare
-from mmrec_lmm.types import RunResult
+from mmrec_lmm.types import UNRECORDED, Axes, EncoderName, RunResult
 
 METRIC = "recall@20"
 STUDIES, BLOCK = 2_000, 100
 N_USERS = 400
 SETTINGS = {"valid_metric": "Recall@20", "epochs": 100, "eval_step": 1}
-RECORD = {
-    "data": "d", "features": {}, "code": {}, "versions": {}, "device": "cpu", "threads": 1, "seconds": {"train": 1.0},
-    "peak_memory_bytes": 1, "parameters_trained": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,9 @@ class Studies:
             path = folder / f"{row}-{seed}"
             if not seed:  # the others have the same one
                 write_json(path / CONFIG, {"settings": SETTINGS})
-            record = {**RECORD, "seed": seed, "modalities": ["text"]}
+            record = dataclasses.replace(UNRECORDED, seed=seed)
             runs.append(RunResult(path.name, path, {}, {METRIC: 0.0}, {}, 50, 71, "patience", record))
-        return Entry("VBPR", "invented", f"encoder{row}", "pt", ("text",), runs=runs)
+        return Entry(Axes("VBPR", "invented", EncoderName(f"encoder{row}"), modalities=("text",)), runs=runs)
 
     def found(self, rng: np.random.Generator, *, test: str = "t-test", lift: float = 0.0) -> tuple[bool, bool]:
         """Simulate a study; return if it has any star, and if it has any significant loss.

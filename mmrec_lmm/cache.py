@@ -5,22 +5,21 @@ name changes. Files appear whole or not at all (written beside, then renamed), a
 artefact make it once.
 """
 
-import dataclasses
 import errno
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
-import numpy as np
 import platformdirs
 
 from .errors import DataError, RunError
+from .typed_json import plain as plain
 
 
 def home() -> Path:
@@ -32,21 +31,6 @@ def home() -> Path:
 def fingerprint(value: Any) -> str:
     """A 32-digit hex hash of plain data: dataclasses, mappings (in any order), sequences, scalars, paths, arrays."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()[:32]
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it; the same for equal content, whatever the container."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return {"array": [str(value.dtype), list(value.shape), hash_bytes(np.ascontiguousarray(value))]}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def hash_bytes(data: Any) -> str:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from .distributed import gathered, own_rows
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
+FIRST_LOG_SCALE = math.log(1 / 0.07)  # CLIP's first value of it
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
 _LEAST_LOGIT = -60.0  # below the row's largest: e^-60 is no part of a float32 sum, and far smaller ones are denormal
 
@@ -34,6 +35,14 @@ def batch_norms(*rows: Tensor) -> Tensor:
     MMRec's regulariser of BPR and VBPR: the norms are *not* squared, so a larger batch is regularised less.
     """
     return sum((torch.linalg.vector_norm(matrix) for matrix in rows), start=rows[0].new_zeros(())) / len(rows[-1])
+
+
+def contrastive_scale(log_scale: Tensor, *, least: float | None = None) -> Tensor:
+    """exp(log_scale), for a learned `log_scale` (), which is first brought within `least` and MAX_LOG_SCALE in place:
+    clamped in the graph, one beyond a bound would have no gradient, and stay there."""
+    with torch.no_grad():
+        log_scale.clamp_(least, MAX_LOG_SCALE)
+    return log_scale.exp()
 
 
 def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tensor:

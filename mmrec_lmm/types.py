@@ -7,18 +7,80 @@ Shapes: I items, N interactions, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .typed_json import FLAT, OPTIONAL, AsText, plain
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
     from torch import Tensor
 
+    from .config.settings import Settings
+
 SPLITS = ("train", "valid", "test")
 PRE_TRAINED = "pt"  # the paradigm that trains no encoder: what a run has unasked
+
+
+@dataclass(frozen=True)
+class EncoderName(AsText):
+    """An encoder as users write it: NAME, or NAME:VARIANT."""
+
+    name: str
+    variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> EncoderName:
+        name, _, variant = text.partition(":")
+        return cls(name, variant)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.variant}" if self.variant else self.name
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What a study varies: one value on each axis names a run but for its settings and seed."""
+
+    model: str
+    dataset: str
+    encoder: EncoderName | None = None  # None: the data set's own feature files, or ids alone
+    paradigm: str = PRE_TRAINED
+    modalities: tuple[str, ...] | None = None  # None: all that there are; a model without features has ()
+    control: str | None = None  # shuffled, random, constant, none: a control run, whose features carry no content
+
+    @property
+    def key(self) -> str:
+        """All values as one name: VBPR/demo/clip:tiny/ft/image+text, and the control if there is one."""
+        values = [self.value(axis) or "-" for axis in AXES if axis != "control"]
+        return "/".join([*values, *([self.control] if self.control else [])])
+
+    def value(self, axis: str) -> str | None:
+        """The value on one of AXES, as a study's file writes it."""
+        value = getattr(self, axis)
+        if axis == "modalities":
+            return "+".join(value or ()) or None
+        return None if value is None else str(value)
+
+    def has(self, axis: str, wanted: Any) -> bool:
+        """Whether the value on an axis is `wanted`, in any case; an encoder's name stands for all of its variants."""
+        own = self.value(axis)
+        if own is None or wanted is None:
+            return own is wanted
+        names = {own.lower()} | ({self.encoder.name.lower()} if axis == "encoder" and self.encoder else set())
+        return str(wanted).lower() in names
+
+    def matches(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether it has the value of each axis that is wanted."""
+        return all(self.has(axis, value) for axis, value in wanted.items())
+
+
+#: The axes in their order. An output that needs another derives it from this one.
+AXES = tuple(axis.name for axis in fields(Axes))
 
 
 @dataclass(frozen=True)
@@ -132,13 +194,75 @@ class FeatureTable:
 
 
 @dataclass(frozen=True)
+class TuningSizes:
+    """Items of a tuning: trained on, held out, those of either that have twins, and those left out as unreadable."""
+
+    train: int
+    held_out: int
+    twins: int
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class TuningEpoch:
+    """An epoch of tuning: the mean of each loss over its batches, and that of the items held out."""
+
+    losses: Mapping[str, float] = field(metadata=FLAT)
+    held_out: float
+
+
+@dataclass(frozen=True)
+class RecallChange:
+    """A recall before and after tuning, and the difference, each with the ends of its 95 % interval."""
+
+    before: tuple[float, float, float]
+    after: tuple[float, float, float]
+    difference: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """How an encoder was tuned: by what, on how much, and what became of it."""
+
+    encoder: str
+    made_by: tuple[Any, ...]  # by modality what identifies the encoder before
+    ft: Mapping[str, Any]  # the FineTuning
+    sizes: TuningSizes
+    frozen: tuple[str, ...]
+    best_epoch: int  # from 1
+    stopped: str  # "epochs", "patience" or "diverged"
+    epochs: tuple[TuningEpoch, ...]
+    held_out_before: float
+    recall: Mapping[str, Mapping[str, RecallChange]] | None  # "image to text" -> "recall@1"; None: not comparable
+    batches_per_epoch: int
+    steps_per_epoch: int
+    parameters_trained: int
+    seconds: float
+    device: str
+    threads: int
+    processes: int = 1  # what earlier records, which don't say, were tuned by
+
+
+@dataclass(frozen=True)
 class Tuned:
     """An encoder that was tuned on a catalogue: the file of its weights (safetensors), the name of all that these
-    depend on, and the record of the tuning: sizes, losses by epoch, image-text recalls before and after, seconds."""
+    depend on, and the record of the tuning."""
 
     path: Path
     fingerprint: str
-    record: Mapping[str, Any]
+    record: TuningRecord
+
+
+@dataclass(frozen=True)
+class RunSeconds:
+    """What the steps of a run took."""
+
+    load: float = 0.0
+    tune: float = 0.0
+    encode: float = 0.0
+    encoder: float | None = field(default=None, metadata=OPTIONAL)  # tuning and encoding, whichever run needed them
+    train: float = 0.0  # all epochs with their evaluations, also those before a resumption
+    rank: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +271,7 @@ class Inputs:
 
     dataset: Dataset
     tables: Mapping[str, FeatureTable]
-    seconds: Mapping[str, float]  # by step; "encoder" is what tuning and encoding took whichever run first needed them
+    seconds: RunSeconds = field(default_factory=RunSeconds)  # of making these
     tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalog
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # part ("data", a modality) -> file -> hash
 
@@ -174,7 +298,7 @@ class RunSpec:
 
     model: str
     dataset: str
-    settings: Any
+    settings: Settings
     model_config: Any
     encoder: str | None = None
     encoder_config: Any = None
@@ -184,6 +308,86 @@ class RunSpec:
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None
     point: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> Axes:
+        """The run's place on the axes; its encoder's variant is in `encoder_config`."""
+        encoder = None if self.encoder is None else EncoderName(self.encoder)
+        return Axes(self.model, self.dataset, encoder, self.paradigm, self.modalities, self.control)
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Recall at a cutoff, and what rankings at random would give: its mean over users, and that mean's deviation."""
+
+    score: float
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class ChanceBySplit:
+    """A run's recall beside chance: at the cutoff of the metric that selects, which `metric` names."""
+
+    metric: str
+    valid: Chance
+    test: Chance
+
+
+RECORD_VERSION = 1  # rises when a reader must know; 0 is that of records which don't say
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Mapping[str, Any]):
+    """What a result depends on, and what surrounded its making. Fields with defaults may be absent in earlier records.
+
+    As a mapping it has the keys and values of `result.json`. That is deprecated and goes with the next version: read
+    the fields.
+    """
+
+    axes: Axes = field(metadata=FLAT)  # `modalities` as the run has them, and the encoder's name without its variant
+    seed: int
+    data: str  # fingerprint of the interactions
+    features: Mapping[str, str]  # modality -> fingerprint
+    present: Mapping[str, int]  # modality -> items that have it
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # part ("data", a modality) -> file -> hash
+    config: str  # fingerprint of all values
+    resolved: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # every value, as in `config.json`
+    code: Mapping[str, str]  # part ("host", "model", "encoder") -> hash of its files
+    numerics_version: int
+    plugin: str  # that brings the model, and its version
+    parameters_trained: int
+    device: str
+    threads: int
+    processes: int = 1
+    versions: Mapping[str, str]  # library -> version
+    finished: str  # ISO 8601, UTC
+    seconds: RunSeconds
+    peak_memory_bytes: int
+    chance: ChanceBySplit | None = field(default=None, metadata=OPTIONAL)
+    record_version: int = 0
+    reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm -> what it says of its training
+
+    def __getitem__(self, key: str) -> Any:
+        warnings.warn(
+            f"RunResult.record[{key!r}]: expected a field, got a key; try RunResult.record.{key}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return plain(self)[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(plain(self))
+
+    def __len__(self) -> int:
+        return len(plain(self))
+
+
+#: Of a result that nobody has recorded, such as one in an observer's test.
+UNRECORDED = RunRecord(
+    axes=Axes("", ""), seed=0, data="", features={}, present={}, config="", code={}, numerics_version=0, plugin="",
+    parameters_trained=0, device="", threads=0, versions={}, finished="", seconds=RunSeconds(), peak_memory_bytes=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,4 +402,4 @@ class RunResult:
     best_epoch: int
     epochs: int
     stopped: str  # why training ended: "patience", "epochs", "diverged" or "untrained"
-    record: Mapping[str, Any] = field(default_factory=dict)  # hashes, versions, seconds, memory
+    record: RunRecord = UNRECORDED  # hashes, versions, seconds, memory

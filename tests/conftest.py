@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmrec_lmm.config.resolve import Request, resolve_request
 from mmrec_lmm.plugin.registry import Registry, load_registry
-from mmrec_lmm.types import RunSpec
+from mmrec_lmm.types import EncoderName, RunSpec
 
 if TYPE_CHECKING:
     from _pytest.tmpdir import TempPathFactory
@@ -122,7 +122,7 @@ def specs(data_path: Path, registry: Registry) -> Callable[..., tuple[RunSpec, .
         request = Request(
             model=model,
             dataset="toy",
-            encoder=encoder,
+            encoder=EncoderName(encoder) if encoder else None,
             paradigm=overrides.pop("paradigm", "pt"),
             modalities=_modalities(overrides.pop("modalities", None)),
             control=overrides.pop("control", None),

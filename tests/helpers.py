@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrec_lmm.cli import main
+from mmrec_lmm.types import AXES, Axes, EncoderName
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,11 @@ def points(line: Any) -> list[tuple[float, float]]:
     found = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
     assert all(left <= x <= right and low <= y <= high for x, y in found)
     return found
+
+
+def axes_of(**fields: Any) -> tuple[Axes, dict[str, Any]]:
+    """The axes among the fields of a row, whose encoder is text or None, and the other fields."""
+    axes = {axis: fields.pop(axis) for axis in AXES if axis in fields}
+    if axes.get("encoder"):
+        axes["encoder"] = EncoderName.parse(axes["encoder"])
+    return Axes(**axes), fields

@@ -7,11 +7,22 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mmrec_lmm.studies.leaderboard import FAILED, NOT_APPLICABLE, PARTIAL, Interval, Leaderboard, Row, Score
+from mmrec_lmm.studies.leaderboard import (
+    FAILED,
+    NOT_APPLICABLE,
+    PARTIAL,
+    Interval,
+    Leaderboard,
+    ReproducibilityRecord,
+    Row,
+    Score,
+)
+from mmrec_lmm.types import Axes, EncoderName
 
 MODELS = {"VBPR": 0.0, "MMGCN": -0.004, "MMGCL": 0.006, "SLMRec": 0.009, "LATTICE": 0.012}
 ENCODERS = {"cnn_sbert": 0.0, "clip": 0.003, "vlmo": 0.004, "beit3": 0.005}
@@ -31,7 +42,7 @@ def leaderboard(rows: int | None = None) -> Leaderboard:
     models = [(f"{name}{copy or ''}", level) for copy in range(copies) for name, level in MODELS.items()]
     cells = list(itertools.product(models, ENCODERS, PARADIGMS, DATASETS))[:rows]
     made = [_row(generator, *cell) for cell in cells]
-    twins = [_twin(generator, row) for row in made if rows is None and row.scores and row.paradigm == "pt"]
+    twins = [_twin(generator, row) for row in made if rows is None and row.scores and row.axes.paradigm == "pt"]
     return Leaderboard(
         study="sample",
         title="Large multi-modal encoders for recommendation",
@@ -47,14 +58,13 @@ def leaderboard(rows: int | None = None) -> Leaderboard:
 
 def _row(generator: np.random.Generator, model: tuple[str, float], encoder: str, paradigm: str, dataset: str) -> Row:
     name, level = model
-    here = {"model": name, "dataset": dataset, "encoder": encoder, "paradigm": paradigm}
-    both = ("image", "text")
+    axes = Axes(name, dataset, EncoderName(encoder), paradigm, ("image", "text"))
     if name.startswith("LATTICE") and dataset == "sports" and paradigm == "ete":
         reason = "out of memory at a batch of 1: 14.8 GiB asked for, 11.2 GiB free"
-        return Row(**here, modalities=both, state=FAILED, reason=reason)
+        return Row(axes, state=FAILED, reason=reason)
     if encoder == "cnn_sbert" and paradigm != "pt":
         reason = "cnn_sbert has no losses of its own and takes no gradient: it can only be used as pre-trained"
-        return Row(**here, modalities=both, state=NOT_APPLICABLE, reason=reason)
+        return Row(axes, state=NOT_APPLICABLE, reason=reason)
     partial = name == "MMGCN" and encoder == "beit3" and paradigm == "ete"
     seeds = SEEDS[:2] if partial else SEEDS
     recall = DATASETS[dataset] + level + ENCODERS[encoder] + PARADIGMS[paradigm] + generator.normal(0, 0.002)
@@ -68,8 +78,7 @@ def _row(generator: np.random.Generator, model: tuple[str, float], encoder: str,
     seconds = float(np.exp(generator.normal(4.5 + 120 * level, 0.3)) * {"pt": 1, "ft": 1.1, "ete": 9}[paradigm])
     run = f"{name}-{dataset}-{generator.integers(1 << 32):08x}"
     return Row(
-        **here,
-        modalities=both,
+        axes,
         state=PARTIAL if partial else "finished",
         reason="seed 3 was killed" if partial else "",
         parameters={"learning_rate": 1e-3, "reg_weight": float(generator.choice([0.1, 0.01, 1e-4]))},
@@ -85,13 +94,16 @@ def _row(generator: np.random.Generator, model: tuple[str, float], encoder: str,
         encoder_seconds=340.0,
         memory=int(seconds * 4e6 + 9e8),
         parameters_trained=2_400_000,
-        ticket={
-            "replay": f"mmrec-lmm replay {run}",
-            "config": {"train_batch_size": 2048, "epochs": 1000, "stopping_step": 20, "topk": [10, 20]},
-            "hashes": {"data": "5d1f" * 8, "features": {"image": "90ab" * 8, "text": "77e2" * 8}, "code": "c0de" * 16},
-            "versions": {"mmrec_lmm": "0.1.0", "python": "3.11.9", "torch": "2.15.0"},
-            "device": "cpu",
-        },
+        reproducibility=ReproducibilityRecord(
+            replay=(f"mmrec-lmm replay {run}",),
+            config={"train_batch_size": 2048, "epochs": 1000, "stopping_step": 20, "topk": [10, 20]},
+            data="5d1f" * 8,
+            features={"image": "90ab" * 8, "text": "77e2" * 8},
+            code={"host": "c0de" * 16},
+            versions={"mmrec_lmm": "0.1.0", "python": "3.11.9", "torch": "2.15.0"},
+            device="cpu",
+            threads=2,
+        ),
     )
 
 
@@ -101,8 +113,7 @@ def _twin(generator: np.random.Generator, row: Row) -> Row:
         metric: _score(generator, score.mean * 0.85, 0.0, seeds=row.seeds, against=None)
         for metric, score in row.scores.items()
     }
-    fields = {"content_gain": {}, "slices": {}, "scores": scores, "control": "shuffled"}
-    return Row(**{**row.__dict__, **fields})
+    return replace(row, axes=replace(row.axes, control="shuffled"), content_gain={}, slices={}, scores=scores)
 
 
 def _score(
@@ -135,20 +146,18 @@ def _best(rows: list[Row]) -> list[Row]:
     """The rows, the highest score of each data set and metric marked."""
     winners = {
         (dataset, metric): max(
-            (row.scores[metric].mean for row in rows if row.scores and row.dataset == dataset), default=None
+            (row.scores[metric].mean for row in rows if row.scores and row.axes.dataset == dataset), default=None
         )
         for dataset in DATASETS
         for metric in METRICS
     }
     return [
-        Row(
-            **{
-                **row.__dict__,
-                "scores": {
-                    metric: Score(**{**score.__dict__, "best": score.mean == winners[row.dataset, metric]})
-                    for metric, score in row.scores.items()
-                },
-            }
+        replace(
+            row,
+            scores={
+                metric: replace(score, best=score.mean == winners[row.axes.dataset, metric])
+                for metric, score in row.scores.items()
+            },
         )
         for row in rows
     ]

@@ -6,6 +6,9 @@ Every import statement counts, also one inside a function; only `if TYPE_CHECKIN
 import ast
 import configparser
 import importlib.util
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +21,9 @@ FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_
 
 #: The host's rooms, from the bottom up. A module imports from its own room and from those on lines above its own here.
 LAYERS = """
-    errors formatting types
+    errors
+    typed_json formatting
+    types
     plugin graph distributed logs
     cache losses
     weights config
@@ -142,3 +147,20 @@ def test_every_hook_is_documented_and_tested(hook: str) -> None:
     assert hook in (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     tests = [path for path in (ROOT / "tests").glob("test_*.py") if path.name != "test_architecture.py"]
     assert any(hook in path.read_text(encoding="utf-8") for path in tests)
+
+
+def test_a_run_that_draws_nothing_imports_nothing_of_reports_and_studies(data_path: Path, tmp_path: Path) -> None:
+    """But for the names of layouts and formats, which are choices of flags."""
+    script = """
+        import sys
+        from mmrec_lmm.cli import main
+        code = main(sys.argv[1:])
+        unwanted = ("mmrec_lmm.report", "mmrec_lmm.studies", "matplotlib")
+        print(sorted(name for name in sys.modules if name.startswith(unwanted)))
+        sys.exit(code)
+    """
+    flags = ["-m", "VBPR", "-d", "toy", "--data-path", data_path, "--out", tmp_path / "runs", "--epochs=1", "--json"]
+    command = [sys.executable, "-c", textwrap.dedent(script), "run", *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['mmrec_lmm.report', 'mmrec_lmm.report.layouts']"

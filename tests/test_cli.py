@@ -769,7 +769,7 @@ def test_the_demo_makes_its_data_compares_the_very_runs_that_run_makes_and_says_
 
 def test_the_demo_is_the_shipped_study_of_content(registry: Registry) -> None:
     cells = load_study(find_study("content")).cells(registry)
-    assert [(cell.model, cell.dataset, cell.control) for cell in cells] == [
+    assert [(cell.axes.model, cell.axes.dataset, cell.axes.control) for cell in cells] == [
         ("VBPR", "demo", control) for control in (None, "none", "shuffled")
     ]
     assert [[run.settings.seed for run in cell.runs] for cell in cells] == 3 * [[1, 2, 3]]

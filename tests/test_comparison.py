@@ -20,7 +20,7 @@ from mmrec_lmm.running.inputs import open_dataset
 from mmrec_lmm.running.slices import Slicer
 from mmrec_lmm.studies.comparison import Entry, compare
 from mmrec_lmm.studies.leaderboard import FAILED, NOT_APPLICABLE, Leaderboard, from_document
-from mmrec_lmm.types import RunResult, RunSpec
+from mmrec_lmm.types import UNRECORDED, Axes, EncoderName, RunResult, RunSeconds, RunSpec
 
 Make = Callable[..., Entry]
 METRIC = "recall@20"
@@ -45,6 +45,7 @@ def make(tmp_path: Path) -> Make:
     ) -> Entry:
         place: dict[str, Any] = {"model": "VBPR", "dataset": "demo", "encoder": "basic", "paradigm": "pt"}
         place |= {"modalities": ("image", "text"), **axes}
+        place["encoder"] = EncoderName.parse(place["encoder"]) if place["encoder"] else None
         runs = []
         for seed, row in enumerate(np.atleast_2d(np.asarray(values, np.float64)), start=1):
             folder = tmp_path / "-".join(map(str, [*place.values(), data, seed, len(list(tmp_path.iterdir()))]))
@@ -55,25 +56,26 @@ def make(tmp_path: Path) -> Make:
                 folder / run_folder.CONFIG,
                 {"model": place["model"], "settings": {"seed": seed, "valid_metric": valid_metric, **SETTINGS}},
             )
-            record = {
-                "modalities": ["image", "text"],
-                "seed": seed,
-                "data": data,
-                "features": {"image": "f"},
-                "code": {"host": "c"},
-                "versions": {"torch": "2"},
-                "device": "cpu",
-                "threads": 1,
-                "seconds": {"tune": 0.0, "encode": 0.1, "encoder": 3.0, "train": 10.0 * seed},
-                "peak_memory_bytes": 100 * seed,
-                "parameters_trained": 7,
-            }
+            record = dataclasses.replace(
+                UNRECORDED,
+                axes=Axes("", "", modalities=("image", "text")),
+                seed=seed,
+                data=data,
+                features={"image": "f"},
+                code={"host": "c"},
+                versions={"torch": "2"},
+                device="cpu",
+                threads=1,
+                seconds=RunSeconds(encode=0.1, encoder=3.0, train=10.0 * seed),
+                peak_memory_bytes=100 * seed,
+                parameters_trained=7,
+            )
             parameters = {"reg_weight": 0.1, "seed": seed}
             done = RunResult(
                 folder.name, folder, parameters, {valid_metric.lower(): valid}, {}, 10, 31, "patience", record
             )
             runs.append(dataclasses.replace(done, **(run or {})))
-        return Entry(**place, runs=runs)
+        return Entry(Axes(**place), runs=runs)
 
     return make
 
@@ -90,16 +92,18 @@ def noise(seed: int, seeds: int = 3, users: int = USERS) -> np.ndarray:
 # One row
 
 
-def test_a_row_has_its_axes_its_cost_and_its_ticket(make: Make) -> None:
+def test_a_row_has_its_axes_its_cost_and_its_reproducibility_record(make: Make) -> None:
     (row,) = board(make([[0, 1.0], [1, 1]])).rows
     assert (row.key, row.seeds, row.seconds, row.encoder_seconds) == ("VBPR/demo/basic/pt/image+text", (1, 2), 15, 3)
     assert (row.memory, row.parameters_trained, dict(row.parameters)) == (200, 7, {"reg_weight": 0.1})
-    assert row.ticket["replay"] == [f"mmrec-lmm replay {run}" for run in row.runs]
-    assert row.ticket["config"] == {
+    record = row.reproducibility
+    assert record is not None
+    assert record.replay == tuple(f"mmrec-lmm replay {run}" for run in row.runs)
+    assert record.config == {
         "model": "VBPR",
         "settings": {"seed": 1, "valid_metric": "Recall@20", **SETTINGS},
     }
-    assert (row.ticket["data"], row.ticket["versions"]) == ("d", {"torch": "2"})
+    assert (record.data, record.versions) == ("d", {"torch": "2"})
 
 
 def test_a_score_is_the_mean_over_users_of_their_means_over_seeds(make: Make) -> None:
@@ -138,10 +142,10 @@ def test_a_row_of_one_seed_has_an_interval_over_users_alone(make: Make) -> None:
 
 
 def test_rows_that_failed_or_are_not_applicable_stay_in_their_place_with_their_reason(make: Make) -> None:
-    failed = Entry("MMGCL", "demo", "basic", "ft", None, state=FAILED, reason="the loss was NaN")
-    barred = Entry("BPR", "demo", None, "ete", (), state=NOT_APPLICABLE, reason="it uses no item features")
+    failed = Entry(Axes("MMGCL", "demo", EncoderName("basic"), "ft"), state=FAILED, reason="the loss was NaN")
+    barred = Entry(Axes("BPR", "demo", None, "ete", ()), state=NOT_APPLICABLE, reason="it uses no item features")
     found = board(failed, make(noise(1)), barred)
-    assert [(row.model, row.reason) for row in found.rows] == [
+    assert [(row.axes.model, row.reason) for row in found.rows] == [
         ("MMGCL", "the loss was NaN"),
         ("VBPR", ""),
         ("BPR", "it uses no item features"),
@@ -328,7 +332,7 @@ def test_over_data_sets_the_id_only_model_is_best_in_the_mean_of_all(make: Make)
 
 
 def test_controls_and_unfinished_rows_are_no_id_only_baseline(make: Make) -> None:
-    pending = Entry("BPR", "demo", None, "pt", (), state="pending")
+    pending = Entry(Axes("BPR", "demo", modalities=()), state="pending")
     found = board(make(noise(1)), make(noise(2), control="none", encoder=None), pending, baseline=None)
     assert found.baseline == ""
     assert found.untested == (
@@ -343,7 +347,7 @@ def test_without_any_baseline_the_board_says_that_nothing_was_tested(make: Make)
         "Nothing was tested: the study names no baseline and has no ID-only model; `baseline: {axis: value}` in its "
         "file names one."
     )
-    assert board(Entry("BPR", "demo", None, "pt", (), state="pending"), baseline=None).untested == (
+    assert board(Entry(Axes("BPR", "demo", modalities=()), state="pending"), baseline=None).untested == (
         "Nothing was tested: no row is finished yet."
     )
 
@@ -365,7 +369,7 @@ def test_a_baseline_that_no_row_matches_is_an_error_that_says_what_there_is(make
 
 
 def test_a_baseline_that_is_still_pending_is_said_first(make: Make) -> None:
-    pending = Entry("VBPR", "demo", "cnn", "pt", None, state="pending")
+    pending = Entry(Axes("VBPR", "demo", EncoderName("cnn")), state="pending")
     found = board(make(noise(1)), pending, baseline={"encoder": "cnn"})
     assert found.untested == "Nothing was tested: no row that is the baseline (encoder cnn) is finished."
     assert found.baseline == "encoder cnn"
@@ -548,7 +552,8 @@ def test_real_runs_make_a_leaderboard_with_slices_that_survives_as_json(
 ) -> None:
     def entry(**change: str) -> Entry:
         runs = run_grid(specs(seed="[1, 2]", **change), registry, out=tmp_path / "runs").results
-        return Entry("VBPR", "toy", change.get("encoder"), "pt", None, change.get("control"), runs)
+        encoder = EncoderName(change["encoder"]) if "encoder" in change else None
+        return Entry(Axes("VBPR", "toy", encoder, control=change.get("control")), runs)
 
     entries = [entry(), entry(encoder="basic"), entry(control="none")]
     [spec] = specs()

@@ -16,6 +16,7 @@ from mmrec_lmm.config.schema import Key, schema_of
 from mmrec_lmm.config.settings import NOT_IDENTITY, OF_FEATURES, OF_INPUTS, Settings
 from mmrec_lmm.errors import ConfigError, ConfigValueError, PluginError
 from mmrec_lmm.plugin.specs import DatasetSpec, EncoderSpec, ModelSpec
+from mmrec_lmm.types import EncoderName
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def ask(
     overrides: Mapping[str, str] | None = None,
     **request: Any,
 ) -> Resolved:
-    asked = Request(model.name, "toy", encoder.name if encoder else None, overrides=overrides or {}, **request)
+    asked = Request(
+        model.name, "toy", EncoderName(encoder.name) if encoder else None, overrides=overrides or {}, **request
+    )
     return resolve(asked, model=model, encoder=encoder, dataset=dataset, sections=SECTIONS)
 
 
@@ -305,7 +308,7 @@ def test_hyper_parameters_must_be_a_list_of_keys() -> None:
 
 def test_without_a_model_a_request_resolves_to_settings_and_encoder() -> None:
     write("configs/overall.yaml", "epochs: 3\nreg_weight: 1\n")
-    [run] = resolve(Request("", "toy", "lens"), model=None, encoder=LENS, dataset=None).runs
+    [run] = resolve(Request("", "toy", EncoderName("lens")), model=None, encoder=LENS, dataset=None).runs
     assert (run.model, run.model_config, run.encoder_config) == ("", None, LensConfig())
     assert run.settings.epochs == 3
 
@@ -353,8 +356,8 @@ def test_what_is_asked_of_the_features_of_a_model_without_any_is_left_out_and_no
 
 def test_a_variant_after_the_encoder_name_sets_its_key() -> None:
     assert ask(encoder=LENS).runs[0].encoder_config.variant == "base"
-    request = Request("VBPR", "toy", encoder="lens:tiny")
-    assert (request.encoder_name, request.encoder_variant) == ("lens", "tiny")
+    request = Request("VBPR", "toy", encoder=EncoderName.parse("lens:tiny"))
+    assert request.encoder == EncoderName("lens", "tiny")
     [run] = resolve(request, model=MF, encoder=LENS, dataset=None).runs
     assert (run.encoder, run.encoder_config.variant) == ("lens", "tiny")
 
@@ -368,7 +371,12 @@ def test_a_variant_after_the_encoder_name_sets_its_key() -> None:
 )
 def test_a_wrong_variant_is_refused(encoder: str, overrides: Mapping[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolve(Request("VBPR", "toy", encoder=encoder, overrides=overrides), model=MF, encoder=LENS, dataset=None)
+        resolve(
+            Request("VBPR", "toy", encoder=EncoderName.parse(encoder), overrides=overrides),
+            model=MF,
+            encoder=LENS,
+            dataset=None,
+        )
 
 
 def test_a_variant_of_an_encoder_without_variants_is_refused() -> None:
@@ -378,7 +386,7 @@ def test_a_variant_of_an_encoder_without_variants_is_refused() -> None:
 
     plain = EncoderSpec("plain", "nowhere:Plain", Plain, ("text",), "nowhere:weights_id")
     with pytest.raises(ConfigError, match="encoder plain has no variants, so plain:tiny is none"):
-        resolve(Request("VBPR", "toy", encoder="plain:tiny"), model=MF, encoder=plain, dataset=None)
+        resolve(Request("VBPR", "toy", encoder=EncoderName("plain", "tiny")), model=MF, encoder=plain, dataset=None)
 
 
 def test_encoder_keys_without_an_encoder_are_unused_in_a_file_and_refused_on_the_command_line() -> None:

@@ -94,7 +94,7 @@ def test_the_paradigm_runs_is_a_studys_axis_and_stands_in_its_table(
     table = call("study", "table", tmp_path / "free.yaml", *study, "--layout", "table4").out
     assert re.findall(r"\| (pt|free) +\|", table) == ["pt", "free"]
     results = list_results(tmp_path / "runs")
-    free = [one for one in results if one.record["paradigm"] == "free"]
+    free = [one for one in results if one.record.axes.paradigm == "free"]
     assert len(results) == 4
     assert len({one.run_id for one in free}) == 2
     run = ("run", "-m", "VBPR", "-d", "toy", "--encoder", "basic", "--epochs=3", "--min_steps=0", "--seed=1")

@@ -36,7 +36,7 @@ from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
 from mmrec_lmm.training.optim import adamw
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import Trainer, Validation, build_optimizer
+from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
 
 DATA = golden.training_data()
@@ -146,7 +146,7 @@ class World:
         with torch.no_grad():
             self.model.eval().vectors()
         self.tables.append({name: table.detach().clone() for name, table in self.features().items()})
-        return Validation(float(self.trainer.state().numbers["epoch"]), {})
+        return Validation(float(self.trainer.state().numbers.epoch), {})
 
     def gradient(self, batch: Batch) -> list[Tensor]:
         """What one batch sends into the encoder's weights."""
@@ -210,7 +210,7 @@ def test_after_ten_steps_encoder_and_model_are_where_joint_training_takes_them(m
             for optimizer in optimizers:
                 optimizer.step()
             steps += 1
-    assert steps == world.callback.report()["steps"] == 10
+    assert steps == world.callback.report().steps == 10
     start = encoder_of(F64).state_dict()
     assert not any(torch.equal(value, start[name]) for name, value in live.encoder.state_dict().items())
     for ours, theirs in ((world.model, model), (world.encoder, live.encoder)):
@@ -364,7 +364,7 @@ def test_in_warm_epochs_the_encoder_stands_still_and_the_model_learns() -> None:
     first, second, third = (tables["image"] for tables in world.tables)
     assert torch.equal(first, second)
     assert not torch.equal(second, third)
-    assert world.callback.report()["steps"] == 2  # of one epoch: five batches in fours
+    assert world.callback.report().steps == 2  # of one epoch: five batches in fours
 
 
 def test_in_its_warm_up_the_encoders_rate_rises_step_by_step_and_then_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +395,7 @@ def test_a_rate_of_zero_and_mode_released_are_frozen_features_by_another_name(op
         model,
         world.rows,
         world.settings,
-        validate=lambda: Validation(float(plain.state().numbers["epoch"]), {}),
+        validate=lambda: Validation(float(plain.state().numbers.epoch), {}),
         generator=torch.Generator().manual_seed(0),
     )
     plain.fit()
@@ -404,8 +404,8 @@ def test_a_rate_of_zero_and_mode_released_are_frozen_features_by_another_name(op
     for name, table in encoder_of()(prepared().batch(np.arange(golden.N_ITEMS))).items():
         assert torch.equal(world.features()[name], table * PRESENT[name].unsqueeze(1))
     report = world.callback.report()
-    assert set(report["weight_change"].values()) == {0.0}
-    assert (report["gradient_norm"]["last"] > 0) == (options.mode == "two_pass")
+    assert set(report.weight_change.values()) == {0.0}
+    assert (report.gradient_norm.last > 0) == (options.mode == "two_pass")
 
 
 class Detaching(GCN):
@@ -466,7 +466,7 @@ def test_a_gradient_that_breaks_ends_training_and_keeps_the_best_encoder() -> No
 def test_a_frozen_part_stays_as_it_is_and_a_pattern_that_matches_nothing_is_refused() -> None:
     world = World(EndToEnd(learning_rate=0.01, freeze=("layers.image.*",)))
     world.trainer.fit()
-    change = world.callback.report()["weight_change"]
+    change = world.callback.report().weight_change
     assert change["image"] == 0 < change["text"]
     with pytest.raises(ConfigError, match=r"encoder encoder: ete.freeze: layer.image.\* matches no parameter"):
         World(EndToEnd(freeze=("layer.image.*",)))
@@ -522,7 +522,7 @@ def test_a_joint_run_that_was_stopped_continues_to_the_same_bits(stop_after: int
         World(options, epochs=4).trainer.fit(
             on_epoch=stop, on_checkpoint=lambda state: save_checkpoint(tmp_path, state)
         )
-    state = load_checkpoint(tmp_path)
+    state = load_checkpoint(tmp_path, TrainerNumbers)
     assert state is not None
     resumed = World(options, epochs=4, seed=99)
     resumed.trainer.restore(state)
@@ -549,7 +549,7 @@ def test_lattices_item_graphs_follow_the_features_but_not_every_step(registry: R
 
     model._fixed_graphs = fixed_graphs
     world.trainer.fit()
-    assert world.callback.report()["steps"] == 4  # the item graph learns in an epoch's first batch alone
+    assert world.callback.report().steps == 4  # the item graph learns in an epoch's first batch alone
     assert len(built) == 1 + 4  # at the start, and of the features of each evaluation
     for seen, table in zip(built[1:], world.tables, strict=True):
         assert torch.equal(seen["image"], table["image"])

@@ -318,7 +318,7 @@ def test_a_grid_has_the_first_seed_and_its_winner_all(plan: Callable[..., Plan],
     after = plan()
     assert not after.waiting
     own = winner(after.cells[0], after.outcomes()[0].results)
-    assert [run.record["seed"] for run in own] == [3, 1, 2]
+    assert [run.record.seed for run in own] == [3, 1, 2]
     of_first = {r.parameters["reg_weight"]: r.valid["recall@20"] for r in after.outcomes()[0].results[:2]}
     assert of_first[own[0].parameters["reg_weight"]] == max(of_first.values())
 

@@ -43,8 +43,8 @@ def test_a_row_is_the_grid_point_that_is_best_on_validation_over_all_seeds() -> 
     answer = call("study", "table", "points.yaml")
     assert answer.code == 0, answer.err
     (row,) = [row for row in found().rows if row.key == "VBPR/toy/basic/pt/image+text"]
-    results = [result for result in list_results(Path("runs")) if result.record["model"] == "VBPR"]
-    results = [result for result in results if result.record["control"] is None]
+    results = [result for result in list_results(Path("runs")) if result.record.axes.model == "VBPR"]
+    results = [result for result in results if result.record.axes.control is None]
     by_point: dict[float, list[float]] = {}
     for result in results:
         by_point.setdefault(result.parameters["learning_rate"], []).append(result.valid["ndcg@5"])

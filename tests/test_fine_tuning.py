@@ -4,6 +4,7 @@ The shop. Each of 10 x 10 items is a flag of two colours and has a title that na
 has learned the words for ten colours at each place can match flags that were held out. By chance 1 in 20 is found.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -31,7 +32,7 @@ from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training import fine_tuning
 from mmrec_lmm.training.fine_tuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
 from mmrec_lmm.training.paradigms import FineTuning
-from mmrec_lmm.types import ItemCatalog, Tuned
+from mmrec_lmm.types import ItemCatalog, Tuned, TuningRecord, TuningSizes
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
 REGISTRY = load_registry()
@@ -88,14 +89,14 @@ def tiny(spec: EncoderSpec):
 def test_tuning_lifts_recall_of_flags_never_seen_to_five_times_chance_and_more(shop, encoder, epochs):
     tuning = FineTuning(learning_rate=1e-3, batch_size=16, epochs=epochs, held_out=0.2, patience=epochs)
     record = tuned(shop(100), tuning, encoder).record
-    assert record["sizes"] == {"train": 80, "held_out": 20, "twins": 0, "unreadable": 0}
-    assert record["epochs"][record["best_epoch"] - 1]["held_out"] == min(each["held_out"] for each in record["epochs"])
-    assert record["recall"].keys() == {"image to text", "text to image"}
-    for recalls in record["recall"].values():
-        before, after, difference = (recalls["recall@1"][name] for name in ("before", "after", "difference"))
-        assert before[0] <= 0.15
-        assert after[0] >= 5 / 20
-        assert difference[1] > 0  # the interval's lower end
+    assert record.sizes == TuningSizes(80, 20, twins=0, unreadable=0)
+    assert record.epochs[record.best_epoch - 1].held_out == min(each.held_out for each in record.epochs)
+    assert record.recall.keys() == {"image to text", "text to image"}
+    for recalls in record.recall.values():
+        change = recalls["recall@1"]
+        assert change.before[0] <= 0.15
+        assert change.after[0] >= 5 / 20
+        assert change.difference[1] > 0  # the interval's lower end
 
 
 def test_tuning_that_is_interrupted_goes_on_and_ends_with_the_same_weights(shop, monkeypatch, tmp_path):
@@ -174,7 +175,7 @@ def test_what_is_frozen_stays_as_it_was_and_is_recorded_by_name(shop):
     before = build_encoder(spec, tiny(spec), ("image", "text")).state_dict()
     result = tuned(shop(), FineTuning(epochs=1, batch_size=8, learning_rate=1e-3, freeze=(PATTERN, "*.text_embed.*")))
     after = load_file(result.path)
-    frozen = result.record["frozen"]
+    frozen = result.record.frozen
     assert "model.beit3.text_embed.weight" in frozen
     assert "model.beit3.encoder.layers.0.ffn.A.fc1.weight" in frozen
     assert_equal({name: after[name] for name in frozen}, {name: before[name] for name in frozen})
@@ -202,7 +203,7 @@ def test_projections_on_a_cnn_and_sentence_bert_are_tuned_and_the_networks_befor
     spec, config, catalog = REGISTRY.encoders.get("cnn_sbert"), projected(), shop()
     tuning = FineTuning(learning_rate=1e-2, batch_size=8, epochs=2, held_out=0.2)
     result = tune(catalog, spec, config, tuning, text_fields=["title"])
-    assert min(each["held_out"] for each in result.record["epochs"]) < 0.8 * result.record["held_out_before"]
+    assert min(each.held_out for each in result.record.epochs) < 0.8 * result.record.held_out_before
     before, after = build_encoder(spec, config, ("image", "text")).state_dict(), load_file(result.path)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed == {"projections.image.weight", "projections.text.weight", "logit_scale"}
@@ -218,17 +219,17 @@ def test_projections_on_a_cnn_and_sentence_bert_are_tuned_and_the_networks_befor
 def test_tuned_projections_find_flags_never_seen_more_often_than_random_ones(shop):
     tuning = FineTuning(learning_rate=1e-2, batch_size=16, epochs=8, held_out=0.2, patience=8)
     record = tune(shop(100), REGISTRY.encoders.get("cnn_sbert"), projected(), tuning, text_fields=["title"]).record
-    assert record["recall"].keys() == {"image to text", "text to image"}
-    for recalls in record["recall"].values():
-        assert recalls["recall@1"]["after"][0] >= 5 / 20
-        assert recalls["recall@1"]["difference"][1] > 0  # the interval's lower end
+    assert record.recall.keys() == {"image to text", "text to image"}
+    for recalls in record.recall.values():
+        assert recalls["recall@1"].after[0] >= 5 / 20
+        assert recalls["recall@1"].difference[1] > 0  # the interval's lower end
 
 
 def test_an_item_without_a_text_or_with_an_image_that_cannot_be_read_is_no_part_of_it(shop, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     images = {0: tmp_path / "broken.png", 1: None, 2: tmp_path / "gone.png"}
     record = tuned(shop(30, images=images, titles={3: ""}), FineTuning(epochs=1, batch_size=8, held_out=0.2)).record
-    assert record["sizes"] == {"train": 21, "held_out": 5, "twins": 0, "unreadable": 2}
+    assert record.sizes == TuningSizes(21, 5, twins=0, unreadable=2)
 
 
 @pytest.fixture
@@ -252,18 +253,18 @@ def steps(monkeypatch) -> list[tuple[list[torch.Tensor], int, int]]:
 def test_a_step_follows_the_mean_gradient_of_the_batches_that_it_accumulates(shop, steps):
     alone, paired = (FineTuning(learning_rate=0, batch_size=8, epochs=2, held_out=0.2, accumulate=n) for n in (1, 2))
     record = tuned(shop(), alone, "clip").record
-    assert (record["batches_per_epoch"], record["steps_per_epoch"]) == (3, 3)
+    assert (record.batches_per_epoch, record.steps_per_epoch) == (3, 3)
     (one, two, three), rates = (step[0] for step in steps[:3]), [step[1:] for step in steps]
     assert rates == [(step, 6) for step in range(6)]
     steps.clear()
     again = tuned(shop(), paired, "clip").record
-    assert again["steps_per_epoch"] == 2
+    assert again.steps_per_epoch == 2
     assert [step[1:] for step in steps] == [(step, 4) for step in range(4)]
     for both, first, second in zip(steps[0][0], one, two, strict=True):
         torch.testing.assert_close(both, (first + second) / 2)
     for left, last in zip(steps[1][0], three, strict=True):  # the last group of an epoch is shorter
         torch.testing.assert_close(left, last)
-    assert again["epochs"] == record["epochs"]  # losses are means over batches, whatever a step holds
+    assert again.epochs == record.epochs  # losses are means over batches, whatever a step holds
 
 
 def test_blocks_that_are_computed_twice_end_with_the_same_weights_under_the_same_name(shop, monkeypatch, tmp_path):
@@ -320,11 +321,11 @@ def test_two_processes_of_torchrun_tune_as_one_does(shop, monkeypatch, tmp_path)
         shared = tune(catalog, spec, resolve(spec.config)(**config), FineTuning(**tuning), text_fields=["title"])
         monkeypatch.undo()
         assert shared.path == together / "tuned" / alone.path.name
-        assert (alone.record["processes"], shared.record["processes"]) == (1, 2)
-        for one, two in zip(alone.record["epochs"], shared.record["epochs"], strict=True):
+        assert (alone.record.processes, shared.record.processes) == (1, 2)
+        for one, two in zip(alone.record.epochs, shared.record.epochs, strict=True):
             assert two == pytest.approx(one, abs=1e-5)
-        assert shared.record["held_out_before"] == pytest.approx(alone.record["held_out_before"], abs=1e-5)
-        assert shared.record["recall"] == alone.record["recall"]
+        assert shared.record.held_out_before == pytest.approx(alone.record.held_out_before, abs=1e-5)
+        assert shared.record.recall == alone.record.recall
         weights, others = load_file(alone.path), load_file(shared.path)
         start = build_encoder(spec, resolve(spec.config)(**config), ("image", "text")).state_dict()
         assert max((weights[key] - start[key]).abs().max() for key in weights) > 3e-4  # 30 times the tolerance
@@ -501,14 +502,14 @@ def test_the_rank_of_a_query_is_that_of_the_best_of_its_own_group_and_ties_count
 def test_the_interval_of_a_difference_is_that_of_the_same_queries():
     before, after = np.array([True] * 10 + [False] * 30), np.array([True] * 10 + [True] * 15 + [False] * 15)
     shares = compared(before, after, np.random.default_rng(0))
-    assert [shares[name][0] for name in ("before", "after", "difference")] == [10 / 40, 25 / 40, 15 / 40]
+    assert [share[0] for share in (shares.before, shares.after, shares.difference)] == [10 / 40, 25 / 40, 15 / 40]
     half = 1.96 * np.sqrt(15 / 40 * 25 / 40 / 40)  # of a share of 40 queries that gained, none having lost
-    assert shares["difference"][1:] == pytest.approx([15 / 40 - half, 15 / 40 + half], abs=0.026)
+    assert shares.difference[1:] == pytest.approx([15 / 40 - half, 15 / 40 + half], abs=0.026)
     theirs = [
         np.mean((after.astype(int) - before)[np.random.default_rng(seed).integers(0, 40, 40)]) for seed in range(4000)
     ]
-    assert shares["difference"][1:] == pytest.approx(np.percentile(theirs, [2.5, 97.5]).tolist(), abs=0.026)
-    assert compared(before, before, np.random.default_rng(0))["difference"] == [0, 0, 0]
+    assert shares.difference[1:] == pytest.approx(np.percentile(theirs, [2.5, 97.5]).tolist(), abs=0.026)
+    assert compared(before, before, np.random.default_rng(0)).difference == (0, 0, 0)
 
 
 # What is refused
@@ -639,5 +640,5 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def without_seconds(result: Tuned) -> dict:
-    return {key: value for key, value in result.record.items() if key != "seconds"}
+def without_seconds(result: Tuned) -> TuningRecord:
+    return dataclasses.replace(result.record, seconds=0.0)

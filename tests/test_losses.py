@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmrec_lmm.losses import batch_norms, bpr, info_nce, symmetric_info_nce
+from mmrec_lmm.losses import batch_norms, bpr, contrastive_scale, info_nce, symmetric_info_nce
 
 
 def test_bpr_of_equal_scores_is_log_two_and_falls_as_the_positive_rises() -> None:
@@ -72,3 +72,15 @@ def test_contrastive_logits_are_not_rounded_under_autocast() -> None:
         assert torch.equal(symmetric_info_nce(*rows, scale=torch.tensor(100.0)), exact)
         assert symmetric_info_nce(*rows.bfloat16(), scale=torch.tensor(100.0)).dtype == torch.float32
     assert symmetric_info_nce(*rows.double(), scale=torch.tensor(100.0)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("start", "least", "expected"), [(1.0, None, math.e), (9.0, 0, 100.0), (-1.0, 0, 1.0)])
+def test_a_learned_scale_is_brought_within_its_bounds_and_keeps_its_gradient(
+    start: float, least: float | None, expected: float
+) -> None:
+    log_scale = torch.nn.Parameter(torch.tensor(start))
+    scale = contrastive_scale(log_scale, least=least)
+    scale.backward()
+    assert scale.item() == pytest.approx(expected, rel=1e-6)
+    assert log_scale.exp().item() == scale.item()
+    assert log_scale.grad == scale

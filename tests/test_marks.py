@@ -1,8 +1,8 @@
 """Marks: which runs' numbers may say more of their budget than of their model."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,14 +11,21 @@ from hypothesis import strategies as st
 from mmrec_lmm.cache import write_json
 from mmrec_lmm.running.marks import FIRST, LAST, UNTRAINED, marks, marks_of
 from mmrec_lmm.running.run_folder import CONFIG
-from mmrec_lmm.types import RunResult
+from mmrec_lmm.types import UNRECORDED, Chance, ChanceBySplit, RunResult
 
 
 def result(
-    folder: Path, best: int, done: int, stopped: str, *, epochs: int = 100, eval_step: int = 1, **record: Any
+    folder: Path,
+    best: int,
+    done: int,
+    stopped: str,
+    *,
+    epochs: int = 100,
+    eval_step: int = 1,
+    chance: ChanceBySplit | None = None,
 ) -> RunResult:
     write_json(folder / CONFIG, {"settings": {"epochs": epochs, "eval_step": eval_step}})
-    return RunResult("r", folder, {}, {}, {}, best, done, stopped, record)
+    return RunResult("r", folder, {}, {}, {}, best, done, stopped, replace(UNRECORDED, chance=chance))
 
 
 @pytest.mark.parametrize(
@@ -47,11 +54,9 @@ def test_the_best_epoch_marks_a_run_at_either_end(
     assert marks(result(tmp_path, best, done, stopped, epochs=epochs, eval_step=eval_step)) == expected
 
 
-def chance(valid: float, test: float) -> dict[str, Any]:
+def chance(valid: float, test: float) -> ChanceBySplit:
     """Scores in deviations above the mean of random rankings."""
-    splits = {name: {"score": 0.02 + z * 0.001, "mean": 0.02, "deviation": 0.001} for name, z in
-              (("valid", valid), ("test", test))}  # fmt: skip
-    return {"metric": "recall@20", **splits}
+    return ChanceBySplit("recall@20", *(Chance(0.02 + z * 0.001, 0.02, 0.001) for z in (valid, test)))
 
 
 @pytest.mark.parametrize(

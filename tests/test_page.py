@@ -4,17 +4,27 @@ import configparser
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
 import sample_leaderboards
-from helpers import call
+from helpers import axes_of, call
 
 from mmrec_lmm.report.page import page
-from mmrec_lmm.studies.leaderboard import FAILED, Interval, Leaderboard, Row, Score, from_document
+from mmrec_lmm.studies.leaderboard import (
+    FAILED,
+    Interval,
+    Leaderboard,
+    ReproducibilityRecord,
+    Row,
+    Score,
+    from_document,
+)
+from mmrec_lmm.types import Axes, EncoderName
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -27,12 +37,17 @@ HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"
 def row(model: str, recall: float, seconds: float, **fields: object) -> Row:
     """A finished row with one metric, two seeds, and an interval of 0.02."""
     score = Score(recall, Interval(recall, recall - 0.01, recall + 0.01), (recall - 0.001, recall + 0.001))
-    fields = {"dataset": "toy", "encoder": "basic", "paradigm": "pt", "modalities": ("text",), **fields}
-    return Row(model, **{"scores": {"recall@20": score}, "seconds": seconds, **fields})
+    places = {"dataset": "toy", "encoder": "basic", "modalities": ("text",)}
+    axes, fields = axes_of(model=model, **places | fields)
+    return Row(axes, **{"scores": {"recall@20": score}, "seconds": seconds, **fields})
 
 
 def board(*rows: Row, **fields: object) -> Leaderboard:
     return Leaderboard(**{"study": "small", "title": "Small", "metrics": ("recall@20",), "rows": rows, **fields})
+
+
+def record(replay: str, *, config: Mapping[str, object] = MappingProxyType({})) -> ReproducibilityRecord:
+    return ReproducibilityRecord((replay,), config, "abc", {}, {"host": "c0de"}, {"torch": "2"}, "cpu", 1)
 
 
 THREE = board(row("Slow", 0.4, 100.0), row("Good", 0.3, 10.0), row("Poor", 0.1, 20.0))
@@ -42,7 +57,8 @@ THREE = board(row("Slow", 0.4, 100.0), row("Good", 0.3, 10.0), row("Poor", 0.1, 
 
 
 def test_the_data_come_out_as_they_went_in_whatever_they_hold() -> None:
-    leaderboard = board(row(HOSTILE, 0.1, 1.0, ticket={"replay": HOSTILE}), title=HOSTILE, notes=(HOSTILE, "{{title}}"))
+    hostile = row(HOSTILE, 0.1, 1.0, reproducibility=record(HOSTILE, config={"text_fields": HOSTILE}))
+    leaderboard = board(hostile, title=HOSTILE, notes=(HOSTILE, "{{title}}"))
     text = page(leaderboard)
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert from_document(json.loads(data)) == replace(leaderboard, rows=list(leaderboard.rows))
@@ -76,8 +92,7 @@ def test_a_file_that_is_no_leaderboard_is_one_message(tmp_path: Path) -> None:
     answer = call("leaderboard", tmp_path / "study.json", "-o", tmp_path / "out.html")
     assert (answer.code, answer.out) == (4, "")
     assert answer.err == (
-        f"error: {tmp_path / 'study.json'}: not a leaderboard of this version (KeyError 'metrics'); have the study "
-        "write it again\n"
+        f"error: {tmp_path / 'study.json'}: study: expected text, got nothing; try having the study write it again\n"
     )
     assert not (tmp_path / "out.html").exists()
 
@@ -156,7 +171,7 @@ def test_rows_come_by_rank_with_their_values_intervals_stars_and_costs(visit: "C
 
 def test_a_mark_stands_beside_a_row_and_all_that_is_compared_with_it(visit: "Callable[..., Page]") -> None:
     base = replace(THREE.rows[1], marks=("best epoch is the first evaluated",))
-    twin = replace(row("Slow", 0.2, 9.0), encoder=None, control="none", marks=("not trained",))
+    twin = row("Slow", 0.2, 9.0, encoder=None, control="none", marks=("not trained",))
     tested = replace(THREE.rows[2].scores["recall@20"], against=base.key)
     poor = replace(THREE.rows[2], scores={"recall@20": tested})
     gain = {"none": {"recall@20": Interval(0.2, None, None)}}
@@ -249,7 +264,8 @@ def test_filters_choose_rows_and_a_sent_address_shows_the_same_view(visit: "Call
     opened.get_by_role("combobox", name="Paradigm").select_option("pt")
     opened.get_by_role("combobox", name="Control").select_option("shuffled")
     opened.get_by_role("columnheader", name="Model").get_by_role("button").click()
-    expected = sorted(found.model for found in sample.rows if found.key.endswith("/sports/clip/pt/image+text/shuffled"))
+    place = "/sports/clip/pt/image+text/shuffled"
+    expected = sorted(found.axes.model for found in sample.rows if found.key.endswith(place))
     assert models(opened) == expected
     assert len(expected) == 5
     assert opened.locator("#rows-title").text_content() == "5 of 160 rows"
@@ -265,7 +281,7 @@ def test_an_address_of_names_that_are_gone_is_the_usual_view(visit: "Callable[..
 
 
 def test_failed_rows_stand_behind_a_switch_with_their_reason(visit: "Callable[..., Page]") -> None:
-    failed = Row("Broken", "toy", "basic", "ete", ("text",), state=FAILED, reason="out of memory")
+    failed = Row(Axes("Broken", "toy", EncoderName("basic"), "ete", ("text",)), state=FAILED, reason="out of memory")
     opened = visit(board(failed, *THREE.rows))
     assert "Broken" not in models(opened)
     opened.get_by_role("switch", name="Show 1 failed").click()
@@ -275,14 +291,16 @@ def test_failed_rows_stand_behind_a_switch_with_their_reason(visit: "Callable[..
 
 
 def test_a_ticket_opens_by_key_holds_everything_and_gives_the_focus_back(visit: "Callable[..., Page]") -> None:
-    ticket = {"replay": "mmrec-lmm replay Slow-toy-1", "hashes": {"data": "abc"}, "device": "cpu"}
-    slow = replace(THREE.rows[0], ticket=ticket, runs=("Slow-toy-1",), seeds=(7,), parameters={"reg_weight": 0.1})
+    found = record("mmrec-lmm replay Slow-toy-1")
+    slow = replace(
+        THREE.rows[0], reproducibility=found, runs=("Slow-toy-1",), seeds=(7,), parameters={"reg_weight": 0.1}
+    )
     opened = visit(board(slow, *THREE.rows[1:]))
     opened.get_by_role("button", name="Slow", exact=True).focus()
     opened.keyboard.press("Enter")
     dialog = opened.get_by_role("dialog", name="Slow · basic · pt")
     text = dialog.inner_text()
-    for part in ("0.3990 · 0.4010", "mmrec-lmm replay Slow-toy-1", "seed 7", "reg_weight", "device", "hashes"):
+    for part in ("0.3990 · 0.4010", "mmrec-lmm replay Slow-toy-1", "seed 7", "reg_weight", "device", "versions"):
         assert part in text, part
     assert visit(board(slow), address(opened)).get_by_role("dialog").is_visible()
     opened.keyboard.press("Escape")
@@ -292,7 +310,7 @@ def test_a_ticket_opens_by_key_holds_everything_and_gives_the_focus_back(visit: 
 
 
 def test_the_replay_command_is_copied(visit: "Callable[..., Page]") -> None:
-    opened = visit(board(row("A", 0.1, 1.0, ticket={"replay": "mmrec-lmm replay A-toy-1"})))
+    opened = visit(board(row("A", 0.1, 1.0, reproducibility=record("mmrec-lmm replay A-toy-1"))))
     opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.locator("#body tr").click()
     opened.get_by_role("button", name="Copy").click()
@@ -327,7 +345,8 @@ def test_points_are_reached_by_arrows_linked_with_their_rows_and_opened(visit: "
 @pytest.mark.parametrize("width", [390, 800, 1280])
 def test_the_page_never_scrolls_sideways(visit: "Callable[..., Page]", width: int) -> None:
     sample = sample_leaderboards.leaderboard()
-    long = replace(sample.rows[0], model="A" * 80, encoder="clip:" + "b" * 80, ticket={"replay": "c" * 300})
+    axes = replace(sample.rows[0].axes, model="A" * 80, encoder=EncoderName("clip", "b" * 80))
+    long = replace(sample.rows[0], axes=axes, reproducibility=record("c" * 300))
     opened = visit(replace(sample, rows=[long, *sample.rows], title="T" * 90), "#failed=1", width=width)
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     opened.locator(".open").first.click()
@@ -396,7 +415,7 @@ def test_the_switch_turns_a_light_page_dark_and_is_remembered(visit: "Callable[.
 def test_hostile_names_are_shown_and_do_nothing(visit: "Callable[..., Page]") -> None:
     hostile = row(
         HOSTILE, 0.1, 1.0, dataset=HOSTILE, encoder=HOSTILE, control=HOSTILE, runs=(HOSTILE,), seeds=(1,),
-        ticket={HOSTILE: {HOSTILE: HOSTILE}, "replay": HOSTILE}, parameters={HOSTILE: HOSTILE},
+        reproducibility=record(HOSTILE, config={HOSTILE: {HOSTILE: HOSTILE}}), parameters={HOSTILE: HOSTILE},
     )  # fmt: skip
     opened = visit(board(hostile, title=f"Small {HOSTILE}", notes=(HOSTILE,)), "#control=*")
     assert models(opened) == [HOSTILE]

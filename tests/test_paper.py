@@ -8,6 +8,7 @@ from helpers import call
 
 from mmrec_lmm.report import paper
 from mmrec_lmm.studies.leaderboard import Row
+from mmrec_lmm.types import Axes, EncoderName
 
 
 def test_the_slips_of_the_papers_text_are_counted_in_its_tables() -> None:
@@ -46,18 +47,18 @@ def test_each_table_is_a_leaderboard_with_the_papers_own_stars(table: int, rows:
 
 def test_the_best_of_a_group_is_marked() -> None:
     lattice = {
-        row.encoder: row.scores["recall@20"].best
+        row.axes.value("encoder"): row.scores["recall@20"].best
         for row in paper.leaderboard(3).rows
-        if (row.model, row.dataset) == ("LATTICE", "baby")
+        if (row.axes.model, row.axes.dataset) == ("LATTICE", "baby")
     }
     assert lattice == {"cnn_sbert": True, "vlmo": False, "clip": False}
 
 
 def test_a_row_finds_its_figures_whatever_the_case_and_order_of_names_and_a_twin_finds_none() -> None:
-    row = Row("vbpr", "Baby", "CNN_SBERT", "pt", ("text", "image"))
+    row = Row(Axes("vbpr", "Baby", EncoderName("CNN_SBERT"), "pt", ("text", "image")))
     assert paper.published(row) == {"recall@10": 0.0479, "recall@20": 0.0740, "ndcg@10": 0.0262, "ndcg@20": 0.0329}
-    assert not paper.published(Row("vbpr", "baby", "cnn_sbert", "pt", ("image", "text"), control="shuffled"))
-    assert not paper.published(Row("vbpr", "baby", None, "pt", ("image", "text")))
+    assert not paper.published(Row(Axes("vbpr", "baby", EncoderName("cnn_sbert"), "pt", ("image", "text"), "shuffled")))
+    assert not paper.published(Row(Axes("vbpr", "baby", None, "pt", ("image", "text"))))
 
 
 def test_the_verb_prints_one_table_or_all_with_their_counts() -> None:

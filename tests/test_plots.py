@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import call, points
+from helpers import axes_of, call, points
 
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.report import plots
 from mmrec_lmm.report.plots import leaderboard_plots, learning_curves, metric_by_cutoff, run_plots
 from mmrec_lmm.studies.leaderboard import FAILED, Interval, Leaderboard, Row, Score
-from mmrec_lmm.types import EpochReport
+from mmrec_lmm.types import Axes, EpochReport
 
 HISTORY = [
     EpochReport(epoch, {"bpr": 1 / (epoch + 1)}, 0.1, {"recall@20": epoch / 10} if epoch % 2 else None)
@@ -25,8 +25,9 @@ STARTS = {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}
 
 def row(model: str, mean: float, seconds: float | None, **more: object) -> Row:
     score = Score(mean, Interval(mean, mean - 0.01, mean + 0.01), (mean - 0.005, mean + 0.005))
-    places = {"dataset": "toys", "encoder": "tiny", "paradigm": "pt", "modalities": ("image",)}
-    return Row(**{"model": model, "scores": {"recall@20": score}, "seconds": seconds, **places, **more})
+    places = {"dataset": "toys", "encoder": "tiny", "modalities": ("image",)}
+    axes, more = axes_of(model=model, **places | more)
+    return Row(axes, **{"scores": {"recall@20": score}, "seconds": seconds, **more})
 
 
 def needs_matplotlib() -> None:
@@ -120,7 +121,7 @@ def test_a_leaderboard_gives_seeds_and_pareto_for_each_data_set_that_has_scores(
         row("B$_x", 0.2, 100),
         row("A", 0.05, 10, control="shuffled"),
         row("A", 0.1, None, dataset="../un timed"),
-        Row("A", "empty", None, "pt", (), state=FAILED),
+        Row(Axes("A", "empty", modalities=()), state=FAILED),
     ]
     board = Leaderboard("s", "S", ("recall@20",), rows)
     written = leaderboard_plots(board, tmp_path / "out")

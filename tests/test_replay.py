@@ -64,7 +64,7 @@ def test_a_run_made_again_is_identical_and_leaves_nothing_behind(
 def test_a_run_is_made_again_with_the_threads_that_it_had(
     finished: RunResult, registry: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmrec_lmm.machine.TORCH_THREADS", finished.record["threads"] + 1)  # another machine
+    monkeypatch.setattr("mmrec_lmm.machine.TORCH_THREADS", finished.record.threads + 1)  # another machine
     assert replay(finished.run_id, registry, out=out).verdict == IDENTICAL
 
 
@@ -218,7 +218,7 @@ def test_on_another_machine_rounding_is_within_tolerance_and_the_machine_is_name
     nudge(finished, 1e-6)
     if key == "threads":
         edit(finished.path / "config.json", lambda config: config["settings"].update(threads=3))
-        told = f"machine: threads was {finished.record['threads']}, is 3"
+        told = f"machine: threads was {finished.record.threads}, is 3"
     else:
         edit(
             finished.path / "result.json",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import call
+from helpers import axes_of, call
 
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.report.layouts import FORMATS, LAYOUTS
@@ -35,10 +35,11 @@ def score(mean: float, **more: object) -> Score:
 
 
 def row(mean: float | None = 0.1, metric: str = "recall@20", *, model: str = "VBPR", **more: object) -> Row:
-    places = {"dataset": "toys", "encoder": "tiny", "paradigm": "pt", "modalities": ("image", "text")}
+    places = {"dataset": "toys", "encoder": "tiny", "modalities": ("image", "text")}
     flags = {name: more.pop(name) for name in ("best", "star", "p", "difference") if name in more}
     scores = {} if mean is None else {metric: score(mean, **flags)}
-    return Row(**{"model": model, "scores": scores, **places, **more})
+    axes, more = axes_of(model=model, **places | more)
+    return Row(axes, **{"scores": scores, **more})
 
 
 def board(*rows: Row, **more: object) -> Leaderboard:
@@ -496,11 +497,20 @@ def test_the_verbs_choices_are_those_of_the_layouts_and_formats() -> None:
     assert f"{{{','.join(FORMATS)}}}" in re.sub(r"\s+", "", answer.out)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"metrics": [], "notes": [], "rows": [{}]}'])
-def test_a_file_that_is_no_leaderboard_is_one_clear_error(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "study: expected text, got nothing; try having the study write it again"),
+        ("[]", r"expected an object, got \[\]; try"),
+        ("{", "not valid JSON"),
+        ('{"study": "s", "title": "", "metrics": [], "rows": [{}]}', "rows.0.model: expected text, got nothing; try"),
+        ('{"study": "s", "title": "", "metrics": "m", "rows": []}', "metrics: expected a list, got 'm'; try"),
+    ],
+)
+def test_a_file_that_is_no_leaderboard_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"other\.json: not"):
+    with pytest.raises(DataError, match=rf"other\.json: {message}"):
         read_leaderboard(path)
 
 

@@ -49,15 +49,15 @@ def test_a_row_holds_what_a_result_is_a_result_of(runs: tuple[RunResult, ...], o
     assert (row["model"], row["dataset"], row["encoder"], row["paradigm"]) == ("VBPR", "toy", None, "pt")
     assert (row["modalities"], row["control"], row["seed"]) == ("image,text", "shuffled", 1)
     assert row["parameters"] == {"seed": 1}
-    assert row["data_hash"] == record["data"]
-    assert row["features_hash"] == record["features"]
-    assert row["code_hash"] == record["code"]
-    assert row["config_hash"] == record["config"]
+    assert row["data_hash"] == record.data
+    assert row["features_hash"] == record.features
+    assert row["code_hash"] == record.code
+    assert row["config_hash"] == record.config
     assert row["config"]["model_config"]["embedding_size"] == 4
-    assert row["versions"] == record["versions"]
+    assert row["versions"] == record.versions
     assert row["seconds"]["train"] == row["train_seconds"] > 0
-    assert (row["device"], row["threads"]) == (record["device"], record["threads"])
-    assert row["peak_memory_bytes"] == record["peak_memory_bytes"]
+    assert (row["device"], row["threads"]) == (record.device, record.threads)
+    assert row["peak_memory_bytes"] == record.peak_memory_bytes
     assert (out / row["per_user"]).is_file()
     assert {name: row[f"test/{name}"] for name in runs[0].test} == runs[0].test
     assert {name: row[f"valid/{name}"] for name in runs[0].valid} == runs[0].valid
@@ -103,7 +103,7 @@ def test_a_query_joins_runs_and_metrics(runs: tuple[RunResult, ...], out: Path) 
         "SELECT seed, value FROM runs JOIN metrics USING (run) "
         "WHERE split = 'test' AND metric = 'recall@20' ORDER BY seed"
     )
-    assert query(out, sql) == [{"seed": r.record["seed"], "value": r.test["recall@20"]} for r in runs]
+    assert query(out, sql) == [{"seed": r.record.seed, "value": r.test["recall@20"]} for r in runs]
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,21 @@ def test_an_index_that_is_damaged_or_of_another_version_is_made_anew(
     assert find_runs(out) == rows
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"score": 1}'])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", r"expected an object, got \[\]"),
+        ('{"score": 1}', "run_id: expected text, got nothing"),
+    ],
+)
 def test_a_damaged_result_is_named_and_left_out(
-    content: str, runs: tuple[RunResult, ...], out: Path, caplog: pytest.LogCaptureFixture
+    content: str, message: str, runs: tuple[RunResult, ...], out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = runs[0].path / "result.json"
     path.write_text(content)
     assert [row["run"] for row in find_runs(out)] == [runs[1].run_id]
-    assert re.search(rf"left out of the index: {re.escape(str(path))}: not ", caplog.text)
+    assert re.search(rf"left out of the index: {re.escape(str(path))}: {message}", caplog.text)
     assert rebuild(out) == 1
 
 

@@ -29,7 +29,7 @@ from mmrec_lmm.running.inputs import gather
 from mmrec_lmm.running.provenance import run_id
 from mmrec_lmm.running.recommend import recommend
 from mmrec_lmm.running.runner import Interrupted
-from mmrec_lmm.types import EpochReport, Interactions, RunResult, RunSpec
+from mmrec_lmm.types import UNRECORDED, Axes, EpochReport, Interactions, RunResult, RunSpec
 
 TOYS = str(Path(__file__).with_name("plugin_toys.py"))
 Specs = Callable[..., tuple[RunSpec, ...]]
@@ -182,7 +182,7 @@ def test_leaving_the_threads_to_torch_names_the_run_as_their_number_does(specs: 
 def test_each_run_computes_with_its_own_number_of_threads(
     specs: Specs, registry: Registry, out: Path, threads: None
 ) -> None:
-    used = [result.record["threads"] for result in run_grid(specs(threads="[2, 0]"), registry, out=out).results]
+    used = [result.record.threads for result in run_grid(specs(threads="[2, 0]"), registry, out=out).results]
     assert used == [2, TORCH_THREADS]
     assert torch.get_num_threads() == TORCH_THREADS
 
@@ -238,7 +238,7 @@ def test_a_run_with_an_encoder_is_read_back_with_the_encoders_own_configuration(
     [spec] = specs(encoder="basic", **{"encoder.ngrams": "[2]"})
     result = run_grid([spec], registry, out=out).best
     assert run_folder.load_config(result.path, registry) == spec
-    assert result.record["present"] == {"image": 15, "text": 15}
+    assert result.record.present == {"image": 15, "text": 15}
 
 
 def test_the_means_over_users_are_the_figures_of_the_result(specs: Specs, registry: Registry, out: Path) -> None:
@@ -452,7 +452,7 @@ def test_a_grids_points_share_their_inputs(
 
 def test_a_control_is_shuffled_anew_for_each_seed(specs: Specs, registry: Registry, out: Path) -> None:
     one, other = run_grid(specs(seed="[1, 2]", control="shuffled"), registry, out=out).results
-    assert one.record["features"] != other.record["features"]
+    assert one.record.features != other.record.features
 
 
 def test_seeds_are_replicates_and_the_point_is_selected_on_their_mean(specs: Specs, toys: Registry, out: Path) -> None:
@@ -469,7 +469,9 @@ def test_seeds_are_replicates_and_the_point_is_selected_on_their_mean(specs: Spe
 def test_a_lucky_seed_does_not_make_a_point_the_winner() -> None:
     def result(seed: int, weight: float, score: float) -> RunResult:
         parameters = {"seed": seed, "weight": weight}
-        return RunResult("", Path(), parameters, {"recall@20": score}, {}, 0, 1, "epochs", {"seed": seed})
+        return RunResult(
+            "", Path(), parameters, {"recall@20": score}, {}, 0, 1, "epochs", dataclasses.replace(UNRECORDED, seed=seed)
+        )
 
     lucky = [result(1, 0.1, 0.9), result(2, 0.1, 0.1), result(3, 0.1, 0.2)]
     steady = [result(1, 0.2, 0.5), result(2, 0.2, 0.5), result(3, 0.2, 0.5)]
@@ -494,9 +496,9 @@ def test_without_features_a_model_is_one_run_whatever_the_encoder_and_paradigm(
     found = [run_grid(specs(model, control="none", **kind), registry, out=out).best for kind in kinds]
     assert len({result.run_id for result in found}) == 1
     record = found[0].record
-    assert (record["encoder"], record["paradigm"], record["modalities"]) == (None, "pt", ["image", "text"])
-    assert record["present"] == {"image": 0, "text": 0}
-    assert record["seconds"]["encoder"] == 0
+    assert record.axes == Axes(model, "toy", modalities=("image", "text"), control="none")
+    assert record.present == {"image": 0, "text": 0}
+    assert record.seconds.encoder == 0
     spec = run_folder.load_config(found[0].path, registry)
     again = runner.run(spec, gather(spec, registry), registry, out=out)  # as replay and recommend do
     assert again.run_id == found[0].run_id
@@ -505,10 +507,11 @@ def test_without_features_a_model_is_one_run_whatever_the_encoder_and_paradigm(
 
 
 def test_a_run_keeps_what_random_rankings_would_score(specs: Specs, registry: Registry, out: Path) -> None:
-    chance = run_grid(specs(valid_metric="Recall@5"), registry, out=out).best.record["chance"]
-    assert chance["metric"] == "recall@5"
-    assert 0 < chance["test"]["mean"] < 1
-    assert chance["test"]["deviation"] > 0
+    chance = run_grid(specs(valid_metric="Recall@5"), registry, out=out).best.record.chance
+    assert chance is not None
+    assert chance.metric == "recall@5"
+    assert 0 < chance.test.mean < 1
+    assert chance.test.deviation > 0
 
 
 def test_runs_from_before_min_steps_are_read_as_they_were_made(specs: Specs, registry: Registry, out: Path) -> None:
@@ -598,13 +601,14 @@ def test_seconds_of_training_count_all_epochs_and_those_of_the_encoder_whoever_l
     with pytest.raises(Interrupted):
         run_grid(specs(encoder="basic"), interrupting(tmp_path, 2), out=out)
     result = run_grid(specs(encoder="basic"), toys, out=out, resume=True).best
-    seconds = result.record["seconds"]
-    assert seconds["train"] == sum(
+    seconds = result.record.seconds
+    assert seconds.train == sum(
         report.train_seconds + report.valid_seconds for report in run_folder.load_history(result.path)
     )
-    assert seconds["encoder"] > 0
-    again = run_grid(specs(encoder="basic", seed="5"), toys, out=out).best.record["seconds"]
-    assert again["encoder"] == seconds["encoder"]
+    assert seconds.encoder is not None
+    assert seconds.encoder > 0
+    again = run_grid(specs(encoder="basic", seed="5"), toys, out=out).best.record.seconds
+    assert again.encoder == seconds.encoder
 
 
 def test_a_checkpoint_of_other_code_is_refused_with_what_to_do(
@@ -728,7 +732,18 @@ def test_a_damaged_result_is_named(finished: RunResult, out: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"{path}: not valid JSON")):
         run_folder.list_results(out)
     path.write_text('{"score": 1}')
-    with pytest.raises(DataError, match=re.escape(f"{path}: not a result of this version")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: run_id: expected text, got nothing; try --force")):
+        run_folder.list_results(out)
+
+
+def test_a_result_of_a_later_version_is_refused_and_a_wrong_value_is_named(finished: RunResult, out: Path) -> None:
+    path = finished.path / "result.json"
+    text = path.read_text()
+    path.write_text(text.replace('"record_version": 1', '"record_version": 9'))
+    with pytest.raises(DataError, match=r"record.record_version: expected at most 1, got 9; try a later mmrec-lmm"):
+        run_folder.load_result(finished.path)
+    path.write_text(text.replace('"numerics_version": ', '"numerics_version": "x", "was": '))
+    with pytest.raises(DataError, match=r"result.json: record.numerics_version: expected a whole number, got 'x'; try"):
         run_folder.list_results(out)
 
 

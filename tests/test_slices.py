@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running import run_folder
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.slices import Slicer, data_slices, slice_run
-from mmrec_lmm.types import Dataset, Interactions, ItemCatalog, RunResult, RunSpec
+from mmrec_lmm.types import UNRECORDED, Dataset, Interactions, ItemCatalog, RunResult, RunSpec
 
 TEXT_FIELDS = ("title",)
 
@@ -43,7 +44,7 @@ def world(tmp_path: Path) -> Dataset:
 def recorded(folder: Path, lists: dict[int, list[int]], *, data: str = "of this world") -> RunResult:
     """A run of which only its lists are known."""
     run_folder.save_topk(folder, np.array(list(lists)), np.array(list(lists.values())))
-    return RunResult("run", folder, {}, {}, {}, 0, 1, "epochs", {"data": data})
+    return RunResult("run", folder, {}, {}, {}, 0, 1, "epochs", replace(UNRECORDED, data=data))
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_a_twin_without_features_is_one_cell_for_all_encoders_and_paradigms(tmp_
         "controls: [none, constant], each_modality: true, "
         "for: [{encoder: basic, set: {eval_step: 2}}, {control: none, set: {epochs: 7}}]}",
     )
-    twins = {key: cell for key, cell in found.items() if cell.control == "none"}
+    twins = {key: cell for key, cell in found.items() if cell.axes.control == "none"}
     assert list(twins) == [f"VBPR/toy/-/pt/{names}/none" for names in ("image+text", "image", "text")]
     assert {cell.runs[0].settings.epochs for cell in twins.values()} == {7}
     asked = [cell.runs[0].modalities for cell in twins.values()]

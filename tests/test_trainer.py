@@ -1,6 +1,7 @@
 """fit(): each rule of training in a world of a few weights, and continuing to the same bits."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.training import resume
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import Fit, Trainer, TrainingState, Validation, build_optimizer
+from mmrec_lmm.training.trainer import Fit, Trainer, TrainerNumbers, TrainingState, Validation, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport
 
 DATA, _ = checkerboard()  # 84 training rows
@@ -117,7 +118,7 @@ def test_epochs_without_evaluation_are_reported_without_one_and_the_last_always_
     reports: list[EpochReport] = []
     checkpoints: list[int] = []
     trainer_of(Toy(slope), scores=[0.2, 0.1, 0.3], epochs=5, eval_step=2).fit(
-        on_epoch=reports.append, on_checkpoint=lambda state: checkpoints.append(state.numbers["epoch"])
+        on_epoch=reports.append, on_checkpoint=lambda state: checkpoints.append(state.numbers.epoch)
     )
     assert [report.epoch for report in reports] == [0, 1, 2, 3, 4]
     assert [report.valid for report in reports] == [
@@ -329,7 +330,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
     torch.manual_seed(99)  # what a new process starts with is not what the stopped one had
     resumed = Toy(noisy, start=7.0)
     trainer = trainer_of(resumed, scores=SCORES[stop_after + 1 :], seed=99, **settings)
-    state = load_checkpoint(tmp_path)
+    state = load_checkpoint(tmp_path, TrainerNumbers)
     assert state is not None
     trainer.restore(state)
     fit = trainer.fit(on_epoch=remember(reports), on_checkpoint=save)
@@ -342,21 +343,15 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
 # Checkpoints on disk
 
 
-def state(epoch: int, best_epoch: int) -> TrainingState:
-    numbers = {
-        "epoch": epoch,
-        "misses": 0,
-        "best_epoch": best_epoch,
-        "best_score": 0.1 + 0.2,
-        "best_metrics": {"a@1": 1 / 3},
-    }
+def state(epoch: int, best_epoch: int) -> TrainingState[TrainerNumbers]:
+    numbers = TrainerNumbers(epoch, 0, best_epoch, 0.1 + 0.2, {"a@1": 1 / 3}, (EpochReport(0, {"bpr": 1 / 7}, 0.5),))
     return TrainingState({"model.w": torch.tensor([epoch / 3])}, numbers, {"w": torch.tensor([best_epoch / 3])})
 
 
 def test_a_checkpoint_comes_back_as_it_was_to_the_last_bit(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path, TrainerNumbers) is None
     save_checkpoint(tmp_path, state(4, 2))
-    loaded = load_checkpoint(tmp_path)
+    loaded = load_checkpoint(tmp_path, TrainerNumbers)
     assert loaded is not None
     assert loaded.numbers == state(4, 2).numbers
     assert torch.equal(loaded.tensors["model.w"], torch.tensor([4 / 3]))
@@ -379,9 +374,9 @@ def test_a_kill_between_the_two_files_leaves_the_older_pair(tmp_path: Path, monk
     monkeypatch.setattr(resume, "save_weights", save_and_die)
     with pytest.raises(Stop):
         save_checkpoint(tmp_path, state(2, 1))
-    loaded = load_checkpoint(tmp_path)
+    loaded = load_checkpoint(tmp_path, TrainerNumbers)
     assert loaded is not None
-    assert loaded.numbers["epoch"] == 1
+    assert loaded.numbers.epoch == 1
     assert torch.equal(loaded.best["w"], torch.tensor([0.0]))
 
 
@@ -392,12 +387,21 @@ def test_a_removed_checkpoint_is_gone_and_removing_none_does_no_harm(tmp_path: P
     remove_checkpoint(tmp_path / "never")
 
 
+def test_a_checkpoint_whose_numbers_do_not_fit_is_named_by_key(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1, 0))
+    path = tmp_path / "state.safetensors"
+    save_weights(path, load_weights(path), {"numbers": '{"epoch": "one", "best_epoch": 0}'})
+    message = f"{path}: epoch: expected a whole number, got 'one'; try deleting {tmp_path}, to start over"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_checkpoint(tmp_path, TrainerNumbers)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1, 0))
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(DataError, match="can't be read as safetensors") as caught:
-        load_checkpoint(tmp_path)
+        load_checkpoint(tmp_path, TrainerNumbers)
     assert str(path) in str(caught.value)
     with pytest.raises(DataError, match="can't be read as safetensors"):
         load_weights(tmp_path / "none.safetensors")

@@ -686,7 +686,7 @@ def test_the_vocabulary_beside_the_weights_comes_before_the_packaged_one(vocabul
     checkpoint = tmp_path / "mine.pt"
     checkpoint.touch()
     config = VLMoConfig(weights=str(checkpoint))
-    find = module("encoder").vocabulary_path
+    find = module("encoder").RELEASE.vocabulary_path
     assert find(config) == vocabulary
     (tmp_path / "vocab.txt").touch()
     assert find(config) == tmp_path / "vocab.txt"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..types import PRE_TRAINED
+from ..types import PRE_TRAINED, EncoderName
 
 if TYPE_CHECKING:
     from ..config.resolve import Resolved
@@ -33,7 +33,7 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     request = Request(
         model=options.model,
         dataset=options.dataset,
-        encoder=options.encoder,
+        encoder=EncoderName.parse(options.encoder) if options.encoder else None,
         paradigm=typed.get("paradigm", PRE_TRAINED),
         modalities=typed.get("modalities"),
         features=dict(typed.get("features", [])),

@@ -151,7 +151,7 @@ def content_text(board: Leaderboard, out: Path) -> str:
     from ..running.run_folder import load_result
 
     by_key = {row.key: row for row in board.rows}
-    metric, own = board.metrics[0], next(row for row in board.rows if row.control is None)
+    metric, own = board.metrics[0], next(row for row in board.rows if row.axes.control is None)
     twins = [by_key[key] for key in own.twins.values()]
     epochs = {
         row.key: ", ".join(str(result.best_epoch) for run in row.runs if (result := load_result(out / run)))
@@ -159,12 +159,12 @@ def content_text(board: Leaderboard, out: Path) -> str:
     }
     rows = []
     for twin in twins:
-        gain = own.content_gain[str(twin.control)][metric]
+        gain = own.content_gain[str(twin.axes.control)][metric]
         mean, of_twin = own.scores[metric].mean, twin.scores[metric].mean
         known = gain.low is not None and gain.high is not None
         rows.append(
             {
-                "twin": twin.control,
+                "twin": twin.axes.control,
                 "own features": mean,
                 "of twin": of_twin,
                 "gain": f"{100 * (mean / of_twin - 1):+.0f} %",
@@ -173,10 +173,12 @@ def content_text(board: Leaderboard, out: Path) -> str:
                 "best epochs": epochs[twin.key],
             }
         )
-    marked = [f"marked: {row.control or 'own features'}: {reason}" for row in (own, *twins) for reason in row.marks]
+    marked = [
+        f"marked: {row.axes.control or 'own features'}: {reason}" for row in (own, *twins) for reason in row.marks
+    ]
     title = (
-        f"{own.model} on the {own.dataset} data: {metric} on test with the items' own features, and of twins without "
-        f"content; mean of\nseeds {', '.join(map(str, own.seeds))}. Own features: best epochs {epochs[own.key]}"
+        f"{own.axes.model} on the {own.axes.dataset} data: {metric} on test with the items' own features, and of twins "
+        f"without content; mean of\nseeds {', '.join(map(str, own.seeds))}. Own features: best epochs {epochs[own.key]}"
     )
     return "\n".join([title, "", table(rows), *marked])
 
@@ -200,12 +202,12 @@ def artefacts_text(artefacts: Sequence[Artefact]) -> str:
 
 def probe_line(probe: Probe) -> str:
     """What one probe found."""
-    return f"probe of {probe.title}: {probe.reason or f'{probe.seconds_per_epoch:.2f} s an epoch'}"
+    return f"probe of {probe.title}: {probe.reason or f'{probe.cost.seconds_per_epoch:.2f} s an epoch'}"
 
 
 def making_line(making: Making) -> str:
     """What one artefact would take."""
-    return f"probe of {making.what}: {making.reason or f'{1000 * making.seconds_per_item:.1f} ms an item'}"
+    return f"probe of {making.what}: {making.reason or f'{1000 * making.pace.seconds_per_item:.1f} ms an item'}"
 
 
 def making_text(makings: Sequence[Making], *, jobs: int) -> str:
@@ -214,15 +216,15 @@ def making_text(makings: Sequence[Making], *, jobs: int) -> str:
     rows = [
         {
             "to be made": making.what,
-            "items": making.items,
-            "ms/item": f"{1000 * making.seconds_per_item:.1f}",
-            "passes": f"at most {making.passes}" if making.passes > 1 else "1",
+            "items": making.pace.items,
+            "ms/item": f"{1000 * making.pace.seconds_per_item:.1f}",
+            "passes": f"at most {making.pace.passes}" if making.pace.passes > 1 else "1",
             "minutes": f"{making.minutes:.1f}",
         }
         for making in known
     ]
     unknown = [f"{making.what}: no estimate: {making.reason}" for making in makings if making.reason]
-    at_most = "at most " if any(making.passes > 1 for making in known) else ""
+    at_most = "at most " if any(making.pace.passes > 1 for making in known) else ""
     of_one: dict[str, float] = {}
     for making in known:
         of_one[making.together] = of_one.get(making.together, 0.0) + making.minutes
@@ -237,11 +239,11 @@ def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
         {
             "like": probe.title,
             "runs": probe.runs,
-            "s/epoch": probe.seconds_per_epoch,
+            "s/epoch": probe.cost.seconds_per_epoch,
             "epochs": f"{'at most ' if probe.at_most else ''}{probe.epochs:.0f}",
             "minutes": f"{'at most ' if probe.at_most else ''}{_minutes(probe):.1f}",
-            "memory": f"{probe.memory / 2**30:.1f} GiB",
-            "disk": f"{probe.runs * probe.disk / 2**20:.1f} MiB",
+            "memory": f"{probe.cost.memory / 2**30:.1f} GiB",
+            "disk": f"{probe.runs * probe.cost.disk / 2**20:.1f} MiB",
         }
         for probe in probes
         if not probe.reason
@@ -251,8 +253,8 @@ def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
     ]
     known = [probe for probe in probes if not probe.reason]
     at_most = "at most " if any(probe.at_most for probe in known) else ""
-    minutes, disk = sum(map(_minutes, known)) / jobs, sum(probe.runs * probe.disk for probe in known)
-    memory = max((probe.memory for probe in known), default=0)
+    minutes, disk = sum(map(_minutes, known)) / jobs, sum(probe.runs * probe.cost.disk for probe in known)
+    memory = max((probe.cost.memory for probe in known), default=0)
     total = (
         f"training: {at_most}{minutes:.0f} minutes with --jobs {jobs}; memory: {memory / 2**30:.1f} GiB a process; "
         f"disk: {disk / 2**20:.0f} MiB. Measured by probes of a few epochs on this machine, as busy as it is now"
@@ -261,7 +263,7 @@ def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
 
 
 def _minutes(probe: Probe) -> float:
-    return probe.runs * probe.epochs * probe.seconds_per_epoch / 60
+    return probe.runs * probe.epochs * probe.cost.seconds_per_epoch / 60
 
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
@@ -270,16 +272,16 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
         {
             "run": result.run_id,
             "parameters": _point(result.parameters),
-            "encoder": result.record["encoder"],
-            "seed": result.record["seed"],
-            "control": result.record["control"],
+            "encoder": result.record.axes.value("encoder"),
+            "seed": result.record.seed,
+            "control": result.record.axes.control,
             "epochs": result.epochs,
             **{
                 f"{split} {name}": values.get(name)
                 for name in ("recall@20", "ndcg@20")
                 for split, values in _splits(result)
             },
-            "finished": result.record["finished"],
+            "finished": result.record.finished,
         }
         for result in results
     ]

@@ -24,7 +24,7 @@ from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..formatting import aligned
 from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
-from ..types import PRE_TRAINED, RunSpec
+from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
 from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
@@ -48,12 +48,12 @@ _MMREC_MODEL_KEYS = frozenset({
 
 @dataclass(frozen=True)
 class Request:
-    """What the user typed. `model` is empty for a verb that needs none (`encode`), `encoder` may be `name:variant`,
-    `study` is what a study's file says of this run, `overrides` holds the raw text of each `--key=value`."""
+    """What the user typed. `model` is empty for a verb that needs none (`encode`), `study` is what a study's file says
+    of this run, `overrides` holds the raw text of each `--key=value`."""
 
     model: str
     dataset: str
-    encoder: str | None = None
+    encoder: EncoderName | None = None
     paradigm: str = PRE_TRAINED
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
@@ -63,15 +63,6 @@ class Request:
     configs: Path | None = None
     study: Layer | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def encoder_name(self) -> str | None:
-        """The encoder's name without its variant."""
-        return self.encoder.partition(":")[0] if self.encoder else None
-
-    @property
-    def encoder_variant(self) -> str | None:
-        return self.encoder.partition(":")[2] or None if self.encoder else None
 
 
 @dataclass(frozen=True)
@@ -95,11 +86,12 @@ def resolve_request(request: Request, registry: Registry) -> Resolved:
     model = registry.models.get(request.model) if request.model else None
     dataset = registry.datasets.get(request.dataset) if request.dataset in registry.datasets else None
     if request.encoder is None and dataset and (model is None or model.uses_features):
-        request = dataclasses.replace(request, encoder=dataset.default_encoder)
+        unasked = dataset.default_encoder
+        request = dataclasses.replace(request, encoder=EncoderName.parse(unasked) if unasked else None)
     return resolve(
         request,
         model=model,
-        encoder=registry.encoders.get(request.encoder_name) if request.encoder_name else None,
+        encoder=registry.encoders.get(request.encoder.name) if request.encoder else None,
         dataset=dataset,
         paradigm=registry.paradigms.get(request.paradigm),
         sections=(ENCODER, *registry.paradigms.names()),
@@ -356,7 +348,7 @@ def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
     values = {name: _typed(text, merge.keys.get(name)) for name, text in request.overrides.items()}
-    if encoder and request.encoder_variant:  # `--encoder clip:tiny` says --encoder.variant=tiny
+    if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` says --encoder.variant=tiny
         variant = "encoder.variant"
         if variant not in merge.keys:
             merge.problems.append(
@@ -365,7 +357,7 @@ def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) 
         elif variant in values:
             merge.problems.append(f"{COMMAND_LINE}: {request.encoder} and --{variant} both name a variant; give one")
         else:
-            values[variant] = request.encoder_variant
+            values[variant] = request.encoder.variant
     return Layer(COMMAND_LINE, COMMAND_LINE, values)
 
 

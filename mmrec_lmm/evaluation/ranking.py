@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import TrainingDiverged
 from ..plugin.contracts import Recommender
-from ..types import Interactions
+from ..types import Chance, Interactions
 
 #: Of one metric at one cutoff: hits (U, K) bool, number of held-out rows (U,), cutoff -> (U,) float64.
 MetricFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -80,15 +80,6 @@ class Ranker:
             best = top_items(scores, min(k, self._n_items))
             top[start:stop, : best.shape[1]] = best
         return top
-
-
-@dataclass(frozen=True)
-class Chance:
-    """Recall at a cutoff, and what rankings at random would give: its mean over users, and that mean's deviation."""
-
-    score: float
-    mean: float
-    deviation: float
 
 
 class Evaluator:

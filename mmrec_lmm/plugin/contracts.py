@@ -133,8 +133,8 @@ class TrainerCallback:
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; `load_weights` has been called."""
 
-    def report(self) -> dict[str, Any]:
-        """For the run's record, as JSON; called once, after training."""
+    def report(self) -> Any:
+        """For the run's record, a mapping or a dataclass that JSON can hold; called once, after training."""
         return {}
 
 

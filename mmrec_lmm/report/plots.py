@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..cache import read_json, write_atomic
+from ..cache import write_atomic
 from ..errors import ConfigError, DataError
-from ..running.run_folder import CONFIG, load_history, load_result
+from ..running.run_folder import CONFIG, load_history, load_result, load_settings
 from ..studies.leaderboard import Leaderboard, Row
 from ..types import EpochReport
-from .layouts import AXES
+from .layouts import TABLE_AXES
 from .tables import MARK, NONE, label
 
 WIDTH = 3.3  # inches: a column of a two-column page
@@ -51,7 +51,10 @@ def run_plots(folder: Path, out: Path) -> list[Path]:
     result = load_result(folder)
     if result is None:
         raise DataError(f"{folder}: no finished run lies here, so there is nothing to plot")
-    metric = read_json(folder / CONFIG)["settings"]["valid_metric"].lower()
+    settings = load_settings(folder)
+    if settings is None:
+        raise DataError(f"{folder / CONFIG}: no such file, so that nobody knows by which metric the run was selected")
+    metric = settings.valid_metric.lower()
     history = load_history(folder)
     written = []
     for suffix in SUFFIXES:
@@ -65,10 +68,10 @@ def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
     """Of each data set, the seeds of its rows, and quality against seconds: SVG and PDF in `out`; the files written."""
     metric = board.main_metric
     written = []
-    for dataset in dict.fromkeys(row.dataset for row in board.rows):
+    for dataset in dict.fromkeys(row.axes.dataset for row in board.rows):
         name = re.sub(r"[^\w.-]+", "_", dataset)
-        rows = [row for row in board.rows if row.dataset == dataset and metric in row.scores]
-        timed = [row for row in rows if row.seconds and not row.control]
+        rows = [row for row in board.rows if row.axes.dataset == dataset and metric in row.scores]
+        timed = [row for row in rows if row.seconds and not row.axes.control]
         for suffix in SUFFIXES:
             if rows:
                 written.append(seeds(rows, metric, out / f"seeds-{name}{suffix}"))
@@ -139,8 +142,8 @@ def pareto(rows: Sequence[Row], metric: str, path: Path) -> Path:
     names = _names(rows)
     with _figure(path, height=2.6) as figure:
         axes = figure.subplots()
-        for series, model in enumerate(dict.fromkeys(row.model for row in rows)):
-            own = [row for row in rows if row.model == model]
+        for series, model in enumerate(dict.fromkeys(row.axes.model for row in rows)):
+            own = [row for row in rows if row.axes.model == model]
             style = {**_series(series), "linestyle": "none"}
             axes.plot([row.seconds for row in own], [row.scores[metric].mean for row in own], label=model, **style)
         axes.step(
@@ -205,7 +208,7 @@ def _series(place: int) -> dict[str, str]:
 
 def _names(rows: Sequence[Row]) -> list[str]:
     """What tells each row from the others, or the model where there is one row; and its mark."""
-    differ = [axis for axis in AXES if axis == "model" or len({label(row, axis) for row in rows}) > 1]
+    differ = [axis for axis in TABLE_AXES if axis == "model" or len({label(row, axis) for row in rows}) > 1]
     names = [" ".join(value for axis in differ if (value := label(row, axis)) != NONE) for row in rows]
     marks = [MARK if row.marks else "" for row in rows]
     return [name.replace("$", r"\$") + mark for name, mark in zip(names, marks, strict=True)]  # $ starts a formula

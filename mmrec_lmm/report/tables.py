@@ -17,7 +17,7 @@ from ..formatting import aligned, csv_text, first_few
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
 from ..types import PRE_TRAINED
 from . import paper
-from .layouts import AXES, LAYOUTS, Layout
+from .layouts import LAYOUTS, TABLE_AXES, Layout
 
 DASH = "–"  # for a figure that isn't there
 MINUS = "−"
@@ -97,8 +97,8 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
     """The rows that a layout has something to compare with."""
     if plan.compares is None:
         return list(rows)
-    others = [axis for axis in AXES if axis != plan.compares]
-    fit = [row for row in rows if not row.control and plan.paradigm in (None, row.paradigm)]
+    others = [axis for axis in TABLE_AXES if axis != plan.compares]
+    fit = [row for row in rows if not row.axes.control and plan.paradigm in (None, row.axes.paradigm)]
     alike = Counter(_labels(row, others) for row in fit)
     return [row for row in fit if alike[_labels(row, others)] > 1]
 
@@ -106,7 +106,7 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
 def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Published) -> Table:
     """Some rows of a leaderboard, put in their places."""
     axes = _axes(plan, rows)
-    order = {axis: _order(axis, rows) for axis in AXES} | {"metric": list(board.metrics)}
+    order = {axis: _order(axis, rows) for axis in TABLE_AXES} | {"metric": list(board.metrics)}
     found = {
         (*_labels(row, axes, metric), label(row, plan.across, metric)): (row, metric)
         for row in rows
@@ -179,7 +179,7 @@ def _controls(rows: Iterable[Row]) -> list[str]:
 
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
     """That nothing was tested, where that is so; the study, the layout, and what all rows share and no column says."""
-    shared = [axis for axis in AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
+    shared = [axis for axis in TABLE_AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
     values = [value for axis in shared if (value := label(rows[0], axis)) != NONE]
     return f"{board.untested} {board.title}: {', '.join([plan.caption, *values])}".lstrip()
 
@@ -187,7 +187,7 @@ def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
 def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
     """The axes that name a line: the layout's, and before the last one those that differ and that it doesn't name."""
     known = (*plan.rows, plan.across)
-    others = [axis for axis in AXES if axis not in known and len(_order(axis, rows)) > 1]
+    others = [axis for axis in TABLE_AXES if axis not in known and len(_order(axis, rows)) > 1]
     return (*plan.rows[:-1], *others, plan.rows[-1])
 
 
@@ -198,11 +198,10 @@ def _order(axis: str, rows: Sequence[Row]) -> list[str]:
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:
-    """A row's value on one of AXES as text; on the axis `metric`, that."""
+    """A row's value on one of TABLE_AXES as text; on the axis `metric`, that."""
     if axis == "metric":
         return metric
-    value = "+".join(row.modalities) if axis == "modalities" else getattr(row, axis)
-    return value or NONE
+    return row.axes.value(axis) or NONE
 
 
 def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
@@ -480,7 +479,7 @@ def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
 
 
 def _csv_axes(row: Row) -> dict[str, object]:
-    return {axis: "+".join(row.modalities) if axis == "modalities" else getattr(row, axis) for axis in AXES}
+    return {axis: row.axes.value(axis) for axis in TABLE_AXES}
 
 
 def _csv_interval(interval: Interval | None, names: Sequence[str] = ("mean", "low", "high")) -> dict[str, object]:
@@ -504,7 +503,7 @@ def _csv_line(
         "metric": metric,
         **_csv_interval(score.interval if score else None),
         "seeds": len(score.seeds) if score else 0,
-        "users": board.users.get(row.dataset),
+        "users": board.users.get(row.axes.dataset),
         "best": int(score.best) if score else None,
         "against": score and score.against,
         **_csv_interval(score.difference if score else None, ("difference", "difference_low", "difference_high")),

@@ -34,7 +34,7 @@ class Point:
 
     @property
     def seeds(self) -> list[int]:
-        return [run.record["seed"] for run in self.runs]
+        return [run.record.seed for run in self.runs]
 
     def mean(self, split: str) -> dict[str, float]:
         """Each metric of "valid" or "test", averaged over the seeds."""

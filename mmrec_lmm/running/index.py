@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache import locked, write_bytes
+from ..cache import locked, plain, write_bytes
 from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
 from ..formatting import csv_text
-from ..types import RunResult
+from ..types import AXES, RunResult
 from .run_folder import PER_USER, RESULT, load_result
 
 logger = logging.getLogger(__name__)
@@ -216,8 +216,8 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
         except MMRecError as error:
             logger.warning("left out of the index: %s", error)
             continue
-        except (OSError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("left out of the index: %s: not a result of this version (%r)", out / run / RESULT, error)
+        except OSError as error:
+            logger.warning("left out of the index: %s: %s", out / run / RESULT, error)
             continue
         added += 1
         connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(COLUMNS))})", row)
@@ -229,20 +229,31 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
 def _row(result: RunResult, stamp: str) -> list[Any]:
     """A run's values of COLUMNS."""
     record = result.record
+    if record.resolved is None:
+        raise DataError(f"{result.path / RESULT}: made by a version that kept less; --force runs it again")
     values = {
-        **{name: record[name] for name in COLUMNS if name in record},
         "run": result.path.name,
-        "modalities": ",".join(record["modalities"]),
+        **{axis: record.axes.value(axis) for axis in AXES},
+        "modalities": ",".join(record.axes.modalities or ()),
+        "seed": record.seed,
         "parameters": result.parameters,
         "best_epoch": result.best_epoch,
         "epochs": result.epochs,
         "stopped": result.stopped,
-        "data_hash": record["data"],
-        "features_hash": record["features"],
-        "code_hash": record["code"],
-        "config_hash": record["config"],
-        "config": record["resolved"],
-        "train_seconds": record["seconds"]["train"],
+        "data_hash": record.data,
+        "features_hash": record.features,
+        "code_hash": record.code,
+        "config_hash": record.config,
+        "config": record.resolved,
+        "numerics_version": record.numerics_version,
+        "versions": record.versions,
+        "device": record.device,
+        "threads": record.threads,
+        "seconds": plain(record.seconds),
+        "train_seconds": record.seconds.train,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "parameters_trained": record.parameters_trained,
+        "finished": record.finished,
         "per_user": f"{result.path.name}/{PER_USER}",
         "stamp": stamp,
     }

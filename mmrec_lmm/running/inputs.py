@@ -28,7 +28,7 @@ from ..features.files import (
 )
 from ..machine import choose_device, cpu_threads
 from ..plugin.registry import Registry
-from ..types import PRE_TRAINED, Dataset, FeatureTable, Inputs, RunSpec, Tuned
+from ..types import PRE_TRAINED, Dataset, FeatureTable, Inputs, RunSeconds, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,12 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     tables = dict(features)
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean fills nothing under --control none, where all items lack all modalities")
-    made_in = sum(table.seconds for table in tables.values()) + (tuned.record["seconds"] if tuned else 0.0)
+    made_in = sum(table.seconds for table in tables.values()) + (tuned.record.seconds if tuned else 0.0)
     if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
     if spec.control is not None:
         tables = control_tables(tables, spec.control, settings.seed)
-    seconds = {"load": loaded - started, "tune": had - loaded, "encode": time.perf_counter() - had, "encoder": made_in}
+    seconds = RunSeconds(load=loaded - started, tune=had - loaded, encode=time.perf_counter() - had, encoder=made_in)
     encoded = () if spec.control == NO_FEATURES else tuple(tables)
     return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, encoded, registry))
 

@@ -6,12 +6,10 @@ shown, with the mark, and so is everything that is compared with it.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ..cache import read_json
-from ..types import RunResult
-from .run_folder import CONFIG
+from ..types import Chance, RunResult
+from .run_folder import load_settings
 
 UNTRAINED = "not trained"
 FIRST = "best epoch is the first evaluated"
@@ -22,19 +20,16 @@ DEVIATIONS = 3  # above the mean of random rankings, from where on a score is no
 def marks(result: RunResult) -> tuple[str, ...]:
     """The reasons why a finished run is marked, in plain words; none where it isn't."""
     found = [reason for reason in (_epoch_mark(result),) if reason]
-    splits = [split for split in ("valid", "test") if at_chance(result.record.get("chance"), split)]
-    if splits:
-        metric = result.record["chance"]["metric"]
-        found.append(f"{metric} at chance on {' and '.join(_NAMES[split] for split in splits)}")
+    chance = result.record.chance
+    if chance is not None:  # earlier runs don't say
+        splits = [name for name, found in (("validation", chance.valid), ("test", chance.test)) if at_chance(found)]
+        found += [f"{chance.metric} at chance on {' and '.join(splits)}"] if splits else []
     return tuple(found)
 
 
-def at_chance(chance: Mapping[str, Any] | None, split: str) -> bool:
-    """Whether a run's score on a split is no better than random rankings may well be. Earlier runs don't say."""
-    if chance is None or split not in chance:
-        return False
-    found = chance[split]
-    return bool(found["score"] <= found["mean"] + DEVIATIONS * found["deviation"])
+def at_chance(found: Chance) -> bool:
+    """Whether a score is no better than random rankings may well be."""
+    return found.score <= found.mean + DEVIATIONS * found.deviation
 
 
 def marks_of(results: Sequence[RunResult]) -> tuple[str, ...]:
@@ -46,21 +41,12 @@ def marks_of(results: Sequence[RunResult]) -> tuple[str, ...]:
     )
 
 
-def settings_of(result: RunResult) -> Mapping[str, Any]:
-    """The host's settings that a finished run was made with."""
-    path = result.path / CONFIG
-    return dict(read_json(path)["settings"]) if path.is_file() else {}
-
-
-_NAMES = {"valid": "validation", "test": "test"}
-
-
 def _epoch_mark(result: RunResult) -> str:
     """What the best epoch's place says; nothing where it lies between the first and the last."""
     if result.stopped == "untrained":
         return UNTRAINED
-    settings = settings_of(result)
-    epochs, every = settings.get("epochs", result.epochs), settings.get("eval_step", 1)
+    settings = load_settings(result.path)
+    epochs, every = (settings.epochs, settings.eval_step) if settings is not None else (result.epochs, 1)
     evaluated = result.epochs // every + (result.epochs == epochs and epochs % every > 0)
     if evaluated > 1 and result.best_epoch == min(every, epochs) - 1:
         return FIRST

@@ -1,8 +1,10 @@
 """What a result depends on, and what merely surrounded it: hashes, versions, machine."""
 
+import dataclasses
 import inspect
 import platform
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
-from ..types import Inputs, RunSpec
+from ..types import RECORD_VERSION, ChanceBySplit, Inputs, RunRecord, RunSeconds, RunSpec
 
 NUMERICS_VERSION = 3  # rises when the same run would give other numbers; CHANGELOG says why
 
@@ -68,32 +70,40 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def provenance(
-    spec: RunSpec, inputs: Inputs, model: Recommender, registry: Registry, device: torch.device
-) -> dict[str, Any]:
-    """What a result depends on and what merely surrounded it: hashes, versions, machine."""
-    return {
-        "model": spec.model,
-        "dataset": spec.dataset,
-        "encoder": spec.encoder,
-        "paradigm": spec.paradigm,
-        "modalities": sorted(inputs.tables),
-        "control": spec.control,
-        "seed": spec.settings.seed,
-        "data": inputs.dataset.fingerprint,
-        "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
-        "present": {modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
-        **({spec.paradigm: {"fingerprint": inputs.tuned.fingerprint, **inputs.tuned.record}} if inputs.tuned else {}),
-        "files": inputs.files,
-        "config": fingerprint(spec),
-        "resolved": plain(spec),
-        "code": code_hashes(spec, registry),
-        "numerics_version": NUMERICS_VERSION,
-        "plugin": registry.models.giver(spec.model),
-        "parameters_trained": sum(parameter.numel() for parameter in model.parameters()),
-        "device": device_name(device),
-        "threads": cpu_threads(spec.settings),
-        "processes": processes(),
-        "versions": versions(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def run_record(
+    spec: RunSpec,
+    inputs: Inputs,
+    model: Recommender,
+    registry: Registry,
+    device: torch.device,
+    *,
+    seconds: RunSeconds,
+    peak_memory_bytes: int,
+    chance: ChanceBySplit,
+    reports: Mapping[str, Any],
+) -> RunRecord:
+    """What a result depends on and what merely surrounded it: hashes, versions, machine, cost."""
+    return RunRecord(
+        axes=dataclasses.replace(spec.axes, modalities=tuple(sorted(inputs.tables))),
+        seed=spec.settings.seed,
+        data=inputs.dataset.fingerprint,
+        features={modality: table.fingerprint for modality, table in inputs.tables.items()},
+        present={modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
+        files=inputs.files,
+        config=fingerprint(spec),
+        resolved=plain(spec),
+        code=code_hashes(spec, registry),
+        numerics_version=NUMERICS_VERSION,
+        plugin=registry.models.giver(spec.model),
+        parameters_trained=sum(parameter.numel() for parameter in model.parameters()),
+        device=device_name(device),
+        threads=cpu_threads(spec.settings),
+        processes=processes(),
+        versions=versions(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes,
+        chance=chance,
+        record_version=RECORD_VERSION,
+        reports=reports,
+    )

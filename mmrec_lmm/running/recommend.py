@@ -30,14 +30,14 @@ def recommend(
     if data_path is not None:
         spec = dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, data_path=data_path))
     inputs = gather(spec, registry)
-    record = run_folder.load_result(folder)
-    assert record is not None
-    now = {
-        "data": inputs.dataset.fingerprint,
-        "features": {name: table.fingerprint for name, table in inputs.tables.items()},
-    }
-    for part, fingerprint in now.items():
-        if record.record[part] != fingerprint:
+    result = run_folder.load_result(folder)
+    assert result is not None
+    features = {name: table.fingerprint for name, table in inputs.tables.items()}
+    for part, then, now in (
+        ("data", result.record.data, inputs.dataset.fingerprint),
+        ("features", result.record.features, features),
+    ):
+        if then != now:
             raise DataError(f"{folder.name}: the {part} changed since this run; run it again")
     unknown = [user for user in users if not 0 <= user < inputs.dataset.n_users]
     if unknown:

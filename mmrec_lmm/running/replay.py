@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..machine import choose_device, cpu_threads
 from ..plugin.registry import Registry
 from ..training.resume import load_weights
-from ..types import EpochReport, Inputs, RunResult, RunSpec
+from ..types import EpochReport, Inputs, RunRecord, RunResult, RunSpec
 from . import run_folder
 from .inputs import gather
 from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
@@ -72,16 +72,17 @@ def replay(
     folder = run_folder.find_run(out, name)
     stored = run_folder.load_result(folder)
     assert stored is not None
-    if "resolved" not in stored.record:
+    record = stored.record
+    if record.resolved is None:
         raise DataError(f"{folder}: made by a version that kept less than a replay needs; --force runs it again")
     spec = run_folder.load_config(folder, registry)
-    wanted = {"data_path": data_path, "device": device, "threads": spec.settings.threads or stored.record["threads"]}
+    wanted = {"data_path": data_path, "device": device, "threads": spec.settings.threads or record.threads}
     spec = _with_settings(spec, **{key: value for key, value in wanted.items() if value is not None})
     inputs = gather(spec, registry, progress=progress)
-    before = changes(stored.record, spec, inputs, registry)
-    configured = changed_values(stored.record["resolved"], read_json(folder / run_folder.CONFIG))
+    before = changes(record, spec, inputs, registry)
+    configured = changed_values(record.resolved, read_json(folder / run_folder.CONFIG))
     changed = [*before.data, *before.features, *configured, *before.code, *before.versions, *before.machine]
-    if run_id(_with_settings(spec, threads=stored.record["threads"]), inputs, registry) != stored.run_id:
+    if run_id(_with_settings(spec, threads=record.threads), inputs, registry) != stored.run_id:
         return Replay(stored.run_id, ANOTHER, changed)
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -103,32 +104,38 @@ class Changes:
     machine: Sequence[str]
 
 
-def changes(record: Mapping[str, Any], spec: RunSpec, inputs: Inputs, registry: Registry) -> Changes:
+def changes(record: RunRecord, spec: RunSpec, inputs: Inputs, registry: Registry) -> Changes:
     """What of a run's `record` no longer holds, but for its configuration."""
     data, features = [], []
-    if inputs.dataset.fingerprint != record["data"]:
+    if inputs.dataset.fingerprint != record.data:
         data.append(f"data: the interactions changed{_changed_files(record, inputs, 'data')}")
     now = {modality: table.fingerprint for modality, table in inputs.tables.items()}
-    for modality in sorted({*now, *record["features"]}):
-        if modality not in now or modality not in record["features"]:
+    for modality in sorted({*now, *record.features}):
+        if modality not in now or modality not in record.features:
             features.append(f"features: {modality} is {'gone' if modality not in now else 'new'}")
-        elif now[modality] != record["features"][modality]:
+        elif now[modality] != record.features[modality]:
             features.append(f"features: {modality} changed{_changed_files(record, inputs, modality)}")
     code = [
         f"code: that of the {part} changed"
         for part, digest in code_hashes(spec, registry).items()
-        if digest != record["code"].get(part)
+        if digest != record.code.get(part)
     ]
-    if record["numerics_version"] != NUMERICS_VERSION:
-        code.append(_was("code: numerics version", record["numerics_version"], NUMERICS_VERSION))
+    if record.numerics_version != NUMERICS_VERSION:
+        code.append(_was("code: numerics version", record.numerics_version, NUMERICS_VERSION))
     others = [
-        _was(f"versions: {library}", record["versions"].get(library), version)
+        _was(f"versions: {library}", record.versions.get(library), version)
         for library, version in versions().items()
-        if version != record["versions"].get(library)
+        if version != record.versions.get(library)
     ]
     of_torch = [line for line in others if line.startswith("versions: torch ")]
-    here = {"device": device_name(choose_device(spec.settings)), "threads": cpu_threads(spec.settings)}
-    machine = [_was(f"machine: {key}", record[key], value) for key, value in here.items() if value != record[key]]
+    machine = [
+        _was(f"machine: {name}", then, now)
+        for name, then, now in (
+            ("device", record.device, device_name(choose_device(spec.settings))),
+            ("threads", record.threads, cpu_threads(spec.settings)),
+        )
+        if then != now
+    ]
     return Changes(data, features, code, [line for line in others if line not in of_torch], [*of_torch, *machine])
 
 
@@ -198,9 +205,9 @@ def _largest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
     return max(((one[name].double() - other[name].double()).abs().max().item() for name in filled), default=0.0)
 
 
-def _changed_files(record: Mapping[str, Any], inputs: Inputs, part: str) -> str:
+def _changed_files(record: RunRecord, inputs: Inputs, part: str) -> str:
     """The end of a message: which of the files behind a part of the inputs changed."""
-    then, now = record["files"].get(part, {}), inputs.files.get(part, {})
+    then, now = record.files.get(part, {}), inputs.files.get(part, {})
     files = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if files:
         return f" ({', '.join(files)})"

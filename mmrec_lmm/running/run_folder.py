@@ -29,7 +29,8 @@ from ..cache import plain, read_json, write_atomic, write_bytes, write_json
 from ..config.settings import Settings
 from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
-from ..types import EpochReport, RunResult, RunSpec
+from ..typed_json import decode
+from ..types import RECORD_VERSION, EpochReport, RunResult, RunSpec
 
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
@@ -39,6 +40,8 @@ PER_USER = "per_user.safetensors"
 HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
 RESULT = "result.json"
+
+CURE = "try --force, which runs it again"
 
 #: What a setting was, in effect, in runs from before it existed, where that isn't its default.
 BEFORE = {"min_steps": 0}
@@ -89,23 +92,40 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
         raise DataError(f"{folder / CONFIG}: not a run of this version ({error}); --force runs it again") from None
 
 
+def load_settings(folder: Path) -> Settings | None:
+    """The host's settings of the run in `folder`, to judge it by; None where it has no `config.json`. Keys that this
+    version doesn't know are left out."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    settings = config.get("settings") if isinstance(config, dict) else None
+    content = BEFORE | settings if isinstance(settings, dict) else settings
+    return decode(Settings, content, where=f"{path}: settings", cure=CURE)
+
+
 def save_result(folder: Path, result: RunResult) -> None:
     """Write `result.json`; from then on the run is finished."""
-    record = plain(result)
-    del record["path"]
-    write_json(folder / RESULT, record)
+    content = plain(result)
+    del content["path"]
+    write_json(folder / RESULT, content)
 
 
 def load_result(folder: Path) -> RunResult | None:
-    """The finished run in `folder`, or None."""
+    """The finished run in `folder`, or None. DataError where its file isn't one, or a later version's."""
     path = folder / RESULT
     if not path.is_file():
         return None
-    record = read_json(path)
-    try:
-        return RunResult(path=folder, **record)
-    except TypeError as error:
-        raise DataError(f"{path}: not a result of this version ({error}); --force runs it again") from None
+    content = read_json(path)
+    if isinstance(content, dict):
+        content["path"] = str(folder)
+    result = decode(RunResult, content, where=str(path), cure=CURE)
+    if result.record.record_version > RECORD_VERSION:
+        raise DataError(
+            f"{path}: record.record_version: expected at most {RECORD_VERSION}, got {result.record.record_version}; "
+            "try a later mmrec-lmm"
+        )
+    return result
 
 
 def list_results(out: Path) -> list[RunResult]:
@@ -152,9 +172,10 @@ def load_history(folder: Path) -> list[EpochReport]:
     """The reports of a finished run's epochs, in order; DataError where the file is missing or damaged."""
     path = folder / HISTORY
     try:
-        return [EpochReport(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a run's history ({error}); --force runs it again") from None
+    return [decode(EpochReport, line, where=f"{path}:{at}", cure=CURE) for at, line in enumerate(lines, start=1)]
 
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..cache import plain
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
 from ..errors import RunError
@@ -28,12 +29,12 @@ from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from ..training.trainer import Fit, Trainer, Validation
-from ..types import Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
+from ..training.trainer import Fit, Trainer, TrainerNumbers, Validation
+from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 from . import run_folder
 from .inputs import without_encoder
 from .marks import marks
-from .provenance import code_hashes, provenance, run_id
+from .provenance import code_hashes, run_id, run_record
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def run(
             raise Interrupted(_where_stopped(folder)) from None
         per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
         in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # before a kill, too
-        seconds = {**inputs.seconds, "train": in_epochs, "rank": time.perf_counter() - trained}
+        seconds = dataclasses.replace(inputs.seconds, train=in_epochs, rank=time.perf_counter() - trained)
         result = RunResult(
             run_id=name,
             path=folder,
@@ -112,13 +113,17 @@ def run(
             best_epoch=fit.best_epoch,
             epochs=fit.epochs,
             stopped=fit.stopped,
-            record={
-                **provenance(spec, inputs, model, registry, device),
-                "seconds": seconds,
-                "peak_memory_bytes": peak_memory(device),
-                "chance": chance_of(rankings, evaluators, spec.settings),
-                **({spec.paradigm: callback.report()} if callback is not None else {}),
-            },
+            record=run_record(
+                spec,
+                inputs,
+                model,
+                registry,
+                device,
+                seconds=seconds,
+                peak_memory_bytes=peak_memory(device),
+                chance=chance_of(rankings, evaluators, spec.settings),
+                reports=reports_of(spec, inputs, callback),
+            ),
         )
         save_weights(folder / run_folder.WEIGHTS, model.state_dict())
         if callback is not None and (trained_beside := callback.weights()):
@@ -164,17 +169,17 @@ def train(
         callback=callback,
     )
     watched = evaluator_of("test", dataset, settings) if settings.protocol == "mmrec" else None
-    state = load_checkpoint(checkpoint) if resume else None
+    state = load_checkpoint(checkpoint, TrainerNumbers) if resume else None
     if state is not None:
         with restoring(checkpoint):
             trainer.restore(state)
-        logger.info("continuing %s after epoch %d", name, state.numbers["epoch"] - 1)
+        logger.info("continuing %s after epoch %d", name, state.numbers.epoch - 1)
     else:
         if (checkpoint / STATE).is_file():
             logger.warning("%s starts over; --resume would have continued it where it was stopped", name)
         remove_checkpoint(checkpoint)
     logger.info("%s\nTrainable parameters: %d", model, sum(parameter.numel() for parameter in model.parameters()))
-    done = state.numbers["epoch"] if state is not None else 0
+    done = state.numbers.epoch if state is not None else 0
     with tqdm(desc=name, total=settings.epochs, initial=done, unit="epoch", disable=None if progress else True) as bar:
 
         def on_epoch(report: EpochReport) -> None:
@@ -222,11 +227,21 @@ def rank(model: Recommender, evaluators: Mapping[str, Evaluator], settings: Sett
 
 def chance_of(
     rankings: Mapping[str, Ranking], evaluators: Mapping[str, Evaluator], settings: Settings
-) -> dict[str, Any]:
+) -> ChanceBySplit:
     """Recall at the cutoff that selects, beside what random rankings give, by split; marks.py judges by it."""
     k = int(settings.valid_metric.partition("@")[2])
-    by_split = {split: dataclasses.asdict(evaluators[split].chance(ranking, k)) for split, ranking in rankings.items()}
-    return {"metric": f"recall@{k}", **by_split}
+    valid, test = (evaluators[split].chance(rankings[split], k) for split in ("valid", "test"))
+    return ChanceBySplit(f"recall@{k}", valid, test)
+
+
+def reports_of(spec: RunSpec, inputs: Inputs, callback: TrainerCallback | None) -> dict[str, Any]:
+    """What the paradigm says, under its name, of the encoder that it prepared and of what trained beside the model."""
+    report: dict[str, Any] = {}
+    if inputs.tuned is not None:
+        report |= {"fingerprint": inputs.tuned.fingerprint, **plain(inputs.tuned.record)}
+    if callback is not None:
+        report |= plain(callback.report())
+    return {spec.paradigm: report} if report else {}
 
 
 def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
@@ -239,7 +254,7 @@ def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
 
 def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) -> None:
     """The code is no part of a run's identity, so that a plugin under work would go on answering from its old runs."""
-    then, now = finished.record["code"], code_hashes(spec, registry)
+    then, now = finished.record.code, code_hashes(spec, registry)
     changed = [part for part in now if part != "host" and now[part] != then.get(part)]
     if changed:
         logger.warning(
@@ -251,10 +266,10 @@ def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) 
 
 def _where_stopped(folder: Path) -> str:
     """What to tell the user who stopped the run in `folder`."""
-    saved = load_checkpoint(folder / CHECKPOINT)
+    saved = load_checkpoint(folder / CHECKPOINT, TrainerNumbers)
     if saved is None:
         return f"{folder.name}: interrupted before the first evaluation; nothing is saved, the same command starts over"
-    where = f"the state after epoch {saved.numbers['epoch'] - 1} is saved"
+    where = f"the state after epoch {saved.numbers.epoch - 1} is saved"
     return f"{folder.name}: interrupted; {where}; the same command with --resume continues"
 
 

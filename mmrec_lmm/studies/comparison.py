@@ -33,10 +33,10 @@ from ..evaluation.statistics import (
     wilcoxon,
 )
 from ..running import run_folder
-from ..running.marks import marks_of, settings_of
+from ..running.marks import marks_of
 from ..running.slices import Slicer
-from ..types import PRE_TRAINED, RunResult
-from .leaderboard import AXES, FINISHED, STAR_SEEDS, Interval, Leaderboard, Row, Score, has_value, key_of, value_on
+from ..types import AXES, PRE_TRAINED, Axes, RunResult
+from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, ReproducibilityRecord, Row, Score
 
 SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
 
@@ -44,14 +44,9 @@ SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
 @dataclass(frozen=True)
 class Entry:
     """One combination of a study's axes, and the runs of its winner in order of the seeds; none where there is a
-    reason for it. `modalities` may be None where there are no runs: all that the data set has."""
+    reason for it. Its modalities may be None where there are no runs: all that the data set has."""
 
-    model: str
-    dataset: str
-    encoder: str | None
-    paradigm: str
-    modalities: tuple[str, ...] | None
-    control: str | None = None
+    axes: Axes
     runs: Sequence[RunResult] = ()
     state: str = FINISHED
     reason: str = ""
@@ -59,7 +54,7 @@ class Entry:
     @property
     def key(self) -> str:
         """Its name within its study."""
-        return key_of(self)
+        return self.axes.key
 
 
 def compare(
@@ -101,8 +96,8 @@ def compare(
         baseline, chosen = _id_only(entries)
         notes += chosen
     boards = [
-        _Board([entry for entry in entries if entry.dataset == dataset and entry.runs], names, test, load)
-        for dataset in dict.fromkeys(entry.dataset for entry in entries if entry.runs)
+        _Board([entry for entry in entries if entry.axes.dataset == dataset and entry.runs], names, test, load)
+        for dataset in dict.fromkeys(entry.axes.dataset for entry in entries if entry.runs)
     ]
     comparisons = [found for board in boards for found in board.comparisons(baseline, family)]
     tested = {(found.row, found.metric): score for found, score in _corrected(comparisons, alpha)}
@@ -156,21 +151,22 @@ def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, l
 
 
 def _valid_metric(run: RunResult) -> str:
-    return str(settings_of(run).get("valid_metric", "")).lower()
+    settings = run_folder.load_settings(run.path)
+    return settings.valid_metric.lower() if settings is not None else ""
 
 
 def _check_baseline(entries: Sequence[Entry], baseline: Mapping[str, str | None], study: str) -> None:
     """ConfigError where no row of the study, finished or not, is the baseline."""
-    own = [entry for entry in entries if entry.control == baseline.get("control")] or entries
+    own = [entry for entry in entries if entry.axes.control == baseline.get("control")] or entries
 
     def has(entry: Entry, axis: str) -> bool:
-        unknown = axis == "modalities" and entry.modalities is None  # all that its data set has: a run will tell
-        return unknown or has_value(entry, axis, baseline[axis])
+        unknown = axis == "modalities" and entry.axes.modalities is None  # all that its data set has: a run will tell
+        return unknown or entry.axes.has(axis, baseline[axis])
 
     if not entries or any(all(has(entry, axis) for axis in baseline) for entry in own):
         return
     absent = [axis for axis in baseline if not any(has(entry, axis) for entry in own)]
-    known = [f"{axis} {', '.join(dict.fromkeys(value_on(one, axis) or '-' for one in own))}" for axis in absent]
+    known = [f"{axis} {', '.join(dict.fromkeys(one.axes.value(axis) or '-' for one in own))}" for axis in absent]
     raise ConfigError(
         f"{study}: baseline: expected values that a row of the study has{'' if absent else ' together'}, got "
         f"{_in_words(baseline)}; try {'; '.join(known) or ' or '.join(dict.fromkeys(one.key for one in own))}"
@@ -182,9 +178,9 @@ def _id_only(entries: Sequence[Entry]) -> tuple[dict[str, str | None], list[str]
     runs and data sets, among those on most data sets; and the note that says so. Nothing where there is none."""
     found: dict[str, list[float]] = {}
     for entry in entries:
-        if entry.runs and entry.modalities == () and entry.control is None:
+        if entry.runs and entry.axes.modalities == () and entry.axes.control is None:
             scores = [run.valid.get(_valid_metric(run), -np.inf) for run in entry.runs]
-            found.setdefault(entry.model, []).append(float(np.mean(scores)))
+            found.setdefault(entry.axes.model, []).append(float(np.mean(scores)))
     if not found:
         return {}, []
     best = max(found, key=lambda model: (len(found[model]), np.mean(found[model])))
@@ -203,13 +199,15 @@ def _why_untested(
     if not finished:
         return "no row is finished yet"
     if not baseline:
-        waiting = ", ".join(dict.fromkeys(one.model for one in entries if one.modalities == () and not one.control))
+        waiting = ", ".join(
+            dict.fromkeys(one.axes.model for one in entries if one.axes.modalities == () and not one.axes.control)
+        )
         if waiting:
             return f"the study names no baseline, and no ID-only model of it is finished ({waiting})"
         return "the study names no baseline and has no ID-only model; `baseline: {axis: value}` in its file names one"
     if comparisons:
         return "every difference has a side with a single seed"
-    if any(all(has_value(entry, axis, value) for axis, value in baseline.items()) for entry in finished):
+    if any(entry.axes.matches(baseline) for entry in finished):
         return f"no finished row has a finished row of the baseline ({_in_words(baseline)}) to be compared with"
     return f"no row that is the baseline ({_in_words(baseline)}) is finished"
 
@@ -242,7 +240,7 @@ class _Board:
         load: Callable[[Path], Mapping[str, np.ndarray]],
     ) -> None:
         self.entries, self.metrics, self.test, self._load = entries, metrics, test, load
-        self.dataset = entries[0].dataset
+        self.dataset = entries[0].axes.dataset
         self.rows = [_row(entry) for entry in entries]
         self.users = load(entries[0].runs[0].path)[USERS]
         self.values = [self._values(entry) for entry in entries]  # by row and metric, (S, U)
@@ -286,7 +284,7 @@ class _Board:
         pairs = [
             (ours, theirs)
             for ours, row in enumerate(self.rows)
-            if row.control is None and (theirs := _baseline_of(row, self.rows, baseline)) is not None
+            if row.axes.control is None and (theirs := _baseline_of(row, self.rows, baseline)) is not None
         ]
         if not pairs:
             return
@@ -294,7 +292,7 @@ class _Board:
             found = [self.difference(ours, theirs, metric) for ours, theirs in pairs]
             tested = self._tested(pairs, found, metric)
             for (ours, theirs), (one, interval), (p, above) in zip(pairs, found, tested, strict=True):
-                row, group = self.rows[ours], tuple(value_on(self.rows[ours], axis) or "-" for axis in family)
+                row, group = self.rows[ours], tuple(self.rows[ours].axes.value(axis) or "-" for axis in family)
                 yield _Comparison(
                     dataset=self.dataset,
                     row=row.key,
@@ -313,15 +311,16 @@ class _Board:
         """Control -> the place of a row's twin. Without features a model is one row whatever the encoder and how that
         is trained, so that the twin `none` of any is that row, where there is none of its own."""
         row = self.rows[place]
-        if row.control is not None:
+        if row.axes.control is not None:
             return {}
         found: dict[str, int] = {}
         for other, twin in enumerate(self.rows):
-            own = twin.control is not None and dataclasses.replace(twin, control=None).key == row.key
-            shared = twin.control == "none" and twin.encoder is None and twin.paradigm == PRE_TRAINED
-            alike = (twin.model, twin.modalities) == (row.model, row.modalities)
+            axes = twin.axes
+            own = axes.control is not None and dataclasses.replace(axes, control=None).key == row.key
+            shared = axes.control == "none" and axes.encoder is None and axes.paradigm == PRE_TRAINED
+            alike = (axes.model, axes.modalities) == (row.axes.model, row.axes.modalities)
             if own or (shared and alike and "none" not in found):
-                found[str(twin.control)] = other
+                found[str(axes.control)] = other
         return found
 
     def content_gain(self, place: int) -> dict[str, dict[str, Interval]]:
@@ -367,10 +366,10 @@ class _Board:
         for run in entry.runs:
             table = self._load(run.path)
             same_users = np.array_equal(table[USERS], self.users)
-            if run.record["data"] != first.record["data"] or not same_users:
+            if run.record.data != first.record.data or not same_users:
                 what = "other data" if same_users else f"other users ({len(table[USERS]):,}, not {len(self.users):,})"
                 raise DataError(
-                    f"{run.run_id} was tested on {what} than {first.run_id}: {entry.dataset} or its settings changed "
+                    f"{run.run_id} was tested on {what} than {first.run_id}: {self.dataset} or its settings changed "
                     "between them, so that they can't be compared; run the older one again"
                 )
             for metric in self.metrics:
@@ -385,15 +384,10 @@ class _Board:
 
 
 def _row(entry: Entry) -> Row:
-    """The row of an entry: its axes, its cost and its ticket, without numbers of test."""
+    """The row of an entry: its axes, its cost and its reproducibility record, without numbers of test."""
     runs = entry.runs
     row = Row(
-        model=entry.model,
-        dataset=entry.dataset,
-        encoder=entry.encoder,
-        paradigm=entry.paradigm,
-        modalities=tuple(entry.modalities or ()),
-        control=entry.control,
+        dataclasses.replace(entry.axes, modalities=entry.axes.modalities or ()),
         state=entry.state,
         reason=entry.reason,
         marks=marks_of(runs),
@@ -401,20 +395,26 @@ def _row(entry: Entry) -> Row:
     if not runs:
         return row
     records = [run.record for run in runs]
+    first = records[0]
     return dataclasses.replace(
         row,
         parameters={name: value for name, value in runs[0].parameters.items() if name != "seed"},
         runs=tuple(run.run_id for run in runs),
-        seeds=tuple(record["seed"] for record in records),
-        seconds=float(np.mean([record["seconds"]["train"] for record in records])),
-        encoder_seconds=max(record["seconds"].get("encoder", 0.0) for record in records),
-        memory=max(record["peak_memory_bytes"] for record in records),
-        parameters_trained=records[0]["parameters_trained"],
-        ticket={
-            "replay": [f"mmrec-lmm replay {run.run_id}" for run in runs],
-            "config": read_json(runs[0].path / run_folder.CONFIG),
-            **{name: records[0][name] for name in ("data", "features", "code", "versions", "device", "threads")},
-        },
+        seeds=tuple(record.seed for record in records),
+        seconds=float(np.mean([record.seconds.train for record in records])),
+        encoder_seconds=max(record.seconds.encoder or 0.0 for record in records),
+        memory=max(record.peak_memory_bytes for record in records),
+        parameters_trained=first.parameters_trained,
+        reproducibility=ReproducibilityRecord(
+            replay=tuple(f"mmrec-lmm replay {run.run_id}" for run in runs),
+            config=read_json(runs[0].path / run_folder.CONFIG),
+            data=first.data,
+            features=first.features,
+            code=first.code,
+            versions=first.versions,
+            device=first.device,
+            threads=first.threads,
+        ),
     )
 
 
@@ -422,14 +422,14 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
     """The place among `rows` of what a row is tested against; None where it is a baseline itself or has none."""
     control = baseline.get("control")
     candidates = [
-        place
-        for place, other in enumerate(rows)
-        if other.control == control and all(has_value(other, axis, value) for axis, value in baseline.items())
+        place for place, other in enumerate(rows) if other.axes.control == control and other.axes.matches(baseline)
     ]
-    if not baseline or all(has_value(row, axis, value) for axis, value in baseline.items()):
+    if not baseline or row.axes.matches(baseline):
         return None
     free = [axis for axis in AXES if axis not in baseline and axis != "control"]
-    alike = [place for place in candidates if all(value_on(rows[place], axis) == value_on(row, axis) for axis in free)]
+    alike = [
+        place for place in candidates if all(rows[place].axes.value(axis) == row.axes.value(axis) for axis in free)
+    ]
     if len(alike) > 1:
         named = ", ".join(f"{axis} {value}" for axis, value in baseline.items())
         raise ConfigError(
@@ -437,7 +437,7 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
         )
     if alike or not {"model", "encoder"} & baseline.keys():
         return next(iter(alike), None)
-    without_features = [place for place in candidates if not rows[place].modalities]
+    without_features = [place for place in candidates if not rows[place].axes.modalities]
     return without_features[0] if len(without_features) == 1 else None
 
 
@@ -473,15 +473,17 @@ def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tup
 def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
     """The rows with the highest of each group marked, metric by metric; controls don't compete."""
     highest: dict[tuple[str, ...], float] = {}
-    groups = [tuple(value_on(row, axis) or "-" for axis in best_within) for row in rows]
+    groups = [tuple(row.axes.value(axis) or "-" for axis in best_within) for row in rows]
     for row, group in zip(rows, groups, strict=True):
-        for metric, score in row.scores.items() if row.control is None else ():
+        for metric, score in row.scores.items() if row.axes.control is None else ():
             highest[*group, metric] = max(score.mean, highest.get((*group, metric), -np.inf))
     return [
         dataclasses.replace(
             row,
             scores={
-                metric: dataclasses.replace(score, best=row.control is None and score.mean == highest[*group, metric])
+                metric: dataclasses.replace(
+                    score, best=row.axes.control is None and score.mean == highest[*group, metric]
+                )
                 for metric, score in row.scores.items()
             },
         )
@@ -551,8 +553,8 @@ def _notes(
         )
     if baseline:
         done = {found.row for found in comparisons} | {found.against for found in comparisons}
-        own = [row for board in boards for row in board.rows if row.control is None and row.key not in done]
-        left = [row.key for row in own if not all(has_value(row, axis, value) for axis, value in baseline.items())]
+        own = [row for board in boards for row in board.rows if row.axes.control is None and row.key not in done]
+        left = [row.key for row in own if not row.axes.matches(baseline)]
         if left:
             yield f"Not tested, as no row of their data set is their baseline: {', '.join(left)}."
     if len(families) > 1:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from ..plugin.registry import Registry
 from ..running.inputs import artefacts, gather, open_dataset
 from ..running.runner import run
 from ..training.fine_tuning import PAIR
+from ..typed_json import decode
 from ..types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
 from .executor import MEMORY, Call, Job, Plan
 from .leaderboard import FINISHED
@@ -45,6 +46,7 @@ LONG_ENOUGH = 5.0  # seconds of measuring it
 TUNED = "tuned"  # the part that is an encoder's weights, as `artefacts` calls it
 
 
+_T = TypeVar("_T")
 _Step = Callable[[Mapping[str, Tensor]], object]
 
 
@@ -60,32 +62,46 @@ class Artefact:
 
 
 @dataclass(frozen=True)
-class Making:
-    """What making an artefact would take, told from some of its items, or why there is no telling."""
+class Pace:
+    """How fast an encoder encodes, or is tuned on, some items."""
 
-    what: str
-    items: int = 0
+    items: int = 0  # that there are in all
     passes: int = 1  # over the items: of tuning its epochs, at most
     seconds_per_item: float = 0.0  # of one pass
+
+
+@dataclass(frozen=True)
+class Making:
+    """What making an artefact would take, told from some of its items; a `reason` says why there is no telling."""
+
+    what: str
+    pace: Pace
     reason: str = ""
     together: str = ""  # equal for what one process makes, one after the other
 
     @property
     def minutes(self) -> float:
-        return self.items * self.passes * self.seconds_per_item / 60
+        return self.pace.items * self.pace.passes * self.pace.seconds_per_item / 60
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a few epochs took."""
+
+    seconds_per_epoch: float = 0.0
+    memory: int = 0  # bytes, the peak of the process
+    disk: int = 0  # bytes of one run's folder
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a run of a few epochs took, or why there is no telling."""
+    """What a run would cost, told from a few epochs; a `reason` says why there is no telling."""
 
     title: str
-    keys: tuple[str, ...] = ()  # of the jobs, still to be done, that it speaks for
-    seconds_per_epoch: float = 0.0
-    epochs: float = 0.0  # of a run
+    keys: tuple[str, ...]  # of the jobs, still to be done, that it speaks for
+    cost: Cost
+    epochs: float  # of a run
     at_most: bool = True  # `epochs` is the limit, as no run of the model is finished
-    memory: int = 0  # bytes, the peak of the process
-    disk: int = 0  # bytes of one run's folder
     reason: str = ""
 
     @property
@@ -102,7 +118,7 @@ def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
             continue
         seen.add(job.group)
         spec = job.spec
-        name = job.title.split("/")[2]
+        name = job.axes.encoder or "-"
         try:
             paths = artefacts(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
         except MMRecError as error:
@@ -121,7 +137,7 @@ def measure(
 ) -> list[Making]:
     """What making those artefacts would take that aren't there. An encoder takes as long tuned as untuned, so
     that its tables are measured once."""
-    answers: dict[str, Mapping[str, Any]] = {}
+    answers: dict[str, Pace | str] = {}
     found = []
     for one in shared:
         if one.there or one.reason:
@@ -130,8 +146,10 @@ def measure(
         tuning = spec.paradigm_config if one.part == TUNED else None
         kind = fingerprint([spec.dataset, spec.encoder, spec.encoder_config, one.part, tuning])
         if kind not in answers:
-            answers[kind] = _alone(_measure, call, one.key, one.part)
-        found.append(Making(one.what, **answers[kind], together=plan.expected[one.key].artefact))
+            answers[kind] = _alone(_measure, Pace, call, one.key, one.part)
+        answer = answers[kind]
+        pace, reason = (Pace(), answer) if isinstance(answer, str) else (answer, "")
+        found.append(Making(one.what, pace, reason, together=plan.expected[one.key].artefact))
         if told:
             told(found[-1])
     return found
@@ -155,22 +173,26 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
             kinds.setdefault(_kind(job, widths[features], registry), []).append(job)
     lengths: dict[str, list[int]] = {}
     for outcome in plan.outcomes():
-        lengths.setdefault(outcome.cell.model, []).extend(one.epochs for one in outcome.results if one is not None)
+        lengths.setdefault(outcome.cell.axes.model, []).extend(one.epochs for one in outcome.results if one is not None)
     found = []
     for jobs in kinds.values():
         spec = jobs[0].spec
         known = lengths.get(spec.model)
+        answer = _alone(_probe, Cost, call, jobs[0].key)
+        cost, reason = (Cost(), answer) if isinstance(answer, str) else (answer, "")
         found.append(
-            dataclasses.replace(
-                Probe(jobs[0].title, **_alone(_probe, call, jobs[0].key)),
+            Probe(
+                title=jobs[0].title,
                 keys=tuple(job.key for job in jobs),
+                cost=cost,
                 epochs=float(np.mean(known)) if known else spec.settings.epochs,
                 at_most=not known,
+                reason=reason,
             )
         )
         if told:
             told(found[-1])
-    memory = {key: one.memory for one in found for key in one.keys if not one.reason}
+    memory = {key: one.cost.memory for one in found for key in one.keys if not one.reason}
     write_json(plan.folder / MEMORY, memory)
     return found
 
@@ -192,8 +214,9 @@ def _widths(spec: RunSpec, registry: Registry) -> dict[str, int]:
     return dict(build_encoder(encoder_spec(spec, registry), spec.encoder_config, modalities).dims)
 
 
-def _alone(target: Callable[..., Mapping[str, Any]], call: Call, *arguments: Any) -> Mapping[str, Any]:
-    """What `target` answers in a process of its own, whose peak of memory is its own, too; else {"reason": ...}."""
+def _alone(target: Callable[..., _T], kind: type[_T], call: Call, *arguments: Any) -> _T | str:
+    """What `target` answers, a `kind`, in a process of its own, whose peak of memory is its own, too; else why it
+    can't."""
     with tempfile.TemporaryDirectory() as folder:
         spawn = multiprocessing.get_context("spawn")
         process = spawn.Process(target=_answer, args=(target, call, arguments, Path(folder)))
@@ -202,24 +225,24 @@ def _alone(target: Callable[..., Mapping[str, Any]], call: Call, *arguments: Any
         if process.is_alive():
             process.kill()
             process.join()
-            return {"reason": f"it takes more than {LIMIT:.0f} s"}
+            return f"it takes more than {LIMIT:.0f} s"
         answer = Path(folder) / "answer.json"
         if not answer.is_file():
             hint = ": out of memory?" if process.exitcode == -signal.SIGKILL else ""
-            return {"reason": f"the probe died with exit code {process.exitcode}{hint}"}
-        found: Mapping[str, Any] = read_json(answer)
-        return found
+            return f"the probe died with exit code {process.exitcode}{hint}"
+        content = read_json(answer)
+        return content if isinstance(content, str) else decode(kind, content, where=str(answer), cure="try again")
 
 
-def _answer(target: Callable[..., Mapping[str, Any]], call: Call, arguments: Sequence[Any], folder: Path) -> None:
+def _answer(target: Callable[..., object], call: Call, arguments: Sequence[Any], folder: Path) -> None:
     try:
         found = target(*call.plan(), folder, *arguments)
     except Exception as error:  # a plugin may raise anything
-        found = {"reason": f"{type(error).__name__}: {error}"}
+        found = f"{type(error).__name__}: {error}"
     write_json(folder / "answer.json", found)
 
 
-def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> dict[str, Any]:
+def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> Cost:
     """A run of a few epochs."""
     spec = plan.expected[key].spec
     few = dataclasses.replace(spec.settings, epochs=EPOCHS, stopping_step=EPOCHS, eval_step=1)
@@ -227,14 +250,14 @@ def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> dict[str, 
     inputs = _inputs(spec, registry)
     result = run(dataclasses.replace(spec, settings=few), inputs, watched, out=folder / "runs")
     last = watched.epochs[-1]  # the first one pays for what is loaded and allocated once
-    return {
-        "seconds_per_epoch": last.train_seconds + last.valid_seconds / spec.settings.eval_step,
-        "memory": result.record["peak_memory_bytes"],
-        "disk": sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file()),
-    }
+    return Cost(
+        seconds_per_epoch=last.train_seconds + last.valid_seconds / spec.settings.eval_step,
+        memory=result.record.peak_memory_bytes,
+        disk=sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file()),
+    )
 
 
-def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) -> dict[str, Any]:
+def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) -> Pace:
     """Some items encoded, or some steps of tuning on them."""
     spec = plan.expected[key].spec
     settings, tuned = spec.settings, part == TUNED
@@ -261,11 +284,11 @@ def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) 
         if sum(seconds[1:]) > LONG_ENOUGH:
             break
         started = time.perf_counter()
-    return {
-        "items": len(source.items),
-        "passes": passes,
-        "seconds_per_item": float(np.mean(seconds[1:])) / SAMPLE,  # the first pays for what is loaded once
-    }
+    return Pace(
+        items=len(source.items),
+        passes=passes,
+        seconds_per_item=float(np.mean(seconds[1:])) / SAMPLE,  # the first pays for what is loaded once
+    )
 
 
 def _encoding_step(encoder: ItemEncoder, modality: str, settings: Settings, device: torch.device) -> _Step:
@@ -299,4 +322,4 @@ def _inputs(spec: RunSpec, registry: Registry) -> Inputs:
         modality: FeatureTable(modality, draw.standard_normal((dataset.n_items, width), np.float32), present, "probe")
         for modality, width in _widths(spec, registry).items()
     }
-    return Inputs(dataset, tables, {})
+    return Inputs(dataset, tables)

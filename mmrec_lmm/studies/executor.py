@@ -40,7 +40,8 @@ from ..running.provenance import NUMERICS_VERSION
 from ..running.run_folder import load_result
 from ..running.runner import Interrupted, run
 from ..training import fine_tuning
-from ..types import Inputs, RunResult, RunSpec
+from ..typed_json import decode
+from ..types import Axes, Inputs, RunResult, RunSpec
 from .file import Cell, Study, winner
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 
@@ -58,6 +59,7 @@ class Job:
 
     title: str
     key: str
+    axes: Axes
     spec: RunSpec
     group: str
     artefact: str
@@ -113,7 +115,7 @@ class Plan:
         path = self.folder / f"{job.key}.json"
         if not path.is_file():
             return None
-        record = Record(**read_json(path))
+        record = decode(Record, read_json(path), where=str(path), cure="try deleting it, to have the run found again")
         gone = record.run_id is not None and not (self.out / record.run_id / "result.json").is_file()
         return None if gone else record
 
@@ -186,7 +188,7 @@ def _seeds_at_winners(plan: Plan, since: float) -> Plan:
     for cell, keys in zip(plan.cells, plan.keys, strict=True):
         jobs = [plan.jobs[key] for key in keys]
         first = [job for job in jobs if job.spec.settings.seed == plan.study.seeds[0]] if plan.study.seeds else jobs
-        if len(first) < 2 or (cell.control and plan.study.controls_at == "winner"):
+        if len(first) < 2 or (cell.axes.control and plan.study.controls_at == "winner"):
             found.append((cell, jobs))
             continue
         of_first = dataclasses.replace(cell, runs=tuple(job.spec for job in first))
@@ -210,7 +212,7 @@ def _at_winners(plan: Plan, since: float) -> Plan:
     found, waiting = [], []
     for cell, keys in zip(plan.cells, plan.keys, strict=True):
         own = [key for key, (original, _) in originals.items() if _is_twin(cell, original.cell)]
-        if cell.control and cell.runs and own:
+        if cell.axes.control and cell.runs and own:
             winners = [winner(outcome.cell, outcome.results) for outcome, _ in (originals[key] for key in own)]
             metric = cell.runs[0].settings.valid_metric.lower()
             best = max(winners, key=lambda runs: sum(run.valid[metric] for run in runs) / max(1, len(runs)))
@@ -229,12 +231,13 @@ def _at_winners(plan: Plan, since: float) -> Plan:
 
 def _is_twin(cell: Cell, original: Cell) -> bool:
     """Whether a cell is a control of another: of one cell or, without features, of all that have its modalities."""
-    if original.control is not None or not original.runs:
+    own, others = cell.axes, original.axes
+    if others.control is not None or not original.runs:
         return False
-    if cell.control != NO_FEATURES:
-        return dataclasses.replace(cell, control=None).key == original.key
-    same = (cell.model, cell.dataset) == (original.model, original.dataset)
-    return same and original.modalities in (None, cell.modalities) and original.modalities != ()
+    if own.control != NO_FEATURES:
+        return dataclasses.replace(own, control=None).key == others.key
+    same = (own.model, own.dataset) == (others.model, others.dataset)
+    return same and others.modalities in (None, own.modalities) and others.modalities != ()
 
 
 def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
@@ -250,10 +253,11 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
     settings = plain(spec.settings)
     identity = {name: value for name, value in settings.items() if name not in NOT_IDENTITY - OF_FEATURES}
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
-    bare = dataclasses.replace(spec, settings=None, point={})
+    bare = plain(spec) | {"settings": None, "point": {}}
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
         key=fingerprint([NUMERICS_VERSION, version, stamps[shared.artefacts], identity, bare])[:16],
+        axes=cell.axes,
         spec=spec,
         group=shared.inputs,
         artefact=shared.artefacts,

@@ -30,8 +30,7 @@ from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from ..features.controls import NO_FEATURES, Control
 from ..plugin.registry import Registry
 from ..running.inputs import check_applicable, declared_modalities
-from ..types import PRE_TRAINED, RunResult, RunSpec
-from .leaderboard import AXES, has_value, key_of, value_on
+from ..types import AXES, PRE_TRAINED, Axes, EncoderName, RunResult, RunSpec
 
 FOR, SET = "for", "set"
 
@@ -79,19 +78,14 @@ class Cell:
     """One combination of a study's axes, with its runs: for each point of the grid one for each seed. A cell that isn't
     applicable has none, and the reason."""
 
-    model: str
-    dataset: str
-    encoder: str | None  # with its variant, as in NAME:VARIANT
-    paradigm: str
-    modalities: tuple[str, ...] | None  # None: all that there are; a model without features has ()
-    control: str | None = None
+    axes: Axes
     runs: tuple[RunSpec, ...] = ()
     reason: str = ""
 
     @property
     def key(self) -> str:
         """The cell's name within its study."""
-        return key_of(self)
+        return self.axes.key
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -267,18 +261,18 @@ class _Expansion:
             study.encoders,
             dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
-            places: list[tuple[str | None, str, tuple[str, ...] | None, str | None]]
             if not self.registry.models.get(model).uses_features:
-                places = [(None, PRE_TRAINED, (), None)]  # what features are, and who made them, is nothing to it
+                places = [Axes(model, dataset, modalities=())]  # what features are, and who made them, is nothing to it
             else:
-                encoder = self._encoder(encoder, dataset)
+                name = self._encoder(encoder, dataset)
                 wanted = list(map(_modalities, study.modalities))
                 wanted += [("image",), ("text",)] if study.each_modality else []
                 controls: list[str | None] = [None, *study.controls]
-                places = [(encoder, paradigm, some, control) for some in wanted for control in controls]
-            for place in places:
-                cell = Cell(model, dataset, *place)
-                if cell.control == NO_FEATURES:
+                places = [
+                    Axes(model, dataset, name, paradigm, some, control) for some in wanted for control in controls
+                ]
+            for cell in map(Cell, places):
+                if cell.axes.control == NO_FEATURES:
                     self._add_without_features(cell, cells)
                     continue
                 cell, parts = self._narrowed(cell)
@@ -295,15 +289,15 @@ class _Expansion:
         these parts."""
         parts = [part for part in self.study.parts if _selects(part, cell)]
         chosen = [part.settings["modalities"] for part in parts if "modalities" in part.settings]
-        return (dataclasses.replace(cell, modalities=_modalities(chosen[-1])) if chosen else cell), parts
+        return (_with(cell, modalities=_modalities(chosen[-1])) if chosen else cell), parts
 
     def _add_without_features(self, cell: Cell, cells: dict[str, Cell]) -> None:
         """The twin without features of a cell: one for all encoders and paradigms that give a model these modalities,
         and charged to none of them. It is run as the twin of the first."""
-        own, _ = self._narrowed(dataclasses.replace(cell, control=None))
-        encoder = own.encoder.partition(":")[0] if own.encoder else None
-        names = declared_modalities(own.modalities, encoder, self.registry)
-        twin = dataclasses.replace(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
+        own, _ = self._narrowed(_with(cell, control=None))
+        encoder = own.axes.encoder.name if own.axes.encoder else None
+        names = declared_modalities(own.axes.modalities, encoder, self.registry)
+        twin = _with(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
         if twin.key not in cells:
             parts = [part for part in self.study.parts if _selects(part, twin)]
             cells[twin.key] = self._with_runs(twin, parts, twin_of=own)
@@ -311,17 +305,16 @@ class _Expansion:
     def _with_runs(self, cell: Cell, parts: Sequence[Part], *, twin_of: Cell | None = None) -> Cell:
         """The cell with its runs. Those that differ only in modalities and control share one resolution. A twin without
         features asks for the encoder and the modalities of the cell that it is the twin of."""
-        asked = twin_of or cell
-        encoder, modalities = asked.encoder, asked.modalities
+        axes, asked = cell.axes, (twin_of or cell).axes
         layer, preset = self._layer(cell, parts)
-        grid = self._grid(cell.model)
-        known = repr((cell.model, cell.dataset, encoder, cell.paradigm, preset, layer.values))
+        grid = self._grid(axes.model)
+        known = repr((axes.model, axes.dataset, asked.encoder, axes.paradigm, preset, layer.values))
         if known not in self._resolved:
             request = Request(
-                model=cell.model,
-                dataset=cell.dataset,
-                encoder=encoder,
-                paradigm=cell.paradigm,
+                model=axes.model,
+                dataset=axes.dataset,
+                encoder=asked.encoder,
+                paradigm=axes.paradigm,
                 preset=preset,
                 grid=grid if isinstance(grid, str) else None,
                 configs=self.study.configs,
@@ -335,8 +328,8 @@ class _Expansion:
             except ConfigError as error:
                 self.problems += str(error).splitlines()
                 self._resolved[known] = ()
-        some = modalities or None
-        runs = tuple(dataclasses.replace(run, modalities=some, control=cell.control) for run in self._resolved[known])
+        some = asked.modalities or None
+        runs = tuple(dataclasses.replace(run, modalities=some, control=axes.control) for run in self._resolved[known])
         try:
             for run in runs[:1]:
                 check_applicable(run, self.registry)
@@ -377,7 +370,8 @@ class _Expansion:
         """What the file says of a cell's runs, as a layer of their configuration, and the preset. Keys that only other
         cells read are left out."""
         study = self.study
-        mine, others = self._keys_of(cell.model, cell.encoder, cell.paradigm), self._everyones
+        model = cell.axes.model
+        mine, others = self._keys_of(model, cell.axes.encoder, cell.axes.paradigm), self._everyones
         preset = study.settings.get("preset")
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
@@ -398,7 +392,7 @@ class _Expansion:
                         self._read.add((place, key))
                     if key in where:
                         lines[key] = where[key]
-        grid = self._grid(cell.model)
+        grid = self._grid(model)
         axes = grid if isinstance(grid, Mapping) else {}
         if study.seeds:
             axes = {"seed": list(study.seeds), **axes}
@@ -406,12 +400,12 @@ class _Expansion:
             if key in values:
                 line = lines.get(key)
                 self.problems.append(
-                    f"{study.file.source}{f':{line}' if line else ''}: {key} is an axis of {cell.model}, by "
+                    f"{study.file.source}{f':{line}' if line else ''}: {key} is an axis of {model}, by "
                     f"{'seeds' if key == 'seed' else 'grids'}, so that one value can't be set beside it"
                 )
             values[key] = axis if isinstance(axis, list) else [axis]
-            lines[key] = study.file.lines.get(f"grids.{cell.model}.{key}", study.file.lines.get("seeds", 0))
-        lines["grid"] = study.file.lines.get(f"grids.{cell.model}", study.file.lines.get("grids", 0))
+            lines[key] = study.file.lines.get(f"grids.{model}.{key}", study.file.lines.get("seeds", 0))
+        lines["grid"] = study.file.lines.get(f"grids.{model}", study.file.lines.get("grids", 0))
         layer = Layer("study", study.file.source, {**values, GRID: list(axes)}, lines)
         return layer, None if preset is None else str(preset)
 
@@ -419,9 +413,9 @@ class _Expansion:
         """What the file says under `grids` of a model, whatever the case of its name there."""
         return {name.lower(): grid for name, grid in self.study.grids.items()}.get(model.lower())
 
-    def _keys_of(self, model: str, encoder: str | None, paradigm: str) -> set[str]:
+    def _keys_of(self, model: str, encoder: EncoderName | None, paradigm: str) -> set[str]:
         """The keys that a run of these has."""
-        name = encoder.partition(":")[0] if encoder else None
+        name = encoder.name if encoder else None
         which = (model, name, paradigm)
         if which not in self._keys:
             registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm))
@@ -443,7 +437,7 @@ class _Expansion:
 
     def _check_names(self) -> None:
         study, registry = self.study, self.registry
-        encoders = [encoder.partition(":")[0] for encoder in study.encoders if encoder]
+        encoders = [EncoderName.parse(encoder).name for encoder in study.encoders if encoder]
         for key, catalogue, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
@@ -465,7 +459,7 @@ class _Expansion:
     def _check_modalities(self) -> None:
         """A modality that none of the study's encoders makes; what files hold beside, nobody knows yet."""
         study, encoders = self.study, self.registry.encoders
-        names = [name.partition(":")[0] if name else "" for name in study.encoders]
+        names = [EncoderName.parse(name or "").name for name in study.encoders]
         specs = [encoders.get(name) for name in names if name in encoders]
         if len(specs) < len(names) or any(spec.feature_files for spec in specs):
             return
@@ -496,11 +490,11 @@ class _Expansion:
     def _check_baseline(self, cells: Collection[Cell]) -> None:
         """A baseline that no cell is; which modalities there are, only the data tell."""
         wanted = {axis: value for axis, value in self.study.baseline.items() if axis != "modalities"}
-        if any(all(has_value(cell, axis, value) for axis, value in wanted.items()) for cell in cells):
+        if any(cell.axes.matches(wanted) for cell in cells):
             return
         named = ", ".join(f"{axis} {'null' if value is None else value}" for axis, value in wanted.items())
         there = [
-            f"{axis} {', '.join(dict.fromkeys(value_on(cell, axis) or 'null' for cell in cells))}" for axis in wanted
+            f"{axis} {', '.join(dict.fromkeys(cell.axes.value(axis) or 'null' for cell in cells))}" for axis in wanted
         ]
         self.problems.append(
             f"{_at(self.study.file, 'baseline')}: baseline: expected values that a cell of the study has, got {named}; "
@@ -520,14 +514,20 @@ class _Expansion:
     def _dataset(self, name: str) -> str:
         return self.registry.datasets.get(name).name if name in self.registry.datasets else name
 
-    def _encoder(self, name: str | None, dataset: str) -> str | None:
+    def _encoder(self, text: str | None, dataset: str) -> EncoderName | None:
         """The encoder's own spelling; null is the data set's default encoder, if it has one, as in `run`."""
-        if name is None:
-            return self.registry.datasets.get(dataset).default_encoder if dataset in self.registry.datasets else None
-        encoder, colon, variant = name.partition(":")
-        return self.registry.encoders.get(encoder).name + colon + variant
+        if text is None:
+            known = self.registry.datasets.get(dataset) if dataset in self.registry.datasets else None
+            return EncoderName.parse(known.default_encoder) if known and known.default_encoder else None
+        asked = EncoderName.parse(text)
+        return dataclasses.replace(asked, name=self.registry.encoders.get(asked.name).name)
 
 
 def _selects(part: Part, cell: Cell) -> bool:
     """Whether a cell has one of the part's values on each axis that it names."""
-    return all(any(has_value(cell, axis, value) for value in values) for axis, values in part.where.items())
+    return all(any(cell.axes.has(axis, value) for value in values) for axis, values in part.where.items())
+
+
+def _with(cell: Cell, **values: Any) -> Cell:
+    """The cell with other values on some axes."""
+    return dataclasses.replace(cell, axes=dataclasses.replace(cell.axes, **values))

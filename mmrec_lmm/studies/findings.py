@@ -1,5 +1,7 @@
 """What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
 
+from dataclasses import replace
+
 from ..cache import write_json
 from ..plugin.registry import Registry
 from ..running.inputs import open_dataset
@@ -42,25 +44,16 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
 def _entry(outcome: Outcome) -> Entry:
     cell = outcome.cell
     runs = winner(cell, outcome.results) if cell.runs else ()
-    return Entry(
-        cell.model,
-        cell.dataset,
-        cell.encoder,
-        cell.paradigm,
-        tuple(runs[0].record["modalities"]) if runs else cell.modalities,
-        cell.control,
-        runs=runs,
-        state=outcome.state,
-        reason=outcome.reason,
-    )
+    axes = replace(cell.axes, modalities=runs[0].record.axes.modalities) if runs else cell.axes
+    return Entry(axes, runs=runs, state=outcome.state, reason=outcome.reason)
 
 
 def _slicers(outcomes: list[Outcome], registry: Registry) -> dict[str, Slicer]:
     """For each data set on which something is finished."""
     slicers: dict[str, Slicer] = {}
     for outcome in outcomes:
-        if outcome.cell.dataset not in slicers and any(outcome.results):
+        name = outcome.cell.axes.dataset
+        if name not in slicers and any(outcome.results):
             settings = outcome.cell.runs[0].settings
-            dataset = open_dataset(outcome.cell.dataset, settings, registry)
-            slicers[outcome.cell.dataset] = Slicer(dataset, settings.text_fields, registry)
+            slicers[name] = Slicer(open_dataset(name, settings, registry), settings.text_fields, registry)
     return slicers

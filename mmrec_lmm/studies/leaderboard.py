@@ -7,53 +7,17 @@ plain data: `document` and `from_document` are its form as JSON, one file that c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..cache import plain, read_json
 from ..errors import DataError
+from ..typed_json import FLAT, decode
+from ..types import Axes
 
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
 
 
 STAR_SEEDS = 3  # that both rows of a starred difference have
-AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "control")  # of a study
-
-
-class Combination(Protocol):
-    """One value on each of AXES: a study's cell, or a leaderboard's row."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def encoder(self) -> str | None: ...
-    @property
-    def paradigm(self) -> str: ...
-    @property
-    def modalities(self) -> tuple[str, ...] | None: ...
-    @property
-    def control(self) -> str | None: ...
-
-
-def key_of(one: Combination) -> str:
-    """Its name within its study: VBPR/demo/clip:tiny/ft/image+text, and its control."""
-    return "/".join([*(value_on(one, axis) or "-" for axis in AXES[:-1]), *([one.control] if one.control else [])])
-
-
-def value_on(one: Combination, axis: str) -> str | None:
-    """Its value on an axis, as a study's file spells it."""
-    value = getattr(one, axis)
-    return "+".join(value or ()) or None if axis == "modalities" else value
-
-
-def has_value(one: Combination, axis: str, wanted: Any) -> bool:
-    """Whether it has a value, in any case; an encoder's name stands for all of its variants."""
-    own = value_on(one, axis)
-    if own is None or wanted is None:
-        return own is wanted
-    names = {own.lower()} | ({own.lower().partition(":")[0]} if axis == "encoder" else set())
-    return str(wanted).lower() in names
 
 
 @dataclass(frozen=True)
@@ -82,15 +46,24 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ReproducibilityRecord:
+    """What one needs to make a row's numbers again: commands, and what its first run depended on."""
+
+    replay: tuple[str, ...]  # commands, in order of the seeds
+    config: Mapping[str, Any]  # every value, as in `config.json`
+    data: str  # fingerprint of the interactions
+    features: Mapping[str, str]  # modality -> fingerprint
+    code: Mapping[str, str]  # part -> hash of its files
+    versions: Mapping[str, str]  # library -> version
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One combination of the study's axes: its winner on validation, over all seeds."""
 
-    model: str
-    dataset: str
-    encoder: str | None  # with its variant: "clip:tiny"; None: the data set's own files, or ids alone
-    paradigm: str
-    modalities: tuple[str, ...]
-    control: str | None = None  # shuffled, random, constant, none: a twin whose features carry no content
+    axes: Axes = field(metadata=FLAT)  # with the modalities that the runs have
     state: str = FINISHED
     reason: str = ""  # why it failed or isn't applicable
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the winning point of the grid
@@ -105,12 +78,12 @@ class Row:
     encoder_seconds: float | None = None  # of encoding and tuning, shared by rows
     memory: int | None = None  # peak bytes
     parameters_trained: int | None = None
-    ticket: Mapping[str, Any] = field(default_factory=dict)  # configuration, hashes, versions, replay command
+    reproducibility: ReproducibilityRecord | None = None  # "ticket" in JSON
 
     @property
     def key(self) -> str:
         """The row's name within its study."""
-        return key_of(self)
+        return self.axes.key
 
 
 @dataclass(frozen=True)
@@ -143,53 +116,33 @@ class Leaderboard:
 
     def document(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return dict(plain(self))
+        return {**plain(self), "rows": [_row_document(row) for row in self.rows]}
 
 
-def from_document(document: Mapping[str, Any]) -> Leaderboard:
-    """The Leaderboard whose `document` this is."""
-    return Leaderboard(
-        **{
-            **document,
-            "metrics": tuple(document["metrics"]),
-            "notes": tuple(document["notes"]),
-            "rows": [_row(row) for row in document["rows"]],
-        }
-    )
+def from_document(document: Mapping[str, Any], *, where: str = "leaderboard") -> Leaderboard:
+    """The Leaderboard whose `document` this is; DataError says what in it isn't right, and `where` it is from."""
+    rows = document.get("rows") if isinstance(document, dict) else None
+    if isinstance(rows, list):
+        document = {**document, "rows": [_renamed(row) for row in rows]}
+    return decode(Leaderboard, document, where=where, cure="try having the study write it again")
 
 
 def read_leaderboard(path: Path) -> Leaderboard:
     """The Leaderboard in a JSON file; DataError where there is none."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; a study writes its leaderboard as JSON")
-    try:
-        return from_document(read_json(path))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a leaderboard of this version ({type(error).__name__} {error}); have the study write it again"
-        ) from None
+    return from_document(read_json(path), where=str(path))
 
 
-def _row(document: Mapping[str, Any]) -> Row:
-    nested = {
-        name: {key: {metric: Interval(**value) for metric, value in values.items()} for key, values in found.items()}
-        for name, found in ((name, document[name]) for name in ("slices", "content_gain"))
-    }
-    tuples = {name: tuple(document[name]) for name in _TUPLES if name in document}
-    scores = {metric: _score(value) for metric, value in document["scores"].items()}
-    return Row(**{**document, **nested, **tuples, "scores": scores})
+def _row_document(row: Row) -> dict[str, Any]:
+    """A row's document: its reproducibility record is called ticket, and is empty where there is none."""
+    document: dict[str, Any] = plain(row)
+    record = document.pop("reproducibility")
+    return {**document, "ticket": record or {}}
 
 
-_TUPLES = ("modalities", "runs", "seeds", "marks")  # an earlier file has no marks
-
-
-def _score(document: Mapping[str, Any]) -> Score:
-    difference = document["difference"]
-    return Score(
-        **{
-            **document,
-            "seeds": tuple(document["seeds"]),
-            "interval": Interval(**document["interval"]),
-            "difference": Interval(**difference) if difference else None,
-        }
+def _renamed(document: Any) -> Any:
+    """A row's document with its reproducibility record, if it has one, under the name of the field."""
+    return (
+        document if not isinstance(document, dict) else {**document, "reproducibility": document.get("ticket") or None}
     )

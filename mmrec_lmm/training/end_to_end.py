@@ -20,11 +20,13 @@ Shapes: I items, R rows of a step, D feature width.
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..cache import plain
 from ..distributed import processes, serve
 from ..errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_spec
@@ -33,6 +35,7 @@ from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import Paradigm, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
+from ..typed_json import decode
 from ..types import Batch, Inputs, RunSpec
 from .encoder_side import Trainee
 from .optim import recompute_blocks
@@ -141,6 +144,36 @@ def must_learn(options: EndToEnd) -> bool:
     return options.mode != "released" and options.learning_rate > 0
 
 
+@dataclass(frozen=True)
+class EncoderNumbers:
+    """Where the training of an encoder stands."""
+
+    steps: int
+    rows: int  # encoded with gradient, in all steps
+    norm_sum: float  # of the gradient, over the steps
+    norm_last: float
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """The norm of the gradient that reached an encoder, before clipping: mean over steps, and of the last one."""
+
+    mean: float
+    last: float
+
+
+@dataclass(frozen=True)
+class EndToEndReport:
+    """What the record of an end-to-end run says of its encoder's training."""
+
+    mode: str
+    frozen: tuple[str, ...]
+    steps: int
+    rows_per_step: float
+    gradient_norm: GradientNorm
+    weight_change: Mapping[str, float]  # block -> |w - w_0| / |w_0|
+
+
 class JointEncoder(TrainerCallback):
     """The callback of a model with joint features: collects their gradient, and trains the encoder.
 
@@ -221,36 +254,33 @@ class JointEncoder(TrainerCallback):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"optimizer.{name}": value for name, value in self._trainee.optimizer_state().items()}
-        numbers = {"steps": self._steps, "rows": self._rows, "norm_sum": self._norm_sum, "norm_last": self._norm_last}
-        return {**tensors, "generator": self._generator.get_state()}, numbers
+        numbers = EncoderNumbers(self._steps, self._rows, self._norm_sum, self._norm_last)
+        return {**tensors, "generator": self._generator.get_state()}, plain(numbers)
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         slots = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name != "generator"}
         self._trainee.load_optimizer_state(slots)
         self._generator.set_state(tensors["generator"])
-        self._steps, self._rows = numbers["steps"], numbers["rows"]
-        self._norm_sum, self._norm_last = numbers["norm_sum"], numbers["norm_last"]
+        known = decode(EncoderNumbers, numbers, where="companion", cure="an end-to-end run saves it")
+        self._steps, self._rows = known.steps, known.rows
+        self._norm_sum, self._norm_last = known.norm_sum, known.norm_last
 
-    def report(self) -> dict[str, Any]:
-        """For the run's record: what stayed frozen, steps, rows of a step, the norm of the gradient that reached the
-        encoder (before clipping), and by block of its weights |w - w_0| / |w_0|, of the weights as they are now.
-
-        Raises RunError where training ended before the encoder had its first step.
-        """
+    def report(self) -> EndToEndReport:
+        """For the run's record. RunError where training ended before the encoder had its first step."""
         if not self._steps and must_learn(self._options):
             raise RunError(
                 f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so that training "
                 f"ended before encoder {self._trainee.name} joined; lower them, or raise stopping_step"
             )
         steps = max(1, self._steps)
-        return {
-            "mode": self._options.mode,
-            "frozen": list(self._options.freeze),
-            "steps": self._steps,
-            "rows_per_step": self._rows / steps,
-            "gradient_norm": {"mean": self._norm_sum / steps, "last": self._norm_last},
-            "weight_change": weight_change(self._initial, self._trainee.parameters()),
-        }
+        return EndToEndReport(
+            mode=self._options.mode,
+            frozen=self._options.freeze,
+            steps=self._steps,
+            rows_per_step=self._rows / steps,
+            gradient_norm=GradientNorm(self._norm_sum / steps, self._norm_last),
+            weight_change=weight_change(self._initial, self._trainee.parameters()),
+        )
 
     def _step(self) -> None:
         """One step of the encoder on the pending gradient, and the rows that it touched encoded anew."""

@@ -63,7 +63,8 @@ from ..machine import choose_device, precision
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..types import ItemCatalog, RunSpec, Tuned
+from ..typed_json import decode
+from ..types import ItemCatalog, RecallChange, RunSpec, Tuned, TuningEpoch, TuningRecord, TuningSizes
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .paradigms import FineTuning
 from .resume import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
@@ -198,13 +199,15 @@ def tune(
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's state is left alone
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
                 with sharing():
-                    found = tuner.run(path.with_suffix(".parts"), progress=progress)
+                    made = tuner.run(
+                        path.with_suffix(".parts"), made_by=made_by, sizes=sizes, frozen=frozen, progress=progress
+                    )
             if is_first_process():
-                about = {"encoder": spec.name, "made_by": made_by, "ft": tuning, "sizes": sizes, "frozen": frozen}
-                save_weights(path, tuner.best, {"about": json.dumps(cache.plain({**about, **found}))})
+                save_weights(path, tuner.best, {"about": json.dumps(cache.plain(made))})
                 remove_checkpoint(path.with_suffix(".parts"))
                 path.with_suffix(".parts").rmdir()
-        record = told(_record(path) if is_first_process() else {})
+        record = told(load_record(path) if is_first_process() else None)
+    assert record is not None
     logger.info("%s: %s", spec.name, summary(record))
     return Tuned(path, path.stem, record)
 
@@ -226,27 +229,28 @@ def _check_shareable(encoder: nn.Module, *, name: str) -> None:
         )
 
 
-def summary(record: Mapping[str, Any]) -> str:
+def summary(record: TuningRecord) -> str:
     """A tuning in one line: the epoch that was picked, and what became of the held-out items' recall."""
-    losses = [epoch["held_out"] for epoch in record["epochs"]]
+    losses = [epoch.held_out for epoch in record.epochs]
     line = (
-        f"epoch {record['best_epoch']} of {len(losses)} has the lowest loss on {record['sizes']['held_out']:,} items "
-        f"held out, {min(losses):.4f} ({record['held_out_before']:.4f} before)"
+        f"epoch {record.best_epoch} of {len(losses)} has the lowest loss on {record.sizes.held_out:,} items "
+        f"held out, {min(losses):.4f} ({record.held_out_before:.4f} before)"
     )
-    for way, recalls in (record["recall"] or {}).items():
+    for way, recalls in (record.recall or {}).items():
         shares = recalls["recall@10"]
-        low, high = shares["difference"][1:]
-        line += f"; {way} recall@10 {shares['before'][0]:.4f} -> {shares['after'][0]:.4f} ({low:+.4f} to {high:+.4f})"
+        (before, *_), (after, *_), (_, low, high) = shares.before, shares.after, shares.difference
+        line += f"; {way} recall@10 {before:.4f} -> {after:.4f} ({low:+.4f} to {high:+.4f})"
     return line
 
 
-def _record(path: Path) -> dict[str, Any]:
+def load_record(path: Path) -> TuningRecord:
+    """The record in a tuned encoder's file; DataError where it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about: dict[str, Any] = json.loads(file.metadata()["about"])
+            about = json.loads(file.metadata()["about"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it to have the encoder tuned again") from None
-    return about
+    return decode(TuningRecord, about, where=str(path), cure="try deleting it, to have the encoder tuned again")
 
 
 # Which items train, which are held out, and which form a batch
@@ -268,7 +272,7 @@ class Pairs:
 
 def _split(
     source: Source, unreadable: Collection[int], tuning: FineTuning, *, name: str
-) -> tuple[Pairs, Pairs, dict[str, int]]:
+) -> tuple[Pairs, Pairs, TuningSizes]:
     """What trains, what is held out, and how many of what there are."""
     items = np.array([item for item in np.sort(source.items).tolist() if item not in unreadable], np.int64)
     hashes = cache.hash_readable(source.images)
@@ -282,8 +286,7 @@ def _split(
             "items that share neither image nor text"
         )
     twins = int((np.bincount(pairs.groups)[pairs.groups] > 1).sum())
-    sizes = {"train": len(parts[0]), "held_out": len(parts[1]), "twins": twins}
-    return *parts, {**sizes, "unreadable": len(source.items) - len(items)}
+    return *parts, TuningSizes(len(parts[0]), len(parts[1]), twins, len(source.items) - len(items))
 
 
 def twin_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -334,6 +337,16 @@ def deal(groups: np.ndarray, count: int, size: int, rng: np.random.Generator) ->
 # Training
 
 
+@dataclass(frozen=True)
+class TunerNumbers:
+    """Where a tuning stands."""
+
+    best_epoch: int
+    best_loss: float
+    epochs: tuple[TuningEpoch, ...]
+    seconds: float
+
+
 class _Tuner:
     """An encoder in training on some items and judged by others. Epochs are counted from 1."""
 
@@ -364,12 +377,15 @@ class _Tuner:
             )
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
-        self._epochs: list[dict[str, float]] = []  # the mean of each loss by epoch, and that of the held-out items
+        self._epochs: list[TuningEpoch] = []  # the mean of each loss by epoch, and that of the held-out items
         self._best_epoch, self._best_loss = 0, math.inf
         self._seconds = 0.0
 
-    def run(self, checkpoint: Path, *, progress: bool) -> dict[str, Any]:
-        """Train, or go on from the folder `checkpoint`; `best` holds the weights then. What is recorded of it."""
+    def run(
+        self, checkpoint: Path, *, made_by: Sequence[Any], sizes: TuningSizes, frozen: Sequence[str], progress: bool
+    ) -> TuningRecord:
+        """Train, or go on from the folder `checkpoint`; `best` holds the weights then. The record has what is given
+        beside."""
         ranks, held_out_before = self._ranks(), self._held_out_loss()
         try:
             stopped = self._fit(checkpoint, progress=progress)
@@ -388,24 +404,29 @@ class _Tuner:
                 "ft.learning_rate may",
                 self.name, held_out_before, self._best_loss,
             )  # fmt: skip
-        return {
-            "best_epoch": self._best_epoch,
-            "stopped": stopped,
-            "epochs": self._epochs,
-            "held_out_before": held_out_before,
-            "recall": self._recalls(ranks, self._ranks()),
-            "batches_per_epoch": self._batches,
-            "steps_per_epoch": self._steps,
-            "parameters_trained": sum(each.numel() for each in self._trained),
-            "seconds": self._seconds,
-            "device": torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
-            "threads": torch.get_num_threads(),
-            "processes": processes(),
-        }
+        return TuningRecord(
+            encoder=self.name,
+            made_by=tuple(made_by),
+            ft=cache.plain(self.tuning),
+            sizes=sizes,
+            frozen=tuple(frozen),
+            best_epoch=self._best_epoch,
+            stopped=stopped,
+            epochs=tuple(self._epochs),
+            held_out_before=held_out_before,
+            recall=self._recalls(ranks, self._ranks()),
+            batches_per_epoch=self._batches,
+            steps_per_epoch=self._steps,
+            parameters_trained=sum(each.numel() for each in self._trained),
+            seconds=self._seconds,
+            device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
+            threads=torch.get_num_threads(),
+            processes=processes(),
+        )
 
     def _fit(self, checkpoint: Path, *, progress: bool) -> str:
         """All epochs; why they ended: "epochs", "patience" or "diverged"."""
-        state = load_checkpoint(checkpoint)
+        state = load_checkpoint(checkpoint, TunerNumbers)
         if state is not None:
             with restoring(checkpoint):
                 self._restore(state)
@@ -419,20 +440,20 @@ class _Tuner:
                 started = time.perf_counter()
                 try:
                     losses = self._train_epoch(len(self._epochs) + 1, bar)
-                    losses["held_out"] = self._held_out_loss()
+                    epoch = TuningEpoch(losses, self._held_out_loss())
                 except TrainingDiverged as error:
                     if not self.best:
                         raise TrainingDiverged(f"{error}; a smaller ft.learning_rate is the usual cure") from None
                     logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
                     return "diverged"
-                self._epochs.append(losses)
-                if losses["held_out"] < self._best_loss:
-                    self._best_epoch, self._best_loss = len(self._epochs), losses["held_out"]
+                self._epochs.append(epoch)
+                if epoch.held_out < self._best_loss:
+                    self._best_epoch, self._best_loss = len(self._epochs), epoch.held_out
                     self.best = {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
                 self._seconds += time.perf_counter() - started
                 if is_first_process():
                     save_checkpoint(checkpoint, self._state())
-                shown = ", ".join(f"{key} {value:.4f}" for key, value in losses.items())
+                shown = ", ".join(f"{key} {value:.4f}" for key, value in cache.plain(epoch).items())
                 logger.info("%s: epoch %d: %s", self.name, len(self._epochs), shown)
                 bar.set_postfix_str(shown)
         return "epochs"
@@ -509,26 +530,22 @@ class _Tuner:
                 torch.cuda.manual_seed(int(rng.integers(2**62)) + rank())
         return rng
 
-    def _state(self) -> TrainingState:
+    def _state(self) -> TrainingState[TunerNumbers]:
         tensors = {f"encoder.{key}": value.clone() for key, value in self.encoder.state_dict().items()}
         tensors |= {f"optimizer.{key}": value for key, value in optimizer_state(self._optimizer).items()}
-        numbers = {
-            "best_epoch": self._best_epoch,
-            "best_loss": self._best_loss,
-            "epochs": self._epochs,
-            "seconds": self._seconds,
-        }
+        numbers = TunerNumbers(self._best_epoch, self._best_loss, tuple(self._epochs), self._seconds)
         return TrainingState(tensors, numbers, self.best)
 
-    def _restore(self, state: TrainingState) -> None:
+    def _restore(self, state: TrainingState[TunerNumbers]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "optimizer": {}}
         for name, value in state.tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = value
         self.encoder.load_state_dict(parts["encoder"])
         load_optimizer_state(self._optimizer, parts["optimizer"])
-        self._best_epoch, self._best_loss = state.numbers["best_epoch"], state.numbers["best_loss"]
-        self._epochs, self._seconds = state.numbers["epochs"], state.numbers["seconds"]
+        numbers = state.numbers
+        self._best_epoch, self._best_loss = numbers.best_epoch, numbers.best_loss
+        self._epochs, self._seconds = [*numbers.epochs], numbers.seconds
         self.best = dict(state.best)
 
     @torch.no_grad()
@@ -553,7 +570,7 @@ class _Tuner:
 
     def _recalls(
         self, before: Mapping[str, np.ndarray] | None, after: Mapping[str, np.ndarray] | None
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, dict[str, RecallChange]] | None:
         if before is None or after is None:
             return None
         rng = np.random.default_rng([self.tuning.seed, 2])
@@ -576,7 +593,7 @@ def own_ranks(queries: Tensor, candidates: Tensor, groups: np.ndarray) -> np.nda
     return torch.cat(ranks).numpy()
 
 
-def compared(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) -> dict[str, list[float]]:
+def compared(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) -> RecallChange:
     """The shares of hits among the same queries (Q,) bool, and their difference, each with its 95 % interval.
 
     Percentiles over bootstrap resamples of the queries. A query is one of four kinds, hit or missed before and after,
@@ -584,8 +601,9 @@ def compared(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) ->
     """
     kinds = np.bincount(2 * before + after, minlength=4) / len(before)  # missed twice, gained, lost, hit twice
     resamples = rng.multinomial(len(before), kinds, size=RESAMPLES) / len(before)  # (RESAMPLES, 4)
-    signs = {"before": [0, 0, 1, 1], "after": [0, 1, 0, 1], "difference": [0, 1, -1, 0]}
-    return {
-        name: [float(kinds @ sign), *np.percentile(resamples @ np.array(sign), [2.5, 97.5]).tolist()]
-        for name, sign in signs.items()
-    }
+
+    def estimate(*signs: int) -> tuple[float, float, float]:
+        low, high = np.percentile(resamples @ np.array(signs), [2.5, 97.5]).tolist()
+        return float(kinds @ signs), low, high
+
+    return RecallChange(estimate(0, 0, 1, 1), estimate(0, 1, 0, 1), estimate(0, 1, -1, 0))

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..cache import write_atomic
+from ..cache import plain, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
-from .trainer import TrainingState
+from ..typed_json import decode
+from .trainer import N, TrainingState
 
 STATE = "state.safetensors"
 
@@ -36,26 +37,28 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: can't be read as safetensors ({error})") from None
 
 
-def save_checkpoint(folder: Path, state: TrainingState) -> None:
+def save_checkpoint(folder: Path, state: TrainingState[N]) -> None:
     """Make `state` the checkpoint in `folder`."""
-    best = folder / f"best-{state.numbers['best_epoch']}.safetensors"
+    best = folder / f"best-{state.numbers.best_epoch}.safetensors"
     if not best.exists():
         save_weights(best, state.best)
-    save_weights(folder / STATE, state.tensors, {"numbers": json.dumps(state.numbers)})
+    save_weights(folder / STATE, state.tensors, {"numbers": json.dumps(plain(state.numbers))})
     for other in folder.glob("best-*.safetensors"):
         if other != best:
             other.unlink()
 
 
-def load_checkpoint(folder: Path) -> TrainingState | None:
-    """The checkpoint in `folder`, or None if there is none."""
+def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
+    """The checkpoint in `folder` with its numbers as `kind`, or None if there is none. DataError where they don't fit:
+    other code wrote them."""
     path = folder / STATE
     if not path.is_file():
         return None
     tensors = load_weights(path)
     with safe_open(path, framework="pt") as file:
-        numbers = json.loads(file.metadata()["numbers"])
-    return TrainingState(tensors, numbers, load_weights(folder / f"best-{numbers['best_epoch']}.safetensors"))
+        content = json.loads(file.metadata()["numbers"])
+    numbers = decode(kind, content, where=str(path), cure=f"try deleting {folder}, to start over")
+    return TrainingState(tensors, numbers, load_weights(folder / f"best-{numbers.best_epoch}.safetensors"))
 
 
 @contextmanager
@@ -63,7 +66,7 @@ def restoring(folder: Path) -> Iterator[None]:
     """While a state from `folder` is taken over: DataError where other code wrote it, so that something doesn't fit."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last one is load_state_dict's
+    except (DataError, KeyError, TypeError, ValueError, RuntimeError) as error:  # the last is load_state_dict's
         raise DataError(
             f"{folder}: the checkpoint there was written by other code or another version of it "
             f"({type(error).__name__}: {first_line(error)}); delete the folder to start over"

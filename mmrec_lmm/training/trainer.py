@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..config.settings import Settings
 from ..data.sampling import TrainingRows
 from ..errors import TrainingDiverged
 from ..plugin.contracts import Recommender, TrainerCallback
+from ..typed_json import OPTIONAL
 from ..types import EpochReport
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,37 @@ class Validation:
     metrics: Mapping[str, float]
 
 
+class Numbers(Protocol):
+    """The numbers of a training state, a dataclass that JSON can hold."""
+
+    @property
+    def best_epoch(self) -> int: ...
+
+
+N = TypeVar("N", bound=Numbers)
+
+
 @dataclass(frozen=True)
-class TrainingState:
+class TrainingState(Generic[N]):
     """All that continues a training run: `tensors` (weights, optimiser, generators), plain `numbers`, and the best
-    weights so far with their epoch."""
+    weights so far, those of `numbers.best_epoch`."""
 
     tensors: Mapping[str, Tensor]
-    numbers: Mapping[str, Any]
+    numbers: N
     best: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainerNumbers:
+    """Where a Trainer stands."""
+
+    epoch: int  # epochs done
+    misses: int  # evaluations since the last improvement
+    best_epoch: int
+    best_score: float
+    best_metrics: Mapping[str, float]
+    history: tuple[EpochReport, ...] = ()
+    companion: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # what it gave as its own
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,7 @@ class Trainer:
         self,
         *,
         on_epoch: Callable[[EpochReport], None] = lambda report: None,
-        on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
+        on_checkpoint: Callable[[TrainingState[TrainerNumbers]], None] = lambda state: None,
     ) -> Fit:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
@@ -207,41 +231,42 @@ class Trainer:
         if self._callback is not None:
             self._callback.load_weights(_under("companion.", weights))
 
-    def state(self) -> TrainingState:
+    def state(self) -> TrainingState[TrainerNumbers]:
         """A snapshot that shares memory with the live tensors: write it down before the next step."""
         tensors = self._weights()
         tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
         tensors |= {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["generator.cuda"] = torch.cuda.get_rng_state()
-        numbers = {
-            "epoch": self._epoch,
-            "misses": self._misses,
-            "best_epoch": self._best_epoch,
-            "best_score": self._best_validation.score,
-            "best_metrics": dict(self._best_validation.metrics),
-            "history": [vars(report) for report in self._history],
-        }
+        numbers = TrainerNumbers(
+            epoch=self._epoch,
+            misses=self._misses,
+            best_epoch=self._best_epoch,
+            best_score=self._best_validation.score,
+            best_metrics=dict(self._best_validation.metrics),
+            history=tuple(self._history),
+        )
         if self._callback is not None:
-            of_callback, numbers["companion"] = self._callback.state()
+            of_callback, own = self._callback.state()
+            numbers = replace(numbers, companion=own)
             tensors |= {f"companion_state.{name}": value for name, value in of_callback.items()}
         return TrainingState(tensors, numbers, self._best_weights)
 
-    def restore(self, state: TrainingState) -> None:
+    def restore(self, state: TrainingState[TrainerNumbers]) -> None:
         """Continue from `state` instead of from the start."""
+        numbers = state.numbers
         self._load_weights(state.tensors)
         load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
         if self._callback is not None:
-            self._callback.restore(_under("companion_state.", state.tensors), state.numbers["companion"])
+            self._callback.restore(_under("companion_state.", state.tensors), numbers.companion or {})
         self._generator.set_state(state.tensors["generator.rows"])
         torch.set_rng_state(state.tensors["generator.torch"])
         if "generator.cuda" in state.tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.tensors["generator.cuda"])
-        self._epoch, self._misses = state.numbers["epoch"], state.numbers["misses"]
-        self._best_epoch = state.numbers["best_epoch"]
-        self._best_validation = Validation(state.numbers["best_score"], state.numbers["best_metrics"])
+        self._epoch, self._misses, self._best_epoch = numbers.epoch, numbers.misses, numbers.best_epoch
+        self._best_validation = Validation(numbers.best_score, numbers.best_metrics)
         self._best_weights = dict(state.best)
-        self._history = [EpochReport(**report) for report in state.numbers["history"]]
+        self._history = [*numbers.history]
 
 
 def _cure(model: Recommender) -> str:

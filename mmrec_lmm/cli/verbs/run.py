@@ -50,7 +50,6 @@ def _run(options: argparse.Namespace) -> int:
 
     from ...distributed import is_first_process
     from ...logs import start_log
-    from ...report.plots import need_matplotlib, run_plots
     from ...running.grid import document_of, help_grid, run_grid
     from ...running.run_folder import document
     from ..text import grid_text, run_text
@@ -61,7 +60,9 @@ def _run(options: argparse.Namespace) -> int:
         help_grid(resolved.runs, registry)
         return 0
     if options.plots:
-        need_matplotlib()
+        from ...report import plots
+
+        plots.need_matplotlib()
     first = resolved.runs[0]
     log = start_log(
         options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"note: {source}: keys of MMRec that nothing here reads: {keys}", file=sys.stderr)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
-    stored = sum(result.record["finished"] < started for result in grid.results)
+    stored = sum(result.record.finished < started for result in grid.results)
     if stored:
         print(f"note: {stored} of {len(grid.results)} finished before; --force runs them again", file=sys.stderr)
     if options.json:
@@ -80,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
         print(f"\n{grid.best.path}/  log: {log}")
     if options.plots:
-        run_plots(grid.best.path, options.plots)
+        plots.run_plots(grid.best.path, options.plots)
     for point, reason in grid.failures:
         print(f"error: {dict(point)}: {reason}", file=sys.stderr)
     return 1 if grid.failures else 0

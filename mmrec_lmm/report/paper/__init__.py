@@ -9,24 +9,25 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...studies.leaderboard import Interval, Leaderboard, Row, Score
+from ...types import AXES, Axes, EncoderName
 
 HERE = Path(__file__).parent
-AXES = ("model", "dataset", "encoder", "paradigm", "modalities")
+PRINTED = tuple(axis for axis in AXES if axis != "control")  # the axes of a figure; the paper has no control runs
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One printed number: its place on AXES, and whether the paper stars it."""
+    """One printed number: its place on the axes PRINTED, and whether the paper stars it."""
 
     table: int
-    place: tuple[str, ...]  # one value for each of AXES
+    place: tuple[str, ...]  # one value for each of PRINTED
     metric: str
     value: float
     starred: bool
@@ -66,7 +67,7 @@ def figures() -> tuple[Figure, ...]:
         return tuple(
             Figure(
                 table=int(line["table"]),
-                place=tuple(line[axis] for axis in AXES),
+                place=tuple(line[axis] for axis in PRINTED),
                 metric=line["metric"],
                 value=float(line["value"]),
                 starred=line["starred"] == "1",
@@ -77,7 +78,7 @@ def figures() -> tuple[Figure, ...]:
 
 def published(row: Row) -> Mapping[str, float]:
     """The paper's figures for what a row compares: {"recall@20": 0.0740, ...}; empty where it has none."""
-    return {} if row.control else _by_place().get(_place(row), {})
+    return {} if row.axes.control else _by_place().get(_place(row), {})
 
 
 @functools.cache
@@ -90,15 +91,15 @@ def _by_place() -> Mapping[tuple[str, ...], Mapping[str, float]]:
 
 
 def _place(row: Row) -> tuple[str, ...]:
-    modalities = "+".join(sorted(row.modalities))
-    return tuple(name.lower() for name in (row.model, row.dataset, row.encoder or "", row.paradigm, modalities))
+    axes = replace(row.axes, modalities=tuple(sorted(row.axes.modalities or ())))
+    return tuple((axes.value(axis) or "").lower() for axis in PRINTED)
 
 
 def leaderboard(table: int) -> Leaderboard:
     """One of the paper's tables. Its scores have no intervals (NaN), seeds or p; their stars are the paper's own."""
     of_table = [figure for figure in figures() if figure.table == table]
     facts = about()["tables"][table]
-    group = [AXES.index(axis) for axis in facts["best_within"]]
+    group = [PRINTED.index(axis) for axis in facts["best_within"]]
     best: dict[tuple[str, ...], float] = {}
     for figure in of_table:
         rivals = (*(figure.place[axis] for axis in group), figure.metric)
@@ -119,7 +120,7 @@ def leaderboard(table: int) -> Leaderboard:
         title=f"Table {table} as published",
         metrics=tuple(dict.fromkeys(figure.metric for figure in of_table)),
         rows=[
-            Row(model, dataset, encoder, paradigm, tuple(modalities.split("+")), scores=scores)
+            Row(Axes(model, dataset, EncoderName.parse(encoder), paradigm, tuple(modalities.split("+"))), scores=scores)
             for (model, dataset, encoder, paradigm, modalities), scores in rows.items()
         ],
         notes=(*star, f"Source: {about()['source']}.", *map(str, counts(table))),
@@ -142,7 +143,7 @@ def _count(
     **only: str,
 ) -> Count:
     """How many cells of `table` with `better` (None: any other value) on `axis` beat the one that has `than` there."""
-    at = AXES.index(axis)
+    at = PRINTED.index(axis)
 
     def rest(figure: Figure) -> tuple[str, ...]:
         return (*figure.place[:at], *figure.place[at + 1 :], figure.metric)
@@ -150,7 +151,7 @@ def _count(
     cells = [
         figure
         for figure in figures()
-        if figure.table == table and all(figure.place[AXES.index(name)] == value for name, value in only.items())
+        if figure.table == table and all(figure.place[PRINTED.index(name)] == value for name, value in only.items())
     ]
     base = {rest(figure): figure.value for figure in cells if figure.place[at] == than}
     rivals = [figure for figure in cells if figure.place[at] == better or (better is None and figure.place[at] != than)]

@@ -4,12 +4,12 @@ This file has what needs no torch: the configuration, and which files a configur
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile, find_weights, given_weights, hash_file
+from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile
 
 from ... import configs
+from ..released import Release
 
 Variant = Literal["base", "large", "tiny"]
 Checkpoint = Literal["itc", "pretrained", "indomain", "coco_384", "f30k_384"]
@@ -80,40 +80,6 @@ class Beit3Config:
             return 64
         return 384 if self.checkpoint.endswith("384") else 224
 
-    @property
-    def is_random(self) -> bool:
-        """Whether there is no file of weights: the tiny network, unless one is given."""
-        return self.variant == "tiny" and not self.weights
-
-
-def files(config: Beit3Config, modality: str) -> list[WeightFile]:
-    """What must be found or fetched: the checkpoint and, for texts, the vocabulary; the tiny variant needs neither."""
-    if config.variant == "tiny":
-        return []
-    return [_published(config)] + ([] if modality == "image" else [VOCABULARY])
-
-
-def weights_id(config: Beit3Config, modality: str) -> str:
-    """The SHA-256 of the checkpoint and, for texts, of the vocabulary; raises WeightsMissing."""
-    if config.is_random:
-        return "tiny, random"
-    checkpoint = f"checkpoint {hash_file(checkpoint_path(config))}"
-    if modality == "image":
-        return checkpoint
-    return f"{checkpoint} vocabulary {'hashed' if config.variant == 'tiny' else hash_file(vocabulary_path(config))}"
-
-
-def checkpoint_path(config: Beit3Config) -> Path:
-    """The checkpoint, downloaded if need be; raises WeightsMissing and DataError as `find_weights` does."""
-    if config.variant == "tiny":
-        return given_weights(config.weights, encoder=f"{NAME}:tiny")
-    return find_weights(_published(config), encoder=NAME, given=config.weights or None)
-
-
-def vocabulary_path(config: Beit3Config) -> Path:
-    """The vocabulary, which may stand beside the checkpoint; raises as `checkpoint_path` does."""
-    return find_weights(VOCABULARY, encoder=NAME, given=checkpoint_path(config).parent)
-
 
 def _published(config: Beit3Config) -> WeightFile:
     """The checkpoint's file as released; its authors publish no hash."""
@@ -121,13 +87,14 @@ def _published(config: Beit3Config) -> WeightFile:
     return WeightFile(name, PUBLISHED + name)
 
 
+RELEASE = Release(NAME, _published, VOCABULARY)
 SPEC = EncoderSpec(
     name=NAME,
     cls=f"{__name__}.encoder:Beit3Encoder",
     config=Beit3Config,
     modalities=("image", "text", "joint"),
-    weights_id=weights_id,
-    files=files,
+    weights_id=RELEASE.weights_id,
+    files=RELEASE.files,
     variants={
         "base": "12 layers, 768 wide; 222 M parameters (default)",
         "large": "24 layers, 1024 wide; 675 M parameters",

@@ -1,7 +1,7 @@
 """BEiT-3 as an item encoder (Wang et al., CVPR 2023, arXiv:2208.10442): pictures and words to vectors.
 
 image -> squashed to S x S -> patches -> CLS;  text -> <s> sub-words </s> -> the <s> as CLS;  both -> one pass, two CLS
-itc: normalize(W_image CLS), normalize(W_text CLS), in which image and text are comparable by their cosine
+itc: normalise(W_image CLS), normalise(W_text CLS), in which image and text are comparable by their cosine
 
 Fidelity: preprocessing as the authors evaluate. LMM4Rec instead runs random poolers over a joint pass, cut one position
 too late, over texts cut to 64 characters, and adds random item ids; none of this is offered here.
@@ -25,11 +25,12 @@ from mmrec_lmm.api import (
     load_state,
     read_checkpoint,
 )
-from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
+from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
-from ..pixels import Normalize, squashed
+from ..pixels import Normalise, squashed
+from ..released import is_random
 from ..words import SIZE, HashedWords
-from . import NAME, PATCH, VOCABULARY, Beit3Config, checkpoint_path, vocabulary_path
+from . import NAME, PATCH, RELEASE, VOCABULARY, Beit3Config
 from .model import OFFSET, PAD, SIZES, Beit3ForRetrieval
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, whose handlers write the run's log
@@ -49,17 +50,17 @@ class Beit3Encoder(ItemEncoder):
         self.config = config
         self.dims = dict.fromkeys(modalities, size.width)
         self.padding = {"tokens": PAD}
-        self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = Beit3ForRetrieval(size, config.side, config.drop_path)
-        if config.is_random:
-            self.model.initialize(self.model.state_dict())
+        if is_random(config):
+            self.model.initialise(self.model.state_dict())
         else:
-            self._load(checkpoint_path(config))
+            self._load(RELEASE.checkpoint_path(config))
         if "text" in modalities or "joint" in modalities:
-            self.tokenize = tokenizer(config)
+            self.tokenise = tokeniser(config)
 
     def _load(self, path: Path) -> None:
-        """Fill the network. Pre-trained checkpoints have the head of masked modeling, and none for retrieval."""
+        """Fill the network. Pre-trained checkpoints have the head of masked modelling, and none for retrieval."""
         state = read_checkpoint(path)
         lacking = [name for name in HEADS if name not in state]
         if lacking and self.config.pool == "itc":
@@ -75,7 +76,7 @@ class Beit3Encoder(ItemEncoder):
                 source=f"{path}: {POSITIONS}",
             )
         report = load_state(self.model, state, source=path, drop=["mim_head.*"], optional=HEADS)
-        self.model.initialize(report.missing)
+        self.model.initialise(report.missing)
         logger.info("%s: %s", path, report.summary())
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
@@ -83,29 +84,27 @@ class Beit3Encoder(ItemEncoder):
         if "image" in self.dims or "joint" in self.dims:
             prepared["pixels"] = squashed(item.image, self.config.side)  # (3, S, S)
         if "text" in self.dims or "joint" in self.dims:
-            prepared["tokens"] = torch.tensor(self.tokenize(item.text))  # (T,)
+            prepared["tokens"] = torch.tensor(self.tokenise(item.text))  # (T,)
         return prepared
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model, head = self.model, self.config.pool == "itc"
         vectors = {}  # each (B, D)
         if "image" in self.dims:
-            vectors["image"] = model.image_vectors(self.normalize(batch["pixels"]), head=head)
+            vectors["image"] = model.image_vectors(self.normalise(batch["pixels"]), head=head)
         if "text" in self.dims:
             vectors["text"] = model.text_vectors(batch["tokens"], head=head)
         if "joint" in self.dims:
-            rows = model.beit3(self.normalize(batch["pixels"]), batch["tokens"])  # (B, P + T, D)
+            rows = model.beit3(self.normalise(batch["pixels"]), batch["tokens"])  # (B, P + T, D)
             vectors["joint"] = rows[:, model.beit3.patches if self.config.joint_cls == "text" else 0]
         return {modality: vectors[modality].float() for modality in self.dims}
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """ITC between the retrieval heads' vectors of images and texts, as the authors tune for retrieval."""
-        images = self.model.image_vectors(self.normalize(batch["pixels"]))  # (B, D)
+        images = self.model.image_vectors(self.normalise(batch["pixels"]))  # (B, D)
         texts = self.model.text_vectors(batch["tokens"])  # (B, D)
-        scale = self.model.logit_scale
-        with torch.no_grad():  # CLIP's bound, which BEiT-3's authors leave out; in the graph it would stop the gradient
-            scale.clamp_(max=MAX_LOG_SCALE)
-        return {"itc": symmetric_info_nce(images, texts, scale=scale.exp())}
+        scale = contrastive_scale(self.model.logit_scale)  # with CLIP's bound, which BEiT-3's authors leave out
+        return {"itc": symmetric_info_nce(images, texts, scale=scale)}
 
 
 class SentencePieces:
@@ -132,11 +131,11 @@ class SentencePieces:
         return [START, *ids[: self.max_tokens - 2], END]
 
 
-def tokenizer(config: Beit3Config) -> Callable[[str], list[int]]:
+def tokeniser(config: Beit3Config) -> Callable[[str], list[int]]:
     """Sub-words of the published vocabulary; the tiny variant hashes words, and needs none."""
     if config.variant == "tiny":
         return HashedWords(start=START, end=END, first=UNKNOWN + 1, last=SIZE - 1, max_tokens=config.max_tokens)
-    path = vocabulary_path(config)
+    path = RELEASE.vocabulary_path(config)
     pieces = SentencePieces(path, config.max_tokens)
     if len(pieces) != PIECES:
         raise DataError(

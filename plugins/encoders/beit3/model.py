@@ -10,13 +10,14 @@ attended to. GELU in half precision needs no detour: torch computes it in float3
 Shapes: B batch, P patches and the CLS before them, T tokens, L = P + T positions, D width, H heads, S side in pixels.
 """
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mmrec_lmm.losses import FIRST_LOG_SCALE
 
 from .. import words
 from . import PATCH
@@ -213,7 +214,7 @@ class Beit3ForRetrieval(nn.Module):
             if name not in names:
                 continue
             if name == "logit_scale":
-                parameter.fill_(math.log(1 / 0.07))
+                parameter.fill_(FIRST_LOG_SCALE)
             elif parameter.ndim > 1:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
             else:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, gathered, own_rows
-from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
+from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalize, cropped, squashed
 from ..words import HashedWords
@@ -71,9 +71,7 @@ class ClipEncoder(ItemEncoder):
         bias: nn.Parameter | None = getattr(self.model, "logit_bias", None)
         if bias is not None:
             return {"itc": sigmoid_loss(images, texts, scale=scale.exp(), bias=bias)}
-        with torch.no_grad():  # in place: clamped in the graph, a scale above the bound would never learn again
-            scale.clamp_(max=MAX_LOG_SCALE)
-        return {"itc": symmetric_info_nce(images, texts, scale=scale.exp())}
+        return {"itc": symmetric_info_nce(images, texts, scale=contrastive_scale(scale))}
 
     def _rows(self, batch: dict[str, Tensor], modality: str, pool: str) -> Tensor:
         """(B, D) float32."""

@@ -10,14 +10,12 @@ The loss is CLIP's, with CLIP's bounded scale.
 Shapes: B batch, F numbers of a network's vector, D of a projected one.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrec_lmm.api import ItemEncoder, RawItem
-from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
+from mmrec_lmm.losses import FIRST_LOG_SCALE, contrastive_scale, symmetric_info_nce
 
 from . import CnnSbertConfig
 from .cnn import Cnn
@@ -40,7 +38,7 @@ class CnnSbert(ItemEncoder):
             self.projections = nn.ModuleDict(
                 {modality: _projection(width, config.width) for modality, width in self.dims.items()}
             )
-            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+            self.logit_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
             self.dims = dict.fromkeys(self.dims, config.width)
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
@@ -77,9 +75,7 @@ class CnnSbert(ItemEncoder):
         if not self.config.is_projected:
             return {}
         rows = {modality: F.normalize(vectors, dim=1) for modality, vectors in self(batch).items()}  # (B, D)
-        with torch.no_grad():  # in place: clamped in the graph, a scale above the bound would never learn again
-            self.logit_scale.clamp_(max=MAX_LOG_SCALE)
-        return {"itc": symmetric_info_nce(rows["image"], rows["text"], scale=self.logit_scale.exp())}
+        return {"itc": symmetric_info_nce(rows["image"], rows["text"], scale=contrastive_scale(self.logit_scale))}
 
 
 def _projection(n_inputs: int, width: int) -> nn.Linear:

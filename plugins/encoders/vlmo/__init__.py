@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile, find_weights, given_weights, hash_file
+from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile
 
 from ... import configs
+from ..released import Release
 
 NAME = "vlmo"
 PATCH = 16  # pixels per side
-RELEASE = "https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/"
+PUBLISHED = "https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/"
 VOCABULARY = WeightFile("vocab.txt", "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt")
 CHECKPOINTS = {"pretrained": ("224", 224), "coco": ("384_coco", 384), "f30k": ("384_f30k", 384)}  # pixels per side
 JOINT_POOLS = ("joint_cls", "joint_pooler")
@@ -75,48 +76,11 @@ class VLMoConfig:
     def side(self) -> int:
         return self.native_side if self.image_size is None else self.image_size
 
-    @property
-    def is_random(self) -> bool:
-        """Whether there is no file of weights: a tiny model, unless one is given."""
-        return self.variant == "tiny" and not self.weights
-
-
-def files(config: VLMoConfig, modality: str) -> list[WeightFile]:
-    """What must be found or fetched: the checkpoint, and for texts the vocabulary where no installed package has it."""
-    if config.variant == "tiny":
-        return []
-    return [_published(config)] + ([] if modality == "image" or _packaged_vocabulary() else [VOCABULARY])
-
-
-def weights_id(config: VLMoConfig, modality: str) -> str:
-    """The SHA-256 of the checkpoint and, for texts, of the vocabulary; raises WeightsMissing."""
-    if config.is_random:
-        return "tiny, random"
-    checkpoint = f"checkpoint {hash_file(checkpoint_path(config))}"
-    if modality == "image":
-        return checkpoint
-    return f"{checkpoint} vocabulary {'hashed' if config.variant == 'tiny' else hash_file(vocabulary_path(config))}"
-
-
-def checkpoint_path(config: VLMoConfig) -> Path:
-    """The checkpoint, downloaded if need be; raises WeightsMissing and DataError as `find_weights` does."""
-    if config.variant == "tiny":
-        return given_weights(config.weights, encoder=f"{NAME}:tiny")
-    return find_weights(_published(config), encoder=NAME, given=config.weights or None)
-
-
-def vocabulary_path(config: VLMoConfig) -> Path:
-    """BERT's uncased vocabulary, one word-piece a line; raises WeightsMissing where it is nowhere."""
-    folder, packaged = checkpoint_path(config).parent, _packaged_vocabulary()
-    if packaged is None or (folder / VOCABULARY.name).is_file():
-        return find_weights(VOCABULARY, encoder=NAME, given=folder)
-    return packaged
-
 
 def _published(config: VLMoConfig) -> WeightFile:
     """The checkpoint's file as released; its authors publish no hash."""
     name = f"vlmo_{config.variant}_patch{PATCH}_{CHECKPOINTS[config.checkpoint][0]}.pt"
-    return WeightFile(name, RELEASE + name)
+    return WeightFile(name, PUBLISHED + name)
 
 
 def _packaged_vocabulary() -> Path | None:
@@ -126,13 +90,14 @@ def _packaged_vocabulary() -> Path | None:
         return None
 
 
+RELEASE = Release(NAME, _published, VOCABULARY, _packaged_vocabulary)
 SPEC = EncoderSpec(
     name=NAME,
     cls=f"{__name__}.encoder:VLMoEncoder",
     config=VLMoConfig,
     modalities=("image", "text", "joint"),
-    weights_id=weights_id,
-    files=files,
+    weights_id=RELEASE.weights_id,
+    files=RELEASE.files,
     variants={
         "base_plus": "24 blocks, 544 wide, absolute positions; 185 M parameters (default)",
         "base": "12 blocks, 768 wide, relative positions",

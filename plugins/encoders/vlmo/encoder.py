@@ -26,9 +26,10 @@ from mmrec_lmm.api import (
     read_checkpoint,
 )
 
-from ..pixels import Normalize, squashed
+from ..pixels import Normalise, squashed
+from ..released import is_random
 from ..words import HashedWords
-from . import JOINT_POOLS, NAME, VLMoConfig, checkpoint_path, vocabulary_path
+from . import JOINT_POOLS, NAME, RELEASE, VLMoConfig
 from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
 from .tuning import tuning_losses
 
@@ -53,12 +54,12 @@ class VLMoEncoder(ItemEncoder):
         self.padding = {"ids": PAD}
         self.reads_images = not {"image", "joint"}.isdisjoint(modalities)
         self.reads_texts = not {"text", "joint"}.isdisjoint(modalities)
-        self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = VLMo(self.size)
-        if not config.is_random:
-            self._load(checkpoint_path(config))
+        if not is_random(config):
+            self._load(RELEASE.checkpoint_path(config))
         if self.reads_texts:
-            self.tokenize, continues = _tokenizer(config, self.size)
+            self.tokenise, continues = _tokeniser(config, self.size)
             self.register_buffer("continues", continues, persistent=False)
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
@@ -66,7 +67,7 @@ class VLMoEncoder(ItemEncoder):
         if self.reads_images:
             tensors["pixels"] = squashed(item.image, self.size.side)  # (3, S, S)
         if self.reads_texts:
-            tensors["ids"] = torch.tensor(self.tokenize(item.text))  # (T,)
+            tensors["ids"] = torch.tensor(self.tokenise(item.text))  # (T,)
         return tensors
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -74,16 +75,16 @@ class VLMoEncoder(ItemEncoder):
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """itc, itm and 0.25 mlm; the encoder must have been built for images and texts."""
-        return tuning_losses(self.model, self.normalize(batch["pixels"]), batch["ids"], self.continues)
+        return tuning_losses(self.model, self.normalise(batch["pixels"]), batch["ids"], self.continues)
 
     def _vector(self, modality: str, batch: Mapping[str, Tensor]) -> Tensor:
         model, pool = self.model, self.pools[modality]
         if modality == "joint":
-            cls = model.joint(self.normalize(batch["pixels"]), batch["ids"])[:, 0]  # (B, D)
+            cls = model.joint(self.normalise(batch["pixels"]), batch["ids"])[:, 0]  # (B, D)
             return cls if pool == "joint_cls" else model.pooler(cls)
         vl = pool == "vl_proj"
         if modality == "image":
-            (cls,) = model.image(self.normalize(batch["pixels"]), "vl" if vl else "imag")
+            (cls,) = model.image(self.normalise(batch["pixels"]), "vl" if vl else "imag")
         else:
             (cls,) = model.text(batch["ids"], "vl" if vl else "text")
         return cls if pool == "cls" else model.project(cls, f"vl_{modality}" if vl else modality)
@@ -118,19 +119,19 @@ class WordPieces:
             from tokenizers import BertWordPieceTokenizer
         except ImportError as error:
             raise PluginError(f"encoder vlmo needs tokenizers ({error}): pip install 'mmrec-lmm[vlmo]'") from None
-        self.tokenizer = BertWordPieceTokenizer(dict(vocabulary), lowercase=True)
-        self.tokenizer.enable_truncation(max_tokens)
+        self.tokeniser = BertWordPieceTokenizer(dict(vocabulary), lowercase=True)
+        self.tokeniser.enable_truncation(max_tokens)
 
     def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
+        return self.tokeniser.encode(text).ids
 
 
-def _tokenizer(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int]], Tensor]:
+def _tokeniser(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int]], Tensor]:
     """What makes ids of a text, and which of the V ids continue a word (V,)."""
     if config.variant == "tiny":
         words = HashedWords(CLS, SEP, first=MASK + 1, last=size.vocabulary - 1, max_tokens=size.max_tokens)
         return words, torch.zeros(size.vocabulary, dtype=torch.bool)
-    vocabulary = read_vocabulary(vocabulary_path(config), size.vocabulary)
+    vocabulary = read_vocabulary(RELEASE.vocabulary_path(config), size.vocabulary)
     return WordPieces(vocabulary, size.max_tokens), torch.tensor([piece.startswith("##") for piece in vocabulary])
 
 

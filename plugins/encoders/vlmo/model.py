@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize, pad, scaled_dot_product_attention
 
+from mmrec_lmm.losses import FIRST_LOG_SCALE
+
 PAD, CLS, SEP, MASK = 0, 101, 102, 103  # ids of BERT's uncased vocabulary
-FIRST_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as a logarithm
 RELATIVE_TEXT = 196  # tokens for which the official tables of relative positions have rows
 
 Experts = Sequence[tuple[str, int]]
@@ -87,9 +88,9 @@ class VLMo(nn.Module):
         self.itc_image_proj = Head(width, width, bias=False)
         self.itc_vl_text_proj = Head(width, width, bias=False)
         self.itc_vl_image_proj = Head(width, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
-        self.logit_vl_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
-        self.apply(partial(_initialize, deviation=size.deviation))
+        self.logit_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
+        self.logit_vl_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
+        self.apply(partial(_initialise, deviation=size.deviation))
 
     def image(self, pixels: Tensor, *tops: str) -> list[Tensor]:
         """The image's CLS (B, D) for each expert of the last blocks that is named: "imag" or "vl"."""
@@ -245,7 +246,7 @@ class FeedForward(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """BERT's: a word, its absolute position and a type that is always 0, normalized."""
+    """BERT's: a word, its absolute position and a type that is always 0, normalised."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -331,7 +332,7 @@ def _with_cls(index: Tensor, first: int) -> Tensor:
     return whole
 
 
-def _initialize(module: nn.Module, *, deviation: float) -> None:
+def _initialise(module: nn.Module, *, deviation: float) -> None:
     """Normal matrices, zeros for their biases. The authors cut at 100 deviations, so not at all."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
         nn.init.normal_(module.weight, std=deviation)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mmrec_lmm.api import common_generator, gathered, own_rows
-from mmrec_lmm.losses import MAX_LOG_SCALE, symmetric_info_nce
+from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from .model import CLS, MASK, PAD, SEP, VLMo
 
@@ -43,14 +43,11 @@ def tuning_losses(model: VLMo, pixels: Tensor, ids: Tensor, continues: Tensor) -
 
 def itc_loss(model: VLMo, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The contrastive loss, and the scaled similarities of all images with all texts (B, B), detached."""
-    with torch.no_grad():  # in place: a clamp within the graph would leave a scale beyond the bound without a gradient
-        model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        model.logit_vl_scale.clamp_(0, MAX_LOG_SCALE)
     image_cls, vl_image_cls = model.image(pixels, "imag", "vl")
     text_cls, vl_text_cls = model.text(ids, "text", "vl")
     image, text = model.project(image_cls, "image"), model.project(text_cls, "text")  # (b, D)
     vl_image, vl_text = model.project(vl_image_cls, "vl_image"), model.project(vl_text_cls, "vl_text")
-    scale, vl_scale = model.logit_scale.exp(), model.logit_vl_scale.exp()
+    scale, vl_scale = (contrastive_scale(each, least=0) for each in (model.logit_scale, model.logit_vl_scale))
     loss = symmetric_info_nce(image, text, scale=scale) + symmetric_info_nce(vl_image, vl_text, scale=vl_scale)
     return loss / 2, (scale * gathered(image) @ gathered(text).T).detach()
 

@@ -1,0 +1,230 @@
+"""Frozen dataclasses as JSON, and back: `plain` writes, `decode` reads and names the file and key of what doesn't fit.
+
+A reader of ours takes files of earlier versions: a field with a default may be absent, and an unknown key is ignored,
+unless the dataclass has a FLAT mapping, which keeps it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import reprlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, NoReturn, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from .errors import DataError
+
+_T = TypeVar("_T")
+
+#: Metadata of a field whose content stands beside its owner's fields instead of under its own name: a dataclass, or a
+#: mapping of all keys that no other field has.
+FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
+#: Metadata of a field that is left out where it is None.
+OPTIONAL: Mapping[str, bool] = MappingProxyType({"optional": True})
+
+
+class AsText(ABC):
+    """What JSON holds as text: `parse` reads what `str` writes."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, text: str) -> Self: ...
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it; the same for equal content, whatever the container."""
+    if isinstance(value, AsText):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain_fields(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        content: Any = np.ascontiguousarray(value)
+        return {"array": [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _plain_fields(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        content = plain(getattr(value, field.name))
+        if field.metadata == FLAT:
+            found |= content
+        elif content is not None or field.metadata != OPTIONAL:
+            found[field.name] = content
+    return found
+
+
+def decode(kind: type[_T], value: Any, *, where: str, cure: str) -> _T:
+    """The `kind`, a dataclass, whose `plain` form `value` is.
+
+    DataError says `where` (a file), which key, what was expected and what is there, and the `cure`.
+    """
+    try:
+        reader: _Read = _reader(cast(Any, kind))
+        result: _T = reader(value)
+    except _Misfit as misfit:
+        what = ": ".join([where, *([".".join(misfit.path)] if misfit.path else [])])
+        raise DataError(f"{what}: expected {misfit.expected}, got {misfit.got}; {cure}") from None
+    return result
+
+
+class _Misfit(Exception):
+    """A value that isn't of the expected type; `path` are the keys that lead there."""
+
+    def __init__(self, hint: Any, got: str) -> None:
+        super().__init__()
+        self.path: list[str] = []
+        self.expected, self.got = _in_words(hint), got
+
+
+_Read = Callable[[Any], Any]
+
+
+@functools.cache
+def _reader(hint: Any) -> _Read:
+    """What makes a value of a type from its JSON, or raises _Misfit. One is made for each type and kept."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return _same
+    if origin in (Union, UnionType):
+        return _union(args)
+    if origin in (tuple, Sequence):
+        return _sequence(hint, origin, args)
+    if origin is Mapping:
+        inner = _reader(args[1])
+        return lambda value: {name: _at(name, inner, item) for name, item in _checked(hint, Mapping, value).items()}
+    if dataclasses.is_dataclass(hint) and not _is_text(hint):
+        return functools.partial(_fields, hint)
+    if origin is Literal:
+        return lambda value: value if value in args else _fail(hint, value)
+    shape, make = (str, hint.parse) if _is_text(hint) else _SCALARS[hint]
+    return lambda value: make(_checked(hint, shape, value))
+
+
+def _union(hints: Sequence[Any]) -> _Read:
+    """Of the first type that fits; what the last one misses is what is told."""
+    *others, last = sorted(hints, key=lambda hint: hint is not NoneType)  # None is quickly seen
+
+    def read(value: Any) -> Any:
+        for hint in others:
+            with suppress(_Misfit):
+                return _reader(hint)(value)
+        return _reader(last)(value)
+
+    return read
+
+
+def _sequence(hint: Any, origin: Any, args: Sequence[Any]) -> _Read:
+    fixed = origin is tuple and args[1:] != (...,)
+    make = tuple if origin is tuple else list
+
+    def read(value: Any) -> Any:
+        items = _checked(hint, (list, tuple), value)
+        if fixed and len(items) != len(args):
+            _fail(hint, value)
+        inner = args if fixed else [args[0]] * len(items)
+        return make(_at(str(place), _reader(inner[place]), item) for place, item in enumerate(items))
+
+    return read
+
+
+def _fields(kind: Any, value: Any) -> Any:
+    """A dataclass from a mapping. What a FLAT mapping gets is what no field takes; else unknown keys are ignored."""
+    content, found = _checked(kind, Mapping, value), {}
+    for field, hint in _hints(kind):
+        if field.metadata == FLAT:
+            rest = {key: content[key] for key in content if key not in _keys(kind)}
+            found[field.name] = _reader(hint)(content if dataclasses.is_dataclass(hint) else rest)
+        elif field.name in content:
+            found[field.name] = _at(field.name, _reader(hint), content[field.name])
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            misfit = _Misfit(hint, "nothing")
+            misfit.path.append(field.name)
+            raise misfit
+    return kind(**found)
+
+
+def _at(name: str, read: _Read, value: Any) -> Any:
+    try:
+        return read(value)
+    except _Misfit as misfit:
+        misfit.path.insert(0, name)
+        raise
+
+
+def _checked(hint: Any, shape: Any, value: Any) -> Any:
+    if not isinstance(value, shape) or (isinstance(value, bool) and hint is not bool):
+        _fail(hint, value)
+    return value
+
+
+def _fail(hint: Any, value: Any) -> NoReturn:
+    raise _Misfit(hint, reprlib.repr(value))
+
+
+@functools.cache
+def _hints(kind: Any) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
+    hints = get_type_hints(kind)
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(kind))
+
+
+@functools.cache
+def _keys(kind: Any) -> frozenset[str]:
+    """The keys of a dataclass' own fields, and of those that stand flat beside them."""
+    names: set[str] = set()
+    for field, hint in _hints(kind):
+        if field.metadata != FLAT:
+            names.add(field.name)
+        elif dataclasses.is_dataclass(hint):
+            names |= _keys(cast(Any, hint))
+    return frozenset(names)
+
+
+def _is_text(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, AsText)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+#: Of a type that has no parts: what JSON holds it as, and what makes it from that.
+_SCALARS: Mapping[Any, tuple[Any, _Read]] = {
+    bool: (bool, _same),
+    int: (int, _same),
+    float: ((int, float), _same),
+    str: (str, _same),
+    NoneType: (NoneType, _same),
+    Path: (str, Path),
+}
+_WORDS: Mapping[Any, str] = {
+    Any: "anything", bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null",
+    Path: "a path",
+}  # fmt: skip
+
+
+def _in_words(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, args))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (tuple, Sequence):
+        return f"a list of {len(args)}" if origin is tuple and args[1:] != (...,) else "a list"
+    return "text" if _is_text(hint) else "an object"
