@@ -281,13 +281,15 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
     base = config(variant="base", weights=str(tmp_path / "beit3.pth"))
     place = tmp_path / "beit3.spm"
     place.write_bytes(vocabulary.read_bytes())
-    with pytest.raises(DataError, match=r"beit3.spm: 29 pieces, but BEiT-3's vocabulary has 64000; get it from https"):
+    with pytest.raises(
+        DataError, match=r"beit3.spm: expected the 64000 pieces of BEiT-3's vocabulary, got 29; try https"
+    ):
         encoder_module.tokenizer(base)
     place.write_bytes(vocabulary.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"beit3.spm: no SentencePiece model, or a damaged one"):
+    with pytest.raises(DataError, match=r"beit3.spm: expected a SentencePiece model, got "):
         encoder_module.tokenizer(base)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(PluginError, match=r"beit3 needs sentencepiece .* pip install 'mmrec-lmm\[beit3\]'"):
+    with pytest.raises(PluginError, match=r"beit3: expected sentencepiece, .* pip install 'mmrec-lmm\[beit3\]'"):
         encoder_module.tokenizer(base)
 
 
@@ -300,7 +302,10 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
         ({"variant": "huge"}, "variant must be one of base, large, tiny, got 'huge'"),
         ({"pool": "mean"}, "pool must be one of itc, cls, got 'mean'"),
         ({"checkpoint": "vqa"}, "checkpoint must be one of itc, pretrained, indomain, coco_384, f30k_384"),
-        ({"checkpoint": "pretrained"}, "checkpoint pretrained has no retrieval heads, .* choose pool cls, or"),
+        (
+            {"checkpoint": "pretrained"},
+            "checkpoint must have retrieval heads for pool itc, got pretrained.* try pool cls, or",
+        ),
         ({"image_size": 230}, "image_size must be a multiple of 16 .*, got 230"),
         ({"max_tokens": 2}, "max_tokens must be 3 to 1022"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1"),
@@ -412,7 +417,7 @@ def test_another_image_size_keeps_three_rows_of_positions_and_interpolates_the_g
 def test_without_retrieval_heads_pool_itc_is_refused_and_cls_works(state, tmp_path):
     backbone = {name: tensor for name, tensor in state.items() if name.startswith("beit3.")}
     path = saved({"model": backbone}, tmp_path / "own.pth")
-    with pytest.raises(DataError, match=r"own.pth: no vision_head.weight, .* pool itc .* choose pool cls"):
+    with pytest.raises(DataError, match=r"own.pth: .* pool itc, got no vision_head.weight, .* try pool cls"):
         build(weights=path)
     encoder = build(weights=path, pool="cls", checkpoint="pretrained")
     assert encode(encoder, RED)["image"].isfinite().all()

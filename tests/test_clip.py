@@ -388,7 +388,7 @@ def test_weights_of_the_quick_gelu_bring_it_along() -> None:
 
 def test_openais_archive_is_refused_by_an_architecture_of_the_exact_gelu(tmp_path: Path) -> None:
     path = plain({name: torch.tensor(value) for name, value in SCALARS.items()}, tmp_path / "ViT-B-32.pt")
-    with pytest.raises(ConfigError, match=r"ViT-B-32.pt: .* quick GELU; .*: say clip:ViT-S-32-alt-quickgelu"):
+    with pytest.raises(ConfigError, match=r"ViT-B-32.pt: .* quick GELU; try clip:ViT-S-32-alt-quickgelu"):
         Encoder(Config(variant="ViT-S-32-alt", weights=str(path)), ("image",))
 
 
@@ -455,7 +455,7 @@ def test_the_hub_is_asked_unless_downloads_are_forbidden(
 def test_text_towers_and_tokenisers_that_only_the_hub_has_are_named(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"text tower of roberta-ViT-B-32 is .*huggingface.co/roberta-base"):
         model_py.build(model_py.architecture("roberta-ViT-B-32"), Config(variant="roberta-ViT-B-32"), file=None)
-    with pytest.raises(WeightsMissing, match=r"tokeniser of ViT-B-16-SigLIP is .*huggingface.co/timm/ViT-B-16-SigLIP"):
+    with pytest.raises(WeightsMissing, match=r"tokenizer of ViT-B-16-SigLIP is .*huggingface.co/timm/ViT-B-16-SigLIP"):
         model_py.tokenizer(model_py.architecture("ViT-B-16-SigLIP"))
 
 

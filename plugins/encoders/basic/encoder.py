@@ -1,5 +1,5 @@
-"""The encoder `basic`: what its package's first page says, computed item by item in `prepare`: a row can't depend on
-the batch that it is in.
+"""The encoder `basic`, as `__init__.py` describes it. `prepare` computes the features item by item, so a row doesn't
+depend on its batch.
 
 Shapes: B batch, S image_size, P PIXELS.
 """
@@ -65,7 +65,7 @@ def _edges(gray: np.ndarray) -> np.ndarray:
 
 
 def text_features(text: str, config: BasicConfig) -> np.ndarray:
-    """The features (text_dim,) of a text; CRC-32 hashes alike on every machine, unlike Python's own hash."""
+    """The features (text_dim,) of a text. CRC-32 is the same on every machine, unlike Python's own hash."""
     counts = np.zeros(config.text_dim)
     for word, count in Counter(re.findall(r"\w+", text.lower())).items():
         marked = f"<{word}>"

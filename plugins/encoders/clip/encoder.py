@@ -35,10 +35,10 @@ class ClipEncoder(ItemEncoder):
         self.config = config
         found = architecture(config.variant)
         self.model: Any = build(found, config, file=checkpoint(config))
-        # The towers end before their projections, which stand beside them: so one pass serves both kinds of pooling
+        # The projections are taken out of the towers: one forward pass then serves both kinds of pooling
         text_tower = self.model if hasattr(self.model, "text_projection") else self.model.text
-        self.image_projection = _taken(self.model.visual, "proj")
-        self.text_projection = _taken(text_tower, "text_projection")
+        self.image_projection = _pop_projection(self.model.visual, "proj")
+        self.text_projection = _pop_projection(text_tower, "text_projection")
         self.dims = {modality: self._width(modality, found.layers["embed_dim"]) for modality in modalities}
 
         size = self.model.visual.image_size
@@ -81,7 +81,7 @@ class ClipEncoder(ItemEncoder):
         else:
             pooled = self.model.encode_text(batch["tokens"])  # (B, W)
             projection = self.text_projection
-        return (pooled if pool == "pre_proj" else _projected(pooled, projection)).float()
+        return (pooled if pool == "pre_proj" else _project(pooled, projection)).float()
 
     def _width(self, modality: str, projected: int) -> int:
         if self.config.pool == "proj":
@@ -89,8 +89,8 @@ class ClipEncoder(ItemEncoder):
         projection = self.image_projection if modality == "image" else self.text_projection
         if projection is None:
             raise ConfigError(
-                f"encoder clip: pool: the {modality} tower of {self.config.variant} has no projection of its own to "
-                "stop before; use pool: proj"
+                f"encoder clip: pool: the {modality} tower of {self.config.variant} has no projection of its own, so "
+                "pre_proj doesn't exist; try pool: proj"
             )
         return projection.in_features if isinstance(projection, nn.Linear) else projection.shape[0]
 
@@ -107,8 +107,8 @@ class ClipEncoder(ItemEncoder):
 def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) -> Tensor:
     """-(1/B) sum_ij log sigmoid(z_ij (scale a_i.b_j + bias)) for unit rows (B, D); z is 1 for i = j, else -1.
 
-    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which bounds no scale. Where processes share a batch, it is one's
-    share: its own images against everybody's texts.
+    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which doesn't bound the scale. Where processes share a batch, it
+    is this process's part of the sum: its own images against all texts.
     """
     texts = gathered(texts)  # (B, D)
     logits = scale * images @ texts.T + bias  # (b, B)
@@ -116,15 +116,15 @@ def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) 
     return -F.logsigmoid(signs * logits).sum() / len(texts)
 
 
-def _taken(tower: nn.Module, name: str) -> nn.Parameter | nn.Linear | None:
-    """The projection at a tower's end, which the tower loses; None where it has none that open_clip can do without."""
+def _pop_projection(tower: nn.Module, name: str) -> nn.Parameter | nn.Linear | None:
+    """Remove the projection at a tower's end and return it; None where the tower has none that can be removed."""
     projection: nn.Parameter | nn.Linear | None = getattr(tower, name, None)
     if projection is not None:
         setattr(tower, name, None)
     return projection
 
 
-def _projected(rows: Tensor, projection: nn.Parameter | nn.Linear | None) -> Tensor:
+def _project(rows: Tensor, projection: nn.Parameter | nn.Linear | None) -> Tensor:
     """(B, W) -> (B, D)."""
     if projection is None:
         return rows

@@ -30,7 +30,7 @@ MLM_RATE = 0.15  # of a text's word-pieces
 
 
 def tuning_losses(model: VLMo, pixels: Tensor, ids: Tensor, continues: Tensor) -> dict[str, Tensor]:
-    """The three terms for images (b, 3, S, S) and their texts (b, T), weighted so that their sum is the objective."""
+    """The three terms, already weighted, for images (b, 3, S, S) and their texts (b, T); their sum is the objective."""
     generator = common_generator(ids.device)
     itc, similarities = itc_loss(model, pixels, ids)
     masked, chosen = mask_words(gathered(ids), continues, generator=generator)
@@ -85,8 +85,8 @@ def _draw(logits: Tensor, *, excluded: Tensor, generator: torch.Generator | None
 
 
 def mlm_loss(model: VLMo, pixels: Tensor, ids: Tensor, *, masked: Tensor, chosen: Tensor) -> Tensor:
-    """The loss of telling the pieces of `ids` (b, T) that are `chosen` (B, T), seen as `masked` (B, T) and with the
-    image; 0 without any."""
+    """The loss of predicting the pieces of `ids` (b, T) that are `chosen` (B, T), from the `masked` text (B, T) and the
+    image; 0 if none is chosen."""
     own = own_rows(len(chosen))
     states = model.joint(pixels, masked[own])[:, : ids.shape[1]][chosen[own]]  # (M, D)
     return cross_entropy(model.mlm_score(states), ids[chosen[own]], reduction="sum") / chosen.sum().clamp(min=1)
