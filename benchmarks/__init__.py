@@ -1,1 +1,1 @@
-"""Measurements of the host against what its work costs at least; `python -m benchmarks.host` prints them."""
+"""Measurements of the host against the minimum that its work can cost; `python -m benchmarks.host` prints them."""

@@ -1,4 +1,4 @@
-"""How much work is in a function: torch's operations, the arithmetic of its products, the bytes that it touches."""
+"""Count a function's work: torch's operations, the arithmetic of its products, the bytes that it touches."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,15 +17,15 @@ BAGS = (
     "_embedding_bag_backward",
     "_embedding_bag_per_sample_weights_backward",
 )
-OPTIMISERS = ("_fused_adam_",)
+OPTIMIZERS = ("_fused_adam_",)
 
 
 class Count(TorchDispatchMode):
-    """What was called while it was entered. Views count for nothing.
+    """The work of torch's operations within the context. Views don't count.
 
     `bytes` is what operations read and write, whether it comes from memory or from a cache; of a table that is
-    all_gather from or scattered into, only the rows concerned. `moved` is the share of gathers, scatters and the
-    optimiser in them. `flops` are those of dense products, `sparse_flops` those of sparse ones; `selected` is, by k,
+    gathered from or scattered into, only the rows concerned. `moved` is the share of gathers, scatters and the
+    optimizer in them. `flops` are those of dense products, `sparse_flops` those of sparse ones; `selected` is, by k,
     how many numbers the largest k were chosen from.
     """
 
@@ -58,11 +58,11 @@ class Count(TorchDispatchMode):
             inputs += written  # each row is read here and written there
         elif name == "embedding_dense_backward":
             inputs, written = inputs + inputs[:1], inputs[:1]  # the gradient's rows, added to those of a table
-        elif name in OPTIMISERS:
+        elif name in OPTIMIZERS:
             written = [tensor for place in (0, 2, 3) for tensor in args[place]]  # all but the gradients
         touched = sum(_bytes(tensor) for tensor in inputs + written)
         self.bytes += touched
-        if name in (*GATHERS, *SCATTERS, "embedding_dense_backward", *OPTIMISERS):
+        if name in (*GATHERS, *SCATTERS, "embedding_dense_backward", *OPTIMIZERS):
             self.moved += touched
         return result
 
@@ -75,7 +75,7 @@ def count(work: Callable[[], object]) -> Count:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of a sparse tensor, what its parts hold."""
+    """The size of a tensor; of a sparse one, of all its parts."""
     if tensor.layout == torch.sparse_csr:
         return sum(_bytes(part) for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()))
     return tensor.numel() * tensor.element_size()

@@ -1,10 +1,10 @@
-"""What encoding costs beside the encoder's own forward: `python -m benchmarks.encoders [--full] [--quick]`.
+"""The cost of encoding beyond the encoder's own forward: `python -m benchmarks.encoders [--full] [--quick]`.
 
-For each encoder and modality, in turn: the bare forward on batches that are prepared already; the loader alone, one
-process that reads JPEGs of 300 x 450 (or texts) and prepares them; and the pipeline, `encode` from files to the table
-in the store. The pipeline can be as quick as the slower of the two others. Encoders are the tiny variants, whose
-forward is quick enough to show what the pipeline adds; --full takes the published sizes, with random weights. One
-thread computes; where there is a GPU, it does, in bfloat16. docs/performance.md says how to read it.
+For each encoder and modality, in turn: the bare forward on prepared batches; the loader alone, one process that reads
+JPEGs of 300 x 450 (or texts) and prepares them; and the pipeline, `encode` from files to the table in the cache. The
+pipeline can be as fast as the slower of the two others. Encoders are the tiny variants, whose forward is fast enough to
+show what the pipeline adds; --full takes the published sizes, with random weights. One thread computes, or a GPU in
+bfloat16 where there is one. docs/performance.md says how to read it.
 """
 
 import argparse
@@ -45,8 +45,8 @@ WORDS = ("a", "the", "of", "wooden", "toy", "train", "lamp", "blue", "story", "w
 
 @dataclass(frozen=True)
 class Rates:
-    """Items per second by the clock on the wall, the medians of the rounds; and processor time, which a busy machine
-    distorts less."""
+    """Items per second of wall-clock time, the medians of the rounds; and processor time, which a busy machine distorts
+    less."""
 
     forward: float
     loader: float
@@ -64,8 +64,8 @@ class Rates:
         return f"reading: {self.forward / self.loader:.1f} workers would keep up"
 
 
-def catalogue(folder: Path, n_images: int, n_texts: int) -> ItemCatalog:
-    """Items with a text of a hundred words, the first ones with an image of a photograph's detail too (35 KB)."""
+def make_catalog(folder: Path, n_images: int, n_texts: int) -> ItemCatalog:
+    """Items with a text of a hundred words; the first ones have an image too, as detailed as a photograph (35 KB)."""
     rng = np.random.default_rng(0)
     images: list[Path | None] = [None] * n_texts
     for item in range(n_images):
@@ -80,7 +80,7 @@ def catalogue(folder: Path, n_images: int, n_texts: int) -> ItemCatalog:
 
 
 def first(catalog: ItemCatalog, n_items: int) -> ItemCatalog:
-    """The catalogue's first items."""
+    """The catalog's first items."""
     fields = {name: texts[:n_items] for name, texts in catalog.fields.items()}
     return ItemCatalog(fields, catalog.images[:n_items], catalog.raw_ids[:n_items], catalog.fingerprint)
 
@@ -158,7 +158,7 @@ def _loaded(
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """By the clock on the wall, and of this process's processor time."""
+    """The seconds of wall-clock time and of this process's processor time."""
     wall, own = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - own
@@ -171,7 +171,7 @@ def tiny(spec: EncoderSpec, modality: str) -> ItemEncoder:
 
 
 def full(spec: EncoderSpec, modality: str) -> ItemEncoder:
-    """The encoder at its published size, with random weights, by way of a checkpoint in its official layout."""
+    """The encoder at its published size, with random weights, through a checkpoint in its official layout."""
     cls = resolve(spec.cls)
     module = sys.modules[cls.__module__]
     more = {}
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMREC_LMM_HOME"] = folder
-        catalog = catalogue(Path(folder), *((8, 8) if options.quick else (IMAGES, TEXTS)))
+        catalog = make_catalog(Path(folder), *((8, 8) if options.quick else (IMAGES, TEXTS)))
         for name in options.encoders or (FULL if options.full else known):
             for modality in options.modalities:
                 try:

@@ -1,8 +1,8 @@
-"""What the host's hot paths cost at least: their products, gathers, sorts and Adam steps on preallocated buffers.
+"""The minimum cost of the host's hot paths: their products, gathers, sorts and Adam steps on preallocated buffers.
 
 Each floor does exactly the arithmetic of the real code, to the same results (tests/test_benchmarks.py compares them),
-and leaves out whatever a framework adds: fresh memory, autograd, types, checks, ties, one function per metric.
-Gradients are written out by hand. Its tables are the real code's own, made before the clock starts.
+and leaves out what a framework adds: fresh memory, autograd, types, checks, ties, one function per metric. Gradients
+are written by hand. Its tables are the real code's own, made before the clock starts.
 
 Shapes: N training rows, B batch, R distinct items of a batch, U users, I items, D embedding, F features, K ranks.
 """
@@ -80,7 +80,7 @@ class VBPRFloor:
         return torch.cat([embeddings, out], dim=1, out=self._vectors[: len(embeddings)])
 
     def epoch(self, batches: Iterator[tuple[Tensor, ...]], batch_size: int, lr: float) -> Tensor:
-        """One step of Adam per batch; the two loss terms (2,), all_reduce over the batches."""
+        """One step of Adam per batch; the two loss terms (2,), summed over the batches."""
         width = self.items.shape[1]
         ids, ordered, order, place = torch.empty(4, 2 * batch_size, dtype=torch.int64)
         pairs, d_pairs = torch.empty(2, 2 * batch_size, 2 * width)
@@ -96,12 +96,12 @@ class VBPRFloor:
             where = place[: 2 * n]
             # forward
             r = len(items)
-            all_gather = [
+            gathered = [
                 torch.index_select(table, 0, items, out=out[:r])
                 for table, out in zip(self._tables, self._gathered, strict=True)
             ]
             embeddings = torch.index_select(self.items, 0, items, out=self._embeddings[:r])
-            vectors = self._project(all_gather, embeddings)  # (R, 2D)
+            vectors = self._project(gathered, embeddings)  # (R, 2D)
             liked, other = torch.index_select(vectors, 0, where, out=pairs[: 2 * n]).split(n)  # (B, 2D) each
             user = torch.index_select(self.users, 0, rows, out=users[:n])
             gap = torch.sub(liked, other, out=difference[:n])
@@ -122,7 +122,7 @@ class VBPRFloor:
             self._gradients[0].zero_().index_add_(0, rows, d_user)
             self._gradients[1].zero_().index_copy_(0, items, d_vectors[:, :width])
             d_projected = d_vectors[:, width:]
-            for table, gradient in zip(all_gather, self._w_gradients, strict=True):
+            for table, gradient in zip(gathered, self._w_gradients, strict=True):
                 torch.mm(d_projected.T, table, out=gradient)
             torch.sum(d_projected, 0, out=self._gradients[3])
             self._adam(lr)
@@ -190,7 +190,7 @@ class EvaluationFloor:
             torch.topk(scores, k, out=(self._best[: len(users)], top))
 
     def _mark(self) -> None:
-        """Where the held-out items stand in those lists: each is compared with its own user's list."""
+        """The ranks of the held-out items in those lists: each is compared with its own user's list."""
         place, items = self._held_out
         torch.index_select(self._top, 0, place, out=self._listed)
         row, rank = torch.eq(self._listed, items, out=self._found).nonzero(as_tuple=True)

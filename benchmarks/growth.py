@@ -28,9 +28,9 @@ def svg(series: Sequence[Series]) -> str:
         _panel(LEFT + WIDTH + GAP, "peak memory, GB", series, lambda line: line.gigabytes),
     ]
     x, y, legend = width - LEGEND + 25, TOP, []
-    for place, (line, colour) in enumerate(zip(series, COLORS, strict=False)):
+    for place, (line, color) in enumerate(zip(series, COLORS, strict=False)):
         y = TOP + 10 + 20 * place
-        legend.append(f'<line x1="{x}" y1="{y}" x2="{x + 18}" y2="{y}" stroke="{colour}" stroke-width="2"/>')
+        legend.append(f'<line x1="{x}" y1="{y}" x2="{x + 18}" y2="{y}" stroke="{color}" stroke-width="2"/>')
         legend.append(f'<text x="{x + 24}" y="{y + 4}">{line.name}</text>')
     legend.append(f'<text x="{x}" y="{y + 30}" fill="#777777">dashed: in proportion,</text>')
     legend.append(f'<text x="{x}" y="{y + 46}" fill="#777777">and as the square</text>')
@@ -72,12 +72,12 @@ def _panel(left: float, title: str, series: Sequence[Series], values: Callable[[
         last = min(factors[-1], factors[0] * (10.0 ** (highest - lowest)) ** (1 / slope))
         ends = at(factors[0], 10.0**lowest), at(last, 10.0**lowest * (last / factors[0]) ** slope)
         parts.append(_line(ends, "#999999", dashed=True))
-    for line, colour in zip(series, COLORS, strict=False):
-        parts.append(_line([at(*point) for point in zip(line.factors, values(line), strict=True)], colour))
+    for line, color in zip(series, COLORS, strict=False):
+        parts.append(_line([at(*point) for point in zip(line.factors, values(line), strict=True)], color))
     return "\n".join(parts)
 
 
-def _line(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False) -> str:
+def _line(points: Sequence[tuple[float, float]], color: str, *, dashed: bool = False) -> str:
     style = 'stroke-width="1" stroke-dasharray="4 4"' if dashed else 'stroke-width="2"'
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{joined}" fill="none" stroke="{colour}" {style}/>'
+    return f'<polyline points="{joined}" fill="none" stroke="{color}" {style}/>'

@@ -1,8 +1,8 @@
-"""How near the host comes to what its work costs at least: `make bench`, or `python -m benchmarks.host [--quick]`.
+"""How near the host comes to the minimum cost of its work: `make bench`, or `python -m benchmarks.host [--quick]`.
 
 Three jobs at Amazon Baby's size, on synthetic data: drawing an epoch's batches, a whole evaluation, a training epoch of
-VBPR. Each is timed by turns with its floor (floors.py), and the ratio of the medians is held against its aim. The
-machine's own rates stand beside them, since milliseconds mean nothing alone. docs/performance.md says how to read it.
+VBPR. Each alternates with its floor (floors.py), and the ratio of the medians is compared with its aim. The machine's
+own rates are printed too, since milliseconds alone say little. docs/performance.md says how to read it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SETTINGS = Settings()  # the shipped defaults: batches of 2,048, Adam at 0.001, 
 
 @dataclass(frozen=True)
 class Job:
-    """Something that users run, the least that it could cost, and how many times that least it may take."""
+    """Something that users run, its floor (the minimum it could cost), and how many times the floor it may take."""
 
     name: str
     aim: float
@@ -53,7 +53,7 @@ class Measured:
 
 
 def jobs(size: Size, *, seed: int = 0) -> list[Job]:
-    """The three jobs. Real code and floors start from the same weights, tables and states of their generators."""
+    """The three jobs. Real code and floors start from the same weights, tables and generator states."""
     rng = np.random.default_rng(seed)
     splits, tables = interactions(size, rng), features(size, rng)
     registry = load_registry()

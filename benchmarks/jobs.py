@@ -1,8 +1,8 @@
-"""One measurement in a process of its own, so that its peak of memory is its own: `python -m benchmarks.jobs '{...}'`.
+"""One measurement per process, since a peak of memory is a process's: `python -m benchmarks.jobs '{...}'`.
 
-models.py starts these and puts their results together. Each job is a function from plain values to plain values, which
-travel as JSON. The peak is read after one step (or two: an epoch's first batch is special in LATTICE) and one
-evaluation, before anything is counted or the machine's rates measured.
+models.py starts these and collects their results. Each job is a function from plain values to plain values, passed as
+JSON. The peak is read after one step (or two: an epoch's first batch is special in LATTICE) and one evaluation, before
+anything is counted or the machine's rates are measured.
 """
 
 import json
@@ -150,7 +150,7 @@ def _train(
     }
 
 
-def neighbours(*, items: int) -> dict[str, Any]:
+def neighbors(*, items: int) -> dict[str, Any]:
     """Time the search for the 10 nearest of `items` vectors."""
     x = torch.randn(items, WIDTH, generator=torch.Generator().manual_seed(0))
     taken = seconds(lambda: nearest_neighbors(x, 10))
@@ -159,10 +159,9 @@ def neighbours(*, items: int) -> dict[str, Any]:
 
 def joint_memory(encoder: str, *, items: int) -> dict[str, Any]:
     """The peak of an encoder's side of a joint run: two steps on a gradient for every item, and an encoding of all.
-    `tables` are the bytes of features and gradient, which grow with the catalogue.
+    `tables` are the bytes of features and gradient, which grow with the catalog.
 
-    One prepared item stands for all: the store of a real run is memory-mapped, and its pages are the system's to take
-    back.
+    One prepared item is used for all: a real run's cached items are memory-mapped, and the system can free their pages.
     """
     keep_freed_memory()
     spec, modalities = load_registry().encoders.get(encoder), ("image", "text")
@@ -186,8 +185,8 @@ def joint_memory(encoder: str, *, items: int) -> dict[str, Any]:
 
 
 def floor(work: Mapping[str, Any], rates: Mapping[str, float]) -> float:
-    """The seconds that the counted work takes at the machine's rates: products, rows moved, the optimiser's pass and
-    selections. All that goes element by element could be fused into these, and counts as free."""
+    """The seconds that the counted work takes at the machine's rates: products, rows moved, the optimizer's pass and
+    selections. Elementwise work could be fused into these, and counts as free."""
     giga = (
         work["flops"] / rates["product"]
         + work["sparse_flops"] / rates["sparse"]
@@ -203,7 +202,7 @@ def _plain(counted: Count) -> dict[str, Any]:
 
 
 def _difference(both: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
-    """What the second of two batches adds."""
+    """The work that the second of two batches adds."""
     numbers = {name: number - first[name] for name, number in both.items() if name != "selected"}
     selected = {k: n - first["selected"].get(k, 0) for k, n in both["selected"].items()}
     return numbers | {"selected": {k: n for k, n in selected.items() if n}}
@@ -211,7 +210,7 @@ def _difference(both: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, 
 
 def _rates(data: TrainingData, selections: Collection[int], *, quick: bool) -> dict[str, float]:
     """GFLOP/s of a large product and of the sparse product with this graph, GB/s of a copy, and the numbers a second
-    (in thousand millions) among which the largest k of a row are chosen, by k."""
+    (in billions) among which the largest k of a row are chosen, by k."""
     graph = BipartiteGraph(data).adjacency("symmetric").csr()
     return {
         "product": product_rate(256 if quick else 2048, repeats=3),
@@ -237,7 +236,7 @@ def _mapped(size: Size, rng: np.random.Generator, folder: Path) -> dict[str, Fea
 
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "train": train,
-    "neighbours": neighbours,
+    "neighbors": neighbors,
     "joint_memory": joint_memory,
 }
 

@@ -1,11 +1,11 @@
-"""What joint training costs beside the arithmetic of its encoder: `python -m benchmarks.joint [--full] [--quick]`.
+"""The cost of joint training beyond its encoder's arithmetic: `python -m benchmarks.joint [--full] [--quick]`.
 
 Three tables, for the tiny variants of VLMo, BEiT-3 and CLIP:
-epochs   an epoch of a recommender and the encoder together, beside two forward passes and one backward pass over the
-         very rows that it touched and an epoch of the recommender alone; the encoding of all items stands apart
-loader   how many prepared items a second come from the store, beside what the encoder computes forward and backward
-         in that time; and how many a second are made for it. --full adds CLIP ViT-B/16 with random weights
-memory   the peak of the encoder's side of a joint run, at two sizes of the catalogue
+epochs   an epoch of a recommender and the encoder together, compared with two forward passes and one backward pass over
+         the same rows plus an epoch of the recommender alone; the encoding of all items is timed separately
+loader   prepared items read from the cache a second, compared with the items a second that the encoder computes forward
+         and backward; and items prepared a second. --full adds CLIP ViT-B/16 with random weights
+memory   the peak of the encoder's side of a joint run, at two sizes of the catalog
 
 Items are JPEGs of 300 x 450 with a text of a hundred words; interactions are synthetic. One thread, its processor time.
 docs/performance.md says how to read it.
@@ -38,7 +38,7 @@ from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer, Validation
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
 
-from .encoders import FULL, catalogue, full
+from .encoders import FULL, full, make_catalog
 from .host import processor
 from .models import Bench
 from .synthetic import Size, interactions
@@ -50,12 +50,12 @@ MODALITIES = ("image", "text")
 SIZE = Size(users=1_500, items=500, train=16_000, valid=3_000, test=3_000, widths={})
 QUICK = Size(users=40, items=24, train=240, valid=50, test=50, widths={})
 OPTIONS = EndToEnd(learning_rate=1e-4, refresh_epochs=10**9)  # the one refresh is timed apart
-CATALOGUES = (500, 5_000)  # items, whose memory is compared
+CATALOGS = (500, 5_000)  # items, whose memory is compared
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """A joint epoch beside its floor, and the seconds of what they are made of."""
+    """The times of a joint epoch and its floor, and of their parts in seconds."""
 
     timing: Timing
     rows: int  # items encoded with gradient in an epoch
@@ -83,7 +83,7 @@ def epochs(
         return step(rows, gradients, rate)
 
     callback._worker.step = noted  # type: ignore[method-assign]
-    callback.epoch_started(0)  # features, of which the recommender alone gets a copy that stands still
+    callback.epoch_started(0)  # encodes all items; the recommender alone gets a constant copy
     frozen = ItemFeatures({modality: table.detach().clone() for modality, table in features().items()}, present)
     alone = trainer(name, registry, train, size, frozen, batch=batch)
 
@@ -149,9 +149,9 @@ class Loading:
 
 
 def loading(catalog: ItemCatalog, encoder: ItemEncoder, *, name: str, rounds: int, computed: int) -> Loading:
-    """Time the store of a catalogue's items, and the encoder on `computed` of them a round.
+    """Time reading a catalog's prepared items, and the encoder on `computed` of them a round.
 
-    What is read was written shortly before, and so comes from the system's cache: random batches as a step draws them.
+    Batches are random, as a step draws them. They were written shortly before, so they come from the system's cache.
     """
     n_items = len(catalog)
     made = n_items / seconds(lambda: stored(catalog, encoder, name))
@@ -172,7 +172,7 @@ def loading(catalog: ItemCatalog, encoder: ItemEncoder, *, name: str, rounds: in
 
 
 def stored(catalog: ItemCatalog, encoder: ItemEncoder, name: str) -> PreparedItems:
-    """The catalogue's items as the encoder prepares them, made where they aren't there."""
+    """The catalog's items as the encoder prepares them, made where they aren't there."""
     spec = EncoderSpec(name, None, NoConfig, tuple(encoder.dims), lambda config, modality: "random")
     return prepared_items(catalog, spec, NoConfig(), encoder, text_fields=["title"])
 
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{processor()}, {os.cpu_count()} cores{load}; one thread, processor time; {options.repeats} repeats\n")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMREC_LMM_HOME"] = folder
-        catalog = catalogue(Path(folder), size.items, size.items)
+        catalog = make_catalog(Path(folder), size.items, size.items)
         encoders: dict[str, ItemEncoder] = {}
         for name in options.encoders or known:
             try:
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.full:
             works.append(("clip ViT-B/16", full(known["clip"], "image").eval(), 8))
         print_loading(works, catalog)
-    print_memory([*encoders], (20, 40) if options.quick else CATALOGUES, quick=options.quick)
+    print_memory([*encoders], (20, 40) if options.quick else CATALOGS, quick=options.quick)
 
 
 if __name__ == "__main__":

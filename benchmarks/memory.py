@@ -1,4 +1,4 @@
-"""A process's peak of resident memory. It imports no torch: what that takes is measured with it."""
+"""A process's peak of resident memory. Without torch, since this measures what importing torch takes."""
 
 import resource
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """The most that this process ever had resident.
+    """The peak of this process's resident memory, in bytes.
 
-    On Linux from the process's own high-water mark: `ru_maxrss` starts there at what the parent had at the fork.
+    On Linux it is read from /proc: `ru_maxrss` there starts at the parent's size when it forked.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -1,8 +1,8 @@
-"""What the models cost: `python -m benchmarks.models [table | growth | large] [--quick] [--threads 1]`.
+"""The models' time and memory: `python -m benchmarks.models [table | growth | large] [--quick] [--threads 1]`.
 
-table   a training epoch and an evaluation of each at Amazon Baby's size, beside the time of their unavoidable
-        arithmetic at the machine's own rates, and their peak of memory (`make bench` prints this)
-growth  a step, and the search for nearest neighbours, at 1, 2, 4 and 8 times Baby; --plot draws them as SVG
+table   a training epoch and an evaluation of each at Amazon Baby's size, the time that their arithmetic takes at the
+        machine's own rates, and their peak of memory (`make bench` prints this)
+growth  a step, and the search for nearest neighbors, at 1, 2, 4 and 8 times Baby; --plot draws them as SVG
 large   LATTICE at 63,000 items with memory-mapped features
 
 Data are synthetic and seeded. Each measurement is a process of its own (jobs.py): its peak is its own, and what
@@ -35,7 +35,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "MMGCN, frozen ids": ("MMGCN", {"trainable_id": False}),  # as MMRec and LMM4Rec have it
 }
 BABY_WIDTHS = {"image": 4096, "text": 384}
-GROWTH_WIDTHS = {"image": 128, "text": 128}  # narrow: what grows with the graph is to be seen, not the features
+GROWTH_WIDTHS = {"image": 128, "text": 128}  # narrow, to show what grows with the graph and not with the features
 FACTORS = (1, 2, 4, 8)
 BABY_ITEMS = 7_050
 LARGE_ITEMS, LARGE_WIDTHS, LARGE_LIMIT_GB = 63_000, {"image": 512, "text": 512}, 6.0
@@ -75,7 +75,7 @@ class Bench:
 
 
 def table(bench: Bench, rows: Sequence[str]) -> None:
-    """Print a line per model as it is measured: an epoch and an evaluation, each beside its floor."""
+    """Print a line per model as it is measured: an epoch and an evaluation, each with its floor."""
     print(
         "| model | start, s | first batch, ms | step, ms | epoch, s | floor, s | ratio "
         "| evaluation, s | floor, s | ratio | peak, GB | epoch: GFLOP | sparse | moved, GB |\n"
@@ -114,7 +114,7 @@ def rates_line(rates: Sequence[Mapping[str, float]]) -> str:
 
 
 def growth(bench: Bench, rows: Sequence[str], factors: Sequence[int], *, items: int, plot: Path | None) -> None:
-    """Print a line per model, and one for the search for neighbours: time and memory at each size."""
+    """Print a line per model, and one for the search for neighbors: time and memory at each size."""
     sizes = " | ".join(f"{factor} x" for factor in factors)
     print(f"| | step, ms: {sizes} | | peak, GB: {sizes} | |\n|---|" + "---:|" * (2 * len(factors) + 2))
     series = []
@@ -122,15 +122,15 @@ def growth(bench: Bench, rows: Sequence[str], factors: Sequence[int], *, items: 
         results = [bench.train(row, factor=factor, widths=GROWTH_WIDTHS, steps_only=True) for factor in factors]
         times = [1000 * result["seconds"]["step"] for result in results]
         series.append(_grown(row, times, [result["peak"] for result in results], factors))
-    found = [bench.job("neighbours", items=factor * items) for factor in factors]
+    found = [bench.job("neighbors", items=factor * items) for factor in factors]
     times, peaks = [1000 * result["seconds"] for result in found], [result["peak"] for result in found]
-    series.append(_grown("exact neighbours", times, peaks, factors))
+    series.append(_grown("exact neighbors", times, peaks, factors))
     if plot:
         plot.write_text(svg(series))
 
 
 def _grown(name: str, times: Sequence[float], peaks: Sequence[float], factors: Sequence[int]) -> Series:
-    """Print a line; the columns after the sizes say how many times the first the last is."""
+    """Print a line; the columns after the sizes give the ratio of the last to the first."""
     cells = [f"{time:,.1f}" for time in times] + [f"**{times[-1] / times[0]:.1f}**"]
     cells += [f"{peak:.2f}" for peak in peaks] + [f"**{peaks[-1] / peaks[0]:.1f}**"]
     print(f"| {name} | {' | '.join(cells)} |", flush=True)

@@ -1,15 +1,15 @@
-"""How often a study in which nothing differs gets a star: 2,000 invented studies of each kind, through `compare`.
+"""How often a study without true differences gets a star: 2,000 simulated studies of each kind, through `compare`.
 
     python -m benchmarks.null_studies --out null.jsonl
     python -m benchmarks.null_studies --out null.jsonl --part 2/4      # a part of the blocks, for one of four processes
     python -m benchmarks.null_studies --out null.jsonl --report        # the table of what the file holds
     python -m benchmarks.null_studies --power 0.04 --studies 200       # how often a true difference is found
 
-Every number by user is invented, in memory; all else is what `study table` does: pairs, seeds, correction, stars. Each
-block of studies is a line of the file, from a generator of its own; blocks that are there aren't done again.
+The numbers by user are simulated, in memory; the rest is what `study table` does: pairs, seeds, correction, stars. Each
+block of studies is a line of the file, from a generator of its own; blocks that the file has aren't repeated.
 
-A user's value is a hit with the user's own chance, times a factor of the run's seed. Tastes differ by row and user, so
-that rows differ for each user, and are equally good in truth.
+A user's value is a hit with the user's own chance, times a factor of the run's seed. Tastes differ by row and user:
+rows differ for each user, but are equally good on average.
 """
 
 import argparse
@@ -79,8 +79,10 @@ class Studies:
         return Entry(Axes("VBPR", "invented", EncoderName(f"encoder{row}"), modalities=("text",)), runs=runs)
 
     def found(self, rng: np.random.Generator, *, test: str = "t-test", lift: float = 0.0) -> tuple[bool, bool]:
-        """Whether one more study has any star, and any loss that is as sure. The first row is truly better by `lift`;
-        with one, only its star and its loss count."""
+        """Simulate a study; return if it has any star, and if it has any significant loss.
+
+        With a `lift`, the first row is better by so much in truth, and only its star and its loss count.
+        """
         values = hits(self.kind, rng)
         values[1] += lift
         tables = {
@@ -178,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     part, parts = map(int, options.part.split("/"))
     done = {(place, block) for place, block, _ in blocks(options.out)}
-    # kinds take turns, so that a run that is stopped has some of each; the extremes come first
+    # kinds take turns: a run that is stopped has some of each; the extremes come first
     left = sorted(
         itertools.product(range(-(-options.studies // BLOCK)), range(len(KINDS))),
         key=lambda one: (KINDS[one[1]].ratio == 2, one),

@@ -25,7 +25,7 @@ class Size:
     widths: Mapping[str, int] = field(default_factory=lambda: {"image": 4096, "text": 384})
 
     def times(self, factor: int, widths: Mapping[str, int]) -> "Size":
-        """`factor` times as many users, items and interactions, so that degrees stay the same; other `widths`."""
+        """`factor` times as many users, items and interactions, which keeps the degrees; other `widths`."""
         users, items, train, valid, test = (
             factor * number for number in (self.users, self.items, self.train, self.valid, self.test)
         )

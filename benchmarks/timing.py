@@ -1,7 +1,7 @@
-"""Interleaved timing, and what the machine can do at all.
+"""Interleaved timing, and the machine's own rates.
 
-A shared machine's speed drifts by more than what is to be seen here, so nothing is compared across runs: what is
-compared runs in turn, A B A B ..., and only the ratio of the medians means anything.
+A shared machine's speed drifts by more than the differences to be measured, so nothing is compared across runs: what is
+compared alternates, A B A B ..., and only the ratio of the medians has a meaning.
 """
 
 import statistics
@@ -26,7 +26,7 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Between these lies the middle half of the ratios of neighbouring repetitions."""
+        """The quartiles of the ratios of neighboring repetitions."""
         lower, _, upper = statistics.quantiles(
             (r / f for r, f in zip(self.real, self.floor, strict=True)), n=4, method="inclusive"
         )
@@ -34,8 +34,8 @@ class Timing:
 
 
 def now() -> float:
-    """Seconds since some moment: of processor time where torch has one thread, which others on the machine distort
-    least, else of a clock on the wall. On an idle machine one thread has the same time by both."""
+    """Seconds since some moment: processor time where torch has one thread, as other work on the machine distorts it
+    least; else wall-clock time. On an idle machine both are the same for one thread."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -74,7 +74,7 @@ def sparse_rate(matrix: Tensor, width: int, repeats: int = 9) -> float:
 
 
 def selection_rate(n: int, k: int, *, rows: int = 256, repeats: int = 9) -> float:
-    """Thousand millions of numbers a second, of which the largest `k` of each `n` are chosen."""
+    """Billions of numbers a second, of which the largest `k` of each `n` are chosen."""
     scores, values, places = torch.rand(rows, n), torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
     return rows * n / 1e9 / _median(lambda: torch.topk(scores, k, out=(values, places)), repeats)
 

@@ -1,22 +1,22 @@
-"""The demo data set: a small shop, synthesised, in which content truly decides who likes what.
+"""The demo data set: a small synthetic shop in which content decides who likes what.
 
 The planted truth
-    Items. Each of 960 items has a shape (8), a colour (8) and a pattern (5), every combination three times, a
+    Items. Each of 960 items has a shape (8), a color (8) and a pattern (5), every combination three times, a
     category (6), and a popularity, log-normal.
-    Images (64 x 64, PNG) show shape, colour and pattern on a pale backdrop. Position, size, hue and backdrop vary,
-    so that no two are alike. The category can't be seen.
-    Texts always name the category and two of shape, colour and pattern; the third in two texts out of three. Titles
+    Images (64 x 64, PNG) show shape, color and pattern on a pale backdrop. Position, size, hue and backdrop vary, so no
+    two are alike. They don't show the category.
+    Texts always name the category and two of shape, color and pattern; the third in two texts out of three. Titles
     use one of several words for each, descriptions the usual one. Brands and filler sentences mean nothing.
-    Users. Each of 1,000 users belongs to one of 32 circles. A circle likes 2 shapes, 2 colours, 2 patterns and 2
-    categories; a member likes the same, except that each attribute's pair is the member's own with chance 1/5. Users
-    choose different items, one after the other, with probability proportional to
+    Users. Each of 1,000 users belongs to one of 32 circles. A circle likes 2 shapes, 2 colors, 2 patterns and 2
+    categories; a member likes the same, but replaces each attribute's pair by another with chance 1/5. Users choose
+    different items, one after the other, with probability proportional to
     popularity x exp(TASTE x number of the item's attributes that the user likes).
-    Gaps. 20 items have no image, 20 others no text (not even a brand), 4 neither.
+    Missing content. 20 items have no image, 20 others no text (not even a brand), 4 neither.
     Newcomers. 24 items came after training ended: 12 have interactions in validation and test only, 12 have none.
 
-So an item's attributes tell who will like it; image and text tell the attributes, each alone imperfectly. A model
-of ids alone finds popularity and something of the circles, for which 7 training rows per item are few.
-`truth.tsv` beside the catalogue holds the attributes, for tests and slices; nothing that trains reads it.
+So an item's attributes decide who will like it; image and text show the attributes, each of them incompletely. A model
+of ids alone learns popularity and something of the circles, for which 7 training rows per item are few.
+`truth.tsv` beside the catalog holds the attributes, for tests and slices; nothing that trains reads it.
 
 The same seed gives the same bytes: pixels come from sums, products and comparisons, which every platform rounds
 alike, and no font is used. (Another release of Pillow may compress the same pixels into other bytes.)
@@ -35,19 +35,19 @@ from PIL import Image
 from .splitting import TEST, VALID, split_labels
 from .writing import TEXT_COLUMNS, new_dataset, write_table, write_tables
 
-SEED = 7  # another gives another shop of the same kind
+SEED = 7  # another seed makes another shop of the same kind
 N_USERS, N_ITEMS = 1000, 960
-MEAN_INTERACTIONS, MIN_INTERACTIONS = 9, 5  # per user, geometrically distributed from the least on
+MEAN_INTERACTIONS, MIN_INTERACTIONS = 9, 5  # per user: the minimum plus a geometric variable
 TASTE = 2.0  # a liked attribute makes an item exp(2) = 7 times as likely
 POPULARITY = 0.5  # standard deviation of its logarithm
 CIRCLES, OWN_TASTE = 32, 0.2
 LIKED = 2  # values of each attribute that somebody likes
-TELLS_ALL = 2 / 3  # of the descriptions
+COMPLETE_DESCRIPTIONS = 2 / 3  # the share that names all three of shape, color and pattern
 NO_IMAGE, NO_TEXT, NEITHER = 20, 20, 4  # items
 NEWCOMERS, UNSEEN_NEWCOMERS, NEWCOMER_INTERACTIONS = 24, 12, 6
 SIDE = 64  # P
 
-# What an attribute's value is called; the first word is its name.
+# Words for each value of an attribute; the first is its name. All are data: another spelling makes another data set.
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
         "circle": ("circle", "disc", "round"),
@@ -122,7 +122,7 @@ PATTERNS: dict[str, Figure] = {
 
 
 def make(folder: Path, *, seed: int = SEED, force: bool = False) -> None:
-    """Synthesise the data set `demo` into `folder`, in seconds; the same seed gives the same files.
+    """Synthesize the data set `demo` into `folder`, in seconds; the same seed gives the same files.
 
     Raises ConfigError where `folder` is in use, unless `force` replaces the demo data set that is there.
     """
@@ -153,40 +153,40 @@ def make(folder: Path, *, seed: int = SEED, force: bool = False) -> None:
 
 
 def _attributes(rng: np.random.Generator) -> pd.DataFrame:
-    """Each item's shape, colour, pattern and category by name; every combination of the first three equally often."""
-    shape, colour, pattern, category = (list(WORDS[attribute]) for attribute in WORDS)
-    combinations = pd.MultiIndex.from_product([shape, colour, pattern], names=["shape", "colour", "pattern"])
+    """Each item's shape, color, pattern and category by name; every combination of the first three equally often."""
+    shape, color, pattern, category = (list(WORDS[attribute]) for attribute in WORDS)
+    combinations = pd.MultiIndex.from_product([shape, color, pattern], names=["shape", "colour", "pattern"])
     table = combinations.to_frame(index=False).iloc[rng.permutation(N_ITEMS) % len(combinations)]
     return table.reset_index(drop=True).assign(category=rng.choice(category, N_ITEMS))
 
 
 def _texts(truth: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Text columns for each item. The title names two of shape, colour and pattern in words of its own; the
+    """Text columns for each item. The title names two of shape, color and pattern in words of its own; the
     description calls them by their usual names, and two times out of three the remaining one as well."""
     rows = []
     for item in truth.to_dict("records"):
         kind, brand = item["category"], rng.choice(BRANDS)
         shown = rng.permutation(["shape", "colour", "pattern"])
         words = [rng.choice(WORDS[attribute][item[attribute]]) for attribute in (*shown[:2], "category")]
-        told = [item[attribute] for attribute in shown[: 3 if rng.random() < TELLS_ALL else 2]]
+        named = [item[attribute] for attribute in shown[: 3 if rng.random() < COMPLETE_DESCRIPTIONS else 2]]
         rows.append({
             "title": " ".join([brand, *words]),
             "brand": brand,
             "categories": f"{DEPARTMENTS[kind]}, {kind.title()}s",
-            "description": f"{rng.choice(OPENINGS)} {kind}: {', '.join(rng.permutation(told))}. {rng.choice(FILLERS)}",
+            "description": f"{rng.choice(OPENINGS)} {kind}: {', '.join(rng.permutation(named))}. {rng.choice(FILLERS)}",
         })  # fmt: skip
     return pd.DataFrame(rows, columns=list(TEXT_COLUMNS))
 
 
 def _images(truth: pd.DataFrame, rng: np.random.Generator) -> list[Image.Image]:
-    """One picture per item, drawn at twice the size and averaged down, so that edges are smooth."""
+    """One picture per item, drawn at twice the size and averaged down, which smooths the edges."""
     pixels = (np.arange(2 * SIDE) + 0.5) / SIDE - 1  # (2P,) from -1 to 1
     pictures = []
-    for shape, colour, pattern in zip(truth["shape"], truth["colour"], truth["pattern"], strict=True):
+    for shape, color, pattern in zip(truth["shape"], truth["colour"], truth["pattern"], strict=True):
         size = rng.uniform(0.6, 0.8)
         x, y = (pixels - rng.uniform(-0.15, 0.15, (2, 1))) / size  # each (2P,), in the figure's own coordinates
         x, y = x[None, :], y[:, None]
-        hue = (HUES[colour] + rng.uniform(-6, 6)) % 360 / 360
+        hue = (HUES[color] + rng.uniform(-6, 6)) % 360 / 360
         ink = _rgb(hue, rng.uniform(0.8, 0.95), rng.uniform(0.8, 0.95))
         second_ink = ink + 0.65 * (1 - ink)  # the same hue, paler
         backdrop = _rgb(rng.random(), rng.uniform(0.0, 0.08), rng.uniform(0.85, 1.0))
@@ -202,7 +202,7 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _interactions(truth: pd.DataFrame, newcomers: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """userID, itemID and x_label: taste and popularity decide, MMRec's rule splits, newcomers join after training."""
+    """userID, itemID and x_label: drawn by taste and popularity, split by MMRec's rule; newcomers join afterwards."""
     affinity = TASTE * _matches(truth, rng)  # (U, I)
     popularity = POPULARITY * rng.standard_normal(N_ITEMS)  # (I,)
     popularity[newcomers] = -np.inf

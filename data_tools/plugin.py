@@ -10,7 +10,7 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:
     return [
         DatasetSpec(
             name="demo",
-            summary="synthetic catalogue of rendered images and texts whose content decides who likes what",
+            summary="synthetic catalog of rendered images and texts whose content decides who likes what",
             make="mmrec_lmm_data_tools.demo:make",
             default_encoder="basic",
             license="Apache-2.0",

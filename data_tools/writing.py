@@ -1,4 +1,4 @@
-"""How a data set lies on disk, written so that it appears whole or not at all.
+"""The layout of a data set on disk, and writing it: it appears complete or not at all.
 
     <name>.inter        tab-separated: userID itemID [rating timestamp] x_label; x_label 0 train, 1 valid, 2 test
     items.tsv           itemID, raw_id, text columns (title brand categories description, others kept), image
@@ -25,10 +25,10 @@ TEXT_COLUMNS = ("title", "brand", "categories", "description")
 
 @contextmanager
 def new_dataset(folder: Path, *, name: str, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder`, renamed to it when the block ends well and removed when it doesn't.
+    """A temporary folder beside `folder`, renamed to it when the block succeeds and removed when it fails.
 
-    Raises ConfigError where `folder` is in use: a data set gives way only to `force` (with everything in it), and
-    any other folder with content never does. Raises RunError where the disk is full.
+    Raises ConfigError where `folder` is in use: `force` replaces a data set (with everything in it), but never any
+    other folder with content. Raises RunError where the disk is full.
     """
     folder = folder.absolute()
     _check_free(folder, name, force)
@@ -41,7 +41,9 @@ def new_dataset(folder: Path, *, name: str, force: bool = False) -> Iterator[Pat
         _replace(folder, building)
     except OSError as error:
         if is_disk_full(error):
-            raise RunError(f"{folder}: no space left on the disk; nothing was changed, free some and repeat") from None
+            raise RunError(
+                f"{folder}: no space left on the disk, nothing was changed; free some and try again"
+            ) from None
         raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -56,7 +58,7 @@ def write_tables(
     raw_items: Sequence[str] | pd.Index,
     items: pd.DataFrame | None,
 ) -> None:
-    """Write all but the images into `folder`.
+    """Write all files but the images into `folder`.
 
     `interactions` has userID, itemID and x_label as internal ids, and any of rating and timestamp; `raw_users` and
     `raw_items` hold the raw id of internal id i at place i; `items` (row i is item i, whatever its index) has text
@@ -82,13 +84,18 @@ def _check_free(folder: Path, name: str, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / f"{name}.inter").is_file():
-        raise ConfigError(f"{folder}: exists and is no data set named {name}, so it is left alone; name another folder")
+        raise ConfigError(
+            f"{folder}: expected a new folder or a data set named {name}, got other files, which are left alone; "
+            "try another folder"
+        )
     if not force:
-        raise ConfigError(f"{folder}: this data set exists already; name another folder, or replace it with --force")
+        raise ConfigError(
+            f"{folder}: expected a new folder, got a data set that exists already; try another folder, or --force"
+        )
 
 
 def _replace(folder: Path, building: Path) -> None:
-    """Rename `building` to `folder`; an older data set is moved aside first, so that it is lost only after that."""
+    """Rename `building` to `folder`; an older data set is moved aside first, and deleted last."""
     if not folder.exists():
         building.rename(folder)
         return

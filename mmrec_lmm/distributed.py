@@ -2,7 +2,8 @@
 
 A batch is split by rows. Each process computes its share of the batch's loss, and shares add up: to the loss that one
 process would compute of the whole batch, as the sums of their gradients do to its gradient. A loss that compares rows
-with all of the batch asks for them by `all_gather`, through which the gradient flows back to the process that owns a row.
+with all of the batch asks for them by `all_gather`, through which the gradient flows back to the process that owns a
+row.
 
 Outside of torchrun, and outside of `sharing`, one process holds the whole batch, and everything here is the identity.
 

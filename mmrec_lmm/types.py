@@ -278,7 +278,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch, for observers: all_reduce loss terms, the validation metrics where the epoch was evaluated, seconds."""
+    """One epoch, for observers: summed loss terms, the validation metrics where the epoch was evaluated, seconds."""
 
     epoch: int
     losses: Mapping[str, float]

@@ -248,7 +248,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SentencePiece model, trained here; <unk> <s> </s> are its pieces 0 to 2, as in the published one."""
     sentencepiece = pytest.importorskip("sentencepiece")
     path = tmp_path_factory.mktemp("vocabulary") / "beit3.spm"
-    lines = [f"the {size} {color} toy {thing}" for size in ("big", "small") for color in ("red", "blue", "green")
+    lines = [f"the {size} {colour} toy {thing}" for size in ("big", "small") for colour in ("red", "blue", "green")
              for thing in ("train", "tower", "tracker", "box")]  # fmt: skip
     writer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -259,21 +259,21 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sub_words_get_xlm_rs_ids_one_more_than_their_own_and_3_if_unknown(vocabulary):
-    tokenize = encoder_module.SentencePieces(vocabulary, 64)
-    pieces = tokenize.processor.encode("the red train Ж", out_type=str)
-    own = [tokenize.processor.piece_to_id(piece) for piece in pieces]
+    tokenise = encoder_module.SentencePieces(vocabulary, 64)
+    pieces = tokenise.processor.encode("the red train Ж", out_type=str)
+    own = [tokenise.processor.piece_to_id(piece) for piece in pieces]
     assert own[-1] == 0  # unknown
     assert 0 not in own[:-1]
-    assert tokenize("the red train Ж") == [0, *(piece + 1 for piece in own[:-1]), 3, 2]
-    assert tokenize("") == tokenize(" ") == [0, 2]
+    assert tokenise("the red train Ж") == [0, *(piece + 1 for piece in own[:-1]), 3, 2]
+    assert tokenise("") == tokenise(" ") == [0, 2]
 
 
 def test_sub_words_are_cut_before_the_end_mark_and_survive_the_way_to_a_worker(vocabulary):
-    tokenize = encoder_module.SentencePieces(vocabulary, 6)
+    tokenise = encoder_module.SentencePieces(vocabulary, 6)
     whole = encoder_module.SentencePieces(vocabulary, 64)("the big red tower")
     assert len(whole) > 6
-    assert tokenize("the big red tower") == [*whole[:5], 2]
-    assert pickle.loads(pickle.dumps(tokenize))("the big red tower") == [*whole[:5], 2]
+    assert tokenise("the big red tower") == [*whole[:5], 2]
+    assert pickle.loads(pickle.dumps(tokenise))("the big red tower") == [*whole[:5], 2]
 
 
 def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabulary, tmp_path, monkeypatch):
@@ -281,13 +281,15 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
     base = config(variant="base", weights=str(tmp_path / "beit3.pth"))
     place = tmp_path / "beit3.spm"
     place.write_bytes(vocabulary.read_bytes())
-    with pytest.raises(DataError, match=r"beit3.spm: 29 pieces, but BEiT-3's vocabulary has 64000; get it from https"):
+    with pytest.raises(
+        DataError, match=r"beit3.spm: expected the 64000 pieces of BEiT-3's vocabulary, got 29; try https"
+    ):
         encoder_module.tokenizer(base)
     place.write_bytes(vocabulary.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"beit3.spm: no SentencePiece model, or a damaged one"):
+    with pytest.raises(DataError, match=r"beit3.spm: expected a SentencePiece model, got "):
         encoder_module.tokenizer(base)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(PluginError, match=r"beit3 needs sentencepiece .* pip install 'mmrec-lmm\[beit3\]'"):
+    with pytest.raises(PluginError, match=r"beit3: expected sentencepiece, .* pip install 'mmrec-lmm\[beit3\]'"):
         encoder_module.tokenizer(base)
 
 
@@ -300,7 +302,10 @@ def test_another_vocabulary_a_damaged_one_and_a_missing_library_are_named(vocabu
         ({"variant": "huge"}, "variant must be one of base, large, tiny, got 'huge'"),
         ({"pool": "mean"}, "pool must be one of itc, cls, got 'mean'"),
         ({"checkpoint": "vqa"}, "checkpoint must be one of itc, pretrained, indomain, coco_384, f30k_384"),
-        ({"checkpoint": "pretrained"}, "checkpoint pretrained has no retrieval heads, .* choose pool cls, or"),
+        (
+            {"checkpoint": "pretrained"},
+            "checkpoint must have retrieval heads for pool itc, got pretrained.* try pool cls, or",
+        ),
         ({"image_size": 230}, "image_size must be a multiple of 16 .*, got 230"),
         ({"max_tokens": 2}, "max_tokens must be 3 to 1022"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1"),
@@ -412,7 +417,7 @@ def test_another_image_size_keeps_three_rows_of_positions_and_interpolates_the_g
 def test_without_retrieval_heads_pool_itc_is_refused_and_cls_works(state, tmp_path):
     backbone = {name: tensor for name, tensor in state.items() if name.startswith("beit3.")}
     path = saved({"model": backbone}, tmp_path / "own.pth")
-    with pytest.raises(DataError, match=r"own.pth: no vision_head.weight, .* pool itc .* choose pool cls"):
+    with pytest.raises(DataError, match=r"own.pth: .* pool itc, got no vision_head.weight, .* try pool cls"):
         build(weights=path)
     encoder = build(weights=path, pool="cls", checkpoint="pretrained")
     assert encode(encoder, RED)["image"].isfinite().all()
@@ -495,11 +500,11 @@ def test_the_scale_of_similarities_stays_at_100_at_most_and_can_come_back():
 def test_a_few_steps_on_the_tuning_loss_bring_images_and_texts_together():
     encoder = build("image", "text").train()
     prepared = batch(encoder, RED, BLUE)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-4)  # from some seeds 1e-3 never leaves chance
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=3e-4)  # from some seeds 1e-3 never leaves chance
     for _ in range(40):
-        optimizer.zero_grad()
+        optimiser.zero_grad()
         encoder.tuning_losses(prepared)["itc"].backward()
-        optimizer.step()
+        optimiser.step()
     vectors = encode(encoder.eval(), RED, BLUE)
     cosines = vectors["image"] @ vectors["text"].T
     assert (cosines.diag() - cosines.flip(1).diag()).min() > 0.3  # 0.9 and more from eight seeds

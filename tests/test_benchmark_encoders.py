@@ -28,15 +28,15 @@ def test_forward_loader_and_pipeline_are_measured_by_the_work_that_they_are(tmp_
 
     monkeypatch.setattr(encoders, "time", SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0]))
     found = encoders.rates(
-        encoders.catalog(tmp_path, 4, 8), Slow(None, (modality,)), modality, name="some", device=torch.device("cpu"),
-        batch_size=3, workers=0, rounds=1,
+        encoders.make_catalog(tmp_path, 4, 8), Slow(None, (modality,)), modality, name="some",
+        device=torch.device("cpu"), batch_size=3, workers=0, rounds=1,
     )  # fmt: skip
     assert found == Rates(forward=1 / 100, loader=1 / 5, pipeline=1 / 105, added=5)
 
 
 def test_the_loader_may_have_processes_of_its_own(tmp_path):
     found = encoders.rates(
-        encoders.catalog(tmp_path, 1, 8), TinyEncoder(None, ("text",)), "text", name="some",
+        encoders.make_catalog(tmp_path, 1, 8), TinyEncoder(None, ("text",)), "text", name="some",
         device=torch.device("cpu"), batch_size=3, workers=1, rounds=1,
     )  # fmt: skip
     assert min(found.forward, found.loader, found.pipeline) > 0
@@ -50,7 +50,7 @@ def test_the_pipeline_is_held_against_the_slower_of_forward_and_loader():
 
 
 def test_its_pictures_are_jpegs_of_a_posters_size_and_weight(tmp_path):
-    catalog = encoders.catalog(tmp_path, 2, 8)
+    catalog = encoders.make_catalog(tmp_path, 2, 8)
     assert [image is not None for image in catalog.images] == [True] * 2 + [False] * 6
     with Image.open(catalog.images[0]) as image:
         assert (image.format, image.size) == ("JPEG", (300, 450))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import joint, timing
-from benchmarks.encoders import catalog
+from benchmarks.encoders import make_catalog
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.testing import TinyEncoder
@@ -63,7 +63,7 @@ def test_reading_and_making_are_timed_by_the_work_that_they_are(tmp_path, monkey
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
     monkeypatch.setattr(PreparedItems, "batch", batch)
     monkeypatch.setattr(timing, "now", lambda: clock[0])
-    catalog, encoder = catalog(tmp_path, 40, 40), Slow()
+    catalog, encoder = make_catalog(tmp_path, 40, 40), Slow()
     found = joint.loading(catalog, encoder, name="some", rounds=2, computed=8)
     assert found == joint.Loading(computed=1 / (100 + 2), read=1 / 2, made=1 / 5)
     every = sorted(item for items, _ in batches for item in items)

@@ -388,7 +388,7 @@ def test_weights_of_the_quick_gelu_bring_it_along() -> None:
 
 def test_openais_archive_is_refused_by_an_architecture_of_the_exact_gelu(tmp_path: Path) -> None:
     path = plain({name: torch.tensor(value) for name, value in SCALARS.items()}, tmp_path / "ViT-B-32.pt")
-    with pytest.raises(ConfigError, match=r"ViT-B-32.pt: .* quick GELU; .*: say clip:ViT-S-32-alt-quickgelu"):
+    with pytest.raises(ConfigError, match=r"ViT-B-32.pt: .* quick GELU; try clip:ViT-S-32-alt-quickgelu"):
         Encoder(Config(variant="ViT-S-32-alt", weights=str(path)), ("image",))
 
 

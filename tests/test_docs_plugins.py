@@ -67,13 +67,13 @@ def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> 
     assert model.scorer()(torch.tensor([0, 1])).argsort(dim=1, descending=True).tolist() == [[2, 1, 0], [2, 1, 0]]
 
 
-def test_the_encoder_gives_the_average_color_and_takes_a_missing_image(tmp_path: Path) -> None:
+def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path: Path) -> None:
     encoders = load(tmp_path, "mean_color.py").encoders
     config = encoders.load("mean_color", "config")()
     encoder = encoders.load("mean_color", "cls")(config, ("image",))
     assert encoders.load("mean_color", "weights_id")(config, "image") == "none"
     items = [RawItem(0, Image.new("RGB", (8, 8), (255, 0, 0)), ""), RawItem(1, None, "")]
-    batch = {"color": torch.stack([encoder.prepare(item)["color"] for item in items])}
+    batch = {"colour": torch.stack([encoder.prepare(item)["colour"] for item in items])}
     assert encoder(batch)["image"].tolist() == [[1, 0, 0], [0, 0, 0]]
 
 

@@ -165,7 +165,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "join", lambda device: None)
-    monkeypatch.setattr(distributed, "broadcast", broadcast.append)
+    monkeypatch.setattr(distributed, "broadcast", told.append)
     monkeypatch.setattr(distributed, "_amid_call", type(distributed._amid_call)("amid_call", default=False))
     return told
 

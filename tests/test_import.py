@@ -185,14 +185,18 @@ def test_unknown_items_are_dropped_where_asked(tmp_path: Path, items: Path) -> N
 GOOD = ("user,item", "u,a", "u,b")
 BAD_INPUT = {
     "unknown column": (("customer,item", "u,a"), {"user_column": "custommer"}, "did you mean customer?"),
-    "no known column": (("buyer,good,when", "u,a,x"), {}, "none of its columns (buyer, good, when) is known to hold"),
-    "unknown items": ((*GOOD, "u,zz", "v,zz", "v,yy"), {}, "3 interactions are with 2 items that"),
-    "no rows": (("user,item",), {}, "has no rows"),
-    "empty file": ((), {}, "neither tab nor comma"),
-    "no separator": (("user;item", "u;a"), {}, "neither tab nor comma ('user;item'); name the separator"),
-    "an empty id": ((*GOOD, ",a"), {}, "row 3: no user id (1 such rows of 3)"),
+    "no known column": (("buyer,good,when", "u,a,x"), {}, "got buyer, good, when; try --user-column NAME"),
+    "unknown items": ((*GOOD, "u,zz", "v,zz", "v,yy"), {}, "got 3 interactions with 2 others (zz, yy)"),
+    "no rows": (("user,item",), {}, "expected interactions, got no rows"),
+    "empty file": ((), {}, "expected tabs or commas in the first line"),
+    "no separator": (("user;item", "u;a"), {}, "in the first line, got 'user;item'; try --separator"),
+    "an empty id": ((*GOOD, ",a"), {}, "row 3: expected a user id, got an empty cell (1 such rows of 3)"),
     "too many cells": ((*GOOD, "u,a,b,c"), {}, "Expected 2 fields in line 4, saw 4"),
-    "wrong number of names": (GOOD, {"columns": ("user", "item", "rating")}, "has 2 columns, but 3 names were given"),
+    "wrong number of names": (
+        GOOD,
+        {"columns": ("user", "item", "rating")},
+        "expected a name for each of 2 columns, got 3: user, item, rating",
+    ),
     "nothing left": (GOOD, {"core": 5}, "no interaction is left; dropped: outside the 5-core 2"),
 }
 
@@ -210,12 +214,18 @@ def test_a_bad_interactions_table_is_refused_and_leaves_nothing_behind(
 
 
 BAD_ITEMS = {
-    "repeated ids": (("item,title", "a,x", "b,y", "a,z"), "1 ids occur more than once in column item (a)"),
-    "an empty id": (("item,title", "a,x", ",y"), "row 2: no id in column item"),
-    "no rows": (("item,title",), "has no rows below its header (item, title)"),
-    "a reserved name": (("item,raw_id", "a,x", "b,y"), "column raw_id would clash"),
-    "an image elsewhere": (("item,image", "a,../secret.jpg", "b,"), "item a: image '../secret.jpg' lies outside"),
-    "more cells than names": (("item,title", "a,x,1", "b,y,2"), "rows have more cells than its header"),
+    "repeated ids": (
+        ("item,title", "a,x", "b,y", "a,z"),
+        "expected one row per item, got 1 ids more than once in column item (a)",
+    ),
+    "an empty id": (("item,title", "a,x", ",y"), "row 2: expected an id in column item, got an empty cell"),
+    "no rows": (("item,title",), "got no rows below the header (item, title)"),
+    "a reserved name": (("item,raw_id", "a,x", "b,y"), "column raw_id: the data set has its own column"),
+    "an image elsewhere": (("item,image", "a,../secret.jpg", "b,"), "got '../secret.jpg'"),
+    "more cells than names": (
+        ("item,title", "a,x,1", "b,y,2"),
+        "expected as many cells in a row as in the header, got more",
+    ),
 }
 
 
@@ -232,14 +242,14 @@ def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         import_dataset(tmp_path / "nowhere.csv", tmp_path / "shop")
     (tmp_path / "latin.csv").write_bytes("user,item\nu,café\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.csv: not UTF-8 text"):
+    with pytest.raises(DataError, match=r"latin\.csv: expected UTF-8 text"):
         import_dataset(tmp_path / "latin.csv", tmp_path / "shop")
 
 
 def test_an_existing_data_set_gives_way_only_to_force(tmp_path: Path, ratings: Path) -> None:
     import_dataset(ratings, tmp_path / "shop", seed=1)
     before = files(tmp_path / "shop")
-    with pytest.raises(ConfigError, match="exists already; name another folder, or replace it with --force"):
+    with pytest.raises(ConfigError, match="exists already; try another folder, or --force"):
         import_dataset(ratings, tmp_path / "shop", seed=2)
     assert files(tmp_path / "shop") == before
     import_dataset(ratings, tmp_path / "shop", seed=2, force=True)

@@ -317,10 +317,16 @@ def test_the_regularizer_divides_by_a_fixed_batch_size_where_one_is_given(regist
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"knn_k": 0}, "knn_k counts the item itself, so it is 1 or more, got 0"),
-        ({"lambda_coeff": 1.5}, "lambda_coeff is a share between 0 and 1, got 1.5"),
-        ({"cf_model": "ngcf", "weight_size": (8, 4)}, r"each of weight_size \[8, 4\] must be the embedding_size 8"),
-        ({"cf_model": "ngcf", "mess_dropout": (0.1,)}, "mess_dropout has 1 rates, and weight_size 2 layers"),
+        ({"knn_k": 0}, "knn_k must be 1 or more, as the item itself counts, got 0"),
+        ({"lambda_coeff": 1.5}, "lambda_coeff must be a share from 0 to 1, got 1.5"),
+        (
+            {"cf_model": "ngcf", "weight_size": (8, 4)},
+            r"each of weight_size must be the embedding_size 8, got \[8, 4\]",
+        ),
+        (
+            {"cf_model": "ngcf", "mess_dropout": (0.1,)},
+            "mess_dropout must have a rate for each of weight_size's 2 layers, got 1",
+        ),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(registry: Registry, config: dict[str, Any], message: str) -> None:
@@ -330,7 +336,7 @@ def test_a_value_that_makes_no_sense_is_refused(registry: Registry, config: dict
 
 def test_without_any_feature_it_says_so(registry: Registry) -> None:
     model, config = (registry.models.load("LATTICE", part) for part in ("cls", "config"))
-    with pytest.raises(ConfigError, match="LATTICE needs item features, but this run has none"):
+    with pytest.raises(ConfigError, match="LATTICE: expected item features, got none; try LightGCN"):
         model(training_data(), ItemFeatures({}, {}), config())
 
 

@@ -190,9 +190,11 @@ def test_paper_contrasts_both_views_with_challenging_negatives(
 
 
 def test_the_modality_to_be_masked_is_drawn_with_its_chance(make: Any) -> None:
-    chances = make(features("audio", "image", "text"), variant="paper", mask_p=(0.25, 0.75)).chances
-    assert chances.tolist() == pytest.approx([0.5, 0.25, 0.75])  # audio's isn't given: the mean of the others
-    with pytest.raises(ConfigError, match=r"mask_p \[1.0, 0.0\] masks none of this run's modalities, text"):
+    model = make(features("audio", "image", "text"), variant="paper", mask_p=(0.25, 0.75))
+    assert model.mask_probabilities.tolist() == pytest.approx(
+        [0.5, 0.25, 0.75]
+    )  # audio's isn't given: the mean of the others
+    with pytest.raises(ConfigError, match=r"mask_p: expected a number above 0 for one .* \(text\), got \[1.0, 0.0\]"):
         make(features("text"), mask_p=(1.0, 0.0))
 
 
@@ -224,5 +226,5 @@ def test_a_value_that_has_no_meaning_is_refused_by_name(registry: Registry, key:
 def test_without_any_feature_it_says_so(registry: Registry) -> None:
     data = TrainingData(1, 2, Interactions(np.array([0]), np.array([0])))
     model, config = (registry.models.load("MMGCL", part) for part in ("cls", "config"))
-    with pytest.raises(ConfigError, match="MMGCL needs item features, but this run has none"):
+    with pytest.raises(ConfigError, match="MMGCL: expected item features, got none; try LightGCN"):
         model(data, ItemFeatures({}, {}), config())

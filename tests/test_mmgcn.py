@@ -225,5 +225,5 @@ def test_an_item_nobody_has_and_a_user_with_one_item_get_finite_gradients(regist
 def test_without_any_feature_it_says_so(registry: Registry) -> None:
     data = TrainingData(1, 2, Interactions(np.array([0]), np.array([0])))
     model, config = (registry.models.load("MMGCN", part) for part in ("cls", "config"))
-    with pytest.raises(ConfigError, match="MMGCN needs item features, but this run has none"):
+    with pytest.raises(ConfigError, match="MMGCN: expected item features, got none; try LightGCN"):
         model(data, ItemFeatures({}, {}), config())

@@ -68,7 +68,7 @@ def test_missing_files_are_said_with_what_to_type(specs, registry, data_path):
 
 def test_an_empty_folder_and_one_that_is_not_there_are_refused(specs, registry, tmp_path, spec):
     (run,) = specs(encoder="precomputed", **{"encoder.folder": str(tmp_path)})
-    with pytest.raises(DataError, match=r"no <modality>_feat.npy there, such as image_feat.npy"):
+    with pytest.raises(DataError, match=r"expected <modality>_feat.npy, such as image_feat.npy, got no such file"):
         encode_dataset(run, registry)
     with pytest.raises(ValueError, match="folder must be one that exists"):
         resolve(spec.config)(folder=str(tmp_path / "nowhere"))

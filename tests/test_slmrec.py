@@ -256,5 +256,5 @@ def test_a_value_that_has_no_meaning_is_refused_by_name(registry: Registry, key:
 def test_without_any_feature_it_says_so(registry: Registry) -> None:
     data = TrainingData(1, 2, Interactions(np.array([0]), np.array([0])))
     model, config = (registry.models.load("SLMRec", part) for part in ("cls", "config"))
-    with pytest.raises(ConfigError, match="SLMRec needs item features, but this run has none"):
+    with pytest.raises(ConfigError, match="SLMRec: expected item features, got none; try LightGCN"):
         model(data, ItemFeatures({}, {}), config())

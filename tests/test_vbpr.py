@@ -120,5 +120,5 @@ def test_parameters_have_the_shapes_and_the_initial_spread_that_mmrec_gives_them
 def test_without_any_feature_it_says_so(registry: Registry) -> None:
     data = TrainingData(1, 2, Interactions(np.array([0]), np.array([0])))
     model, config = (registry.models.load("VBPR", part) for part in ("cls", "config"))
-    with pytest.raises(ConfigError, match="VBPR needs item features, but this run has none"):
+    with pytest.raises(ConfigError, match="VBPR: expected item features, got none; try BPR"):
         model(data, ItemFeatures({}, {}), config())

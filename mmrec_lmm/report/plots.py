@@ -81,7 +81,7 @@ def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
 
 
 def learning_curves(history: Sequence[EpochReport], metric: str, path: Path, *, best: int) -> Path:
-    """The all_reduce training loss and a validation metric by epoch; a line marks the `best` epoch, whose state is kept."""
+    """The summed training loss and a validation metric by epoch; a line marks the `best` epoch, whose state is kept."""
     with _figure(path, height=2.6) as figure:
         loss, quality = figure.subplots(2, sharex=True)
         loss.plot(

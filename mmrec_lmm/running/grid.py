@@ -133,13 +133,13 @@ def _with_inputs(
     specs: Sequence[RunSpec], registry: Registry, *, progress: bool = False
 ) -> Iterator[tuple[RunSpec, Inputs]]:
     """Each run with what it trains on."""
-    all_gather: dict[str, Inputs] = {}
+    held: dict[str, Inputs] = {}
     for spec in specs:
         key = shared_keys(spec, registry).inputs
-        if key not in all_gather:
-            all_gather = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
-            log_statistics(all_gather[key].dataset)
-        yield spec, all_gather[key]
+        if key not in held:
+            held = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
+            log_statistics(held[key].dataset)
+        yield spec, held[key]
 
 
 def points_of(results: Sequence[RunResult]) -> list[Point]:

@@ -1,7 +1,7 @@
 """An encoder in training and its work on some items: a step on the gradient of their features, and their features.
 
 Where torchrun started several processes, each has a copy. What the first one asks of its own happens in all: a step's
-micro-batches are dealt out and their gradients all_reduce, so that all copies make the same step; items to encode are
+micro-batches are dealt out and their gradients summed, so that all copies make the same step; items to encode are
 split. A step takes its micro-batches one after the other in one process too, so that their number changes nothing but
 the order in which gradients are added.
 

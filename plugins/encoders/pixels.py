@@ -1,4 +1,4 @@
-"""Images as the encoders take them: bytes leave the loader's workers, the device normalises them.
+"""Images for the encoders: the loader's workers return bytes, and the device normalizes them.
 
 Shapes: B batch, S side of the picture in pixels.
 """
@@ -13,12 +13,12 @@ ELONGATED = 64  # an image is cut to this many times its short side before it is
 
 
 def squashed(image: Image.Image | None, side: int, *, resample: Image.Resampling = BICUBIC) -> Tensor:
-    """The whole image squeezed into a square, (3, S, S) bytes, whatever its proportions; black where there is none."""
+    """The whole image resized to a square, (3, S, S) bytes, whatever its proportions; black for None."""
     return _bytes(image.resize((side, side), resample) if image else None, side)
 
 
 def cropped(image: Image.Image | None, side: int, *, resample: Image.Resampling = BICUBIC) -> Tensor:
-    """The middle square of the image, its short side resized to S, (3, S, S) bytes; black where there is none.
+    """The middle square of the image, its short side resized to S, (3, S, S) bytes; black for None.
 
     Rounds as torchvision's Resize and CenterCrop do.
     """
@@ -31,7 +31,7 @@ def cropped(image: Image.Image | None, side: int, *, resample: Image.Resampling 
 
 
 def shortened(image: Image.Image) -> Image.Image:
-    """The middle of an image that is too elongated to be resized by its short side; any other as it is."""
+    """The middle of an image that is too elongated to be resized by its short side; any other image unchanged."""
     longest = ELONGATED * min(image.size)
     return image if max(image.size) <= longest else _middle(image, *(min(edge, longest) for edge in image.size))
 
@@ -47,7 +47,7 @@ def _bytes(image: Image.Image | None, side: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Bytes (B, 3, S, S) to floats: (x / 255 - mean) / deviation, by channel. Floats pass as they are."""
 
     scale: Tensor  # (3, 1, 1)

@@ -1,6 +1,6 @@
-"""The files of an encoder that was released as a checkpoint and a vocabulary, whose authors publish no hash of them.
+"""The files of an encoder released as a checkpoint and a vocabulary, without published hashes.
 
-The variant `tiny` has neither: its weights are random, or of a file that the user names, and it hashes words.
+The variant `tiny` needs neither: its weights are random or from the user's file, and it hashes words.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from mmrec_lmm.api import WeightFile, find_weights, given_weights, hash_file
 
 
 class Config(Protocol):
-    """What an encoder's configuration says of its weights."""
+    """The part of an encoder's configuration that chooses its weights."""
 
     @property
     def variant(self) -> str: ...
@@ -22,7 +22,7 @@ class Config(Protocol):
 
 
 def is_random(config: Config) -> bool:
-    """Whether there is no file of weights: a tiny model, unless one is given."""
+    """True for a tiny model without a file of weights."""
     return config.variant == "tiny" and not config.weights
 
 
@@ -36,7 +36,7 @@ class Release:
     packaged: Callable[[], Path | None] = lambda: None
 
     def files(self, config: Config, modality: str) -> list[WeightFile]:
-        """What must be found or fetched: the checkpoint and, for texts, the vocabulary where no package has it."""
+        """The files to find or download: the checkpoint and, for texts, the vocabulary unless a package has it."""
         if config.variant == "tiny":
             return []
         return [self.checkpoint(config)] + ([] if modality == "image" or self.packaged() else [self.vocabulary])
@@ -52,13 +52,13 @@ class Release:
         return f"{checkpoint} vocabulary {words}"
 
     def checkpoint_path(self, config: Config) -> Path:
-        """The checkpoint, downloaded if need be; raises WeightsMissing and DataError as `find_weights` does."""
+        """The checkpoint, downloaded if necessary; raises WeightsMissing and DataError as `find_weights` does."""
         if config.variant == "tiny":
             return given_weights(config.weights, encoder=f"{self.name}:tiny")
         return find_weights(self.checkpoint(config), encoder=self.name, given=config.weights or None)
 
     def vocabulary_path(self, config: Config) -> Path:
-        """The vocabulary: beside the checkpoint, else in a package, else as `find_weights` finds or fetches it."""
+        """The vocabulary: beside the checkpoint, else in a package, else found or downloaded by `find_weights`."""
         folder, packaged = self.checkpoint_path(config).parent, self.packaged()
         if packaged is None or (folder / self.vocabulary.name).is_file():
             return find_weights(self.vocabulary, encoder=self.name, given=folder)

@@ -1,4 +1,4 @@
-"""A tokeniser without a vocabulary, for the tiny variants: each lower-case word is hashed to an id."""
+"""A tokenizer without a vocabulary, for the tiny variants: each lower-case word is hashed to an id."""
 
 import re
 import zlib

@@ -1,4 +1,4 @@
-"""The recommenders that ship with mmrec-lmm: one file each, to be read beside its paper."""
+"""The recommenders that ship with mmrec-lmm: one file each, written to be read with its paper."""
 
 from mmrec_lmm.api import ModelSpec, hookimpl
 
@@ -10,7 +10,7 @@ def mmrec_register_models() -> list[ModelSpec]:
     return [
         _spec(
             "VBPR",
-            "matrix factorisation with projected item features, BPR loss",
+            "matrix factorization with projected item features, BPR loss",
             "He & McAuley, AAAI 2016, arXiv:1510.01784",
         ),
         _spec(
@@ -37,7 +37,7 @@ def mmrec_register_models() -> list[ModelSpec]:
         ),
         _spec(
             "BPR",
-            "matrix factorisation, BPR loss: a control without features",
+            "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",
             uses_features=False,
         ),
@@ -53,7 +53,7 @@ def mmrec_register_models() -> list[ModelSpec]:
 def _spec(
     name: str, summary: str, paper: str, *, uses_features: bool = True, unread: tuple[str, ...] = ()
 ) -> ModelSpec:
-    """The model whose file, class and schema are called by its name."""
+    """The spec of a model whose file, class and configuration class have its name."""
     module = f"{__name__}.{name.lower()}"
     return ModelSpec(
         name=name,

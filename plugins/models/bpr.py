@@ -1,10 +1,10 @@
-"""BPR: matrix factorisation by Bayesian personalised ranking (Rendle et al., UAI 2009, arXiv:1205.2618).
+"""BPR: matrix factorization by Bayesian personalized ranking (Rendle et al., UAI 2009, arXiv:1205.2618).
 
 score(u, i) = <p_u, q_i>
 loss = -mean log(1e-10 + sigmoid(s_up - s_un)) + reg_weight (|P_u|_F + |Q_p|_F + |Q_n|_F) / B
 
-No content at all: with LightGCN, the control that says what an encoder's features are worth.
-Fidelity: MMRec's variant. There is no item bias, and the norms of the batch's matrices are not squared.
+Uses no content: with LightGCN, the baseline that shows what an encoder's features are worth.
+Fidelity: MMRec's variant. It has no item bias, and doesn't square the norms of the batch's matrices.
 Shapes: B batch, U users, I items, D embedding.
 """
 
@@ -20,7 +20,7 @@ from mmrec_lmm.losses import batch_norms, bpr
 
 @dataclass(frozen=True)
 class BPRConfig:
-    """MMRec's keys for BPR; the point is one of MMRec's grid."""
+    """MMRec's keys for BPR; the defaults are a point of MMRec's grid."""
 
     embedding_size: int = 64
     reg_weight: float = 0.1

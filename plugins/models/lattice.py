@@ -1,25 +1,25 @@
 """LATTICE: latent structure mining for multimedia recommendation (Zhang et al., ACM MM 2021, arXiv:2104.09036).
 
 Each modality m gives two graphs of the k nearest items by cosine: one of the raw features, fixed, and one of features
-that learn, X_m trs_m. They are mixed into one item graph, along which item embeddings h^0 = E travel; what arrives is
-added to what a collaborative model z makes of the user-item graph.
+that learn, X_m trs_m. They are mixed into one item graph S, which propagates the item embeddings E. The result h is
+added to the vectors z of a collaborative model of the user-item graph.
 
 w = softmax(modal_weight),  L(W) = D^-1/2 W D^-1/2 with D the row sums of W
 S = lambda sum_m w_m L(kNN(raw_m)) + (1 - lambda) L(sum_m w_m kNN(trs_m(X_m))),  h = S^n_layers E
 score(u, i) = <z_u, z_i + h_i / |h_i|>,  z = mean of layers of (D + 1)^-1 (A + 1), or NGCF's, or the embeddings (mf)
 loss = -mean log sigmoid(s_up - s_un) + reg_weight (|u|^2 + |p|^2 + |n|^2) / 2B over the batch's final rows
 
-Nothing here is items x items. Each row of S keeps its k neighbours per graph, with values that learn: the same numbers
-as the dense matrices of the authors' code, in O(I k D) instead of O(I^3).
+No matrix here is items x items. Each row of S has k neighbors per graph, with weights that learn: the same numbers as
+the dense matrices of the authors' code, in O(I k D) instead of O(I^3).
 
-Fidelity: MMRec's code, which follows the authors'. The item graph learns in the first batch of each epoch only and
-stands still for the rest of it; X_m is a trainable copy of the frozen features. `reg_batch_size` is the B of the loss
-where it isn't the batch's own number of rows: MMRec divides by its train_batch_size in the short last batch too.
-`knn_ties: topk` is MMRec's rule for equal cosines in all graphs, whatever torch's topk picks: items with equal features
-(texts that the mean fills in) then have the same k neighbours, itself among them or not; `own_first`, the default,
-gives each item itself, then lower ids. Ours: an item without features (absent, or a zero row, which makes MMRec's graph
-NaN) is its own only neighbour, and features that train with their encoder are used live, without a copy.
-Shapes: B batch, U users, I items, D embedding, F features, k neighbours, M modalities.
+Fidelity: MMRec's code, which follows the authors'. The item graph learns in the first batch of each epoch only and is
+constant for the rest of it; X_m is a trainable copy of the frozen features. `reg_batch_size` replaces the B of the
+loss: MMRec divides by its train_batch_size in the short last batch too. `knn_ties: topk` is MMRec's rule for equal
+cosines, whatever torch's topk picks: items with equal features (texts filled in with the mean) then have the same k
+neighbors, which may leave out the item itself. `own_first`, the default, takes the item itself, then lower ids.
+Ours: an item without features (absent, or a zero row, which makes MMRec's graph NaN) has only itself as a neighbor, and
+features that train with their encoder are used directly, without a copy.
+Shapes: B batch, U users, I items, D embedding, F features, k neighbors, M modalities.
 """
 
 from collections.abc import Mapping
@@ -46,11 +46,11 @@ from mmrec_lmm.losses import bpr
 
 @dataclass(frozen=True)
 class LATTICEConfig:
-    """MMRec's keys for LATTICE; the point is the authors'."""
+    """MMRec's keys for LATTICE; the defaults are the authors' point."""
 
     embedding_size: int = 64
-    feat_embed_dim: int = 64  # of trs_m, in which learned neighbours are found
-    knn_k: int = 10  # neighbours per graph, the item itself among them
+    feat_embed_dim: int = 64  # of trs_m, in which learned neighbors are found
+    knn_k: int = 10  # neighbors per graph, the item itself among them
     knn_ties: Literal["own_first", "topk"] = "own_first"  # equal cosines: itself, then lower ids; MMRec: torch's topk
     n_layers: int = 1  # of the item graph
     lambda_coeff: float = 0.9  # share of the fixed graphs; the learned one has the rest
@@ -62,22 +62,23 @@ class LATTICEConfig:
 
     def __post_init__(self) -> None:
         if self.knn_k < 1:
-            raise ConfigValueError("knn_k", f"counts the item itself, so it is 1 or more, got {self.knn_k}")
+            raise ConfigValueError("knn_k", f"must be 1 or more, as the item itself counts, got {self.knn_k}")
         if not 0 <= self.lambda_coeff <= 1:
-            raise ConfigValueError("lambda_coeff", f"is a share between 0 and 1, got {self.lambda_coeff}")
+            raise ConfigValueError("lambda_coeff", f"must be a share from 0 to 1, got {self.lambda_coeff}")
         if self.cf_model != "ngcf":
             return
         if len(self.mess_dropout) != len(self.weight_size):
             raise ConfigValueError(
                 "mess_dropout",
-                f"has {len(self.mess_dropout)} rates, and weight_size {len(self.weight_size)} layers",
+                f"must have a rate for each of weight_size's {len(self.weight_size)} layers, "
+                f"got {len(self.mess_dropout)}",
                 "weight_size",
             )
         if set(self.weight_size) - {self.embedding_size}:
             raise ConfigValueError(
                 "cf_model",
-                f"ngcf averages its layers, so each of weight_size {list(self.weight_size)} must be the "
-                f"embedding_size {self.embedding_size}",
+                f"ngcf averages its layers, so each of weight_size must be the embedding_size {self.embedding_size}, "
+                f"got {list(self.weight_size)}",
                 "weight_size",
                 "embedding_size",
             )
@@ -85,9 +86,9 @@ class LATTICEConfig:
 
 @dataclass(frozen=True)
 class FixedGraph:
-    """One modality's graph of raw features: neighbours, weights (I, k), and the items (I,) that have features."""
+    """One modality's graph of raw features: neighbors, weights (I, k), and the items (I,) that have features."""
 
-    neighbours: Neighbors
+    neighbors: Neighbors
     weights: Tensor
     known: Tensor
 
@@ -98,7 +99,7 @@ class LATTICE(DotProduct):
     def __init__(self, data: TrainingData, features: ItemFeatures, config: LATTICEConfig) -> None:
         super().__init__(data, features, config)
         if not len(features):
-            raise ConfigError("LATTICE needs item features, but this run has none; LightGCN is the model without them")
+            raise ConfigError("LATTICE: expected item features, got none; try LightGCN, which needs none")
         self.config: LATTICEConfig = config
         self.modalities = sorted(features)  # image before text, as modal_weight counts them
         self.user_embedding = nn.Embedding(self.n_users, config.embedding_size)
@@ -125,12 +126,12 @@ class LATTICE(DotProduct):
         if self._epoch_graph is None:
             items, weights = self.item_graph()
             self._epoch_graph = _as_matrix(items, weights)
-            arrived = self._travel(items, weights)
+            embeddings = self.propagate_items(items, weights)
         else:
-            arrived = self.item_id_embedding.weight
+            embeddings = self.item_id_embedding.weight
             for _ in range(self.config.n_layers):
-                arrived = propagate(self._epoch_graph, arrived)
-        all_users, all_items = self._vectors(arrived)
+                embeddings = propagate(self._epoch_graph, embeddings)
+        all_users, all_items = self._vectors(embeddings)
         users = nn.functional.embedding(batch.users, all_users)  # (B, D)
         positives = nn.functional.embedding(batch.positives, all_items)
         negatives = nn.functional.embedding(batch.negatives, all_items)
@@ -141,14 +142,14 @@ class LATTICE(DotProduct):
         }
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        return self._vectors(self._travel(*self.item_graph()))
+        return self._vectors(self.propagate_items(*self.item_graph()))
 
     def item_graph(self) -> tuple[Tensor, Tensor]:
-        """S, with gradient: the columns (I, 2Mk) of each row's entries, and their weights; a column may stand twice."""
+        """S, with gradient: the columns (I, 2Mk) of each row's entries, and their weights; a column may occur twice."""
         tables, share = self.features(), self.config.lambda_coeff
         importance = torch.softmax(self.modal_weight, dim=0) if len(tables) > 1 else torch.ones(1)
         fixed: Mapping[str, FixedGraph] = self.features.derived("lattice", self._fixed_graphs, differentiable=False)
-        items = [fixed[modality].neighbours.items for modality in self.modalities]
+        items = [fixed[modality].neighbors.items for modality in self.modalities]
         weights = [share * w * fixed[m].weights for m, w in zip(self.modalities, importance, strict=True)]
 
         learned, values = [], []
@@ -158,9 +159,9 @@ class LATTICE(DotProduct):
             learned.append(self._neighbors(projected, fixed[modality].known))
             values.append(weight * cosines(projected, learned[-1]))  # (I, k)
         degrees = torch.stack([part.sum(1) for part in values]).sum(0)  # (I,) of all modalities together
-        for neighbours, part in zip(learned, values, strict=True):
-            items.append(neighbours.items)
-            weights.append((1 - share) * symmetric_weights(part, degrees, neighbours))
+        for neighbors, part in zip(learned, values, strict=True):
+            items.append(neighbors.items)
+            weights.append((1 - share) * symmetric_weights(part, degrees, neighbors))
         return torch.cat(items, dim=1), torch.cat(weights, dim=1)
 
     def _fixed_graphs(self) -> dict[str, FixedGraph]:
@@ -174,25 +175,25 @@ class LATTICE(DotProduct):
     def _neighbors(self, x: Tensor, known: Tensor) -> Neighbors:
         return nearest_neighbors(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
 
-    def _travel(self, items: Tensor, weights: Tensor) -> Tensor:
-        """S^n_layers E (I, D)."""
-        arrived = self.item_id_embedding.weight
+    def propagate_items(self, items: Tensor, weights: Tensor) -> Tensor:
+        """h = S^n_layers E (I, D)."""
+        embeddings = self.item_id_embedding.weight
         for _ in range(self.config.n_layers):
-            arrived = neighbor_sum(items, weights, arrived)
-        return arrived
+            embeddings = neighbor_sum(items, weights, embeddings)
+        return embeddings
 
-    def _vectors(self, arrived: Tensor) -> tuple[Tensor, Tensor]:
-        """All users' and items' final vectors, (U, D) and (I, D), from what arrives along the item graph (I, D)."""
+    def _vectors(self, propagated: Tensor) -> tuple[Tensor, Tensor]:
+        """All users' and items' final vectors, (U, D) and (I, D), from the propagated item embeddings h (I, D)."""
         nodes = torch.cat([self.user_embedding.weight, self.item_id_embedding.weight])  # (U + I, D)
         if self.config.cf_model == "lightgcn":
             nodes = propagate_mean(self.adjacency, nodes, len(self.config.weight_size))
         elif self.config.cf_model == "ngcf":
             nodes = self._ngcf(nodes)
         users, items = nodes.split([self.n_users, self.n_items])
-        return users, items + nn.functional.normalize(arrived, dim=1)
+        return users, items + nn.functional.normalize(propagated, dim=1)
 
     def _ngcf(self, nodes: Tensor) -> Tensor:
-        """The mean of NGCF's layers (U + I, D), each normalised but the first (Wang et al., SIGIR 2019)."""
+        """The mean of NGCF's layers (U + I, D), each normalized but the first (Wang et al., SIGIR 2019)."""
         total = nodes
         for first, second, rate in zip(self.GC_Linear, self.Bi_Linear, self.config.mess_dropout, strict=True):
             side = propagate(self.adjacency, nodes)

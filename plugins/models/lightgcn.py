@@ -3,7 +3,7 @@
 x^0 = [P ; Q],  x^l = D^-1/2 A D^-1/2 x^(l-1),  z = mean of x^0 ... x^n_layers,  score(u, i) = <z_u, z_i>
 loss = -mean log(1e-10 + sigmoid(s_up - s_un)) + reg_weight (|P_u|_F + |Q_p|_F + |Q_n|_F) / B
 
-No content at all: with BPR, the control that says what an encoder's features are worth.
+Uses no content: with BPR, the baseline that shows what an encoder's features are worth.
 Fidelity: MMRec's variant. It adds 1e-7 to degrees, and the norms of the batch's matrices (of layer 0) are not squared;
 the paper has the squared norm.
 Shapes: B batch, U users, I items, D embedding.
@@ -22,7 +22,7 @@ from mmrec_lmm.losses import batch_norms, bpr
 
 @dataclass(frozen=True)
 class LightGCNConfig:
-    """MMRec's keys for LightGCN; the point is one of MMRec's grid."""
+    """MMRec's keys for LightGCN; the defaults are a point of MMRec's grid."""
 
     embedding_size: int = 64
     n_layers: int = 3

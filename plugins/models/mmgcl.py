@@ -1,22 +1,23 @@
 """MMGCL: multi-modal graph contrastive learning for micro-video recommendation (Yi et al., SIGIR 2022,
 doi:10.1145/3477495.3532027).
 
-user = W_U [P(X_id) ; P(X_image) ; P(X_text)]_u + b_U, an item likewise; score(u, i) = <user, item>   (sources.py)
+user = W_U [P(X_id) ; P(X_image) ; P(X_text)]_u + b_U, an item likewise; score(u, i) = <user, item>  (multimodal_gcn.py)
 loss = BPR + ssl, where ssl contrasts views of the graph at unit length:
 
-released  2 ssl_alpha InfoNCE(users_1 -> items_1), in view 1: a share dropout_rate of the edges dropped, anew for each
-          batch. That is all that LMM4Rec's code adds to its loss: it computes the same term twice (the second has view
-          1 where view 2 is meant), and its term of challenging negatives is never added.
+released  2 ssl_alpha InfoNCE(users_1 -> items_1), in view 1: without a share dropout_rate of the edges, drawn again for
+          each batch. LMM4Rec's code adds nothing else to its loss: it computes the same term twice (the second time
+          with view 1 instead of view 2), and never adds its term of challenging negatives.
 paper     ssl_alpha (InfoNCE(users_1 -> users_2) + InfoNCE(items_1 -> items_2)), where view 2 masks one modality, drawn
           with probabilities mask_p: its table propagates on a graph without a share dropout_rate of users and of items.
           The item term's denominator also holds challenging negatives: items with the negative's features in place
           of some of the positive's, namely in the last modality (view 1) and in all of them (view 2).
 
-Fidelity: `released` is the default, since the published numbers come from that code: golden figures hold it to 1e-5
-with dropout_rate 0. It skips view 2, which changes no value there. `paper` is our reading of the published description,
-with the released code's slip mended that masks the image where it drew the text. Both take any modalities. Scores are
-the plain product: the code's sigmoid keeps the order, but makes ties of large scores. Vectors follow from current
-parameters, not from the last batch's. A user who is in a batch twice is their own negative, as in the code.
+Fidelity: `released` is the default, since the published numbers come from that code; tests compare it with that code's
+values to 1e-5, at dropout_rate 0. It skips view 2, which changes no value there. `paper` is our reading of the
+published description; the released code masks the image where it drew the text, which is corrected here. Both take any
+modalities. Scores are the plain product: the code's sigmoid keeps the order, but makes ties of large scores. Vectors
+are computed from the current parameters, not from the last batch's. A user who is in a batch twice is their own
+negative, as in the code.
 Shapes: B batch, U users, I items, D latent_dim, S sources.
 """
 
@@ -32,7 +33,7 @@ from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, ItemFeatures, Tr
 from mmrec_lmm.graph import BipartiteGraph, SparseMatrix, propagate_mean_to
 from mmrec_lmm.losses import bpr, info_nce
 
-from .sources import Sources, rows
+from .multimodal_gcn import MultimodalGCN, rows
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,7 @@ class MMGCLConfig:
     ssl_alpha: float = 0.4
     ssl_temp: float = 0.2
     dropout_rate: float = 0.3
-    mask_p: tuple[float, ...] = (
-        0.1,
-        0.9,
-    )  # chances of image, text, further modalities by name (else the mean of these)
+    mask_p: tuple[float, ...] = (0.1, 0.9)  # probabilities: image, text, others by name (not given: the mean of these)
 
     def __post_init__(self) -> None:
         if self.ssl_temp <= 0:
@@ -60,43 +58,44 @@ class MMGCLConfig:
             raise ConfigValueError("mask_p", f"must be numbers of at least 0, not all 0, got {list(self.mask_p)}")
 
 
-class MMGCL(Sources):
+class MMGCL(MultimodalGCN):
     """Needs at least one modality; takes any."""
 
-    chances: Tensor  # (M,) of each modality to be masked
+    mask_probabilities: Tensor  # (M,) by modality
 
     def __init__(self, data: TrainingData, features: ItemFeatures, config: MMGCLConfig) -> None:
-        readers = "read_user", "read_item"
-        super().__init__(data, features, config, width=config.latent_dim, layers=config.layer_num, readers=readers)
+        readouts = "read_user", "read_item"
+        super().__init__(data, features, config, width=config.latent_dim, layers=config.layer_num, readouts=readouts)
         self.graph = BipartiteGraph(data)
         self.adjacency = self.graph.adjacency("symmetric")
-        self.register_buffer("chances", _chances(self.modalities, config.mask_p), persistent=False)
-        self.glorot()
+        probabilities = _mask_probabilities(self.modalities, config.mask_p)
+        self.register_buffer("mask_probabilities", probabilities, persistent=False)
+        self.init_weights()
 
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
         sources = self.sources()  # (I, S D)
-        of_users, of_items = self.mixed("users", sources), self.mixed("items", sources)
+        of_users, of_items = self.readout_inputs("users", sources), self.readout_inputs("items", sources)
         users = self.read_out("users", self.adjacency, of_users, batch.users)  # (B, D)
         items = self.read_out("items", self.adjacency, of_items, torch.cat([batch.positives, batch.negatives]))
         positives, negatives = items.split(len(batch))  # (B, D) each
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1), gamma=1e-5)}
         if self.config.variant == "paper":
-            return terms | {"ssl": self.config.ssl_alpha * self._contrasted(batch, sources)}
-        view = self._without_edges()
+            return terms | {"ssl": self.config.ssl_alpha * self._contrastive_loss(batch, sources)}
+        view = self._drop_edges()
         users = normalize(self.read_out("users", view, of_users, batch.users))
         items = normalize(self.read_out("items", view, of_items, batch.positives))
         contrast = info_nce(users, items, temperature=self.config.ssl_temp)
         return terms | {"ssl": 2 * self.config.ssl_alpha * contrast}
 
-    def _without_edges(self) -> SparseMatrix:
+    def _drop_edges(self) -> SparseMatrix:
         """View 1's adjacency."""
         return self.graph.adjacency("symmetric", kept=self.graph.drop_edges(self.config.dropout_rate))
 
-    def _contrasted(self, batch: Batch, sources: Tensor) -> Tensor:
+    def _contrastive_loss(self, batch: Batch, sources: Tensor) -> Tensor:
         """The paper's self-supervision: two views of users, and of items with challenging negatives."""
-        modalities = range(1, 1 + len(self.modalities))  # places among the sources, the id being 0
-        masked = modalities[int(torch.multinomial(self.chances, 1))]
-        first = [self._without_edges()] * (1 + len(modalities))
+        modalities = range(1, 1 + len(self.modalities))  # their places among the sources; the id is source 0
+        masked = modalities[int(torch.multinomial(self.mask_probabilities, 1))]
+        first = [self._drop_edges()] * (1 + len(modalities))
         second = [self.adjacency] * (1 + len(modalities))
         second[masked] = self.graph.adjacency("symmetric", kept=self.graph.drop_nodes(self.config.dropout_rate))
         users, items, negatives = self._view(batch, sources, first, borrowed=modalities[-1:])
@@ -122,17 +121,20 @@ class MMGCL(Sources):
             positives.append(rows(of_items, batch.positives))
             challenging.append(rows(of_items, batch.negatives) if place in borrowed else positives[-1])
         return (
-            normalize(self.reader("users")(torch.cat(users, dim=1))),
-            normalize(self.reader("items")(torch.cat(positives, dim=1))),
-            normalize(self.reader("items")(torch.cat(challenging, dim=1))),
+            normalize(self.readout("users")(torch.cat(users, dim=1))),
+            normalize(self.readout("items")(torch.cat(positives, dim=1))),
+            normalize(self.readout("items")(torch.cat(challenging, dim=1))),
         )
 
 
-def _chances(modalities: Sequence[str], mask_p: Sequence[float]) -> Tensor:
-    """The chance of each modality to be masked, in their order, from the order of `mask_p`."""
+def _mask_probabilities(modalities: Sequence[str], mask_p: Sequence[float]) -> Tensor:
+    """The probability that each modality is masked, in the order of `modalities`; `mask_p` starts with image, text."""
     known = ["image", "text", *(modality for modality in modalities if modality not in ("image", "text"))]
     given = dict(zip(known, mask_p, strict=False))
-    chances = torch.tensor([given.get(modality, sum(mask_p) / len(mask_p)) for modality in modalities])
-    if not chances.any():
-        raise ConfigError(f"mask_p {list(mask_p)} masks none of this run's modalities, {', '.join(modalities)}")
-    return chances
+    probabilities = torch.tensor([given.get(modality, sum(mask_p) / len(mask_p)) for modality in modalities])
+    if not probabilities.any():
+        raise ConfigError(
+            f"mask_p: expected a number above 0 for one of the run's modalities ({', '.join(modalities)}), "
+            f"got {list(mask_p)}"
+        )
+    return probabilities

@@ -5,18 +5,18 @@ One tower per modality m, on x = rows of unit length of [preference_m ; f_m], wh
 z = mean of the towers' x,  score(u, i) = <z_u, z_i>
 loss = -mean log sigmoid(s_up - s_un) + reg_weight (mean of the batch's id^2 + mean preference_image^2)
 
-M averages over neighbours. The users' preferences and `id`, a table of all nodes that every tower shares, stand in for
-features that users don't have, and for collaborative signal.
+M averages over neighbors. The users' preferences replace the features that users don't have; `id`, a table of all
+nodes that every tower shares, carries the collaborative signal.
 
-Fidelity: MMRec's equations, which golden figures hold to 1e-5 with `trainable_id: false`. There, as in the authors'
-code on a GPU, id and preferences are no parameters: they keep their random values, and reg_weight changes only the
-logged loss. The paper learns them, and so does the default here, `trainable_id: true`; no published number comes from
-it. The presets mmrec and lmm keep them frozen. As there, three layers, whatever `n_layers` says in MMRec's files, and
-no preference in the regulariser but the image's. Vectors follow from current parameters, not from the last batch's.
-An item that lacks a modality enters that tower as zeros.
+Fidelity: MMRec's equations, compared by tests to 1e-5 with `trainable_id: false`. There, as in the authors' code on a
+GPU, id and preferences are not parameters: they keep their random values, and reg_weight changes only the logged loss.
+The paper learns them, and so does the default here, `trainable_id: true`; no published number comes from it. The
+presets mmrec and lmm keep them frozen. As there, three layers, whatever `n_layers` says in MMRec's files, and of the
+preferences only the image's are regularized. Vectors are computed from the current parameters, not from the last
+batch's. An item that lacks a modality enters that tower as zeros.
 
-What is constant is computed once: M x of frozen features and of frozen preferences, so that the first layer of the
-text's tower has no sparse product then. The last layer is computed for the rows that the loss reads.
+Constants are computed once: M x of frozen features and of frozen preferences. The first layer of the text's tower then
+needs no sparse product. The last layer is computed for the rows that the loss reads.
 Shapes: B batch, U users, I items, N = U + I, D embedding, F features of a modality, Q width of a tower's input.
 """
 
@@ -31,7 +31,7 @@ from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, Training
 from mmrec_lmm.graph import BipartiteGraph, SparseMatrix, propagate_to
 from mmrec_lmm.losses import bpr
 
-from .sources import rows, short_name
+from .multimodal_gcn import rows, short_name
 
 _LAYERS = 3
 
@@ -54,11 +54,11 @@ class MMGCN(DotProduct):
     def __init__(self, data: TrainingData, features: ItemFeatures, config: MMGCNConfig) -> None:
         super().__init__(data, features, config)
         if not len(features):
-            raise ConfigError("MMGCN needs item features, but this run has none; LightGCN is the model without them")
+            raise ConfigError("MMGCN: expected item features, got none; try LightGCN, which needs none")
         self.adjacency = BipartiteGraph(data).adjacency("random_walk")  # M
         self.modalities = sorted(features)
         table = torch.empty(self.n_users + self.n_items, config.embedding_size)  # (N, D)
-        _hold(self, "id_embedding", nn.init.xavier_normal_(table), trainable=config.trainable_id)
+        _add_table(self, "id_embedding", nn.init.xavier_normal_(table), trainable=config.trainable_id)
         for modality in self.modalities:
             tower = Tower(
                 self.n_users,
@@ -108,7 +108,7 @@ class MMGCN(DotProduct):
 
 
 class Tower(nn.Module):
-    """The convolutions of one modality. Users and items are kept apart: either's neighbours are the other."""
+    """The convolutions of one modality. Users and items are separate tensors: each side's neighbors are the other."""
 
     preference: Tensor  # (U, Q)
 
@@ -117,7 +117,7 @@ class Tower(nn.Module):
         self.trainable = trainable
         self._frozen: tuple[int, tuple[Tensor, Tensor]] | None = None
         inputs = hidden or width  # Q
-        _hold(self, "preference", nn.init.xavier_normal_(torch.empty(n_users, inputs)), trainable=trainable)
+        _add_table(self, "preference", nn.init.xavier_normal_(torch.empty(n_users, inputs)), trainable=trainable)
         self.MLP = nn.Linear(width, inputs) if hidden else None
         for layer in range(1, _LAYERS + 1):
             convolution, own = Convolution(inputs), nn.Linear(inputs, out)
@@ -153,17 +153,17 @@ class Tower(nn.Module):
         return users, items
 
     def _convolve(self, layer: int, near: Tensor, own: Tensor, identity: Tensor) -> Tensor:
-        """lrelu(G [h ; x']) of some rows, from the mean of their neighbours, themselves and their ids."""
+        """lrelu(G [h ; x']) of some rows, from the mean of their neighbors, themselves and their ids."""
         convolution, own_layer, joint = (
             getattr(self, f"{name}{layer}") for name in ("conv_embed_", "linear_layer", "g_layer")
         )
         h = leaky_relu(near @ convolution.weight, inplace=True)  # (., Q)
         x = leaky_relu(own_layer(own), inplace=True) + identity  # (., D)
-        of_h, of_x = joint.weight.split([h.shape[1], x.shape[1]], dim=1)  # G in two blocks: h and x are never joined
+        of_h, of_x = joint.weight.split([h.shape[1], x.shape[1]], dim=1)  # G in two blocks, which saves joining h and x
         return leaky_relu(linear(x, of_x, joint.bias).addmm(h, of_h.T), inplace=True)
 
     def _preferences(self, matrix: SparseMatrix) -> tuple[Tensor, Tensor]:
-        """Users' inputs (U, Q), and their mean over each item's neighbours (I, Q); computed once if they are frozen."""
+        """Users' inputs (U, Q), and their mean over each item's neighbors (I, Q); computed once if they are frozen."""
 
         def compute() -> tuple[Tensor, Tensor]:
             users = normalize(self.preference)
@@ -171,13 +171,13 @@ class Tower(nn.Module):
 
         if self.trainable:
             return compute()
-        version = self.preference._version  # rises when saved weights are loaded into it
+        version = self.preference._version  # torch increases it when saved weights are loaded
         if self._frozen is None or self._frozen[0] != version:
             self._frozen = version, compute()
         return self._frozen[1]
 
     def _contents(self, modality: str, features: ItemFeatures, matrix: SparseMatrix) -> tuple[Tensor, Tensor]:
-        """Items' inputs (I, Q), and their mean over each user's neighbours (U, Q)."""
+        """Items' inputs (I, Q), and their mean over each user's neighbors (U, Q)."""
 
         def compute(project: Callable[[Tensor], Tensor] = lambda table: table) -> tuple[Tensor, Tensor]:
             items = project(features()[modality]) * features.present[modality].unsqueeze(1)
@@ -195,8 +195,8 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(width, width)))
 
 
-def _hold(module: nn.Module, name: str, table: Tensor, *, trainable: bool) -> None:
-    """Give the module a table, as a parameter or as a saved constant."""
+def _add_table(module: nn.Module, name: str, table: Tensor, *, trainable: bool) -> None:
+    """Add a table to the module, as a parameter or as a buffer."""
     if trainable:
         module.register_parameter(name, nn.Parameter(table))
     else:

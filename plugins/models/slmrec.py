@@ -1,20 +1,20 @@
 """SLMRec: self-supervised learning for multimedia recommendation (Tao et al., IEEE Transactions on Multimedia 2022,
 doi:10.1109/TMM.2022.3187556).
 
-user = W_U [P(X_id) ; P(X_image) ; P(X_text)]_u + b_U, an item likewise; score(u, i) = <user, item>   (sources.py)
+user = W_U [P(X_id) ; P(X_image) ; P(X_text)]_u + b_U, an item likewise; score(u, i) = <user, item>  (multimodal_gcn.py)
 loss = InfoNCE(user -> item; temp) + ssl_alpha ssl, both of unit length, where ssl is one of
 
-FAC      aligns the propagated sources of the batch's items along a chain: the id is mapped into the image's space,
-         on into the audio's, on into the text's, and in each space contrasted with that modality
+FAC      aligns the propagated sources of the batch's items in a chain: the id is mapped into the image's space, from
+         there into the audio's, then into the text's, and in each space contrasted with that modality
 FD       contrasts two passes with dropout after every layer, users with users and items with items
 FM       contrasts two passes, each with another source's item table replaced by zeros
 FD+FM    both at once
 
-Fidelity: MMRec's code computes FAC, which golden figures hold to 1e-5; its FD and FM stop with an error, so they are
-written from the authors' code (zltao/SLMRec), for any modalities. FAC's dot products are not normalised and its layers
-for audio exist without audio, as there. Scores are the plain product: the sources' sigmoid keeps the order, but makes
-ties of large scores. Vectors follow from current parameters, not from the last batch's. An item that lacks a modality
-has zeros there after projection; in FAC it still takes part with them.
+Fidelity: tests compare FAC with MMRec's code to 1e-5; FD and FM stop with an error there, so ours follow the authors'
+code (zltao/SLMRec), for any modalities. As there, FAC's dot products are not normalized, and its layers for audio exist
+without audio. Scores are the plain product: the sigmoid of both codes keeps the order, but makes ties of large scores.
+Vectors are computed from the current parameters, not from the last batch's. An item that lacks a modality has zeros
+there after projection, and takes part in FAC with them.
 Shapes: B batch, U users, I items, D recdim, S sources.
 """
 
@@ -30,15 +30,15 @@ from mmrec_lmm.api import Batch, ConfigValueError, ItemFeatures, TrainingData
 from mmrec_lmm.graph import BipartiteGraph, Normalization, propagate
 from mmrec_lmm.losses import info_nce
 
-from .sources import Sources, rows, short_name
+from .multimodal_gcn import MultimodalGCN, rows, short_name
 
-#: S of each adj_type: D^-1/2 A D^-1/2, A, (D + 1)^-1 (A + 1), D^-1 A, D^-1 A + 1
-_NORMALISATIONS: Mapping[str, Normalization] = {
+#: The matrix S of each adj_type: D^-1/2 A D^-1/2, A, (D + 1)^-1 (A + 1), D^-1 A, D^-1 A + 1
+_NORMALIZATIONS: Mapping[str, Normalization] = {
     "pre": "symmetric",
     "plain": "plain",
     "norm": "random_walk_with_self",
     "gcmc": "random_walk",
-    "mean": "random_walk_plus_self",  # the authors' name for what any other word means there
+    "mean": "random_walk_plus_self",  # the authors' code takes any other word for this one
 }
 
 
@@ -54,7 +54,7 @@ class SLMRecConfig:
     temp: float = 0.2  # of the main loss
     dropout_rate: float = 0.3  # FD alone
     adj_type: Literal["pre", "plain", "norm", "gcmc", "mean"] = "pre"
-    mm_fusion_mode: Literal["concat"] = "concat"  # MMRec's "mean" fails there: its read-outs expect S D columns
+    mm_fusion_mode: Literal["concat"] = "concat"  # MMRec's "mean" fails there: its readouts expect S D columns
 
     def __post_init__(self) -> None:
         for name in ("temp", "ssl_temp"):
@@ -64,21 +64,21 @@ class SLMRecConfig:
             raise ConfigValueError("dropout_rate", f"must be at least 0 and below 1, got {self.dropout_rate}")
 
 
-class SLMRec(Sources):
-    """Needs at least one modality; takes any. The batch's negatives go unused: the others' positives serve."""
+class SLMRec(MultimodalGCN):
+    """Needs at least one modality; takes any. The negatives of a user are the other users' positives in the batch."""
 
     def __init__(self, data: TrainingData, features: ItemFeatures, config: SLMRecConfig) -> None:
-        readers = "embedding_user_after_GCN", "embedding_item_after_GCN"
-        super().__init__(data, features, config, width=config.recdim, layers=config.layer_num, readers=readers)
+        readouts = "embedding_user_after_GCN", "embedding_item_after_GCN"
+        super().__init__(data, features, config, width=config.recdim, layers=config.layer_num, readouts=readouts)
         self.task = config.ssl_task
-        self.adjacency = BipartiteGraph(data).adjacency(_NORMALISATIONS[config.adj_type])
+        self.adjacency = BipartiteGraph(data).adjacency(_NORMALIZATIONS[config.adj_type])
         self.chain = self._build_chain(config.recdim) if self.task == "FAC" else []
-        self.glorot()
+        self.init_weights()
 
     def _build_chain(self, width: int) -> list[tuple[str, nn.Linear, nn.Linear]]:
-        """FAC's layers into each space: of a modality, from the space before it and from the modality itself.
+        """FAC's layers into each modality's space: one from the space before it, one from the modality itself.
 
-        They are called by the spaces' letters: g_iv_iva leads from (id, visual) to (id, visual, audio), g_a_iva from
+        Their names are the spaces' letters: g_iv_iva maps from (id, visual) to (id, visual, audio), and g_a_iva from
         audio. The text's space is half as wide; modalities that the authors don't have come before it.
         """
         chain, space = [], "i"
@@ -94,28 +94,28 @@ class SLMRec(Sources):
 
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
         sources = self.sources()  # (I, S D)
-        users = self.read_out("users", self.adjacency, self.mixed("users", sources), batch.users)  # (B, D)
-        if self.task == "FAC":  # needs the sources of items one by one
-            aspects = self.propagated("items", self.adjacency, sources, batch.positives)  # (B, S D)
-            items, ssl = self.reader("items")(aspects), self._aligned(aspects)
+        users = self.read_out("users", self.adjacency, self.readout_inputs("users", sources), batch.users)  # (B, D)
+        if self.task == "FAC":  # needs each source of the items by itself
+            states = self.propagate_sources("items", self.adjacency, sources, batch.positives)  # (B, S D)
+            items, ssl = self.readout("items")(states), self._alignment_loss(states)
         else:
-            items = self.read_out("items", self.adjacency, self.mixed("items", sources), batch.positives)
-            ssl = self._contrasted(batch, sources)
+            items = self.read_out("items", self.adjacency, self.readout_inputs("items", sources), batch.positives)
+            ssl = self._contrastive_loss(batch, sources)
         main = info_nce(normalize(users), normalize(items), temperature=self.config.temp)
         return {"main": main, "ssl": self.config.ssl_alpha * ssl}
 
-    def _aligned(self, aspects: Tensor) -> Tensor:
-        """FAC, of the batch's items with their sources (B, S D)."""
-        state, *own = aspects.split(self.width, dim=1)
+    def _alignment_loss(self, states: Tensor) -> Tensor:
+        """FAC, of the batch's items with their propagated sources (B, S D)."""
+        state, *own = states.split(self.width, dim=1)
         by_modality = dict(zip(self.modalities, own, strict=True))
-        loss = aspects.new_zeros(())
+        loss = states.new_zeros(())
         for modality, step, from_own in self.chain:
             state = step(state)
             if modality in by_modality:
                 loss = loss + info_nce(state, from_own(by_modality[modality]), temperature=self.config.ssl_temp)
         return loss
 
-    def _contrasted(self, batch: Batch, sources: Tensor) -> Tensor:
+    def _contrastive_loss(self, batch: Batch, sources: Tensor) -> Tensor:
         """FD, FM or both: InfoNCE between two views of the batch's users, and of its items."""
         tables: list[Tensor] = [sources, sources]
         if "FM" in self.task:
@@ -127,25 +127,25 @@ class SLMRec(Sources):
         return info_nce(users, users_2, temperature=temperature) + info_nce(items, items_2, temperature=temperature)
 
     def _without(self, sources: Tensor, source: int) -> Tensor:
-        """The item tables with zeros for one source."""
+        """The sources (I, S D), with zeros for one of them."""
         keep = sources.new_ones(sources.shape[1])
         keep[source * self.width : (source + 1) * self.width] = 0
         return sources * keep
 
     def _view(self, batch: Batch, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Users and positives of a batch at unit length (B, D), without dropout."""
-        users = self.read_out("users", self.adjacency, self.mixed("users", sources), batch.users)
-        items = self.read_out("items", self.adjacency, self.mixed("items", sources), batch.positives)
+        users = self.read_out("users", self.adjacency, self.readout_inputs("users", sources), batch.users)
+        items = self.read_out("items", self.adjacency, self.readout_inputs("items", sources), batch.positives)
         return normalize(users), normalize(items)
 
     def _view_with_dropout(self, batch: Batch, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with dropout of every layer's output, before it is averaged and goes into the next layer."""
+        """`_view` with dropout of every layer's output, before it is averaged and enters the next layer."""
         x = torch.cat([self.embedding_user.weight.repeat(1, 1 + len(self.modalities)), sources])  # (N, S D)
         total = x
         for _ in range(self.layers):
             x = dropout(propagate(self.adjacency, x), self.config.dropout_rate)
             total = total + x
         users, items = (total / (1 + self.layers)).split([self.n_users, self.n_items])
-        users = self.reader("users")(rows(users, batch.users))
-        items = self.reader("items")(rows(items, batch.positives))
+        users = self.readout("users")(rows(users, batch.users))
+        items = self.readout("items")(rows(items, batch.positives))
         return normalize(users), normalize(items)

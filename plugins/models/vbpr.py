@@ -1,11 +1,11 @@
-"""VBPR: visual Bayesian personalised ranking (He & McAuley, AAAI 2016, arXiv:1510.01784).
+"""VBPR: visual Bayesian personalized ranking (He & McAuley, AAAI 2016, arXiv:1510.01784).
 
 score(u, i) = <p_u, [q_i ; W f_i + b]>,  f_i = the item's features of all modalities, side by side
 loss = -mean log(1e-10 + sigmoid(s_up - s_un)) + reg_weight (|U_u|_F + |E_p|_F + |E_n|_F) / B
 
-Fidelity: MMRec's variant. The paper's item and visual biases are absent, text stands beside (and before) the image, and
-the norms of the batch's matrices are not squared. In training only the rows of the batch are projected: the same
-values and gradients as projecting the whole catalogue. An item that lacks a modality contributes zeros there.
+Fidelity: MMRec's variant. It has no item and visual biases, adds the text (before the image), and doesn't square the
+norms of the batch's matrices. In training only the rows of the batch are projected, which gives the same values and
+gradients as projecting the whole catalog. An item that lacks a modality contributes zeros there.
 Shapes: B batch, R distinct items of a batch, U users, I items, D embedding, F features of all modalities together.
 """
 
@@ -21,7 +21,7 @@ from mmrec_lmm.losses import batch_norms, bpr
 
 @dataclass(frozen=True)
 class VBPRConfig:
-    """MMRec's keys for VBPR; the point is one of MMRec's grid, and the best tried on Baby's validation."""
+    """MMRec's keys for VBPR; the defaults are a point of MMRec's grid, and the best tried on Baby's validation."""
 
     embedding_size: int = 64  # of q_i and of W f_i each; users have twice as many
     reg_weight: float = 0.1
@@ -33,7 +33,7 @@ class VBPR(DotProduct):
     def __init__(self, data: TrainingData, features: ItemFeatures, config: VBPRConfig) -> None:
         super().__init__(data, features, config)
         if not len(features):
-            raise ConfigError("VBPR needs item features, but this run has none; BPR is the model without them")
+            raise ConfigError("VBPR: expected item features, got none; try BPR, which needs none")
         width = config.embedding_size
         self.modalities = sorted(features, reverse=True)  # text before image, as MMRec concatenates
         self.widths = [features.dims[modality] for modality in self.modalities]

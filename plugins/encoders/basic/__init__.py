@@ -1,11 +1,11 @@
 """The `basic` encoder: item features without any pretrained weights, for the demo and for a first look at a data set.
 
-Image (width 3 S^2 + 64 + 128): the picture scaled to S x S pixels, a histogram of its colours, and histograms of edge
-directions on a 4 x 4 grid (HOG; Dalal & Triggs, CVPR 2005, one scale, without their overlapping blocks): colour and
-layout, colour wherever it is, shape and pattern. Text (width `text_dim`): lower-case words and their character
+Image (width 3 S^2 + 64 + 128): the picture scaled to S x S pixels, a histogram of its colors, and histograms of edge
+directions on a 4 x 4 grid (HOG; Dalal & Triggs, CVPR 2005, one scale, without their overlapping blocks): color and
+layout, color wherever it is, shape and pattern. Text (width `text_dim`): lower-case words and their character
 n-grams, hashed into counts (feature hashing; Weinberger et al., ICML 2009, unsigned) and damped by log(1 + count).
 
-Rows have norm 1 (text), and each of the image's three parts has norm sqrt(1/3), so that a model learns from both alike.
+Text rows have norm 1, and so do image rows: each of their three parts has norm sqrt(1/3).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mmrec_lmm.api import ConfigValueError, EncoderSpec
 
 from ... import configs
 
-PIXELS = 64  # side of the picture that the histograms are taken of
+PIXELS = 64  # side of the image from which the histograms are computed
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class BasicConfig:
     """The sizes of the features."""
 
     image_size: int = 8  # S, pixels
-    text_dim: int = 1024  # hash bins; half as many do for the demo's short texts, films' plots want more
+    text_dim: int = 1024  # hash bins; half as many suffice for the demo's short texts, long texts need more
     ngrams: tuple[int, ...] = (3, 4, 5)  # lengths in characters, with a mark at each end of a word; () for words only
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class BasicConfig:
 
 
 def weights_id(config: BasicConfig, modality: str) -> str:
-    """There are no weights."""
+    """Return "none": the encoder has no weights."""
     return "none"
 
 

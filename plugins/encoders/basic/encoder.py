@@ -1,5 +1,5 @@
-"""The encoder `basic`: what its package's first page says, computed item by item in `prepare`: a row can't depend on
-the batch that it is in.
+"""The encoder `basic`, as `__init__.py` describes it. `prepare` computes the features item by item, so a row doesn't
+depend on its batch.
 
 Shapes: B batch, S image_size, P PIXELS.
 """
@@ -17,7 +17,7 @@ from mmrec_lmm.api import ItemEncoder, RawItem
 
 from . import PIXELS, BasicConfig
 
-LEVELS = 4  # colour histogram: bins per channel
+LEVELS = 4  # color histogram: bins per channel
 CELLS, DIRECTIONS = 4, 8  # edge histogram: cells per side, bins of direction
 HISTOGRAMS = LEVELS**3 + CELLS**2 * DIRECTIONS
 
@@ -49,15 +49,15 @@ def image_features(image: Image.Image, config: BasicConfig) -> np.ndarray:
     small = image.resize((config.image_size, config.image_size), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float64) / 127.5 - 1  # (S, S, 3) in [-1, 1]
     levels = np.asarray(picture) // (256 // LEVELS) @ np.array([LEVELS**2, LEVELS, 1])  # (P, P)
-    colours = np.sqrt(np.bincount(levels.ravel(), minlength=LEVELS**3))
-    grey = np.asarray(picture.convert("L"), np.float64)  # (P, P)
-    parts = (pixels.ravel(), colours, np.sqrt(_edges(grey)))
+    colors = np.sqrt(np.bincount(levels.ravel(), minlength=LEVELS**3))
+    gray = np.asarray(picture.convert("L"), np.float64)  # (P, P)
+    parts = (pixels.ravel(), colors, np.sqrt(_edges(gray)))
     return np.concatenate([_unit(part) for part in parts]) / np.sqrt(len(parts))
 
 
-def _edges(grey: np.ndarray) -> np.ndarray:
+def _edges(gray: np.ndarray) -> np.ndarray:
     """The strength of edges per cell and direction, (CELLS^2 * DIRECTIONS,), of a picture (P, P)."""
-    down, right = np.gradient(grey)
+    down, right = np.gradient(gray)
     direction = np.floor(np.arctan2(down, right) % np.pi / np.pi * DIRECTIONS).astype(int) % DIRECTIONS  # (P, P)
     cell = np.arange(PIXELS) * CELLS // PIXELS  # (P,)
     bins = (cell[:, None] * CELLS + cell) * DIRECTIONS + direction  # (P, P)
@@ -65,7 +65,7 @@ def _edges(grey: np.ndarray) -> np.ndarray:
 
 
 def text_features(text: str, config: BasicConfig) -> np.ndarray:
-    """The features (text_dim,) of a text; CRC-32 hashes alike on every machine, unlike Python's own hash."""
+    """The features (text_dim,) of a text. CRC-32 is the same on every machine, unlike Python's own hash."""
     counts = np.zeros(config.text_dim)
     for word, count in Counter(re.findall(r"\w+", text.lower())).items():
         marked = f"<{word}>"

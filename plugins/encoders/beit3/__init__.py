@@ -36,11 +36,11 @@ class Beit3Config:
 
     variant: Variant = "base"
     checkpoint: Checkpoint = "itc"
-    weights: str = ""  # a checkpoint of the user's, or the folder of the published files
-    pool: Pool = "itc"  # of an image or a text: its retrieval head's unit vector, or the last layer's CLS
-    joint_cls: Cls = "image"  # whose CLS the vector of the modality joint is
+    weights: str = ""  # the user's checkpoint, or the folder of the published files
+    pool: Pool = "itc"  # the vector of an image or a text: its retrieval head's unit vector, or the last layer's CLS
+    joint_cls: Cls = "image"  # the CLS that is the vector of the modality joint
     image_size: int | None = None  # pixels a side, a multiple of 16; null is what the checkpoint was trained with
-    max_tokens: int = 64  # sub-words, <s> and </s> among them; what the released models are used with, 1022 at most
+    max_tokens: int = 64  # sub-words including <s> and </s>; as the released models use, 1022 at most
     drop_path: float = 0.1  # of the last layer, from 0 at the first; in training only
 
     def __post_init__(self) -> None:
@@ -57,8 +57,8 @@ class Beit3Config:
         if self.checkpoint in WITHOUT_HEADS and self.pool == "itc" and not self.weights:
             raise ConfigValueError(
                 "checkpoint",
-                f"{self.checkpoint} has no retrieval heads, which pool itc takes its vectors from; "
-                "choose pool cls, or checkpoint itc, coco_384 or f30k_384",
+                f"must have retrieval heads for pool itc, got {self.checkpoint}, which has none; "
+                "try pool cls, or checkpoint itc, coco_384 or f30k_384",
                 "pool",
                 "weights",
             )

@@ -1,7 +1,7 @@
 """BEiT-3 as an item encoder (Wang et al., CVPR 2023, arXiv:2208.10442): pictures and words to vectors.
 
 image -> squashed to S x S -> patches -> CLS;  text -> <s> sub-words </s> -> the <s> as CLS;  both -> one pass, two CLS
-itc: normalise(W_image CLS), normalise(W_text CLS), in which image and text are comparable by their cosine
+itc: normalize(W_image CLS), normalize(W_text CLS), in which image and text are comparable by their cosine
 
 Fidelity: preprocessing as the authors evaluate. LMM4Rec instead runs random poolers over a joint pass, cut one position
 too late, over texts cut to 64 characters, and adds random item ids; none of this is offered here.
@@ -27,13 +27,13 @@ from mmrec_lmm.api import (
 )
 from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
-from ..pixels import Normalise, squashed
+from ..pixels import Normalize, squashed
 from ..released import is_random
 from ..words import SIZE, HashedWords
 from . import NAME, PATCH, RELEASE, VOCABULARY, Beit3Config
 from .model import OFFSET, PAD, SIZES, Beit3ForRetrieval
 
-logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, whose handlers write the run's log
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
 START, END, UNKNOWN = 0, 2, 3  # ids of <s>, </s>, <unk>, as in XLM-R
 PIECES = 64_000  # of the published vocabulary
@@ -50,23 +50,23 @@ class Beit3Encoder(ItemEncoder):
         self.config = config
         self.dims = dict.fromkeys(modalities, size.width)
         self.padding = {"tokens": PAD}
-        self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = Beit3ForRetrieval(size, config.side, config.drop_path)
         if is_random(config):
-            self.model.initialise(self.model.state_dict())
+            self.model.initialize(self.model.state_dict())
         else:
             self._load(RELEASE.checkpoint_path(config))
         if "text" in modalities or "joint" in modalities:
-            self.tokenise = tokeniser(config)
+            self.tokenize = tokenizer(config)
 
     def _load(self, path: Path) -> None:
-        """Fill the network. Pre-trained checkpoints have the head of masked modelling, and none for retrieval."""
+        """Fill the network. Pre-trained checkpoints have the head of masked modeling, and no retrieval heads."""
         state = read_checkpoint(path)
         lacking = [name for name in HEADS if name not in state]
         if lacking and self.config.pool == "itc":
             raise DataError(
-                f"{path}: no {', '.join(lacking)}: without retrieval heads, pool itc has no vectors to give; "
-                "choose pool cls, or a checkpoint that has them, such as beit3_base_itc_patch16_224.pth"
+                f"{path}: expected retrieval heads for pool itc, got no {', '.join(lacking)}; "
+                "try pool cls, or a checkpoint that has them, such as beit3_base_itc_patch16_224.pth"
             )
         if POSITIONS in state and state[POSITIONS].ndim == 2:
             state[POSITIONS] = interpolate_positions(
@@ -76,7 +76,7 @@ class Beit3Encoder(ItemEncoder):
                 source=f"{path}: {POSITIONS}",
             )
         report = load_state(self.model, state, source=path, drop=["mim_head.*"], optional=HEADS)
-        self.model.initialise(report.missing)
+        self.model.initialize(report.missing)
         logger.info("%s: %s", path, report.summary())
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
@@ -84,42 +84,44 @@ class Beit3Encoder(ItemEncoder):
         if "image" in self.dims or "joint" in self.dims:
             prepared["pixels"] = squashed(item.image, self.config.side)  # (3, S, S)
         if "text" in self.dims or "joint" in self.dims:
-            prepared["tokens"] = torch.tensor(self.tokenise(item.text))  # (T,)
+            prepared["tokens"] = torch.tensor(self.tokenize(item.text))  # (T,)
         return prepared
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model, head = self.model, self.config.pool == "itc"
         vectors = {}  # each (B, D)
         if "image" in self.dims:
-            vectors["image"] = model.image_vectors(self.normalise(batch["pixels"]), head=head)
+            vectors["image"] = model.image_vectors(self.normalize(batch["pixels"]), head=head)
         if "text" in self.dims:
             vectors["text"] = model.text_vectors(batch["tokens"], head=head)
         if "joint" in self.dims:
-            rows = model.beit3(self.normalise(batch["pixels"]), batch["tokens"])  # (B, P + T, D)
+            rows = model.beit3(self.normalize(batch["pixels"]), batch["tokens"])  # (B, P + T, D)
             vectors["joint"] = rows[:, model.beit3.patches if self.config.joint_cls == "text" else 0]
         return {modality: vectors[modality].float() for modality in self.dims}
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """ITC between the retrieval heads' vectors of images and texts, as the authors tune for retrieval."""
-        images = self.model.image_vectors(self.normalise(batch["pixels"]))  # (B, D)
+        images = self.model.image_vectors(self.normalize(batch["pixels"]))  # (B, D)
         texts = self.model.text_vectors(batch["tokens"])  # (B, D)
         scale = contrastive_scale(self.model.logit_scale)  # with CLIP's bound, which BEiT-3's authors leave out
         return {"itc": symmetric_info_nce(images, texts, scale=scale)}
 
 
 class SentencePieces:
-    """text -> [<s>, a sub-word's id, ..., </s>], by a SentencePiece model under XLM-R's numbering: each id is one more
-    than the model's own, but for the unknown's."""
+    """text -> [<s>, a sub-word's id, ..., </s>], by a SentencePiece model with XLM-R's ids: the model's own plus 1,
+    except for the unknown piece."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:
             library = importlib.import_module("sentencepiece")
         except ImportError as error:
-            raise PluginError(f"encoder beit3 needs sentencepiece ({error}): pip install 'mmrec-lmm[beit3]'") from None
+            raise PluginError(
+                f"encoder beit3: expected sentencepiece, got {error}; try pip install 'mmrec-lmm[beit3]'"
+            ) from None
         try:
             self.processor = library.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise DataError(f"{path}: no SentencePiece model, or a damaged one ({error}); get it again") from None
+            raise DataError(f"{path}: expected a SentencePiece model, got {error}; try {VOCABULARY.url}") from None
         self.max_tokens = max_tokens
 
     def __len__(self) -> int:
@@ -131,7 +133,7 @@ class SentencePieces:
         return [START, *ids[: self.max_tokens - 2], END]
 
 
-def tokeniser(config: Beit3Config) -> Callable[[str], list[int]]:
+def tokenizer(config: Beit3Config) -> Callable[[str], list[int]]:
     """Sub-words of the published vocabulary; the tiny variant hashes words, and needs none."""
     if config.variant == "tiny":
         return HashedWords(start=START, end=END, first=UNKNOWN + 1, last=SIZE - 1, max_tokens=config.max_tokens)
@@ -139,6 +141,6 @@ def tokeniser(config: Beit3Config) -> Callable[[str], list[int]]:
     pieces = SentencePieces(path, config.max_tokens)
     if len(pieces) != PIECES:
         raise DataError(
-            f"{path}: {len(pieces)} pieces, but BEiT-3's vocabulary has {PIECES}; get it from {VOCABULARY.url}"
+            f"{path}: expected the {PIECES} pieces of BEiT-3's vocabulary, got {len(pieces)}; try {VOCABULARY.url}"
         )
     return pieces

@@ -3,10 +3,10 @@
 x = [image ; text];  x <- x + Wo LN(attention(Wq y, Wk y, Wv y)),  x <- x + W2 LN(GELU(W1 y)),  y = LN(x) in each
 
 Multiway: every projection, norm and feed-forward network exists twice, A for the image's positions and B for the
-text's; only attention goes over both. An image alone runs through A, a text alone through B; together, all layers fuse.
+text's; only attention is over both. An image alone uses A, a text alone B; together, they are fused in all layers.
 Names of parameters are those of the published checkpoints.
 Fidelity: the sub-LN architecture as released. Padded positions are zeroed once, before the first layer, and never
-attended to. GELU in half precision needs no detour: torch computes it in float32 and rounds the result.
+attended to. GELU in half precision is exact enough: torch computes it in float32 and rounds the result.
 Shapes: B batch, P patches and the CLS before them, T tokens, L = P + T positions, D width, H heads, S side in pixels.
 """
 
@@ -23,13 +23,13 @@ from .. import words
 from . import PATCH
 
 TEXT_POSITIONS = 1024
-OFFSET = 2  # rows of both tables of positions that stay unused
+OFFSET = 2  # unused first rows of both tables of positions
 PAD = 1  # token id
 
 
 @dataclass(frozen=True)
 class Size:
-    """What differs between the variants; feed-forward networks are four times as wide."""
+    """The sizes of a variant; feed-forward networks are four times as wide."""
 
     layers: int
     width: int
@@ -48,7 +48,7 @@ class Multiway(nn.Module):
         self.A, self.B = make(), make()
 
     def forward(self, x: Tensor, split: int) -> Tensor:
-        """A of the first `split` positions of x (B, L, D), B of the others; where one has none, it isn't touched."""
+        """A of the first `split` positions of x (B, L, D), B of the others; a module without positions isn't called."""
         if split == x.shape[1]:
             return self.A(x)
         if split == 0:
@@ -119,7 +119,7 @@ class Layer(nn.Module):
 
 
 class VisionEmbedding(nn.Module):
-    """The CLS and the patches of an image, without positions. `mask_token` is a part of pre-training alone."""
+    """The CLS and the patches of an image, without positions. Only pre-training uses `mask_token`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Positions(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers, and the norm after them. The positions stand here as they do in the checkpoints."""
+    """The layers, and the norm after them. It holds the positions because the checkpoints' names do."""
 
     def __init__(self, size: Size, patches: int, drop_path: float) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Beit3(nn.Module):
         self.encoder = Encoder(size, self.patches, drop_path)
 
     def forward(self, pixels: Tensor | None, tokens: Tensor | None) -> Tensor:
-        """The last layer's rows, normalised (B, L, D), of pixels (B, 3, S, S), of tokens (B, T), or of both.
+        """The last layer's rows, normalized (B, L, D), of pixels (B, 3, S, S), of tokens (B, T), or of both.
 
         Row 0 is the image's CLS, row P (0 without an image) the text's.
         """
@@ -186,8 +186,8 @@ class Beit3(nn.Module):
 
 
 class Beit3ForRetrieval(nn.Module):
-    """The backbone and its retrieval heads, which bring an image and a text into one space. What is built has no useful
-    values yet: `initialise`, which takes a minute at full size, or a checkpoint gives them."""
+    """The backbone and its retrieval heads, which map images and texts into one space. Its parameters are uninitialized
+    until `initialize` (a minute at full size) or a checkpoint sets them."""
 
     def __init__(self, size: Size, side: int, drop_path: float) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class Beit3ForRetrieval(nn.Module):
         return F.normalize(self.language_head(cls).float(), dim=-1) if head else cls
 
     @torch.no_grad()
-    def initialise(self, names: Collection[str]) -> None:
+    def initialize(self, names: Collection[str]) -> None:
         """Draw the values of these parameters as the authors do: normal with deviation 0.02, cut at one deviation;
         norms start as the identity, biases at 0, and the scale of similarities at 1 / 0.07."""
         for name, parameter in self.named_parameters():

@@ -1,7 +1,7 @@
-"""clip: CLIP (Radford et al., ICML 2021, arXiv:2103.00020), whose two towers give an image and its text like vectors.
+"""clip: CLIP (Radford et al., ICML 2021, arXiv:2103.00020): two towers that map an image and its text to near vectors.
 
 By default it is ViT-B/16 with OpenAI's weights; `clip:ARCH/TAG` is any other architecture and weights of open_clip,
-SigLIP among them. This file has what needs no torch: the configuration, and where the weights are.
+including SigLIP. This file has what needs no torch: the configuration, and where the weights are.
 """
 
 import re
@@ -28,7 +28,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Which CLIP, which of its vectors, and what it is shown."""
+    """Which CLIP, which of its vectors, and the preprocessing."""
 
     variant: str = ""  # "" (ViT-B/16 by OpenAI), "tiny", or open_clip's ARCH/TAG
     weights: str = ""  # a checkpoint, or a folder that holds it under its published name; "": find or download
@@ -49,10 +49,10 @@ class ClipConfig:
 
 
 def checkpoint(config: ClipConfig) -> Path | None:
-    """The file of the weights, downloaded if need be; None where they are random (tiny).
+    """The file of the weights, downloaded if necessary; None where they are random (tiny).
 
-    Of a file that the user names no hash is expected, so that weights tuned elsewhere serve too. Raises WeightsMissing,
-    DataError, and ConfigError for an architecture or a tag that open_clip lacks.
+    The user's own file may have any hash, since it may be fine-tuned. Raises WeightsMissing, DataError, and ConfigError
+    for an architecture or a tag that open_clip lacks.
     """
     if config.weights and Path(config.weights).is_file():
         return Path(config.weights)
@@ -60,7 +60,7 @@ def checkpoint(config: ClipConfig) -> Path | None:
         return find_weights(OPENAI, encoder=NAME, given=config.weights)
     if config.variant == "tiny" and not config.weights:
         return None
-    from .model import published_file  # open_clip alone knows its tags, and takes seconds to import
+    from .model import published_file  # imports open_clip, which takes seconds
 
     return published_file(config)
 

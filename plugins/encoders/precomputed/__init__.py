@@ -1,4 +1,4 @@
-"""precomputed: features that somebody has already made, one .npy file per modality, used as they are.
+"""precomputed: existing features, one .npy file per modality, used as they are.
 
 By default those in the data set's own folder, as MMRec publishes them: `image_feat.npy` (FC7 of the BVLC reference
 CaffeNet, 4096 wide) and `text_feat.npy` (Sentence-BERT, 384 wide). A run without `--encoder` reads the same files; the
@@ -28,7 +28,7 @@ class PrecomputedConfig:
 
 
 def weights_id(config: PrecomputedConfig, modality: str) -> str:
-    """There are no weights; a table is named by the content of its file."""
+    """Return "none": there are no weights. A table is named by the content of its file."""
     return "none"
 
 
@@ -38,7 +38,9 @@ def feature_files(config: PrecomputedConfig, dataset: Dataset) -> Mapping[str, P
         return dataset.feature_files
     found = {path.name.removesuffix(SUFFIX): path for path in sorted(Path(config.folder).glob(f"*{SUFFIX}"))}
     if not found:
-        raise DataError(f"{config.folder}: no <modality>{SUFFIX} there, such as image{SUFFIX} (encoder.folder)")
+        raise DataError(
+            f"encoder.folder: {config.folder}: expected <modality>{SUFFIX}, such as image{SUFFIX}, got no such file"
+        )
     return found
 
 

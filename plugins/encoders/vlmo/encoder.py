@@ -3,7 +3,7 @@
 image    squashed to a square, whatever its proportions (bicubic), mean and deviation 1/2      -> pool
 text     lower-cased WordPiece of BERT's vocabulary, cut to 40 pieces with [CLS] and [SEP]     -> pool
 
-Fidelity: preprocessing as the authors evaluate. LMM4Rec's features are `pool: itc_proj`; there the same.
+Fidelity: preprocessing as the authors evaluate, and as LMM4Rec does. LMM4Rec's features are `pool: itc_proj`.
 Shapes: B batch, T tokens, S side in pixels, D width.
 """
 
@@ -26,14 +26,14 @@ from mmrec_lmm.api import (
     read_checkpoint,
 )
 
-from ..pixels import Normalise, squashed
+from ..pixels import Normalize, squashed
 from ..released import is_random
 from ..words import HashedWords
 from . import JOINT_POOLS, NAME, RELEASE, VLMoConfig
 from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
 from .tuning import tuning_losses
 
-logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # beneath the host's, whose handlers write the run's log
+logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
 HEADS = ("pooler.*", "mlm_score.*", "itm_score.*", "itc_*", "logit_*")  # that a checkpoint may lack
 HEAD_OF_POOL = {"itc_proj": "itc_{}_proj.", "vl_proj": "itc_vl_{}_proj.", "joint_pooler": "pooler."}
@@ -44,7 +44,7 @@ NOT_LEARNED = ("text_embeddings.position_ids", "*relative_position_index")  # co
 class VLMoEncoder(ItemEncoder):
     """One vector of width D per modality."""
 
-    continues: Tensor  # (V,) bool: which word-pieces continue a word; there where texts are read
+    continues: Tensor  # (V,) bool: which word-pieces continue a word; exists only if texts are read
 
     def __init__(self, config: VLMoConfig, modalities: tuple[str, ...]) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class VLMoEncoder(ItemEncoder):
         self.padding = {"ids": PAD}
         self.reads_images = not {"image", "joint"}.isdisjoint(modalities)
         self.reads_texts = not {"text", "joint"}.isdisjoint(modalities)
-        self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = VLMo(self.size)
         if not is_random(config):
             self._load(RELEASE.checkpoint_path(config))
         if self.reads_texts:
-            self.tokenise, continues = _tokeniser(config, self.size)
+            self.tokenize, continues = _tokenizer(config, self.size)
             self.register_buffer("continues", continues, persistent=False)
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ class VLMoEncoder(ItemEncoder):
         if self.reads_images:
             tensors["pixels"] = squashed(item.image, self.size.side)  # (3, S, S)
         if self.reads_texts:
-            tensors["ids"] = torch.tensor(self.tokenise(item.text))  # (T,)
+            tensors["ids"] = torch.tensor(self.tokenize(item.text))  # (T,)
         return tensors
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,16 +75,16 @@ class VLMoEncoder(ItemEncoder):
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """itc, itm and 0.25 mlm; the encoder must have been built for images and texts."""
-        return tuning_losses(self.model, self.normalise(batch["pixels"]), batch["ids"], self.continues)
+        return tuning_losses(self.model, self.normalize(batch["pixels"]), batch["ids"], self.continues)
 
     def _vector(self, modality: str, batch: Mapping[str, Tensor]) -> Tensor:
         model, pool = self.model, self.pools[modality]
         if modality == "joint":
-            cls = model.joint(self.normalise(batch["pixels"]), batch["ids"])[:, 0]  # (B, D)
+            cls = model.joint(self.normalize(batch["pixels"]), batch["ids"])[:, 0]  # (B, D)
             return cls if pool == "joint_cls" else model.pooler(cls)
         vl = pool == "vl_proj"
         if modality == "image":
-            (cls,) = model.image(self.normalise(batch["pixels"]), "vl" if vl else "imag")
+            (cls,) = model.image(self.normalize(batch["pixels"]), "vl" if vl else "imag")
         else:
             (cls,) = model.text(batch["ids"], "vl" if vl else "text")
         return cls if pool == "cls" else model.project(cls, f"vl_{modality}" if vl else modality)
@@ -93,7 +93,7 @@ class VLMoEncoder(ItemEncoder):
         """Fill the model from an official checkpoint; DataError says what doesn't fit."""
         state, drop = read_checkpoint(path), [*NOT_LEARNED]
         if self.size.relative:
-            drop.append(TEXT_POSITIONS)  # BERT's class carries them; with relative positions nothing reads them
+            drop.append(TEXT_POSITIONS)  # in the checkpoint, but unused with relative positions
         elif TEXT_POSITIONS in state:
             state[TEXT_POSITIONS] = state[TEXT_POSITIONS][: self.size.max_tokens]
         if IMAGE_POSITIONS in state and state[IMAGE_POSITIONS].ndim == 3:
@@ -106,8 +106,8 @@ class VLMoEncoder(ItemEncoder):
             if any(key.startswith(head) for key in report.missing):
                 unprojected = "joint_cls" if modality == "joint" else "cls"
                 raise DataError(
-                    f"{path}: it lacks the head {head.rstrip('.')}, of which pool {pool} makes the vector of "
-                    f"{modality}; name a checkpoint that has it, or choose pool {unprojected}, which needs no head"
+                    f"{path}: expected the head {head.rstrip('.')} for pool {pool} of {modality}, got no such "
+                    f"parameters; try pool {unprojected}, which needs no head, or another checkpoint"
                 )
 
 
@@ -118,16 +118,18 @@ class WordPieces:
         try:
             from tokenizers import BertWordPieceTokenizer
         except ImportError as error:
-            raise PluginError(f"encoder vlmo needs tokenizers ({error}): pip install 'mmrec-lmm[vlmo]'") from None
-        self.tokeniser = BertWordPieceTokenizer(dict(vocabulary), lowercase=True)
-        self.tokeniser.enable_truncation(max_tokens)
+            raise PluginError(
+                f"encoder vlmo: expected tokenizers, got {error}; try pip install 'mmrec-lmm[vlmo]'"
+            ) from None
+        self.tokenizer = BertWordPieceTokenizer(dict(vocabulary), lowercase=True)
+        self.tokenizer.enable_truncation(max_tokens)
 
     def __call__(self, text: str) -> list[int]:
-        return self.tokeniser.encode(text).ids
+        return self.tokenizer.encode(text).ids
 
 
-def _tokeniser(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int]], Tensor]:
-    """What makes ids of a text, and which of the V ids continue a word (V,)."""
+def _tokenizer(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int]], Tensor]:
+    """The function from a text to ids, and which of the V ids continue a word (V,)."""
     if config.variant == "tiny":
         words = HashedWords(CLS, SEP, first=MASK + 1, last=size.vocabulary - 1, max_tokens=size.max_tokens)
         return words, torch.zeros(size.vocabulary, dtype=torch.bool)
@@ -142,8 +144,8 @@ def read_vocabulary(path: Path, length: int) -> dict[str, int]:
     special = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
     if len(vocabulary) != length or not special.items() <= vocabulary.items():
         raise DataError(
-            f"{path}: {len(vocabulary):,} word-pieces that are not BERT's uncased vocabulary, which has {length:,}, "
-            f"one a line, [CLS] on line {CLS + 1} among them; delete the file to have the right one found or downloaded"
+            f"{path}: expected BERT's uncased vocabulary, which has {length:,} word-pieces, one a line, with [CLS] on "
+            f"line {CLS + 1}, got {len(vocabulary):,} others; try to delete the file, to have it downloaded again"
         )
     return vocabulary
 
@@ -154,7 +156,7 @@ def _pool(pool: str, modality: str) -> str:
         return pool if pool in JOINT_POOLS else "joint_pooler"
     if pool in JOINT_POOLS:
         raise ConfigError(
-            f"encoder vlmo: pool {pool} is a vector of image and text together, which the modality {modality} has not; "
-            f"choose itc_proj, cls or vl_proj, or encode the modality joint"
+            f"encoder vlmo: pool: expected itc_proj, cls or vl_proj for modality {modality}, got {pool}, a vector of "
+            "image and text together; try modality joint"
         )
     return pool

@@ -6,12 +6,12 @@ image    patches behind a CLS, expert imag in all blocks             text    wor
 joint    [text ; image]: below block `first_vl` each position has its modality's expert, from there on all have vl
 vl       one modality alone through its own expert below `first_vl`, and through vl from there on
 
-Fidelity: modules and parameters are named as in the official checkpoints; golden figures of the original hold all
-passes and heads of Base-Plus to 1e-4. Attention is torch's fused one: in float32 equal to the original to rounding;
-under autocast the original computes logits in float32, the fused kernels take half-precision operands and accumulate
-in float32. Base and Large add relative position biases and LayerScale instead of absolute positions. Their parameters'
-shapes follow the published table of 1126 rows, but which row belongs to which pair of positions (`relative_index`) was
-built from the papers of BEiT and VLMo and is not tested against the original.
+Fidelity: modules and parameters are named as in the official checkpoints; tests compare all passes and heads of
+Base-Plus with the original's values to 1e-4. Attention is torch's fused one: in float32 equal to the original up to
+rounding; under autocast the original computes logits in float32, while the fused kernels take half-precision operands
+and accumulate in float32. Base and Large add relative position biases and LayerScale instead of absolute positions.
+Their parameters' shapes follow the published table of 1126 rows, but which row belongs to which pair of positions
+(`relative_index`) was built from the papers of BEiT and VLMo and is not tested against the original.
 Shapes: B batch, T tokens or patches, S side in pixels, P patches per side, D width, H heads, L blocks, V vocabulary.
 """
 
@@ -35,7 +35,7 @@ Experts = Sequence[tuple[str, int]]
 
 @dataclass(frozen=True)
 class Size:
-    """What tells one VLMo from another."""
+    """The sizes of a variant."""
 
     depth: int  # L
     width: int  # D
@@ -44,7 +44,7 @@ class Size:
     side: int = 224  # pixels; trained image size
     patch: int = 16  # pixels
     vocabulary: int = 30522  # V
-    max_tokens: int = 40  # [CLS] and [SEP] among them; also where the joint pass goes over from text to image
+    max_tokens: int = 40  # including [CLS] and [SEP]; in the joint pass the image starts at this position
     relative: bool = False  # relative position biases and LayerScale, instead of absolute positions
     dropout: float = 0.1  # of the text's embeddings
     drop_path: float = 0.1  # of the last block; linear from 0 in the first
@@ -61,7 +61,7 @@ SIZES = {
     "base": Size(depth=12, width=768, heads=12, first_vl=10, relative=True),
     "large": Size(depth=24, width=1024, heads=16, first_vl=21, relative=True),
     "tiny": Size(depth=3, width=64, heads=4, first_vl=2, side=64, vocabulary=4096, deviation=0.125),
-}  # so narrow a model needs larger weights, or its untrained vectors would hardly differ from item to item
+}  # tiny's deviation is larger, as its random vectors would otherwise hardly differ between items
 
 
 class VLMo(nn.Module):
@@ -90,7 +90,7 @@ class VLMo(nn.Module):
         self.itc_vl_image_proj = Head(width, width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
         self.logit_vl_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
-        self.apply(partial(_initialise, deviation=size.deviation))
+        self.apply(partial(_initialize, deviation=size.deviation))
 
     def image(self, pixels: Tensor, *tops: str) -> list[Tensor]:
         """The image's CLS (B, D) for each expert of the last blocks that is named: "imag" or "vl"."""
@@ -150,7 +150,7 @@ class VLMo(nn.Module):
 
 @dataclass(frozen=True)
 class Biases:
-    """What a layer adds to its attention logits: a mask of keys (B, 1, 1, T), relative biases (L, H, T, T), or both."""
+    """Terms that layers add to attention logits: a mask of keys (B, 1, 1, T), relative biases (L, H, T, T), or both."""
 
     mask: Tensor | None
     relative: Tensor | None = None
@@ -246,7 +246,7 @@ class FeedForward(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """BERT's: a word, its absolute position and a type that is always 0, normalised."""
+    """BERT's: a word, its absolute position and a type that is always 0, normalized."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class Head(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """Logits (..., V) of which word-piece stood at a position; its decoder isn't tied to the word embeddings."""
+    """Logits (..., V) of the word-piece at a position; its decoder isn't tied to the word embeddings."""
 
     def __init__(self, width: int, vocabulary: int) -> None:
         super().__init__()
@@ -332,7 +332,7 @@ def _with_cls(index: Tensor, first: int) -> Tensor:
     return whole
 
 
-def _initialise(module: nn.Module, *, deviation: float) -> None:
+def _initialize(module: nn.Module, *, deviation: float) -> None:
     """Normal matrices, zeros for their biases. The authors cut at 100 deviations, so not at all."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
         nn.init.normal_(module.weight, std=deviation)

@@ -5,7 +5,7 @@ itm = cross-entropy of "do they belong together" over n pairs, n with another im
 mlm = cross-entropy of the masked word-pieces, seen with the image
 
 Fidelity: a negative of itm is drawn from the softmax over the scaled itc logits of the same batch. The original
-excludes only the row's own pair; here all pairs of the batch are excluded (catalogues hold equal images and texts under
+excludes only the row's own pair; here all pairs of the batch are excluded (catalogs hold equal images and texts under
 several items), and rows without a negative are left out. The scales stay within [1, 100], a bound that the
 original has commented out. Words are drawn in random order until 15 % of a text's pieces are reached, at least one.
 Where processes share a batch, each computes its share of each mean, and all draw the same words and negatives; the
@@ -25,12 +25,12 @@ from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from .model import CLS, MASK, PAD, SEP, VLMo
 
-MLM_WEIGHT = 0.25  # of mlm in the sum that is minimised
+MLM_WEIGHT = 0.25  # of mlm in the sum that is minimized
 MLM_RATE = 0.15  # of a text's word-pieces
 
 
 def tuning_losses(model: VLMo, pixels: Tensor, ids: Tensor, continues: Tensor) -> dict[str, Tensor]:
-    """The three terms for images (b, 3, S, S) and their texts (b, T), weighted so that their sum is the objective."""
+    """The three terms, already weighted, for images (b, 3, S, S) and their texts (b, T); their sum is the objective."""
     generator = common_generator(ids.device)
     itc, similarities = itc_loss(model, pixels, ids)
     masked, chosen = mask_words(all_gather(ids), continues, generator=generator)
@@ -85,8 +85,8 @@ def _draw(logits: Tensor, *, excluded: Tensor, generator: torch.Generator | None
 
 
 def mlm_loss(model: VLMo, pixels: Tensor, ids: Tensor, *, masked: Tensor, chosen: Tensor) -> Tensor:
-    """The loss of telling the pieces of `ids` (b, T) that are `chosen` (B, T), seen as `masked` (B, T) and with the
-    image; 0 without any."""
+    """The loss of predicting the pieces of `ids` (b, T) that are `chosen` (B, T), from the `masked` text (B, T) and the
+    image; 0 if none is chosen."""
     own = local_slice(len(chosen))
     states = model.joint(pixels, masked[own])[:, : ids.shape[1]][chosen[own]]  # (M, D)
     return cross_entropy(model.mlm_score(states), ids[chosen[own]], reduction="sum") / chosen.sum().clamp(min=1)
