@@ -176,7 +176,7 @@ def test_vectors_before_the_projection_give_those_after_it() -> None:
 
 
 def test_features_are_raw_projections_unless_asked_for_rows_of_length_one() -> None:
-    raw, unit = encode(build()), encode(build(normalize=True))
+    raw, unit = encode(build()), encode(build(normalise=True))
     for modality in SPEC.modalities:
         assert (raw[modality].norm(dim=1) - 1).abs().min() > 0.1
         torch.testing.assert_close(unit[modality], F.normalize(raw[modality], dim=1))
@@ -502,7 +502,7 @@ def test_a_tag_is_encoded_as_open_clip_does_with_that_tags_preprocessing(hub: Pa
 def test_the_loss_is_symmetric_info_nce_of_unit_rows_at_a_bounded_scale() -> None:
     clip_loss = importlib.import_module("open_clip.loss").ClipLoss()
     encoder = build().train()
-    rows = encode(build(normalize=True))
+    rows = encode(build(normalise=True))
     for scale in (2.0, 5.0):
         with torch.no_grad():
             encoder.model.logit_scale.fill_(scale)
@@ -530,7 +530,7 @@ def test_the_sigmoid_loss_is_siglips() -> None:
 def test_an_architecture_with_siglips_bias_is_tuned_by_siglips_loss() -> None:
     encoder = build()
     encoder.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
-    rows = encode(build(normalize=True))
+    rows = encode(build(normalise=True))
     (loss,) = encoder.tuning_losses(batch_of(encoder)).values()
     scale, bias = encoder.model.logit_scale.exp(), encoder.model.logit_bias
     torch.testing.assert_close(loss, encoder_py.sigmoid_loss(rows["image"], rows["text"], scale=scale, bias=bias))

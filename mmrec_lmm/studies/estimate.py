@@ -158,8 +158,8 @@ def measure(
 def probe(
     plan: Plan, call: Call, registry: Registry, *, on_progress: Callable[[Probe], None] | None = None
 ) -> list[Probe]:
-    """Probe one of the runs of each kind that are still to be done. It takes a while: `on_progress` gets each probe. The
-    memory that they need is kept beside the study's records."""
+    """Probe one of the runs of each kind that are still to be done. It takes a while: `on_progress` gets each probe.
+    The memory that they need is kept beside the study's records."""
     records = {key: plan.record(job) for key, job in plan.expected.items()}
     kinds: dict[str, list[Job]] = {}
     widths: dict[str, Mapping[str, int] | str] = {}  # by features; the reason where they can't be told
