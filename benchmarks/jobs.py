@@ -29,8 +29,9 @@ from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.paradigms import EndToEnd
-from mmrec_lmm.training.trainer import Trainer, Validation
+from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import Batch, FeatureTable, RawItem, TrainingData
 
 from .counting import Count, count
@@ -106,7 +107,7 @@ def _train(
     rows = SomeRows(TrainingRows(splits["train"], size.users, batch))
     generator = torch.Generator().manual_seed(0)
     trainer = Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)  # type: ignore[arg-type]
-    trainer._train_epoch(0)  # what is made once for a whole run
+    trainer.train_epoch(0)  # what is made once for a whole run
     start = now() - started
     evaluator = Evaluator(splits["test"], [splits["train"]], size.items)
 
@@ -119,7 +120,7 @@ def _train(
 
     def epoch(batches: int) -> Count:
         rows.limit = batches
-        return count(lambda: trainer._train_epoch(1))
+        return count(lambda: trainer.train_epoch(1))
 
     work: dict[str, dict[str, Any]] = {}
     if not steps_only:
@@ -133,7 +134,7 @@ def _train(
     rows.limit = 1 + steps
     for _ in range(1 if quick or steps_only else ROUNDS):
         began = now()
-        trainer._train_epoch(2)
+        trainer.train_epoch(2)
         times["first"].append(rows.times[0] - began)
         times["step"] += np.diff(rows.times).tolist()
         if not steps_only:

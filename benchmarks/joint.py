@@ -34,8 +34,9 @@ from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.paradigms import EndToEnd
-from mmrec_lmm.training.trainer import Trainer, Validation
+from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
 
 from .encoders import FULL, full, make_catalog
@@ -89,15 +90,15 @@ def epochs(
 
     def joint_epoch() -> None:
         touched.clear()
-        joint._train_epoch(1)
+        joint.train_epoch(1)
 
     def floor() -> None:
-        alone._train_epoch(1)
+        alone.train_epoch(1)
         for rows in touched:
             forward_twice_and_backward(encoder, items, rows)
 
     timing = by_turns(joint_epoch, floor, repeats)
-    recommender = statistics.median(seconds(lambda: alone._train_epoch(1)) for _ in range(repeats))
+    recommender = statistics.median(seconds(lambda: alone.train_epoch(1)) for _ in range(repeats))
     return Epochs(timing, sum(map(len, touched)), recommender, seconds(callback.before_evaluation))
 
 

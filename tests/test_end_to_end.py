@@ -33,10 +33,11 @@ from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.optim import adamw
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, Validation, build_optimizer
+from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
 
 DATA = golden.training_data()

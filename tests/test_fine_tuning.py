@@ -30,16 +30,10 @@ from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training import fine_tuning
-from mmrec_lmm.training.fine_tuning import (
-    compared,
-    count_batches,
-    duplicate_groups,
-    hold_out,
-    make_batches,
-    own_ranks,
-    tune,
-)
+from mmrec_lmm.training.fine_tuning import tune
+from mmrec_lmm.training.pairs import count_batches, duplicate_groups, hold_out, make_batches
 from mmrec_lmm.training.paradigms import FineTuning
+from mmrec_lmm.training.retrieval import compared, own_ranks
 from mmrec_lmm.types import ItemCatalog, Tuned, TuningRecord, TuningSizes
 
 COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")

@@ -17,8 +17,9 @@ from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.training import resume
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, TrainingState, Validation, build_optimizer
+from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, TrainingState, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport
 
 DATA, _ = checkerboard()  # 84 training rows

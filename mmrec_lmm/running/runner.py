@@ -28,8 +28,9 @@ from ..machine import choose_device, cpu_threads, forget_peak_memory, keep_freed
 from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
+from ..training.loop import Validation
 from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from ..training.trainer import FitResult, Trainer, TrainerNumbers, Validation
+from ..training.trainer import FitResult, Trainer, TrainerNumbers
 from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 from . import run_folder
 from .inputs import without_encoder
