@@ -341,6 +341,8 @@ RECORD_VERSION = 1  # rises when a reader must know; 0 is that of records which 
 class RunRecord(Mapping[str, Any]):
     """What a result depends on, and what surrounded its making. Fields with defaults may be absent in earlier records.
 
+    `reports` keeps every key that is no field, so that what a plugin's paradigm or a later version wrote isn't lost.
+
     As a mapping it has the keys and values of `result.json`. That is deprecated and goes with the next version: read
     the fields.
     """

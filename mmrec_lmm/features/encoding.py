@@ -113,9 +113,9 @@ def encode(
                     dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,
                 )  # fmt: skip
                 _make(path, source, model, len(catalog), options)
-        table, about = load_with_header(path)
+        table, header = load_with_header(path)
         tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
-        _report(tables[modality], about["unreadable"], catalog)
+        _report(tables[modality], header.unreadable, catalog)
     return tables
 
 
@@ -312,7 +312,8 @@ def _save_shard(
 ) -> None:
     present = np.array([int(item) not in unreadable for item in shard.items])
     table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem)
-    save_table(shard.path, table, unreadable=unreadable, seconds=seconds)
+    reasons = {str(item): reason for item, reason in unreadable.items()}
+    save_table(shard.path, table, unreadable=reasons, seconds=seconds)
 
 
 def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int, *, encoder: str) -> None:
@@ -320,12 +321,12 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
     parts = [(shard.items, *load_with_header(shard.path)) for shard in shards]
     values, present = np.zeros((n_items, parts[0][1].dim), np.float32), np.zeros(n_items, bool)  # (I, D), (I,)
     unreadable: dict[str, str] = {}
-    for items, part, about in parts:
+    for items, part, header in parts:
         values[items] = part.values * part.present[:, None]
         present[items] = part.present
-        unreadable |= about["unreadable"]
+        unreadable |= header.unreadable
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    seconds = sum(about.get("seconds", 0.0) for _, _, about in parts)  # of older shards nobody knows
+    seconds = sum(header.seconds or 0.0 for _, _, header in parts)  # of older shards nobody knows
     cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
     save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))

@@ -8,8 +8,9 @@ Shapes: I items, D feature width.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from .. import cache
 from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import first_few
+from ..typed_json import OPTIONAL, decode
 from ..types import FeatureTable, ItemCatalog
 from .controls import CONTROLS
 
@@ -94,9 +96,27 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def save_table(path: Path, table: FeatureTable, **about: Any) -> Path:
-    """Write a table atomically as safetensors; `about` is further plain data for the file's header."""
-    header = {"modality": table.modality, "fingerprint": table.fingerprint} | cache.plain(about)
+@dataclass(frozen=True)
+class TableHeader:
+    """What the header of a feature file says of its table."""
+
+    modality: str
+    fingerprint: str
+    encoder: str | None = field(default=None, metadata=OPTIONAL)
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # item -> why its image or text can't be read
+    seconds: float | None = field(default=None, metadata=OPTIONAL)  # that a shard took
+
+
+def save_table(
+    path: Path,
+    table: FeatureTable,
+    *,
+    encoder: str | None = None,
+    unreadable: Mapping[str, str] = MappingProxyType({}),
+    seconds: float | None = None,
+) -> Path:
+    """Write a table atomically as safetensors, with a TableHeader."""
+    header = cache.plain(TableHeader(table.modality, table.fingerprint, encoder, unreadable, seconds))
     arrays = {"values": np.ascontiguousarray(table.values), "present": np.ascontiguousarray(table.present)}
     metadata = {"about": json.dumps(header)}
     return cache.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
@@ -112,13 +132,14 @@ def export_table(path: Path, table: FeatureTable) -> Path:
     return cache.write_atomic(path, write)
 
 
-def load_with_header(path: Path) -> tuple[FeatureTable, dict[str, Any]]:
+def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
     """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])
             arrays = file.get_tensor("values"), file.get_tensor("present")
-        return FeatureTable(about["modality"], *arrays, about["fingerprint"]), about
+        header = decode(TableHeader, about, where=str(path), cure="try deleting it, to have it made again")
+        return FeatureTable(header.modality, *arrays, header.fingerprint), header
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
