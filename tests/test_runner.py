@@ -499,7 +499,7 @@ def test_without_features_a_model_is_one_run_whatever_the_encoder_and_paradigm(
     assert record.present == {"image": 0, "text": 0}
     assert record.seconds.encoder == 0
     spec = run_folder.load_config(found[0].path, registry)
-    again = runner.run(spec, gather(spec, registry), registry, out=out)  # as replay and recommend do
+    again = runner.run(spec, registry, inputs=gather(spec, registry), out=out)  # as replay and recommend do
     assert again.run_id == found[0].run_id
     [text] = specs(model, control="none", encoder="basic", modalities="text")
     assert run_grid([text], registry, out=out).best.run_id != found[0].run_id

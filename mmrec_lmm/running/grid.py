@@ -100,7 +100,9 @@ def run_grid(
             with (
                 leading(choose_device(spec.settings)) if registry.paradigms.get(spec.paradigm).joint else nullcontext()
             ):
-                results.append(run(spec, inputs, registry, out=out, resume=resume, force=force, progress=progress))
+                results.append(
+                    run(spec, registry, inputs=inputs, out=out, resume=resume, force=force, progress=progress)
+                )
         except Interrupted:
             raise
         except (RunError, RuntimeError, MemoryError) as error:  # torch's errors are RuntimeErrors, out of memory too

@@ -86,7 +86,7 @@ def replay(
         return Replay(stored.run_id, ANOTHER, changed)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            again = run(spec, inputs, registry, out=Path(scratch), progress=progress)
+            again = run(spec, registry, inputs=inputs, out=Path(scratch), progress=progress)
         except Interrupted:
             raise Interrupted(f"{stored.run_id}: interrupted; nothing of a replay is kept") from None
         excused = bool(before.machine) or choose_device(spec.settings).type != "cpu"

@@ -14,11 +14,13 @@
 Shapes: U evaluated users, K listed items, I items, D feature width.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -31,6 +33,10 @@ from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
 from ..typed_json import decode
 from ..types import RECORD_VERSION, EpochReport, RunResult, RunSpec
+
+if TYPE_CHECKING:
+    from ..evaluation.ranking import Ranking
+    from ..plugin.contracts import Recommender, TrainerCallback
 
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
@@ -183,6 +189,31 @@ def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
     columns = ["id", *(f"top_{rank}" for rank in range(items.shape[1]))]
     table = pd.DataFrame(np.column_stack([users, items]), columns=columns)
     write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
+
+
+def save_run(
+    folder: Path,
+    spec: RunSpec,
+    result: RunResult,
+    model: Recommender,
+    callback: TrainerCallback | None,
+    history: Sequence[EpochReport],
+    rankings: Mapping[str, Ranking],
+    per_user: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Write all that is kept of a finished run; `result.json` comes last, and makes it finished."""
+    from ..training.resume import save_weights  # not above: listing runs needs no torch
+
+    save_weights(folder / WEIGHTS, model.state_dict())
+    if callback is not None and (trained_beside := callback.weights()):
+        save_weights(folder / ENCODER, trained_beside)
+    if model.features.joint:
+        save_weights(folder / FEATURES, model.features())
+    save_per_user(folder, {split: {"users": rankings[split].users, **values} for split, values in per_user.items()})
+    save_history(folder, history)
+    if spec.settings.save_recommended_topk:
+        save_topk(folder, rankings["test"].users, rankings["test"].items)
+    save_result(folder, result)
 
 
 def document(result: RunResult) -> dict[str, Any]:

@@ -1,18 +1,15 @@
-"""One run, top to bottom: load, encode, assemble, train, rank, record. Read this file first.
+"""One run, top to bottom, in `run`. Read this file first.
 
-    spec = resolve(...)                      config.py: what exactly is to be run
-    inputs = gather(spec, registry)          data set and feature tables; the encoder runs here, or its cache answers
-    result = run(spec, inputs, registry)     train on validation, rank test once, write the run's folder
-
-A grid (grid.py) is the same for every point, with one `gather` for all that share their inputs.
+A grid (grid.py) is the same for every point, with the inputs gathered once for all that share them.
 """
 
 import dataclasses
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,11 +26,11 @@ from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
-from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
 from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 from . import run_folder
-from .inputs import without_encoder
+from .inputs import gather, without_encoder
 from .marks import marks
 from .provenance import code_hashes, run_id, run_record
 
@@ -59,106 +56,89 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     return model
 
 
+class Observers(Protocol):
+    """Who is notified of a run's epochs and result: the registry's plugins, unless a caller says otherwise."""
+
+    def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
+    def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
+
+
 def run(
     spec: RunSpec,
-    inputs: Inputs,
     registry: Registry,
     *,
     out: Path,
+    inputs: Inputs | None = None,
+    observers: Observers | None = None,
     resume: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> RunResult:
-    """Train, rank and record one run under `out`; a finished one is returned as it is unless `force`.
+    """Encode, train, rank and record one run under `out`; a finished one is returned as it is unless `force`.
 
-    `resume` continues from the checkpoint of a run that was killed. Raises RunBusy if another process is at this run,
-    Interrupted at Ctrl-C (the state is saved), TrainingDiverged if the loss is NaN before any evaluation.
+    `inputs` are what `gather` gave for this run, where several share it. `resume` continues from the checkpoint of a
+    run that was killed. Raises RunBusy if another process is at this run, Interrupted at Ctrl-C (the state is saved),
+    TrainingDiverged if the loss is NaN before any evaluation.
     """
+    inputs = inputs or gather(spec, registry, progress=progress)  # the data set, and the encoder's tables of features
+    observers = observers or registry
     spec = without_encoder(spec, inputs)
-    torch.set_num_threads(cpu_threads(spec.settings))
-    keep_freed_memory()
-    device = choose_device(spec.settings)
-    name = run_id(spec, inputs, registry)
-    folder = out / name
+    device = prepare_machine(spec.settings)
+    folder = out / run_id(spec, inputs, registry)
     with run_folder.claimed(folder):
         finished = run_folder.load_result(folder)
         if finished is not None and not force:
-            logger.info("%s is finished: its stored result is returned (--force runs it again)", name)
-            _warn_of_other_code(finished, spec, registry)
-            return dataclasses.replace(finished, parameters=spec.point)  # it may have been a point of another grid
+            return as_stored(finished, spec, registry)
         run_folder.save_config(folder, spec)
-        forget_peak_memory(device)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
+        validation = evaluator_of("valid", inputs.dataset, spec.settings)
         try:
             callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
-            validation = evaluator_of("valid", inputs.dataset, spec.settings)
             fit = train(
-                model, spec, inputs, registry, validation, metrics, folder,
-                callback=callback, resume=resume, progress=progress,
+                model, spec, inputs, validation, metrics, folder,
+                callback=callback, observers=observers, resume=resume, progress=progress,
             )  # fmt: skip
-            trained = time.perf_counter()
-            evaluators = {"valid": validation, "test": evaluator_of("test", inputs.dataset, spec.settings)}
-            rankings = rank(model, evaluators, spec.settings)
+            ranked = rank(model, validation, inputs.dataset, metrics, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
-        per_user = {split: metric_values(found, metrics, spec.settings.topk) for split, found in rankings.items()}
-        in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # before a kill, too
-        seconds = dataclasses.replace(inputs.seconds, train=in_epochs, rank=time.perf_counter() - trained)
-        result = RunResult(
-            run_id=name,
-            path=folder,
-            parameters=spec.point,
-            valid=_means(per_user["valid"]),
-            test=_means(per_user["test"]),
-            best_epoch=fit.best_epoch,
-            epochs=fit.epochs,
-            stopped=fit.stopped,
-            record=run_record(
-                spec,
-                inputs,
-                model,
-                registry,
-                device,
-                seconds=seconds,
-                peak_memory_bytes=peak_memory(device),
-                chance=chance_of(rankings, evaluators, spec.settings),
-                reports=reports_of(spec, inputs, callback),
-            ),
-        )
-        save_weights(folder / run_folder.WEIGHTS, model.state_dict())
-        if callback is not None and (trained_beside := callback.weights()):
-            save_weights(folder / run_folder.ENCODER, trained_beside)
-        if model.features.joint:
-            save_weights(folder / run_folder.FEATURES, model.features())
-        run_folder.save_per_user(folder, {s: {"users": rankings[s].users, **values} for s, values in per_user.items()})
-        run_folder.save_history(folder, fit.history)
-        if spec.settings.save_recommended_topk:
-            run_folder.save_topk(folder, rankings["test"].users, rankings["test"].items)
-        run_folder.save_result(folder, result)
+        result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
+        run_folder.save_run(folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user)
         remove_checkpoint(folder / CHECKPOINT)
-    logger.info("best valid result: \n%s", metric_line(result.valid))
-    logger.info("test result: \n%s", metric_line(result.test))
-    for mark in marks(result):
-        logger.info("%s is marked: %s", name, mark)
-    registry.notify_run(spec, result)
+    announce(spec, result, observers)
     return result
+
+
+def prepare_machine(settings: Settings) -> torch.device:
+    """The device of a run; threads and memory of this process are set for it."""
+    torch.set_num_threads(cpu_threads(settings))
+    keep_freed_memory()
+    device = choose_device(settings)
+    forget_peak_memory(device)
+    return device
+
+
+def as_stored(finished: RunResult, spec: RunSpec, registry: Registry) -> RunResult:
+    """A finished run's result, as of a point of this grid: it may have been one of another."""
+    logger.info("%s is finished: its stored result is returned (--force runs it again)", finished.run_id)
+    _warn_of_other_code(finished, spec, registry)
+    return dataclasses.replace(finished, parameters=spec.point)
 
 
 def train(
     model: Recommender,
     spec: RunSpec,
     inputs: Inputs,
-    registry: Registry,
     validation: Evaluator,
     metrics: Mapping[str, MetricFunction],
     folder: Path,
     *,
-    callback: TrainerCallback | None = None,
+    callback: TrainerCallback | None,
+    observers: Observers,
     resume: bool,
     progress: bool,
 ) -> FitResult:
-    """FitResult the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
+    """Fit the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
     settings, dataset = spec.settings, inputs.dataset
     name, checkpoint = folder.name, folder / CHECKPOINT
     trainer = Trainer(
@@ -190,7 +170,7 @@ def train(
             valid = "" if score is None else f" {settings.valid_metric.lower()} {score:.4f}"
             bar.set_postfix_str(f"loss {sum(report.losses.values()):.4f}{valid}")
             bar.update()
-            registry.notify_epoch(spec, report)
+            observers.notify_epoch(spec, report)
 
         fit = trainer.fit(on_epoch=on_epoch, on_checkpoint=lambda state: save_checkpoint(checkpoint, state))
     logger.info("+++++Finished training, best eval result in epoch %d", fit.best_epoch)
@@ -217,22 +197,78 @@ def watch_test(
     return _means(metric_values(found, metrics, settings.topk))
 
 
-def rank(model: Recommender, evaluators: Mapping[str, Evaluator], settings: Settings) -> dict[str, Ranking]:
-    """Validation once more, and test for the only time that anything is kept of, at the weights that the model has
-    now."""
-    return {
-        split: evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-        for split, evaluator in evaluators.items()
-    }
+@dataclass(frozen=True)
+class Ranked:
+    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and what it took."""
+
+    rankings: Mapping[str, Ranking]
+    per_user: Mapping[str, Mapping[str, np.ndarray]]
+    chance: ChanceBySplit
+    seconds: float
 
 
-def chance_of(
-    rankings: Mapping[str, Ranking], evaluators: Mapping[str, Evaluator], settings: Settings
-) -> ChanceBySplit:
-    """Recall at the cutoff that selects, beside what random rankings give, by split; marks.py judges by it."""
+def rank(
+    model: Recommender,
+    validation: Evaluator,
+    dataset: Dataset,
+    metrics: Mapping[str, MetricFunction],
+    settings: Settings,
+) -> Ranked:
+    """Rank validation once more, and test for the only time that anything is kept of, with the model as it is."""
+    started = time.perf_counter()
     k = int(settings.valid_metric.partition("@")[2])
-    valid, test = (evaluators[split].chance(rankings[split], k) for split in ("valid", "test"))
-    return ChanceBySplit(f"recall@{k}", valid, test)
+    rankings, chances = {}, []
+    for split, evaluator in (("valid", validation), ("test", evaluator_of("test", dataset, settings))):
+        rankings[split] = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
+        chances.append(evaluator.chance(rankings[split], k))
+    seconds = time.perf_counter() - started
+    per_user = {split: metric_values(found, metrics, settings.topk) for split, found in rankings.items()}
+    return Ranked(rankings, per_user, ChanceBySplit(f"recall@{k}", *chances), seconds)
+
+
+def result_of(
+    folder: Path,
+    spec: RunSpec,
+    inputs: Inputs,
+    registry: Registry,
+    model: Recommender,
+    callback: TrainerCallback | None,
+    fit: FitResult,
+    ranked: Ranked,
+) -> RunResult:
+    """The result of a run, with its record."""
+    device = next(model.parameters()).device
+    in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # before a kill, too
+    return RunResult(
+        run_id=folder.name,
+        path=folder,
+        parameters=spec.point,
+        valid=_means(ranked.per_user["valid"]),
+        test=_means(ranked.per_user["test"]),
+        best_epoch=fit.best_epoch,
+        epochs=fit.epochs,
+        stopped=fit.stopped,
+        record=run_record(
+            spec,
+            inputs,
+            model,
+            registry,
+            device,
+            seconds=dataclasses.replace(inputs.seconds, train=in_epochs, rank=ranked.seconds),
+            peak_memory_bytes=peak_memory(device),
+            chance=ranked.chance,
+            reports=reports_of(spec, inputs, callback),
+        ),
+    )
+
+
+def announce(spec: RunSpec, result: RunResult, observers: Observers) -> None:
+    """Log the result with its marks, and notify the observers."""
+    logger.info("best valid result: \n%s", metric_line(result.valid))
+    logger.info("test result: \n%s", metric_line(result.test))
+    for mark in marks(result):
+        logger.info("%s is marked: %s", result.run_id, mark)
+    observers.notify_run(spec, result)
 
 
 def reports_of(spec: RunSpec, inputs: Inputs, callback: TrainerCallback | None) -> dict[str, Any]:

@@ -248,9 +248,11 @@ def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> Cost:
     """A run of a few epochs."""
     spec = plan.expected[key].spec
     few = dataclasses.replace(spec.settings, epochs=EPOCHS, stopping_step=EPOCHS, eval_step=1)
-    watched = _Watched(**{part.name: getattr(registry, part.name) for part in dataclasses.fields(registry)})
+    watched = _Watched()
     inputs = _inputs(spec, registry)
-    result = run(dataclasses.replace(spec, settings=few), inputs, watched, out=folder / "runs")
+    result = run(
+        dataclasses.replace(spec, settings=few), registry, inputs=inputs, observers=watched, out=folder / "runs"
+    )
     last = watched.epochs[-1]  # the first one pays for what is loaded and allocated once
     return Cost(
         seconds_per_epoch=last.train_seconds + last.valid_seconds / spec.settings.eval_step,
@@ -300,11 +302,11 @@ def _encoding_step(encoder: ItemEncoder, modality: str, settings: Settings, devi
     return lambda batch: model.fetched(model(batch))
 
 
-@dataclass(frozen=True)
-class _Watched(Registry):
-    """A registry that keeps the reports of epochs to itself: observers are not to hear of probes."""
+class _Watched:
+    """The observer of a probe, in place of the plugins': they aren't notified of probes."""
 
-    epochs: list[EpochReport] = dataclasses.field(default_factory=list)
+    def __init__(self) -> None:
+        self.epochs: list[EpochReport] = []
 
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
         self.epochs.append(epoch)

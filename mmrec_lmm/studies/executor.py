@@ -337,7 +337,7 @@ class Worker:
             inputs = self._inputs(job, claims)
             if inputs is None:
                 return None
-            result = run(job.spec, inputs, self.registry, out=self.plan.out, resume=True, progress=self.progress)
+            result = run(job.spec, self.registry, inputs=inputs, out=self.plan.out, resume=True, progress=self.progress)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted("interrupted; what is finished is kept, and the same command goes on") from None
         except RunBusy:  # the same run, of another study or by itself
