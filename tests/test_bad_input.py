@@ -16,7 +16,7 @@ import pytest
 from helpers import Answer, call, plugin, start, wait_until
 
 from mmrec_lmm.cache import hash_file
-from mmrec_lmm.running.inputs import make_dataset
+from mmrec_lmm.data.opening import make_dataset
 
 RUN = ("run", "-m", "VBPR", "-d", "toy", "--epochs=2", "--embedding_size=4")
 

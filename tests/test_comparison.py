@@ -11,12 +11,12 @@ import pytest
 from scipy import stats
 
 from mmrec_lmm.cache import write_json
+from mmrec_lmm.data.opening import open_dataset
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.evaluation.statistics import TESTS, bootstrap, holm, percentile_interval
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running import run_folder
 from mmrec_lmm.running.grid import run_grid
-from mmrec_lmm.running.inputs import open_dataset
 from mmrec_lmm.running.slices import Slicer
 from mmrec_lmm.studies.comparison import Entry, compare
 from mmrec_lmm.studies.leaderboard import FAILED, NOT_APPLICABLE, Leaderboard, from_document

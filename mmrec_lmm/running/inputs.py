@@ -2,20 +2,19 @@
 
 import dataclasses
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..cache import fingerprint, hash_file, hash_readable, join_hashes, locked
-from ..config.settings import OF_INPUTS, Settings
+from ..cache import fingerprint, hash_file, hash_readable, join_hashes
+from ..config.settings import OF_INPUTS
 from ..data.items import JOINT, source_of
-from ..data.loading import load_dataset
-from ..errors import ConfigError, NotApplicable, PluginError, WeightsMissing
+from ..data.opening import open_dataset
+from ..errors import ConfigError, NotApplicable, WeightsMissing
 from ..features.controls import NO_FEATURES
 from ..features.encoding import EncodeOptions, encode, encoder_spec, table_path
 from ..features.files import (
@@ -117,18 +116,6 @@ def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False)
     return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress))
 
 
-def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
-    """The data set of that name under `data_path`; one that a plugin can make is made on first use."""
-    folder = Path(settings.data_path) / name
-    spec = registry.datasets.get(name) if name in registry.datasets else None
-    if spec is not None and spec.make is not None and not folder.exists():
-        make_dataset(folder, registry.datasets.load(name, "make"))
-    if spec is not None and spec.load is not None:
-        dataset: Dataset = registry.datasets.load(name, "load")(folder, name, settings)
-        return dataset
-    return load_dataset(folder, name, settings)
-
-
 def files_behind(
     spec: RunSpec, dataset: Dataset, modalities: Sequence[str], registry: Registry
 ) -> dict[str, dict[str, str]]:
@@ -150,27 +137,6 @@ def files_behind(
         where = None if path is None else path.relative_to(folder) if path.is_relative_to(folder) else path
         found[modality] = of_catalog if path is None else {str(where): hash_file(path)}
     return found
-
-
-def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` write a data set that is not there yet; it appears whole or not at all, whatever `make` does.
-
-    `make` gets a path that doesn't exist, with the same last part, in a hidden folder beside: a kill leaves only that.
-    """
-    with locked(folder.with_name(f".{folder.name}")):
-        if folder.exists():  # another process was quicker
-            return
-        logger.info("making the data set %s in %s", folder.name, folder)
-        hidden = folder.with_name(f".{folder.name}.making")
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir()
-        try:
-            make(hidden / folder.name)
-            if not (hidden / folder.name).is_dir():
-                raise PluginError(f"data set {folder.name}: the plugin that brings it made no such folder")
-            (hidden / folder.name).rename(folder)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def prepared_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned | None:

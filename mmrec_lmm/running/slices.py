@@ -19,6 +19,7 @@ import pandas as pd
 from ..cache import is_readable
 from ..config.settings import Settings
 from ..data.items import item_texts
+from ..data.opening import open_dataset
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import MetricFunction
 from ..evaluation.statistics import bootstrap, percentile_interval
@@ -26,7 +27,6 @@ from ..features.files import read_feature_file
 from ..plugin.registry import Registry
 from ..types import Dataset, RunResult
 from . import run_folder
-from .inputs import open_dataset
 
 HEAD = 0.8  # share of the training interactions that the items outside the long tail hold
 

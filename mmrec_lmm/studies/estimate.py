@@ -23,6 +23,7 @@ from torch import Tensor
 from ..cache import fingerprint, read_json, write_json
 from ..config.settings import Settings
 from ..data.items import JOINT, loader, source_of
+from ..data.opening import open_dataset
 from ..errors import MMRecError
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.inference import Inference
@@ -30,7 +31,7 @@ from ..formatting import first_line
 from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
-from ..running.inputs import cached_files, gather, open_dataset
+from ..running.inputs import cached_files, gather
 from ..running.runner import run
 from ..training.fine_tuning import PAIR
 from ..typed_json import decode

@@ -29,13 +29,14 @@ from typing import Any
 from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_json
 from ..config.resolve import as_yaml
 from ..config.settings import NOT_IDENTITY, OF_FEATURES
+from ..data.opening import open_dataset
 from ..errors import MMRecError, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
 from ..logs import start_log
 from ..machine import TORCH_THREADS
 from ..plugin.registry import Registry, load_registry
-from ..running.inputs import gather, given_files, open_dataset, shared_keys
+from ..running.inputs import gather, given_files, shared_keys
 from ..running.provenance import NUMERICS_VERSION
 from ..running.run_folder import load_result
 from ..running.runner import Interrupted, run

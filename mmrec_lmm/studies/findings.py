@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from ..cache import write_json
+from ..data.opening import open_dataset
 from ..plugin.registry import Registry
-from ..running.inputs import open_dataset
 from ..running.slices import Slicer
 from .comparison import Entry, compare
 from .executor import Outcome, Plan

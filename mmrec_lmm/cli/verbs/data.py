@@ -67,8 +67,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from ...data.opening import open_dataset
     from ...features.files import normalized, read_feature_file
-    from ...running.inputs import open_dataset
     from ..text import dataset_text
 
     options.model = options.encoder = None

@@ -1,0 +1,48 @@
+"""Opening a data set by its name: a folder in MMRec's layout, or what a plugin makes or reads."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ..cache import locked
+from ..config.settings import Settings
+from ..errors import PluginError
+from ..plugin.registry import Registry
+from ..types import Dataset
+from .loading import load_dataset
+
+logger = logging.getLogger(__name__)
+
+
+def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
+    """The data set of that name under `data_path`; one that a plugin can make is made on first use."""
+    folder = Path(settings.data_path) / name
+    spec = registry.datasets.get(name) if name in registry.datasets else None
+    if spec is not None and spec.make is not None and not folder.exists():
+        make_dataset(folder, registry.datasets.load(name, "make"))
+    if spec is not None and spec.load is not None:
+        dataset: Dataset = registry.datasets.load(name, "load")(folder, name, settings)
+        return dataset
+    return load_dataset(folder, name, settings)
+
+
+def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `make` write a data set that is not there yet; it appears whole or not at all, whatever `make` does.
+
+    `make` gets a path that doesn't exist, with the same last part, in a hidden folder beside: a kill leaves only that.
+    """
+    with locked(folder.with_name(f".{folder.name}")):
+        if folder.exists():  # another process was quicker
+            return
+        logger.info("making the data set %s in %s", folder.name, folder)
+        hidden = folder.with_name(f".{folder.name}.making")
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        try:
+            make(hidden / folder.name)
+            if not (hidden / folder.name).is_dir():
+                raise PluginError(f"data set {folder.name}: the plugin that brings it made no such folder")
+            (hidden / folder.name).rename(folder)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
