@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..evaluation.ranking import Ranker
 from ..machine import choose_device
 from ..plugin.registry import Registry
@@ -32,13 +32,7 @@ def recommend(
     inputs = gather(spec, registry)
     result = run_folder.load_result(folder)
     assert result is not None
-    features = {name: table.fingerprint for name, table in inputs.tables.items()}
-    for part, then, now in (
-        ("data", result.record.data, inputs.dataset.fingerprint),
-        ("features", result.record.features, features),
-    ):
-        if then != now:
-            raise DataError(f"{folder.name}: the {part} changed since this run; run it again")
+    run_folder.check_unchanged(result, inputs.dataset, inputs.tables)
     unknown = [user for user in users if not 0 <= user < inputs.dataset.n_users]
     if unknown:
         raise ConfigError(f"user {unknown[0]} is unknown; ids run from 0 to {inputs.dataset.n_users - 1}")

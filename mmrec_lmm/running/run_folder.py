@@ -32,7 +32,7 @@ from ..config.settings import Settings
 from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
 from ..typed_json import decode
-from ..types import RECORD_VERSION, EpochReport, RunResult, RunSpec
+from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import Ranking
@@ -132,6 +132,15 @@ def load_result(folder: Path) -> RunResult | None:
             "try a later mmrec-lmm"
         )
     return result
+
+
+def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, FeatureTable] | None = None) -> None:
+    """DataError where the data set, or the features if given, are no longer those of the run."""
+    record = result.record
+    now = None if tables is None else {name: table.fingerprint for name, table in tables.items()}
+    for part, same in (("data", record.data == dataset.fingerprint), ("features", now in (None, record.features))):
+        if not same:
+            raise DataError(f"{result.run_id}: the {part} changed since this run; run it again")
 
 
 def list_results(out: Path) -> list[RunResult]:

@@ -110,8 +110,7 @@ class Slicer:
         Raises DataError where the run was made on other data or kept no lists, ConfigError where a metric is unknown or
         needs longer lists.
         """
-        if run.record.data != self.dataset.fingerprint:
-            raise DataError(f"{run.run_id}: the data changed since this run; run it again")
+        run_folder.check_unchanged(run, self.dataset)
         users, items = _lists(run.path)  # (U,), (U, K)
         functions = {metric: self._function(metric, items.shape[1], run.run_id) for metric in metrics}
         test = self.dataset.test
