@@ -9,9 +9,9 @@ vl       one modality alone through its own expert below `first_vl`, and through
 Fidelity: modules and parameters are named as in the official checkpoints; tests compare all passes and heads of
 Base-Plus with the original's values to 1e-4. Attention is torch's fused one: in float32 equal to the original up to
 rounding; under autocast the original computes logits in float32, while the fused kernels take half-precision operands
-and accumulate in float32. Base and Large add relative position biases and LayerScale instead of absolute positions. Their parameters'
-shapes follow the published table of 1126 rows, but which row belongs to which pair of positions (`relative_index`) was
-built from the papers of BEiT and VLMo and is not tested against the original.
+and accumulate in float32. Base and Large add relative position biases and LayerScale instead of absolute positions.
+Their parameters' shapes follow the published table of 1126 rows, but which row belongs to which pair of positions
+(`relative_index`) was built from the papers of BEiT and VLMo and is not tested against the original.
 Shapes: B batch, T tokens or patches, S side in pixels, P patches per side, D width, H heads, L blocks, V vocabulary.
 """
 
