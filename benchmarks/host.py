@@ -21,7 +21,8 @@ from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.training.trainer import Trainer, Validation
+from mmrec_lmm.training.loop import Validation
+from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import TrainingData
 
 from .counting import Count, count
@@ -83,7 +84,7 @@ def jobs(size: Size, *, seed: int = 0) -> list[Job]:
             "VBPR epoch",
             1.5,
             7,
-            lambda: trainer._train_epoch(0),
+            lambda: trainer.train_epoch(0),
             lambda: weights.epoch(sampling(), SETTINGS.train_batch_size, SETTINGS.learning_rate).tolist(),
         ),
     ]

@@ -22,15 +22,16 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
-from mmrec_lmm.graph import BipartiteGraph, nearest_neighbours
+from mmrec_lmm.graph import BipartiteGraph, nearest_neighbors
 from mmrec_lmm.machine import keep_freed_memory
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
-from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.paradigms import EndToEnd
-from mmrec_lmm.training.trainer import Trainer, Validation
+from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import Batch, FeatureTable, RawItem, TrainingData
 
 from .counting import Count, count
@@ -106,7 +107,7 @@ def _train(
     rows = SomeRows(TrainingRows(splits["train"], size.users, batch))
     generator = torch.Generator().manual_seed(0)
     trainer = Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)  # type: ignore[arg-type]
-    trainer._train_epoch(0)  # what is made once for a whole run
+    trainer.train_epoch(0)  # what is made once for a whole run
     start = now() - started
     evaluator = Evaluator(splits["test"], [splits["train"]], size.items)
 
@@ -119,7 +120,7 @@ def _train(
 
     def epoch(batches: int) -> Count:
         rows.limit = batches
-        return count(lambda: trainer._train_epoch(1))
+        return count(lambda: trainer.train_epoch(1))
 
     work: dict[str, dict[str, Any]] = {}
     if not steps_only:
@@ -133,7 +134,7 @@ def _train(
     rows.limit = 1 + steps
     for _ in range(1 if quick or steps_only else ROUNDS):
         began = now()
-        trainer._train_epoch(2)
+        trainer.train_epoch(2)
         times["first"].append(rows.times[0] - began)
         times["step"] += np.diff(rows.times).tolist()
         if not steps_only:
@@ -153,7 +154,7 @@ def _train(
 def neighbors(*, items: int) -> dict[str, Any]:
     """Time the search for the 10 nearest of `items` vectors."""
     x = torch.randn(items, WIDTH, generator=torch.Generator().manual_seed(0))
-    taken = seconds(lambda: nearest_neighbours(x, 10))
+    taken = seconds(lambda: nearest_neighbors(x, 10))
     return {"seconds": taken, "peak": peak_bytes()}
 
 
@@ -172,7 +173,7 @@ def joint_memory(encoder: str, *, items: int) -> dict[str, Any]:
     tables = {modality: torch.zeros(items, built.dims[modality]) for modality in modalities}
     features, options = ItemFeatures(tables, present, joint=True), EndToEnd()
     callback = JointEncoder(
-        Trainee(built, prepared, present, options), features, options, generator=torch.Generator().manual_seed(0)
+        EncoderWorker(built, prepared, present, options), features, options, generator=torch.Generator().manual_seed(0)
     )
     callback.epoch_started(0)
     batch = Batch(*torch.zeros(3, 1, dtype=torch.int64))

@@ -32,10 +32,11 @@ from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
-from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.paradigms import EndToEnd
-from mmrec_lmm.training.trainer import Trainer, Validation
+from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
 
 from .encoders import FULL, full, make_catalog
@@ -72,32 +73,32 @@ def epochs(
     tables = {modality: torch.zeros(size.items, encoder.dims[modality]) for modality in MODALITIES}
     features = ItemFeatures(tables, present, joint=True)
     callback = JointEncoder(
-        Trainee(encoder, items, present, OPTIONS), features, OPTIONS, generator=torch.Generator().manual_seed(0)
+        EncoderWorker(encoder, items, present, OPTIONS), features, OPTIONS, generator=torch.Generator().manual_seed(0)
     )
     joint = trainer(name, registry, train, size, features, batch=batch, callback=callback)
     touched: list[Tensor] = []
-    step = callback._trainee.step
+    step = callback._worker.step
 
     def noted(rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
         touched.append(rows)
         return step(rows, gradients, rate)
 
-    callback._trainee.step = noted  # type: ignore[method-assign]
+    callback._worker.step = noted  # type: ignore[method-assign]
     callback.epoch_started(0)  # encodes all items; the recommender alone gets a constant copy
     frozen = ItemFeatures({modality: table.detach().clone() for modality, table in features().items()}, present)
     alone = trainer(name, registry, train, size, frozen, batch=batch)
 
     def joint_epoch() -> None:
         touched.clear()
-        joint._train_epoch(1)
+        joint.train_epoch(1)
 
     def floor() -> None:
-        alone._train_epoch(1)
+        alone.train_epoch(1)
         for rows in touched:
             forward_twice_and_backward(encoder, items, rows)
 
     timing = by_turns(joint_epoch, floor, repeats)
-    recommender = statistics.median(seconds(lambda: alone._train_epoch(1)) for _ in range(repeats))
+    recommender = statistics.median(seconds(lambda: alone.train_epoch(1)) for _ in range(repeats))
     return Epochs(timing, sum(map(len, touched)), recommender, seconds(callback.before_evaluation))
 
 

@@ -13,6 +13,6 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:
             summary="synthetic catalog of rendered images and texts whose content decides who likes what",
             make="mmrec_lmm_data_tools.demo:make",
             default_encoder="basic",
-            licence="Apache-2.0",
+            license="Apache-2.0",
         )
     ]

@@ -6,12 +6,14 @@ Names are fetched on first use (PEP 562): a plugin that only registers specs imp
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .formatting import renamed
+
 if TYPE_CHECKING:
     from .cache import hash_file as hash_file
     from .cache import home as home
+    from .distributed import all_gather as all_gather
     from .distributed import common_generator as common_generator
-    from .distributed import gathered as gathered
-    from .distributed import own_rows as own_rows
+    from .distributed import local_slice as local_slice
     from .errors import ConfigError as ConfigError
     from .errors import ConfigValueError as ConfigValueError
     from .errors import DataError as DataError
@@ -68,7 +70,7 @@ _HOME = {
     "formatting": ("first_few", "first_line"),
     "plugin.item_features": ("ItemFeatures",),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
-    "distributed": ("common_generator", "gathered", "own_rows"),
+    "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
@@ -81,7 +83,13 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
+#: Names of the version before, which go with the next one.
+_RENAMED = {"gathered": "all_gather", "own_rows": "local_slice"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return renamed(__name__, name, _RENAMED)
     if name not in _MODULE:
         raise AttributeError(f"mmrec_lmm.api has no {name!r}; it offers {', '.join(__all__)}")
     return getattr(importlib.import_module(f".{_MODULE[name]}", __package__), name)

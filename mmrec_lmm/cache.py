@@ -1,8 +1,8 @@
 """The content-addressed store: every derived file is named by a hash of all that it depends on.
 
-A stale cache is therefore impossible: change the encoder, its weights, the preprocessing or the catalogue, and the
+A stale cache is therefore impossible: change the encoder, its weights, the preprocessing or the catalog, and the
 name changes. Files appear whole or not at all (written beside, then renamed), and two processes that want the same
-artefact make it once.
+artifact make it once.
 """
 
 import errno
@@ -155,7 +155,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class Claims:
-    """Exclusive claims on the numbered pieces of an artefact that several processes make together.
+    """Exclusive claims on the numbered pieces of an artifact that several processes make together.
 
     They are held on the bytes of a `.claims` file beside `path`, and end with their process, however it ends: nobody
     waits for the dead. Loader processes forked meanwhile don't inherit them.

@@ -2,7 +2,8 @@
 
 A batch is split by rows. Each process computes its share of the batch's loss, and shares add up: to the loss that one
 process would compute of the whole batch, as the sums of their gradients do to its gradient. A loss that compares rows
-with all of the batch asks for them by `gathered`, through which the gradient flows back to the process that owns a row.
+with all of the batch asks for them by `all_gather`, through which the gradient flows back to the process that owns a
+row.
 
 Outside of torchrun, and outside of `sharing`, one process holds the whole batch, and everything here is the identity.
 
@@ -31,7 +32,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Self = TypeVar("_Self")
 
-#: Of one process for the others. Long, as they may wait while the first prepares a catalogue or trains a recommender;
+#: Of one process for the others. Long, as they may wait while the first prepares a catalog or trains a recommender;
 #: a process that fails needs none, since its end is noticed.
 _PATIENCE = datetime.timedelta(days=7)
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
@@ -66,7 +67,7 @@ def join(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
-    """Within it, each process holds its own rows of one batch, and all call `gathered` and `summed` in step."""
+    """Within it, each process holds its own rows of one batch, and all call `all_gather` and `all_reduce` in step."""
     token = _sharing.set(processes() > 1)
     try:
         yield
@@ -74,7 +75,7 @@ def sharing() -> Iterator[None]:
         _sharing.reset(token)
 
 
-def own_rows(count: int) -> slice:
+def local_slice(count: int) -> slice:
     """This process' share of a batch of `count` rows: shares differ by a row at most, the first are the larger."""
     if not _sharing.get():
         return slice(0, count)
@@ -83,7 +84,7 @@ def own_rows(count: int) -> slice:
     return slice(first, first + each + (rank() < more))
 
 
-def gathered(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """The whole batch (B, ...) of which this process holds the rows (b, ...), in order, with gradient."""
     if not _sharing.get():
         return rows
@@ -91,7 +92,7 @@ def gathered(rows: Tensor) -> Tensor:
     return found
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum of all processes' `values`, without gradient."""
     if not _sharing.get():
         return values
@@ -103,7 +104,7 @@ def common_generator(device: torch.device) -> torch.Generator:
 
     The state is drawn from the first process' default generator.
     """
-    seeds = gathered(torch.randint(2**62, (1,)))
+    seeds = all_gather(torch.randint(2**62, (1,)))
     return torch.Generator(device).manual_seed(int(seeds[0]))
 
 
@@ -121,7 +122,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
-def told(value: _T) -> _T:
+def broadcast(value: _T) -> _T:
     """What the first process gives for `value`, in all, which wait for it; plain data, as whether a file exists."""
     if processes() == 1:
         return value
@@ -142,7 +143,7 @@ def everywhere(method: Callable[Concatenate[_Self, _P], _T]) -> Callable[Concate
     def call(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         if processes() > 1 and is_first_process():
             _amid_call.set(True)
-            told((method.__name__, _on_cpu(args), _on_cpu(kwargs)))
+            broadcast((method.__name__, _on_cpu(args), _on_cpu(kwargs)))
         result = method(self, *args, **kwargs)
         _amid_call.set(False)
         return result
@@ -164,7 +165,7 @@ def leading(device: torch.device) -> Iterator[None]:
         raise
     finally:
         if processes() > 1 and not _amid_call.get():
-            told(None)
+            broadcast(None)
 
 
 def serve(device: torch.device, build: Callable[[], object]) -> None:
@@ -172,7 +173,7 @@ def serve(device: torch.device, build: Callable[[], object]) -> None:
     the first of them."""
     join(device)
     target = None
-    while (asked := told(None)) is not None:
+    while (asked := broadcast(None)) is not None:
         name, args, kwargs = asked
         target = target or build()
         getattr(target, name)(*args, **kwargs)

@@ -1,7 +1,9 @@
-"""What messages and tables are made of: an error's first line, the first few of many names, columns, CSV."""
+"""Parts of messages and tables: an error's first line, the first few of many names, columns, CSV, renamed names."""
 
 import csv
 import io
+import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -16,6 +18,13 @@ def first_few(names: Collection[Any], most: int = 5) -> str:
     """The first `most` names, separated by commas, and how many more there are."""
     listed = ", ".join(map(str, islice(names, most)))
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+
+
+def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
+    """What a module calls otherwise since this version, with a DeprecationWarning: for its `__getattr__`."""
+    new = names[name]
+    warnings.warn(f"{module}.{name} is now {new}; the old name goes with the next version", DeprecationWarning, 3)
+    return getattr(sys.modules[module], new)
 
 
 def aligned(lines: Iterable[Sequence[str]], *, right: Sequence[bool], at_least: int = 0) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Graphs that models share: the bipartite graph of training interactions, and item graphs of nearest neighbours.
+"""Graphs that models share: the bipartite graph of training interactions, and item graphs of nearest neighbors.
 
 A matrix here is sparse, constant and knows its transpose, so that a propagation keeps nothing for its backward pass:
 the gradient of S x with respect to x is S' g, and S' is at hand (for a symmetric matrix it is S itself). Nothing
@@ -9,7 +9,7 @@ that is items x items or users x items ever stands in memory.
     output = propagate_mean(adjacency, torch.cat([users, items]), layers=3)           (N, D)
     view = graph.adjacency("symmetric", kept=graph.drop_edges(0.3))         the same with 30 % of the edges left out
 
-Shapes: U users, I items, N = U + I nodes (users first), E edges, D embedding, k neighbours.
+Shapes: U users, I items, N = U + I nodes (users first), E edges, D embedding, k neighbors.
 """
 
 import importlib
@@ -25,19 +25,35 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .formatting import first_line
+from .formatting import first_line, renamed
 from .types import Interactions, TrainingData
 
 logger = logging.getLogger(__name__)
+
+#: Names of the version before, which go with the next one.
+_RENAMED = {
+    "Neighbours": "Neighbors",
+    "Normalisation": "Normalization",
+    "nearest_neighbours": "nearest_neighbors",
+    "neighbour_sum": "neighbor_sum",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return renamed(__name__, name, _RENAMED)
+    raise AttributeError(f"module {__name__} has no attribute {name!r}")
+
+
 with warnings.catch_warnings():  # torch says once per process that this layout is in beta: let it be now, and unheard
     warnings.simplefilter("ignore")
     torch.eye(1).to_sparse_csr()
 
-Normalisation = Literal["symmetric", "random_walk", "random_walk_with_self", "random_walk_plus_self", "plain"]
+Normalization = Literal["symmetric", "random_walk", "random_walk_with_self", "random_walk_plus_self", "plain"]
 Side = Literal["users", "items"]
 Ties = Literal["own_first", "topk"]
 
-BLOCK_ROWS = 256  # of similarities at once in the search for neighbours: a block of products that caches can hold
+BLOCK_ROWS = 256  # of similarities at once in the search for neighbors: a block of products that caches can hold
 
 
 class SparseMatrix(nn.Module):
@@ -145,9 +161,9 @@ class BipartiteGraph(nn.Module):
         return scatter(ones, self.users, self.n_users), scatter(ones, self.items, self.n_items)
 
     def adjacency(
-        self, normalisation: Normalisation = "symmetric", *, epsilon: float = 0.0, kept: Tensor | None = None
+        self, normalization: Normalization = "symmetric", *, epsilon: float = 0.0, kept: Tensor | None = None
     ) -> SparseMatrix:
-        """The (N, N) matrix of the edges, or of those `kept` (E,) bool, normalised by their degrees D:
+        """The (N, N) matrix of the edges, or of those `kept` (E,) bool, normalized by their degrees D:
 
         symmetric D^-1/2 A D^-1/2 · random_walk D^-1 A · random_walk_with_self (D + 1)^-1 (A + 1) ·
         random_walk_plus_self D^-1 A + 1 · plain A
@@ -156,25 +172,25 @@ class BipartiteGraph(nn.Module):
         stay as zeros on the sparsity pattern of the whole graph, which is why this is quick enough for every batch.
         """
         of_users, of_items = (degree + epsilon for degree in self.degrees(kept))
-        if normalisation == "random_walk_with_self":
+        if normalization == "random_walk_with_self":
             of_users, of_items = of_users + 1, of_items + 1
         to_users, to_items = of_users[self.users], of_items[self.items]  # (E,) the degrees at an edge's two ends
-        if normalisation == "plain":
+        if normalization == "plain":
             by_user = by_item = torch.ones_like(to_users)
-        elif normalisation == "symmetric":
+        elif normalization == "symmetric":
             by_user = by_item = (to_users * to_items).rsqrt()
         else:
             by_user, by_item = to_users.reciprocal(), to_items.reciprocal()
         if kept is not None:  # a degree of zero made infinities at dropped edges
             by_user, by_item = by_user.where(kept, 0), by_item.where(kept, 0)
         values = torch.cat([by_user, by_item[self.by_item]])  # (2E,)
-        if normalisation in ("symmetric", "plain"):
+        if normalization in ("symmetric", "plain"):
             return self._bipartite((self.crow, self.col, values))
         transposed = torch.cat([by_item, by_user[self.by_item]])  # the pattern is its own transpose
         loops = {
             "random_walk_with_self": torch.cat([of_users, of_items]).reciprocal(),
             "random_walk_plus_self": values.new_ones(self.n_nodes),
-        }.get(normalisation)
+        }.get(normalization)
         if loops is None:
             return self._bipartite((self.crow, self.col, values), (self.crow, self.col, transposed))
         return self._matrix(self._with_loops(values, loops), self._with_loops(transposed, loops))
@@ -379,8 +395,8 @@ def _notice_mps() -> None:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Nearest neighbours of every item: `items` (I, k), their `cosines` (I, k), without gradient. `real` (I, k) bool is
+class Neighbors:
+    """Nearest neighbors of every item: `items` (I, k), their `cosines` (I, k), without gradient. `real` (I, k) bool is
     False where an item has fewer than k; its own id stands there, and a cosine of zero."""
 
     items: Tensor
@@ -389,15 +405,15 @@ class Neighbours:
 
 
 @torch.no_grad()
-def nearest_neighbours(
+def nearest_neighbors(
     x: Tensor, k: int, *, present: Tensor | None = None, ties: Ties = "own_first", block_rows: int = BLOCK_ROWS
-) -> Neighbours:
+) -> Neighbors:
     """The k items of largest cosine in `x` (I, D): exact, O(I^2 D) time, O(I) memory.
 
-    `ties` says who wins among equal cosines. own_first: the item itself, which is thus always among its neighbours,
+    `ties` says who wins among equal cosines. own_first: the item itself, which is thus always among its neighbors,
     then lower ids. topk: whom torch's topk picks from the row of cosines; many equal items then all have the same k
-    neighbours, and most of them aren't among their own. With fewer than k candidates all of them are neighbours. An
-    item that is not `present` (I,) or whose row is zero has only itself, and is nobody else's neighbour.
+    neighbors, and most of them aren't among their own. With fewer than k candidates all of them are neighbors. An
+    item that is not `present` (I,) or whose row is zero has only itself, and is nobody else's neighbor.
     """
     norms = torch.linalg.vector_norm(x, dim=1)
     usable = norms != 0  # NaN counts as usable: it must reach the loss, where it is noticed
@@ -414,7 +430,7 @@ def nearest_neighbours(
         found, similar = _most_similar(unit, min(k, len(ids)), ties, block_rows)  # (C, k') both
         width = found.shape[1]
         items[ids, :width], values[ids, :width], real[ids, :width] = ids[found], similar, True
-    return Neighbours(items, values, real)
+    return Neighbors(items, values, real)
 
 
 def _most_similar(unit: Tensor, k: int, ties: Ties, block_rows: int) -> tuple[Tensor, Tensor]:
@@ -457,28 +473,28 @@ def _lowest_of_ties(products: Tensor, threshold: Tensor, k: int) -> Tensor:
     return chosen.nonzero()[:, 1].view(-1, k)
 
 
-def cosines(x: Tensor, neighbours: Neighbours) -> Tensor:
-    """Each item's cosine with its `neighbours` (I, k), as `neighbours.cosines` but with gradient for `x` (I, D).
+def cosines(x: Tensor, neighbors: Neighbors) -> Tensor:
+    """Each item's cosine with its `neighbors` (I, k), as `neighbors.cosines` but with gradient for `x` (I, D).
 
     An item that has only itself has 1 there, without gradient, even where its row is zero.
     """
     unit = nn.functional.normalize(x, dim=1)
-    values = (unit.unsqueeze(1) * unit[neighbours.items]).sum(dim=2)  # (I, k)
-    alone = neighbours.real.sum(dim=1, keepdim=True) == 1
-    return torch.where(neighbours.real, torch.where(alone, 1.0, values), 0.0)
+    values = (unit.unsqueeze(1) * unit[neighbors.items]).sum(dim=2)  # (I, k)
+    alone = neighbors.real.sum(dim=1, keepdim=True) == 1
+    return torch.where(neighbors.real, torch.where(alone, 1.0, values), 0.0)
 
 
-def symmetric_weights(values: Tensor, degrees: Tensor, neighbours: Neighbours) -> Tensor:
-    """values_ij d_i^-1/2 d_j^-1/2 (I, k) for degrees (I,): a graph normalised as D^-1/2 W D^-1/2, with gradient.
+def symmetric_weights(values: Tensor, degrees: Tensor, neighbors: Neighbors) -> Tensor:
+    """values_ij d_i^-1/2 d_j^-1/2 (I, k) for degrees (I,): a graph normalized as D^-1/2 W D^-1/2, with gradient.
 
     A degree that isn't positive counts as infinite, so that its entries vanish instead of becoming NaN.
     """
     positive = degrees > 0
     scale = degrees.where(positive, 1.0).rsqrt() * positive  # (I,)
-    return values * scale.unsqueeze(1) * scale[neighbours.items]
+    return values * scale.unsqueeze(1) * scale[neighbors.items]
 
 
-def neighbour_sum(items: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+def neighbor_sum(items: Tensor, weights: Tensor, x: Tensor) -> Tensor:
     """sum_k weights_ik x[items_ik] (I, D), with gradient for `weights` (I, k) and `x` (I, D): a sparse product whose
     values learn. For constant weights, SparseMatrix.from_entries and `propagate` are quicker."""
     return nn.functional.embedding_bag(items, x, per_sample_weights=weights, mode="sum")

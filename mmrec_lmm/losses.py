@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .distributed import gathered, own_rows
+from .distributed import all_gather, local_slice
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
 FIRST_LOG_SCALE = math.log(1 / 0.07)  # CLIP's first value of it
@@ -32,7 +32,7 @@ def bpr(positive: Tensor, negative: Tensor, *, gamma: float = 1e-10) -> Tensor:
 def batch_norms(*rows: Tensor) -> Tensor:
     """The sum of the Frobenius norms of the batch's matrices (B, D), divided by B.
 
-    MMRec's regulariser of BPR and VBPR: the norms are *not* squared, so a larger batch is regularised less.
+    MMRec's regularizer of BPR and VBPR: the norms are *not* squared, so a larger batch is regularized less.
     """
     return sum((torch.linalg.vector_norm(matrix) for matrix in rows), start=rows[0].new_zeros(())) / len(rows[-1])
 
@@ -49,7 +49,7 @@ def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tens
     """-mean_i log( exp(a_i.c_i / t) / sum_j exp(a_i.c_j / t) ) for anchors (B, D) and candidates (C, D), C >= B.
 
     van den Oord et al., 2018, arXiv:1807.03748: candidate i is anchor i's positive, every other one a negative.
-    Rows are taken as they are; normalise them first where similarity is to be the cosine. The B x C similarities
+    Rows are taken as they are; normalize them first where similarity is to be the cosine. The B x C similarities
     are never kept: loss and gradient are computed together, block by block.
     """
     return _InfoNCE.apply(anchors, candidates, temperature)
@@ -64,9 +64,9 @@ def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tenso
     """
     with torch.autocast(first.device.type, enabled=False):
         first, second = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (first, second))
-        all_first, all_second = gathered(first), gathered(second)  # (B, D)
+        all_first, all_second = all_gather(first), all_gather(second)  # (B, D)
         count = len(all_first)
-        own = torch.arange(count, device=first.device)[own_rows(count)]  # (b,)
+        own = torch.arange(count, device=first.device)[local_slice(count)]  # (b,)
         ways = scale * first @ all_second.T, scale * second @ all_first.T  # (b, B)
         total = torch.stack([torch.nn.functional.cross_entropy(way, own, reduction="sum") for way in ways]).sum()
     return total / (2 * count)

@@ -24,9 +24,9 @@ _STEPS_PER_CHECK = 50
 
 
 def checkerboard(n_users: int = 12, n_items: int = 16) -> tuple[TrainingData, Interactions]:
-    """Users like the items of their own colour, as on a chessboard: even users even items, odd users odd ones.
+    """Users like the items of their own color, as on a chessboard: even users even items, odd users odd ones.
 
-    Each user's training rows are all but one item of their colour; that one is held out, so it is the one right
+    Each user's training rows are all but one item of their color; that one is held out, so it is the one right
     recommendation. Both numbers are even.
     """
     pairs = np.array([(user, item) for user in range(n_users) for item in range(user % 2, n_items, 2)])
@@ -37,7 +37,7 @@ def checkerboard(n_users: int = 12, n_items: int = 16) -> tuple[TrainingData, In
 
 
 def checkerboard_features(n_items: int = 16, *, modalities: tuple[str, ...] = MODALITIES) -> dict[str, FeatureTable]:
-    """Features that tell an item's colour, with a little noise; the last item lacks every modality."""
+    """Features that tell an item's color, with a little noise; the last item lacks every modality."""
     rng = np.random.default_rng(0)
     present = np.arange(n_items) < n_items - 1
     tables = {}
@@ -55,7 +55,7 @@ def batch_of(data: TrainingData, size: int = 16, *, seed: int = 0) -> Batch:
 
 
 class TinyEncoder(ItemEncoder):
-    """Two linear layers on the mean colour of the image and the length of the text: real, trainable, instant."""
+    """Two linear layers on the mean color of the image and the length of the text: real, trainable, instant."""
 
     def __init__(self, config: Any = None, modalities: tuple[str, ...] = MODALITIES) -> None:
         super().__init__()

@@ -104,7 +104,7 @@ class ItemCatalog:
 
     `fields` maps a text column (title, brand, categories, description, ...) to I strings, empty where unknown;
     `images` holds a path or None per item; `raw_ids` the data set's own ids, for messages and exports.
-    `fingerprint` is a hash of the catalogue's text and of each image file's content.
+    `fingerprint` is a hash of the catalog's text and of each image file's content.
     """
 
     fields: Mapping[str, tuple[str, ...]]
@@ -126,7 +126,7 @@ class ItemCatalog:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as it lies on disk: three splits, perhaps a catalogue, perhaps ready feature files per modality."""
+    """A data set as it lies on disk: three splits, perhaps a catalog, perhaps ready feature files per modality."""
 
     name: str
     n_users: int
@@ -245,7 +245,7 @@ class TuningRecord:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An encoder that was tuned on a catalogue: the file of its weights (safetensors), the name of all that these
+    """An encoder that was tuned on a catalog: the file of its weights (safetensors), the name of all that these
     depend on, and the record of the tuning."""
 
     path: Path

@@ -70,17 +70,17 @@ def registry() -> Registry:
 
 @pytest.fixture
 def data_path(tmp_path: Path) -> Path:
-    """A folder of data sets that holds `toy`: a checkerboard with a catalogue, images and feature files."""
+    """A folder of data sets that holds `toy`: a checkerboard with a catalog, images and feature files."""
     folder = tmp_path / "data"
     write_toy(folder / "toy")
     return folder
 
 
 def write_toy(folder: Path) -> None:
-    """12 users like the items of their own colour among 16: even users even items, odd users odd ones.
+    """12 users like the items of their own color among 16: even users even items, odd users odd ones.
 
     Of each user's 8, one is in valid and one in test. Item 14 has no text and item 15 no image; the feature files
-    tell an item's colour, and the last item has none of them.
+    tell an item's color, and the last item has none of them.
     """
     from mmrec_lmm.testing import checkerboard_features
 
@@ -92,16 +92,16 @@ def write_toy(folder: Path) -> None:
     pairs["x_label"] = np.select([nth % 8 == 0, nth % 8 == 1], [1, 2], 0)
     pairs.to_csv(folder / "toy.inter", sep="\t", index=False)
 
-    colours = ["red", "blue"] * (N_ITEMS // 2)
+    colors = ["red", "blue"] * (N_ITEMS // 2)
     items = pd.DataFrame({"itemID": range(N_ITEMS), "raw_id": [f"T{item:02d}" for item in range(N_ITEMS)]})
-    items["title"] = [f"{colour} thing {item}" for item, colour in enumerate(colours)]
+    items["title"] = [f"{color} thing {item}" for item, color in enumerate(colors)]
     items["brand"] = "Toys"
     items["image"] = [f"{item}.png" for item in range(N_ITEMS)]
     items.loc[14, ["title", "brand"]] = ""
     items.loc[15, "image"] = ""
     items.to_csv(folder / "items.tsv", sep="\t", index=False)
-    for item, colour in enumerate(colours[:-1]):
-        Image.new("RGB", (8 + item, 8), colour).save(folder / "images" / f"{item}.png")
+    for item, color in enumerate(colors[:-1]):
+        Image.new("RGB", (8 + item, 8), color).save(folder / "images" / f"{item}.png")
 
     tables = checkerboard_features(N_ITEMS)
     np.save(folder / "image_feat.npy", tables["image"].values.astype(np.float64))

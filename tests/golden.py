@@ -58,7 +58,7 @@ def training_data() -> TrainingData:
 
 
 def uneven_data() -> TrainingData:
-    """A part of them in which degrees differ, so that one normalisation isn't the other: users have 1 to 4."""
+    """A part of them in which degrees differ, so that one normalization isn't the other: users have 1 to 4."""
     train = training_data().train
     kept = np.tile(np.arange(4), N_USERS) <= train.users % 4
     return TrainingData(N_USERS, N_ITEMS, Interactions(train.users[kept], train.items[kept]))

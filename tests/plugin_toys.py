@@ -9,20 +9,20 @@ from mmrec_lmm.api import Batch, DotProduct, ItemFeatures, ModelSpec, Recommende
 
 
 @dataclass(frozen=True)
-class FavouriteConfig:
-    favourite: int = 0  # an item
+class FavoriteConfig:
+    favorite: int = 0  # an item
 
 
-class Favourite(Recommender):
+class Favorite(Recommender):
     """Recommends one item first to everybody, then the others from the last to the first. There is nothing to learn."""
 
     scores: Tensor  # (I,)
 
-    def __init__(self, data: TrainingData, features: ItemFeatures, config: FavouriteConfig) -> None:
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: FavoriteConfig) -> None:
         super().__init__(data, features, config)
         self.idle = nn.Parameter(torch.ones(()))
         scores = torch.arange(data.n_items).float()
-        scores[config.favourite] = data.n_items
+        scores[config.favorite] = data.n_items
         self.register_buffer("scores", scores)
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -37,11 +37,11 @@ class FragileConfig:
     breaks_at: int = 0  # the epoch whose loss is NaN; -1 for never
 
 
-class Fragile(Favourite):
+class Fragile(Favorite):
     """A loss that becomes NaN."""
 
     def __init__(self, data: TrainingData, features: ItemFeatures, config: FragileConfig) -> None:
-        super().__init__(data, features, FavouriteConfig())
+        super().__init__(data, features, FavoriteConfig())
         self.breaks_at, self.epoch = config.breaks_at, -1
 
     def on_epoch_start(self, epoch: int) -> None:
@@ -57,7 +57,7 @@ class DropoutConfig:
 
 
 class Dropout(DotProduct):
-    """Matrix factorisation with dropout: draws from torch's default generator at each step."""
+    """Matrix factorization with dropout: draws from torch's default generator at each step."""
 
     def __init__(self, data: TrainingData, features: ItemFeatures, config: DropoutConfig) -> None:
         super().__init__(data, features, config)
@@ -76,7 +76,7 @@ class Dropout(DotProduct):
 @hookimpl
 def mmrec_register_models() -> list[ModelSpec]:
     return [
-        ModelSpec("Favourite", cls=Favourite, config=FavouriteConfig, uses_features=False),
+        ModelSpec("Favorite", cls=Favorite, config=FavoriteConfig, uses_features=False),
         ModelSpec("Fragile", cls=Fragile, config=FragileConfig, uses_features=False),
         ModelSpec("Dropout", cls=Dropout, config=DropoutConfig, uses_features=False),
     ]

@@ -137,7 +137,7 @@ def test_the_data_tools_know_types_data_and_nothing_of_models(module: str) -> No
 def test_every_shipped_model_has_its_yaml() -> None:
     written = {path.stem.lower() for path in (ROOT / "configs" / "model").glob("*.yaml")}
     models = load_registry().models
-    shipped = [name for name in models.names() if models.giver(name).startswith("mmrec-lmm:")]
+    shipped = [name for name in models.names() if models.provider(name).startswith("mmrec-lmm:")]
     assert shipped
     assert not [name for name in shipped if name.lower() not in written]
 

@@ -82,9 +82,9 @@ INTERACTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda toy: edit(toy, lambda table: table[table.userID != 3]),
         r"userID must run from 0 to 11 without gaps, but only 11 of 12 ids occur; the first missing is 3",
     ),
-    "an item beyond the catalogue": (
+    "an item beyond the catalog": (
         lambda toy: edit(toy, lambda table: table.assign(itemID=table.itemID + 1)),
-        r"itemID 16 is not in the catalogue, whose 16 rows end at 15",
+        r"itemID 16 is not in the catalog, whose 16 rows end at 15",
     ),
     "no validation rows": (
         lambda toy: edit(toy, lambda table: table[table.x_label != 1]),
@@ -113,7 +113,7 @@ def test_wrong_interactions_are_refused_with_file_and_place(toy: Path, what: str
     assert re.search(message, refusal(call(*RUN), 4))
 
 
-def test_without_a_catalogue_a_gap_in_the_items_is_refused(toy: Path) -> None:
+def test_without_a_catalog_a_gap_in_the_items_is_refused(toy: Path) -> None:
     (toy / "items.tsv").unlink()
     edit(toy, lambda table: table[table.itemID != 5])
     message = refusal(call(*RUN), 4)
@@ -195,11 +195,11 @@ def test_without_features_and_encoder_it_is_said_how_to_come_by_them(toy: Path) 
         path.unlink()
     assert refusal(call(*RUN), 2) == (
         "data set toy has no item features among its files (none are available): --encoder NAME (basic, beit3, "
-        "clip, cnn_sbert, vlmo) makes them from its catalogue, --features image=FILE.npy reads them from a file"
+        "clip, cnn_sbert, vlmo) makes them from its catalog, --features image=FILE.npy reads them from a file"
     )
     (toy / "items.tsv").unlink()
-    assert "it has no catalogue (items.tsv) that an encoder could read; --features image=" in refusal(call(*RUN), 2)
-    assert "the data set has no catalogue (items.tsv)" in refusal(call(*RUN, "--encoder", "basic"), 2)
+    assert "it has no catalog (items.tsv) that an encoder could read; --features image=" in refusal(call(*RUN), 2)
+    assert "the data set has no catalog (items.tsv)" in refusal(call(*RUN, "--encoder", "basic"), 2)
 
 
 def test_a_modality_that_is_not_there_is_refused_with_those_that_are(toy: Path) -> None:

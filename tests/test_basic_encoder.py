@@ -13,22 +13,22 @@ from mmrec_lmm.types import RawItem
 ENCODERS = load_registry().encoders
 BasicEncoder, BasicConfig = ENCODERS.load("basic", "cls"), ENCODERS.load("basic", "config")
 
-COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 210)}
+COLORS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 210)}
 SHAPES = ("square", "circle", "triangle")
 
 
-def picture(shape: str, colour: str, rng: np.random.Generator) -> Image.Image:
+def picture(shape: str, color: str, rng: np.random.Generator) -> Image.Image:
     """A 64 x 64 picture of a shape of random size and place on white."""
     image = Image.new("RGB", (64, 64), "white")
     size, left, top = rng.integers(28, 40), *rng.integers(4, 20, size=2)
     box = [(left, top), (left + size, top + size)]
     draw = ImageDraw.Draw(image)
     if shape == "square":
-        draw.rectangle(box, fill=COLOURS[colour])
+        draw.rectangle(box, fill=COLORS[color])
     elif shape == "circle":
-        draw.ellipse(box, fill=COLOURS[colour])
+        draw.ellipse(box, fill=COLORS[color])
     else:
-        draw.polygon([(left, top + size), (left + size // 2, top), (left + size, top + size)], fill=COLOURS[colour])
+        draw.polygon([(left, top + size), (left + size // 2, top), (left + size, top + size)], fill=COLORS[color])
     return image
 
 
@@ -52,17 +52,16 @@ def linear_accuracy(rows: np.ndarray, labels: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
-    shapes, colours = rng.choice(SHAPES, 240), rng.choice(list(COLOURS), 240)
+    shapes, colors = rng.choice(SHAPES, 240), rng.choice(list(COLORS), 240)
     items = [
-        RawItem(i, picture(shape, colour, rng), "")
-        for i, (shape, colour) in enumerate(zip(shapes, colours, strict=True))
+        RawItem(i, picture(shape, color, rng), "") for i, (shape, color) in enumerate(zip(shapes, colors, strict=True))
     ]
-    return features(items, "image"), shapes, colours
+    return features(items, "image"), shapes, colors
 
 
-def test_a_linear_model_reads_shape_and_colour_off_the_image_features(pictures):
-    rows, shapes, colours = pictures
-    assert linear_accuracy(rows, colours) > 0.97
+def test_a_linear_model_reads_shape_and_color_off_the_image_features(pictures):
+    rows, shapes, colors = pictures
+    assert linear_accuracy(rows, colors) > 0.97
     assert linear_accuracy(rows, shapes) > 0.9
 
 
@@ -71,8 +70,8 @@ def test_a_linear_model_reads_a_stripe_direction_off_the_image_features():
     directions, items = rng.choice(["across", "down"], 80), []
     for i, direction in enumerate(directions):
         stripes = np.where((np.arange(64) + rng.integers(8)) // 4 % 2, 230, 90).astype(np.uint8)  # (64,)
-        grey = np.tile(stripes, (64, 1)) if direction == "down" else np.tile(stripes[:, None], (1, 64))
-        items.append(RawItem(i, Image.fromarray(grey).convert("RGB"), ""))
+        gray = np.tile(stripes, (64, 1)) if direction == "down" else np.tile(stripes[:, None], (1, 64))
+        items.append(RawItem(i, Image.fromarray(gray).convert("RGB"), ""))
     assert linear_accuracy(features(items, "image"), directions) == 1.0
 
 

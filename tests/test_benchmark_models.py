@@ -13,7 +13,7 @@ from benchmarks.counting import count
 from benchmarks.growth import Series, svg
 from benchmarks.memory import peak_bytes
 from benchmarks.synthetic import BABY, QUICK
-from mmrec_lmm.graph import SparseMatrix, neighbour_sum, propagate
+from mmrec_lmm.graph import SparseMatrix, neighbor_sum, propagate
 from mmrec_lmm.plugin.registry import load_registry
 
 
@@ -39,7 +39,7 @@ def test_every_model_that_ships_is_measured() -> None:
 
 def test_an_epoch_of_lattice_builds_its_graph_in_the_first_batch_and_in_no_other() -> None:
     work = measured("LATTICE")["work"]
-    assert work["first"]["selected"] == {"11": 2 * QUICK.items**2}  # two modalities, ten neighbours and one for ties
+    assert work["first"]["selected"] == {"11": 2 * QUICK.items**2}  # two modalities, ten neighbors and one for ties
     assert work["step"]["selected"] == {}
     assert work["step"]["flops"] == 0 < work["first"]["flops"]
 
@@ -53,7 +53,7 @@ def test_the_arithmetic_of_a_step_of_lightgcn_is_three_layers_forth_and_back() -
 def test_frozen_ids_spare_mmgcn_the_products_of_what_is_constant() -> None:
     learned, frozen = (measured(row)["work"]["step"] for row in ("MMGCN", "MMGCN, frozen ids"))
     assert frozen["sparse_flops"] < learned["sparse_flops"]
-    assert frozen["moved"] < learned["moved"]  # the optimiser's pass over ids and preferences
+    assert frozen["moved"] < learned["moved"]  # the optimizer's pass over ids and preferences
 
 
 def test_features_can_lie_in_a_memory_mapped_file_and_the_number_of_items_be_set() -> None:
@@ -69,9 +69,9 @@ def test_a_sparse_product_counts_its_entries_forth_and_back() -> None:
     assert (counted.sparse_flops, counted.flops) == (2 * (2 * 3 * 5), 0)
 
 
-def test_a_sum_over_neighbours_counts_like_the_sparse_product_that_it_is() -> None:
+def test_a_sum_over_neighbors_counts_like_the_sparse_product_that_it_is() -> None:
     items, weights, x = torch.tensor([[0, 1], [1, 2], [2, 2]]), torch.ones(3, 2), torch.ones(3, 5)
-    assert count(lambda: neighbour_sum(items, weights, x)).sparse_flops == 2 * 6 * 5
+    assert count(lambda: neighbor_sum(items, weights, x)).sparse_flops == 2 * 6 * 5
 
 
 def test_a_lookup_moves_its_rows_forth_and_back_and_not_the_table() -> None:

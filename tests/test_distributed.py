@@ -5,7 +5,15 @@ import torch
 from helpers import finish, start_together
 from torch import nn
 
-from mmrec_lmm.distributed import common_generator, gathered, own_rows, sharing, sum_gradients, summed, told
+from mmrec_lmm.distributed import (
+    all_gather,
+    all_reduce,
+    broadcast,
+    common_generator,
+    local_slice,
+    sharing,
+    sum_gradients,
+)
 
 # Seven rows on two processes: 4 and 3. Each compares its results with those of the whole, made without sharing.
 TOGETHER = """
@@ -38,19 +46,19 @@ def losses(rows):
 whole = losses(slice(None))
 expected = torch.autograd.grad(whole.sum(), parameters, allow_unused=True)
 with sharing():
-    share = losses(own_rows(7))
+    share = losses(local_slice(7))
     share.sum().backward()
-    torch.testing.assert_close(summed(share), whole.detach(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(all_reduce(share), whole.detach(), atol=1e-12, rtol=0)
     sum_gradients(parameters)
     torch.manual_seed(rank())
     draws = torch.rand(1, 3, generator=common_generator(torch.device("cpu")))
-    assert torch.equal(gathered(draws), draws.expand(2, 3))
+    assert torch.equal(all_gather(draws), draws.expand(2, 3))
 for parameter, gradient in zip(parameters, expected):
     if gradient is None:
         assert parameter.grad is None
     else:
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-12, rtol=0)
-assert told(["a", rank()]) == ["a", 0]
+assert broadcast(["a", rank()]) == ["a", 0]
 print("alike", rank())
 """
 FAILING = """
@@ -64,7 +72,7 @@ if rank() == 1:
 rows = torch.ones(2, requires_grad=True)
 with sharing():
     try:
-        gathered(rows)
+        all_gather(rows)
     except RunError as error:
         raise SystemExit(str(error))
 """
@@ -86,11 +94,11 @@ def test_a_process_that_waits_for_one_that_failed_ends_and_says_so() -> None:
 def test_one_process_holds_the_whole_batch_and_exchanges_nothing() -> None:
     rows = torch.ones(3, 2)
     with sharing():
-        assert gathered(rows) is rows
-        assert summed(rows) is rows
-        assert own_rows(3) == slice(0, 3)
+        assert all_gather(rows) is rows
+        assert all_reduce(rows) is rows
+        assert local_slice(3) == slice(0, 3)
         sum_gradients([nn.Parameter(rows)])
-    assert told("so") == "so"
+    assert broadcast("so") == "so"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -102,9 +110,9 @@ def test_shares_follow_each_other_and_differ_by_a_row_at_most(
     shares = []
     for number in range(count):
         monkeypatch.setenv("RANK", str(number))
-        assert own_rows(rows) == slice(0, rows)  # outside of a shared work
+        assert local_slice(rows) == slice(0, rows)  # outside of a shared work
         with sharing():
-            shares.append(own_rows(rows))
+            shares.append(local_slice(rows))
     assert [share.start for share in shares] == [0, *(share.stop for share in shares[:-1])]
     assert shares[-1].stop == rows
     sizes = [share.stop - share.start for share in shares]

@@ -124,8 +124,8 @@ def test_each_thing_that_features_depend_on_gives_another_table():
 
 
 def test_text_features_are_kept_when_only_an_image_changes(tmp_path):
-    def both(colour: str) -> dict[str, FeatureTable]:
-        Image.new("RGB", (8, 8), colour).save(tmp_path / "0.png")
+    def both(color: str) -> dict[str, FeatureTable]:
+        Image.new("RGB", (8, 8), color).save(tmp_path / "0.png")
         items = catalog(["mug"], [tmp_path / "0.png"])
         return encoding.encode(items, BASIC, BasicConfig(), modalities=["image", "text"], text_fields=["title"])
 
@@ -429,7 +429,7 @@ def test_a_modality_that_the_encoder_lacks_is_an_error_that_says_how_else():
         encoding.encode(catalog(["a"]), LENGTHS, LengthConfig(), modalities=["text", "image"], text_fields=["title"])
 
 
-def test_a_catalogue_with_nothing_of_a_modality_is_an_error_that_says_what_there_is():
+def test_a_catalog_with_nothing_of_a_modality_is_an_error_that_says_what_there_is():
     with pytest.raises(DataError, match=r"no item has text in the fields brand; there are title"):
         encoding.encode(catalog(["a"]), LENGTHS, LengthConfig(), modalities=["text"], text_fields=["brand"])
     with pytest.raises(DataError, match="no item has an image"):

@@ -31,12 +31,13 @@ from mmrec_lmm.plugin.contracts import DotProduct, ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.testing import TinyEncoder
-from mmrec_lmm.training.encoder_side import Trainee
+from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.optim import adamw
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, Validation, build_optimizer
+from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
 
 DATA = golden.training_data()
@@ -77,7 +78,7 @@ class GCN(DotProduct):
 
 
 def prepared(dtype: torch.dtype = F32) -> PreparedItems:
-    """Random colours, and texts' lengths."""
+    """Random colors, and texts' lengths."""
     rng = np.random.default_rng(1)
     kind = np.float64 if dtype == F64 else np.float32
     return PreparedItems({"pixels": rng.random((15, 3)).astype(kind), "length": rng.random((15, 1)).astype(kind)}, {})
@@ -124,7 +125,7 @@ class World:
         torch.manual_seed(seed)
         self.model = model(DATA, self.features).to(dtype)
         self.callback = JointEncoder(
-            Trainee(self.encoder, prepared(dtype), PRESENT, options),
+            EncoderWorker(self.encoder, prepared(dtype), PRESENT, options),
             self.features,
             options,
             generator=torch.Generator().manual_seed(seed),
@@ -369,8 +370,8 @@ def test_in_warm_epochs_the_encoder_stands_still_and_the_model_learns() -> None:
 
 def test_in_its_warm_up_the_encoders_rate_rises_step_by_step_and_then_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    step = Trainee.step
-    monkeypatch.setattr(Trainee, "step", lambda *given: (rates.append(given[-1]), step(*given))[1])
+    step = EncoderWorker.step
+    monkeypatch.setattr(EncoderWorker, "step", lambda *given: (rates.append(given[-1]), step(*given))[1])
     World(EndToEnd(learning_rate=0.01, warmup_steps=4, encoder_every=2)).trainer.fit()  # three steps an epoch
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 

@@ -165,7 +165,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "join", lambda device: None)
-    monkeypatch.setattr(distributed, "told", told.append)
+    monkeypatch.setattr(distributed, "broadcast", told.append)
     monkeypatch.setattr(distributed, "_amid_call", type(distributed._amid_call)("amid_call", default=False))
     return told
 
@@ -174,7 +174,7 @@ CPU = torch.device("cpu")
 
 
 def test_one_process_tells_nobody_and_gets_what_the_method_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "told", None)
+    monkeypatch.setattr(distributed, "broadcast", None)
     with leading(CPU):
         assert Copy().double(torch.tensor(2.0), name="a") == 4
 
@@ -187,13 +187,13 @@ def test_what_the_first_process_asks_the_others_do_on_their_copies(
     assert [asked if asked is None else asked[0] for asked in wire] == ["double", None]
     monkeypatch.setenv("RANK", "1")
     answers, built = iter(wire), []
-    monkeypatch.setattr(distributed, "told", lambda value: next(answers))
+    monkeypatch.setattr(distributed, "broadcast", lambda value: next(answers))
     serve(CPU, lambda: built.append(Copy()) or built[0])
     assert [copy.asked for copy in built] == [["a"]]
 
 
 def test_others_that_nothing_is_asked_of_build_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "told", lambda value: None)
+    monkeypatch.setattr(distributed, "broadcast", lambda value: None)
     serve(CPU, lambda: pytest.fail("built"))
 
 

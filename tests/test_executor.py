@@ -50,7 +50,7 @@ def plan(registry: Registry) -> Callable[..., Plan]:
 
 def work(plan: Plan, registry: Registry, *, since: float = 0.0) -> list[tuple[Job, Record]]:
     told: list[tuple[Job, Record]] = []
-    Worker(plan, registry, since=since, told=lambda *what: told.append(what)).work()
+    Worker(plan, registry, since=since, on_progress=lambda *what: told.append(what)).work()
     return told
 
 
@@ -88,14 +88,14 @@ def test_status_tells_cells_and_counts_before_and_after() -> None:
 
 
 def test_a_run_that_fails_is_recorded_with_its_reason_the_rest_goes_on_and_it_is_tried_again() -> None:
-    Path("mixed.yaml").write_text("{models: [Fragile, Favourite], datasets: toy, seeds: [1, 2], settings: {epochs: 1}}")
+    Path("mixed.yaml").write_text("{models: [Fragile, Favorite], datasets: toy, seeds: [1, 2], settings: {epochs: 1}}")
     answer = call("study", "run", "mixed.yaml", "-p", TOYS)
     assert answer.code == 1
     found = status("mixed.yaml", "-p", TOYS)
-    assert (found["Fragile/toy/-/pt/-"]["state"], found["Favourite/toy/-/pt/-"]["state"]) == (FAILED, FINISHED)
+    assert (found["Fragile/toy/-/pt/-"]["state"], found["Favorite/toy/-/pt/-"]["state"]) == (FAILED, FINISHED)
     assert "became nan in epoch 0" in found["Fragile/toy/-/pt/-"]["reason"]
     again = call("study", "run", "mixed.yaml", "-p", TOYS)
-    assert (again.code, again.err.count("Fragile/toy/-/pt/- seed="), again.err.count("Favourite")) == (1, 2, 0)
+    assert (again.code, again.err.count("Fragile/toy/-/pt/- seed="), again.err.count("Favorite")) == (1, 2, 0)
 
 
 def test_what_a_plugin_raises_is_the_reason_and_stops_nothing_else(
@@ -240,7 +240,7 @@ def holder() -> Iterator[Callable[[Path, str], Callable[[], None]]]:
         end()
 
 
-@pytest.mark.parametrize("held", ["key", "artefact"])
+@pytest.mark.parametrize("held", ["key", "encoded"])
 def test_what_another_process_is_at_is_left_for_last(
     held: str,
     plan: Callable[..., Plan],
@@ -259,7 +259,7 @@ def test_what_another_process_is_at_is_left_for_last(
             free()
 
     monkeypatch.setattr(executor, "PAUSE", 0.01)
-    Worker(plan(), registry, since=0, told=told).work()
+    Worker(plan(), registry, since=0, on_progress=told).work()
     assert done == [job.key for job in jobs if job not in first] + [job.key for job in first]
 
 
@@ -480,7 +480,7 @@ def finish(process: "subprocess.Popen[str]") -> Answer:
 # What a study would take
 
 
-def test_a_dry_run_lists_cells_and_artefacts_and_does_nothing() -> None:
+def test_a_dry_run_lists_cells_and_artifacts_and_does_nothing() -> None:
     Path("small.yaml").write_text(SMALL.replace("[basic, null]", '["clip:tiny", basic]') + "paradigms: [pt, ft]\n")
     assert call("encode", "-d", "toy", "--encoder", "basic").code == 0
     answer = call("study", "run", "small.yaml", "--dry-run", "--no-probe")

@@ -184,8 +184,8 @@ def test_what_has_no_scale_becomes_zero_and_never_nan_or_noise(how):
 
 
 def test_an_unknown_normalization_is_refused_with_a_suggestion():
-    with pytest.raises(ConfigError, match=r"normalize: expected none, .*, got centred; did you mean centered\?"):
-        files.normalized(raw_features(), "centred")
+    with pytest.raises(ConfigError, match=r"normalize: expected none, .*, got centerd; did you mean centered\?"):
+        files.normalized(raw_features(), "centerd")
 
 
 def test_rows_that_differ_little_and_rows_of_very_unequal_length_are_noted_until_they_are_normalized():

@@ -111,7 +111,7 @@ def test_a_study_becomes_a_page_and_plots(drawn: list[Any]) -> None:
     dots = [[x for x, _ in points(line)] for line in seeds.lines if line.get_marker() == "o"]
     assert dots == [list(row.scores["recall@5"].seeds) for row in rows.values()]
     assert len(dots[0]) == 2, "one for each seed"
-    trained = [(row.seconds, row.scores["recall@5"].mean) for row in rows.values() if not row.control]
+    trained = [(row.seconds, row.scores["recall@5"].mean) for row in rows.values() if not row.axes.control]
     assert sorted(point for line in pareto.lines[:-1] for point in points(line)) == sorted(trained)
     assert Path("points.md").read_text() == call("study", "table", "points.yaml").out
     assert "| VBPR " in Path("points.md").read_text()

@@ -1,7 +1,7 @@
-"""Two-stage training: what an encoder learns from a catalogue, which items it learns from, and that it is made once.
+"""Two-stage training: what an encoder learns from a catalog, which items it learns from, and that it is made once.
 
-The shop. Each of 10 x 10 items is a flag of two colours and has a title that names them, as `topred bottomblue`: who
-has learned the words for ten colours at each place can match flags that were held out. By chance 1 in 20 is found.
+The shop. Each of 10 x 10 items is a flag of two colors and has a title that names them, as `topred bottomblue`: who
+has learned the words for ten colors at each place can match flags that were held out. By chance 1 in 20 is found.
 """
 
 import dataclasses
@@ -30,11 +30,13 @@ from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training import fine_tuning
-from mmrec_lmm.training.fine_tuning import compared, count_batches, deal, hold_out, own_ranks, tune, twin_groups
+from mmrec_lmm.training.fine_tuning import tune
+from mmrec_lmm.training.pairs import count_batches, duplicate_groups, hold_out, make_batches
 from mmrec_lmm.training.paradigms import FineTuning
+from mmrec_lmm.training.retrieval import compared, own_ranks
 from mmrec_lmm.types import ItemCatalog, Tuned, TuningRecord, TuningSizes
 
-COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
+COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
 REGISTRY = load_registry()
 SHORT = FineTuning(learning_rate=1e-3, batch_size=8, epochs=3, held_out=0.2)
 PATTERN = "model.beit3.encoder.layers.0.*"
@@ -44,8 +46,8 @@ PATTERN = "model.beit3.encoder.layers.0.*"
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[str]]:
     """The images and titles of 100 items; none are twins."""
     folder, images, titles = tmp_path_factory.mktemp("flags"), [], []
-    for top in COLOURS:
-        for bottom in COLOURS:
+    for top in COLORS:
+        for bottom in COLORS:
             image = Image.new("RGB", (64, 64), top)
             ImageDraw.Draw(image).rectangle((0, 32, 63, 63), fill=bottom)
             image.save(folder / f"{top}-{bottom}.png")
@@ -56,7 +58,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[st
 
 @pytest.fixture
 def shop(flags) -> Callable[..., ItemCatalog]:
-    """A catalogue of the first items; `images` and `titles` replace those of some."""
+    """A catalog of the first items; `images` and `titles` replace those of some."""
 
     def shop(size: int = 30, *, images=None, titles=None) -> ItemCatalog:
         paths = [(images or {}).get(item, path) for item, path in enumerate(flags[0][:size])]
@@ -418,7 +420,7 @@ class Broken(ItemEncoder):
     def tuning_losses(self, batch):
         if self.training and os.environ["RANK"] == "1":
             raise RunError("this one is broken")
-        return {"itc": gathered(batch["length"] @ self.weight).square().sum()}
+        return {"itc": all_gather(batch["length"] @ self.weight).square().sum()}
 
 @hookimpl
 def mmrec_register_encoders():
@@ -441,7 +443,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(data_path, monkeypatc
 def test_processes_without_a_row_of_each_batch_and_batch_norms_are_refused(shop, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "9")
     monkeypatch.setattr(fine_tuning, "join", lambda device: None)
-    monkeypatch.setattr(fine_tuning, "told", lambda value: value)
+    monkeypatch.setattr(fine_tuning, "broadcast", lambda value: value)
     with pytest.raises(ConfigError, match="by 9 processes: the smallest batch has 6 items, and each process takes"):
         tuned(shop(), SHORT, "clip")
     with pytest.raises(ConfigError, match="encoder cnn can't be tuned by 9 processes: its batch norms would each see"):
@@ -452,7 +454,7 @@ def test_processes_without_a_row_of_each_batch_and_batch_norms_are_refused(shop,
 
 
 def test_twins_share_an_image_or_a_text_or_are_linked_by_others_that_do():
-    groups = twin_groups(["a", "b", "a", "c", "d", "e"], ["1", "2", "3", "3", "4", "4"])
+    groups = duplicate_groups(["a", "b", "a", "c", "d", "e"], ["1", "2", "3", "3", "4", "4"])
     assert [groups[item] == groups[0] for item in range(6)] == [True, False, True, True, False, False]
     assert groups[4] == groups[5]
     assert len(set(groups.tolist())) == 3
@@ -463,13 +465,13 @@ def test_no_batch_holds_two_twins_and_none_straddle_the_split(seed):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(20, 200))
     images, texts = (rng.integers(0, size, size).astype(str).tolist() for _ in "it")
-    groups = np.unique(twin_groups(images, texts), return_inverse=True)[1]
+    groups = np.unique(duplicate_groups(images, texts), return_inverse=True)[1]
     held_out = hold_out(groups, 0.2, rng)
     assert 0 < held_out.sum() <= max(2, round(0.2 * size))
     assert not set(groups[held_out]) & set(groups[~held_out])
     assert not {images[item] for item in np.flatnonzero(held_out)} & {images[i] for i in np.flatnonzero(~held_out)}
     count = count_batches(groups, 8)
-    batches = deal(groups, count, 8, rng)
+    batches = make_batches(groups, count, 8, rng)
     assert len(batches) == count
     for batch in batches:
         assert len(set(groups[batch])) == len(batch)
@@ -482,7 +484,7 @@ def test_of_more_twins_than_batches_others_are_drawn_each_time():
     groups = np.array([0] * 50 + list(range(1, 31)))  # a placeholder for an image, say
     count = count_batches(groups, 8)
     assert count == 4  # 4 x 8 of the 30 others and one of the 50 in each
-    drawn = [np.concatenate(deal(groups, count, 8, np.random.default_rng(seed))) for seed in range(40)]
+    drawn = [np.concatenate(make_batches(groups, count, 8, np.random.default_rng(seed))) for seed in range(40)]
     assert {(batch < 50).sum() for batch in drawn} <= {2, 3, 4}
     assert len(np.unique(np.concatenate(drawn))) > 75
     assert not hold_out(groups, 0.2, np.random.default_rng(0))[:50].any()
@@ -534,7 +536,7 @@ def test_patterns_that_freeze_nothing_or_everything_are_refused(shop, tuning, me
         tuned(shop(), tuning)
 
 
-def test_a_catalogue_without_pairs_is_refused(shop):
+def test_a_catalog_without_pairs_is_refused(shop):
     with pytest.raises(DataError, match="no item has both an image and a text in the fields title"):
         tuned(shop(4, images=dict.fromkeys((0, 1)), titles=dict.fromkeys((2, 3), "")))
     with pytest.raises(DataError, match="of 0 items with a readable image and a text 0 are left"):

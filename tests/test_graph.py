@@ -1,6 +1,6 @@
-"""Shared graph work: adjacencies, propagation, dropout, exact neighbours, against dense matrices written by hand.
+"""Shared graph work: adjacencies, propagation, dropout, exact neighbors, against dense matrices written by hand.
 
-Shapes: U users, I items, N = U + I nodes, E edges, D embedding, k neighbours.
+Shapes: U users, I items, N = U + I nodes, E edges, D embedding, k neighbors.
 """
 
 import importlib.util
@@ -22,12 +22,12 @@ from torch import Tensor
 from mmrec_lmm import graph
 from mmrec_lmm.graph import (
     BipartiteGraph,
-    Normalisation,
+    Normalization,
     Side,
     SparseMatrix,
     cosines,
-    nearest_neighbours,
-    neighbour_sum,
+    nearest_neighbors,
+    neighbor_sum,
     propagate,
     propagate_mean,
     propagate_mean_to,
@@ -37,7 +37,7 @@ from mmrec_lmm.graph import (
 )
 from mmrec_lmm.types import Interactions, TrainingData
 
-NORMALISATIONS = get_args(Normalisation)
+NORMALISATIONS = get_args(Normalization)
 
 # Users 0 .. 3 and items 0 .. 4; user 3 and item 4 have no row, user 1 has one, and (0, 2) stands twice
 PAIRS = [(2, 1), (0, 2), (0, 0), (1, 2), (2, 0), (0, 2), (2, 3)]
@@ -48,8 +48,8 @@ for user, item in PAIRS:
 DEGREES = A.sum(1)
 
 
-def dense(normalisation: Normalisation, a: Tensor, epsilon: float = 0.0) -> Tensor:
-    """The normalised form of an adjacency (N, N), as its formula says; rows without edges stay zero."""
+def dense(normalization: Normalization, a: Tensor, epsilon: float = 0.0) -> Tensor:
+    """The normalized form of an adjacency (N, N), as its formula says; rows without edges stay zero."""
     degrees = a.sum(1) + epsilon
     inverse = torch.where(a.sum(1) > 0, 1 / degrees, 0.0)
     loops = torch.eye(len(a))
@@ -59,14 +59,14 @@ def dense(normalisation: Normalisation, a: Tensor, epsilon: float = 0.0) -> Tens
         "random_walk_with_self": (a + loops) / (degrees + 1).unsqueeze(1),
         "random_walk_plus_self": inverse.diag() @ a + loops,
         "plain": a,
-    }[normalisation]
+    }[normalization]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5])
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_every_adjacency_and_its_transpose_is_the_dense_formula(normalisation: Normalisation, epsilon: float) -> None:
-    matrix = BipartiteGraph(DATA).adjacency(normalisation, epsilon=epsilon)
-    expected = dense(normalisation, A, epsilon)
+@pytest.mark.parametrize("normalization", NORMALISATIONS)
+def test_every_adjacency_and_its_transpose_is_the_dense_formula(normalization: Normalization, epsilon: float) -> None:
+    matrix = BipartiteGraph(DATA).adjacency(normalization, epsilon=epsilon)
+    expected = dense(normalization, A, epsilon)
     assert matrix.shape == (9, 9)
     torch.testing.assert_close(matrix.csr().to_dense(), expected)
     torch.testing.assert_close(matrix.csr(transposed=True).to_dense(), expected.T)
@@ -81,11 +81,11 @@ def test_a_symmetric_adjacency_stores_one_form_and_no_other_stores_a_second_patt
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("normalization", NORMALISATIONS)
 def test_the_mean_of_layers_and_its_gradient_are_those_of_dense_products(
-    normalisation: Normalisation, layers: int
+    normalization: Normalization, layers: int
 ) -> None:
-    matrix, expected = BipartiteGraph(DATA).adjacency(normalisation), dense(normalisation, A)
+    matrix, expected = BipartiteGraph(DATA).adjacency(normalization), dense(normalization, A)
     x, weights = torch.randn(9, 6, requires_grad=True), torch.randn(9, 6)
     powers = [torch.linalg.matrix_power(expected, layer) for layer in range(layers + 1)]
     mean = torch.stack(powers).mean(0)
@@ -96,11 +96,11 @@ def test_the_mean_of_layers_and_its_gradient_are_those_of_dense_products(
 
 @pytest.mark.parametrize("side", ["users", "items"])
 @pytest.mark.parametrize("layers", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("normalization", NORMALISATIONS)
 def test_one_side_alone_is_that_side_of_the_whole_in_value_and_gradient(
-    normalisation: Normalisation, layers: int, side: Side
+    normalization: Normalization, layers: int, side: Side
 ) -> None:
-    matrix, x, weights = BipartiteGraph(DATA).adjacency(normalisation), torch.randn(9, 6), torch.randn(9, 6)
+    matrix, x, weights = BipartiteGraph(DATA).adjacency(normalization), torch.randn(9, 6), torch.randn(9, 6)
     part = slice(0, 4) if side == "users" else slice(4, 9)
     whole = x.clone().requires_grad_()
     expected = propagate_mean(matrix, whole, layers)[part]
@@ -115,9 +115,9 @@ def test_one_side_alone_is_that_side_of_the_whole_in_value_and_gradient(
 
 @pytest.mark.parametrize("side", ["users", "items"])
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
-@pytest.mark.parametrize("normalisation", ["symmetric", "random_walk", "random_walk_with_self"])
-def test_a_table_that_is_not_given_counts_as_zeros(normalisation: Normalisation, layers: int, side: Side) -> None:
-    matrix, x = BipartiteGraph(DATA).adjacency(normalisation), torch.randn(9, 6)
+@pytest.mark.parametrize("normalization", ["symmetric", "random_walk", "random_walk_with_self"])
+def test_a_table_that_is_not_given_counts_as_zeros(normalization: Normalization, layers: int, side: Side) -> None:
+    matrix, x = BipartiteGraph(DATA).adjacency(normalization), torch.randn(9, 6)
     users, items = (rows.clone().requires_grad_() for rows in x.split([4, 5]))
     from_users = propagate_mean_to(side, matrix, users, None, layers)
     from_items = propagate_mean_to(side, matrix, None, items, layers)
@@ -129,15 +129,15 @@ def test_a_table_that_is_not_given_counts_as_zeros(normalisation: Normalisation,
         torch.testing.assert_close(mine, torch.zeros_like(mine) if other is None else other)
 
 
-@pytest.mark.parametrize("normalisation", ["symmetric", "random_walk"])
-def test_one_layer_to_one_side_needs_the_other_side_alone(normalisation: Normalisation) -> None:
-    matrix = BipartiteGraph(DATA).adjacency(normalisation)
-    block = dense(normalisation, A)[:4, 4:]  # (U, I)
+@pytest.mark.parametrize("normalization", ["symmetric", "random_walk"])
+def test_one_layer_to_one_side_needs_the_other_side_alone(normalization: Normalization) -> None:
+    matrix = BipartiteGraph(DATA).adjacency(normalization)
+    block = dense(normalization, A)[:4, 4:]  # (U, I)
     x, weights = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3)
     to_users = propagate_to("users", matrix, x)
     torch.testing.assert_close(to_users, block @ x)
     torch.testing.assert_close(torch.autograd.grad((to_users * weights).sum(), x)[0], block.T @ weights)
-    torch.testing.assert_close(propagate_to("items", matrix, weights), dense(normalisation, A)[4:, :4] @ weights)
+    torch.testing.assert_close(propagate_to("items", matrix, weights), dense(normalization, A)[4:, :4] @ weights)
 
 
 def test_results_outlive_the_next_propagation() -> None:
@@ -157,9 +157,9 @@ def test_sources_side_by_side_are_propagated_as_each_alone_from_any_memory_layou
     torch.testing.assert_close(propagate(matrix, sources[0]), dense("random_walk", A) @ sources[0])
 
 
-@pytest.mark.parametrize("normalisation", ["symmetric", "random_walk"])
-def test_gradients_pass_a_numerical_check(normalisation: Normalisation) -> None:
-    matrix = BipartiteGraph(DATA).adjacency(normalisation).double()
+@pytest.mark.parametrize("normalization", ["symmetric", "random_walk"])
+def test_gradients_pass_a_numerical_check(normalization: Normalization) -> None:
+    matrix = BipartiteGraph(DATA).adjacency(normalization).double()
     x = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: propagate(matrix, x), x)
     assert torch.autograd.gradcheck(lambda x: propagate_mean(matrix, x, 2), x)
@@ -199,7 +199,7 @@ def test_on_mps_propagation_runs_on_the_cpu_and_says_so_once(
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.3, 0.5, 0.9])
-def test_edge_dropout_keeps_an_exact_number_of_edges_and_renormalises_the_rest(rate: float) -> None:
+def test_edge_dropout_keeps_an_exact_number_of_edges_and_renormalizes_the_rest(rate: float) -> None:
     own = BipartiteGraph(DATA)
     assert len(own) == 6  # distinct pairs
     torch.manual_seed(0)
@@ -208,9 +208,9 @@ def test_edge_dropout_keeps_an_exact_number_of_edges_and_renormalises_the_rest(r
     rest = torch.zeros_like(A)
     rest[own.users[kept], 4 + own.items[kept]] = 1.0
     rest = rest + rest.T
-    for normalisation in NORMALISATIONS:
-        view = own.adjacency(normalisation, kept=kept)
-        torch.testing.assert_close(view.csr().to_dense(), dense(normalisation, rest))
+    for normalization in NORMALISATIONS:
+        view = own.adjacency(normalization, kept=kept)
+        torch.testing.assert_close(view.csr().to_dense(), dense(normalization, rest))
         assert view.values.isfinite().all()  # though some users and items have lost every edge
 
 
@@ -247,11 +247,11 @@ def test_torchs_seed_decides_what_is_dropped() -> None:
     assert not all(torch.equal(*pair) for pair in zip(drawn[0], drawn[2], strict=True))
 
 
-# Nearest neighbours
+# Nearest neighbors
 
 
-def neighbour_sets(x: Tensor, k: int, **options: object) -> list[list[int]]:
-    found = nearest_neighbours(x, k, **options)
+def neighbor_sets(x: Tensor, k: int, **options: object) -> list[list[int]]:
+    found = nearest_neighbors(x, k, **options)
     return [row[real].tolist() for row, real in zip(found.items, found.real, strict=True)]
 
 
@@ -262,7 +262,7 @@ def neighbour_sets(x: Tensor, k: int, **options: object) -> list[list[int]]:
     seed=st.integers(0, 99),
     levels=st.booleans(),
 )
-def test_neighbours_are_those_of_a_full_sort_with_ties_by_lower_id_in_blocks_of_any_size(
+def test_neighbors_are_those_of_a_full_sort_with_ties_by_lower_id_in_blocks_of_any_size(
     n: int, k: int, block: int, seed: int, levels: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -279,12 +279,12 @@ def test_neighbours_are_those_of_a_full_sort_with_ties_by_lower_id_in_blocks_of_
     for row in range(n):
         others = sorted((item for item in usable if item != row), key=lambda item: (-similar[row, item].item(), item))
         expected.append(sorted([row, *others[: k - 1]]) if row in usable else [row])
-    assert neighbour_sets(x, k, present=present, block_rows=block) == expected
+    assert neighbor_sets(x, k, present=present, block_rows=block) == expected
 
 
-def test_cosines_are_given_with_the_neighbours_and_again_with_gradient() -> None:
+def test_cosines_are_given_with_the_neighbors_and_again_with_gradient() -> None:
     x = torch.randn(12, 5, requires_grad=True)
-    near = nearest_neighbours(x, 4, present=torch.arange(12) != 3)
+    near = nearest_neighbors(x, 4, present=torch.arange(12) != 3)
     again = cosines(x, near)
     torch.testing.assert_close(again, near.cosines)
     unit = torch.nn.functional.normalize(x, dim=1)
@@ -296,20 +296,20 @@ def test_cosines_are_given_with_the_neighbours_and_again_with_gradient() -> None
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])
-def test_zero_rows_and_absent_items_have_only_themselves_and_are_nobodys_neighbour(k: int) -> None:
+def test_zero_rows_and_absent_items_have_only_themselves_and_are_nobodys_neighbor(k: int) -> None:
     x = torch.randn(6, 3)
     x[2] = 0
-    found = neighbour_sets(x, k, present=torch.arange(6) != 4)
+    found = neighbor_sets(x, k, present=torch.arange(6) != 4)
     assert found[2] == [2]
     assert found[4] == [4]
     assert not any({2, 4} & set(found[item]) for item in (0, 1, 3, 5))
-    near = nearest_neighbours(x, k, present=torch.arange(6) != 4)
+    near = nearest_neighbors(x, k, present=torch.arange(6) != 4)
     assert near.cosines.isfinite().all()
     assert near.cosines[[2, 4]].sum(1).tolist() == [1.0, 1.0]
 
 
-def test_an_item_stays_its_own_neighbour_among_more_twins_than_there_are_places() -> None:
-    assert neighbour_sets(torch.ones(6, 2), 3) == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5]]
+def test_an_item_stays_its_own_neighbor_among_more_twins_than_there_are_places() -> None:
+    assert neighbor_sets(torch.ones(6, 2), 3) == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5]]
 
 
 @given(n=st.integers(1, 30), k=st.integers(1, 35), block=st.integers(1, 40), seed=st.integers(0, 99))
@@ -319,11 +319,11 @@ def test_the_rule_topk_leaves_equal_cosines_to_torch_over_the_dense_rows_in_bloc
     generator = torch.Generator().manual_seed(seed)
     x = torch.eye(3)[torch.randint(0, 3, (n,), generator=generator)]  # cosines of exactly 0 and 1
     expected = (x @ x.T).topk(min(k, n), dim=1).indices.sort(dim=1).values
-    assert neighbour_sets(x, k, ties="topk", block_rows=block) == expected.tolist()
+    assert neighbor_sets(x, k, ties="topk", block_rows=block) == expected.tolist()
 
 
-def test_under_the_rule_topk_equal_items_share_their_neighbours_and_absent_items_keep_only_themselves() -> None:
-    found = neighbour_sets(torch.ones(9, 2), 3, ties="topk", present=torch.arange(9) != 4)
+def test_under_the_rule_topk_equal_items_share_their_neighbors_and_absent_items_keep_only_themselves() -> None:
+    found = neighbor_sets(torch.ones(9, 2), 3, ties="topk", present=torch.arange(9) != 4)
     assert found[4] == [4]
     assert len({tuple(row) for item, row in enumerate(found) if item != 4}) == 1
     assert not any(4 in row for item, row in enumerate(found) if item != 4)
@@ -331,7 +331,7 @@ def test_under_the_rule_topk_equal_items_share_their_neighbours_and_absent_items
 
 def test_a_graph_whose_rows_sum_to_nothing_vanishes_instead_of_becoming_nan() -> None:
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]], requires_grad=True)
-    near = nearest_neighbours(x, 3)
+    near = nearest_neighbors(x, 3)
     values = cosines(x, near)
     weights = symmetric_weights(values, values.sum(1), near)
     weights.sum().backward()
@@ -344,12 +344,12 @@ def test_a_graph_whose_rows_sum_to_nothing_vanishes_instead_of_becoming_nan() ->
 def test_a_nan_in_learned_features_reaches_the_values_and_breaks_nothing_before() -> None:
     x = torch.randn(8, 3)
     x[5] = torch.nan
-    near = nearest_neighbours(x, 3)
+    near = nearest_neighbors(x, 3)
     assert cosines(x, near)[5].isnan().any()
     assert cosines(x, near)[0].isfinite().all()
 
 
-def test_the_sum_over_neighbours_is_the_dense_product_with_gradient_for_weights_and_rows() -> None:
+def test_the_sum_over_neighbors_is_the_dense_product_with_gradient_for_weights_and_rows() -> None:
     items, weights = torch.tensor([[0, 2], [1, 1], [0, 1]]), torch.randn(3, 2, requires_grad=True)
     x = torch.randn(3, 4, requires_grad=True)
     matrix = torch.zeros(3, 3).index_put(
@@ -357,7 +357,7 @@ def test_the_sum_over_neighbours_is_the_dense_product_with_gradient_for_weights_
     )
     loss = torch.randn(3, 4)
     theirs = torch.autograd.grad((matrix @ x * loss).sum(), (weights, x))
-    ours = neighbour_sum(items, weights, x)
+    ours = neighbor_sum(items, weights, x)
     torch.testing.assert_close(ours, matrix @ x)
     torch.testing.assert_close(torch.autograd.grad((ours * loss).sum(), (weights, x)), theirs)
 

@@ -69,7 +69,7 @@ def test_a_table_without_header_is_read_by_position_and_split_by_mmrecs_rule(tmp
     assert not (tmp_path / "shop" / "items.tsv").exists()
 
 
-def test_users_are_numbered_by_appearance_and_items_by_their_row_in_the_catalogue(
+def test_users_are_numbered_by_appearance_and_items_by_their_row_in_the_catalog(
     tmp_path: Path, ratings: Path, items: Path
 ) -> None:
     import_dataset(ratings, tmp_path / "shop", items=items)

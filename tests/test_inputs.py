@@ -43,21 +43,21 @@ def test_the_precision_is_the_users_choice_and_gives_other_features(made):
     assert not np.array_equal(half["text"].values, full["text"].values)
 
 
-def gathered(spec: RunSpec, registry: Registry) -> np.ndarray:
+def all_gather(spec: RunSpec, registry: Registry) -> np.ndarray:
     return inputs.gather(spec, registry).tables["text"].values
 
 
 def test_files_are_normalized_before_absent_items_get_the_mean_and_before_controls(specs, registry):
     [plain] = specs()
-    rows = gathered(plain, registry).astype(float)
+    rows = all_gather(plain, registry).astype(float)
     present = rows.any(axis=1)
     scaled = rows / np.where(present, np.linalg.norm(rows, axis=1), 1.0)[:, None]
     mean = scaled[present].mean(axis=0)
     assert (~present).sum() == 1
     [filled] = specs(normalize="unit", missing="mean")
-    np.testing.assert_allclose(gathered(filled, registry), np.where(present[:, None], scaled, mean), atol=1e-6)
+    np.testing.assert_allclose(all_gather(filled, registry), np.where(present[:, None], scaled, mean), atol=1e-6)
     [constant] = specs(normalize="unit", control="constant")
-    np.testing.assert_allclose(gathered(constant, registry), np.outer(present, mean), atol=1e-6)
+    np.testing.assert_allclose(all_gather(constant, registry), np.outer(present, mean), atol=1e-6)
 
 
 def test_what_an_encoder_makes_is_not_normalized_and_the_log_says_so(specs, registry, caplog):

@@ -65,12 +65,12 @@ def test_a_loss_on_joint_rows_leaves_its_gradient_in_the_table_and_none_in_rows_
 def test_frozen_features_derive_once() -> None:
     made, calls = features(), []
 
-    def normalised() -> Tensor:
+    def normalized() -> Tensor:
         calls.append("computed")
         return torch.nn.functional.normalize(made()["image"], dim=1)
 
-    first = made.derived("normalised", normalised)
-    assert made.derived("normalised", normalised) is first
+    first = made.derived("normalized", normalized)
+    assert made.derived("normalized", normalized) is first
     assert made.derived("other", lambda: 7) == 7
     assert calls == ["computed"]
 
@@ -114,7 +114,7 @@ def test_a_refresh_is_seen_at_the_next_call_and_absent_items_stay_zero() -> None
     held = made()["image"]
     made.refresh("image", torch.tensor([1, 2]), torch.full((2, 3), 5.0))
     assert made()["image"].tolist() == [[0, 1, 2], [5, 5, 5], [0, 0, 0], [9, 10, 11]]
-    assert made()["image"] is held  # the optimiser's and the model's leaf, not a new one
+    assert made()["image"] is held  # the optimizer's and the model's leaf, not a new one
     assert held.requires_grad
     assert held.is_leaf
     assert made.version == 1

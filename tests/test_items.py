@@ -1,4 +1,4 @@
-"""Items as encoders get them: every odd file that stands in a catalogue is read or masked, and none ends anything."""
+"""Items as encoders get them: every odd file that stands in a catalog is read or masked, and none ends anything."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def noise(width: int = 64, height: int = 48) -> Image.Image:
 # Images that are odd, and read
 
 
-def centre(image: Image.Image) -> tuple[int, ...]:
+def center(image: Image.Image) -> tuple[int, ...]:
     pixel = image.getpixel((image.width // 2, image.height // 2))
     assert isinstance(pixel, tuple)
     return tuple(int(channel) for channel in pixel)
@@ -42,21 +42,21 @@ def test_an_image_of_any_mode_is_read_as_rgb(tmp_path, mode):
     path = tmp_path / f"white.{suffix}"
     Image.new("RGB", (4, 4), "white").convert(mode).save(path)
     image = items.read_image(path)
-    assert (image.mode, centre(image)) == ("RGB", (255, 255, 255))
+    assert (image.mode, center(image)) == ("RGB", (255, 255, 255))
 
 
 def test_transparency_in_a_palette_is_dropped_and_pillow_does_not_warn_of_it(tmp_path, recwarn):
     path = tmp_path / "palette.png"
     Image.new("RGB", (4, 4), (10, 200, 30)).quantize(4).save(path, transparency=b"\x00\x80\xff\x10")
-    assert centre(items.read_image(path)) == (10, 200, 30)
+    assert center(items.read_image(path)) == (10, 200, 30)
     assert not recwarn.list
 
 
 def test_of_an_animation_the_first_picture_is_read(tmp_path):
     path = tmp_path / "moving.gif"
-    first, *others = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green"))
+    first, *others = (Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green"))
     first.save(path, save_all=True, append_images=others)
-    assert centre(items.read_image(path)) == (255, 0, 0)
+    assert center(items.read_image(path)) == (255, 0, 0)
 
 
 def test_of_sixteen_bits_a_pixel_the_upper_eight_are_read(tmp_path):
@@ -210,8 +210,8 @@ def test_joint_items_are_those_with_image_and_text_and_both_are_given(tmp_path):
 
 def test_joint_features_change_with_either_content(tmp_path):
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    for path, colour in zip(paths, ("red", "blue"), strict=True):
-        Image.new("RGB", (8, 8), colour).save(path)
+    for path, color in zip(paths, ("red", "blue"), strict=True):
+        Image.new("RGB", (8, 8), color).save(path)
     names = {
         items.source_of(catalog([text], [path]), "joint", ["title"]).fingerprint
         for text in ("a", "b") for path in paths
@@ -229,15 +229,15 @@ def test_joint_features_change_with_either_content(tmp_path):
         ("joint", ["a", ""], True, "no item has both image and text"),
     ],
 )
-def test_a_catalogue_with_nothing_of_a_modality_is_refused(tmp_path, modality, texts, with_image, message):
+def test_a_catalog_with_nothing_of_a_modality_is_refused(tmp_path, modality, texts, with_image, message):
     (tmp_path / "0.png").touch()
     images = [None] * (len(texts) - 1) + [tmp_path / "0.png" if with_image else None]
     with pytest.raises(DataError, match=rf"{modality} features can't be encoded, as {message}.*--features {modality}="):
         items.source_of(catalog(texts, images), modality, ["title"])
 
 
-def test_a_modality_that_no_catalogue_holds_is_refused():
-    with pytest.raises(ConfigError, match="a catalogue holds images and texts, so no encoder can make audio features"):
+def test_a_modality_that_no_catalog_holds_is_refused():
+    with pytest.raises(ConfigError, match="a catalog holds images and texts, so no encoder can make audio features"):
         items.source_of(catalog(["a"], [None]), "audio", ["title"])
 
 

@@ -92,8 +92,8 @@ def test_a_run_killed_at_three_random_moments_and_resumed_equals_the_uninterrupt
 def test_encoding_that_is_killed_goes_on_from_the_last_shard(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    catalogue = [f"{item}\ta thing of {item * item} parts" for item in range(600)]
-    (here / "data" / "toy" / "items.tsv").write_text("\n".join(["itemID\ttitle", *catalogue]) + "\n")
+    catalog = [f"{item}\ta thing of {item * item} parts" for item in range(600)]
+    (here / "data" / "toy" / "items.tsv").write_text("\n".join(["itemID\ttitle", *catalog]) + "\n")
     encode = ("encode", "-d", "toy", "-p", plugin(Path("slow.py"), SLOW_ENCODER), "--encoder", "slow")
     store = tmp_path / "killed"
     monkeypatch.setenv("MMREC_LMM_HOME", str(store))

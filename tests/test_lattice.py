@@ -1,6 +1,6 @@
 """LATTICE against the figures of MMRec's own code, and against its equations written out in dense matrices.
 
-Shapes: U users, I items, N = U + I nodes, D embedding, k neighbours.
+Shapes: U users, I items, N = U + I nodes, D embedding, k neighbors.
 """
 
 import sys
@@ -222,7 +222,7 @@ def two_kinds_of_items(registry: Registry, **config: Any) -> DotProduct:
 
 
 @pytest.mark.usefixtures("_double")
-def test_under_mmrecs_rule_equal_items_have_the_neighbours_of_plain_topk_in_both_kinds_of_graphs(
+def test_under_mmrecs_rule_equal_items_have_the_neighbors_of_plain_topk_in_both_kinds_of_graphs(
     registry: Registry,
 ) -> None:
     ours, own_first = (two_kinds_of_items(registry, knn_ties=ties) for ties in ("topk", "own_first"))
@@ -265,8 +265,8 @@ def test_evaluation_builds_the_graph_once_from_current_parameters_and_leaves_the
     loss = loss_and_gradients(model)["loss"]
     searched = []
     plugin = sys.modules[type(model).__module__]
-    search = graph.nearest_neighbours
-    monkeypatch.setattr(plugin, "nearest_neighbours", lambda *a, **k: searched.append(1) or search(*a, **k))
+    search = graph.nearest_neighbors
+    monkeypatch.setattr(plugin, "nearest_neighbors", lambda *a, **k: searched.append(1) or search(*a, **k))
     with torch.no_grad():
         before = (scorer := model.eval().scorer())(torch.arange(N_USERS))
         scorer(torch.arange(3))
@@ -306,7 +306,7 @@ def test_joint_features_have_no_copy_and_their_raw_graphs_follow_a_refresh(regis
         assert not torch.equal(model.scorer()(torch.arange(3)), before)
 
 
-def test_the_regulariser_divides_by_a_fixed_batch_size_where_one_is_given(registry: Registry) -> None:
+def test_the_regularizer_divides_by_a_fixed_batch_size_where_one_is_given(registry: Registry) -> None:
     own, fixed = (lattice(registry, reg_batch_size=size).training_loss(BATCH)["reg"].item() for size in (None, 2048))
     assert own == pytest.approx(fixed * 2048 / len(BATCH))
 
@@ -364,7 +364,7 @@ def test_items_without_any_feature_are_left_with_their_own_embedding(registry: R
     tables = {modality: torch.zeros_like(table) for modality, table in features()().items()}
     model = lattice(registry, ItemFeatures(tables, dict.fromkeys(tables, torch.ones(N_ITEMS, dtype=torch.bool))))
     items, weights = model.item_graph()
-    arrived = graph.neighbour_sum(items, weights, own := model.get_parameter("item_id_embedding.weight"))
+    arrived = graph.neighbor_sum(items, weights, own := model.get_parameter("item_id_embedding.weight"))
     torch.testing.assert_close(arrived, own)
 
 
@@ -378,7 +378,7 @@ def test_a_batch_of_one_and_a_user_with_one_training_row_train(registry: Registr
 
 
 @pytest.mark.parametrize("preset", ["mmrec", "lmm", "paper"])
-def test_the_presets_of_the_sources_divide_the_regulariser_and_treat_equal_cosines_as_they_do(
+def test_the_presets_of_the_sources_divide_the_regularizer_and_treat_equal_cosines_as_they_do(
     registry: Registry, preset: str
 ) -> None:
     request = Request(model="LATTICE", dataset="baby", preset=preset)

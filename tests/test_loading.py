@@ -25,7 +25,7 @@ def table(rows: list[tuple[object, ...]], head: str = HEAD) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of a sound data set without a catalogue."""
+    """The folder of a sound data set without a catalog."""
     place = tmp_path / "data" / "toy"
     place.mkdir(parents=True)
     (place / "toy.inter").write_text(table(SOUND))
@@ -100,10 +100,10 @@ def test_feature_files_are_found_by_modality_and_either_may_be_absent(folder: Pa
     assert both == {"text": folder / "text_feat.npy", "image": folder / "clip.npy"}
 
 
-# The catalogue
+# The catalog
 
 
-def test_the_catalogue_is_sorted_by_item_and_knows_what_is_missing(load: Callable[..., Dataset], folder: Path) -> None:
+def test_the_catalog_is_sorted_by_item_and_knows_what_is_missing(load: Callable[..., Dataset], folder: Path) -> None:
     dataset = load(items=CATALOG)
     catalog = dataset.catalog
     assert catalog is not None
@@ -113,7 +113,7 @@ def test_the_catalogue_is_sorted_by_item_and_knows_what_is_missing(load: Callabl
     assert catalog.images == (folder / "images" / "a.png", folder / "images" / "missing.png", None)
 
 
-def test_with_a_catalogue_items_may_lack_interactions_and_it_says_how_many_there_are(
+def test_with_a_catalog_items_may_lack_interactions_and_it_says_how_many_there_are(
     load: Callable[..., Dataset],
 ) -> None:
     more = CATALOG + "3\tD\tnever bought\t\n"
@@ -127,9 +127,7 @@ def test_texts_keep_what_looks_like_a_number_or_like_nothing(load: Callable[...,
     assert dataset.catalog.fields["title"] == ("007", "NA", 'a "quoted" name')
 
 
-def test_the_catalogues_fingerprint_follows_texts_and_image_contents(
-    load: Callable[..., Dataset], folder: Path
-) -> None:
+def test_the_catalogs_fingerprint_follows_texts_and_image_contents(load: Callable[..., Dataset], folder: Path) -> None:
     def fingerprint(items: str = CATALOG) -> str:
         catalog = load(items=items).catalog
         assert catalog is not None
@@ -195,7 +193,7 @@ def test_a_folder_without_interactions_is_answered_with_what_makes_a_data_set(fo
     )
 
 
-def test_a_missing_folder_is_named_with_its_neighbours_and_the_likely_one(folder: Path) -> None:
+def test_a_missing_folder_is_named_with_its_neighbors_and_the_likely_one(folder: Path) -> None:
     (folder.parent / "baby").mkdir()
     with pytest.raises(DataError) as caught:
         load_dataset(folder.parent / "babby", "babby", Settings())
@@ -297,9 +295,9 @@ def test_bytes_that_are_no_text_are_refused(load: Callable[..., Dataset], folder
     assert refusal(load).startswith(f"{folder / 'toy.inter'}: not a table separated by '\\t': ")
 
 
-def test_an_item_beyond_the_catalogue_is_refused(load: Callable[..., Dataset], folder: Path) -> None:
+def test_an_item_beyond_the_catalog_is_refused(load: Callable[..., Dataset], folder: Path) -> None:
     assert refusal(load, table([*SOUND, (0, 3, 0)]), CATALOG) == (
-        f"{folder / 'toy.inter'}: itemID 3 is not in the catalogue, whose 3 rows end at 2 ({folder / 'items.tsv'}); "
+        f"{folder / 'toy.inter'}: itemID 3 is not in the catalog, whose 3 rows end at 2 ({folder / 'items.tsv'}); "
         "add its row or drop its interactions"
     )
 
@@ -326,7 +324,7 @@ CATALOG_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", CATALOG_FAULTS)
-def test_a_catalogue_is_refused_with_the_file_and_the_reason(
+def test_a_catalog_is_refused_with_the_file_and_the_reason(
     fault: str, load: Callable[..., Dataset], folder: Path
 ) -> None:
     text, expected = CATALOG_FAULTS[fault]

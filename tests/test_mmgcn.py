@@ -204,7 +204,7 @@ def test_constants_are_computed_again_when_saved_weights_are_loaded(make: Any) -
     assert torch.equal(model.scorer()(torch.arange(N_USERS)), before)
 
 
-def test_the_regulariser_of_constants_moves_no_weight(make: Any) -> None:
+def test_the_regularizer_of_constants_moves_no_weight(make: Any) -> None:
     light, heavy = (loss_and_gradients(make(trainable_id=False, reg_weight=weight)) for weight in (0.0, 100.0))
     assert heavy.pop("loss") > light.pop("loss")
     assert heavy == light

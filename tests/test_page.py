@@ -364,7 +364,7 @@ def test_a_phone_shows_cards_with_labels_and_sorts_by_a_list(visit: "Callable[..
     assert cell.evaluate("cell => cell.getBoundingClientRect().right") <= 390
 
 
-COLOURS = """() => {
+COLORS = """() => {
   const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const rgb = name => {
     const probe = document.body.appendChild(document.createElement("i"));
@@ -382,8 +382,8 @@ COLOURS = """() => {
 def contrast(one: list[int], other: list[int]) -> float:
     """WCAG's contrast ratio, from 1 to 21."""
 
-    def luminance(colour: list[int]) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
+    def luminance(color: list[int]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in color)]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     dark, light = sorted((luminance(one), luminance(other)))
@@ -392,24 +392,24 @@ def contrast(one: list[int], other: list[int]) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_and_marks_stand_out_as_wcag_aa_asks(visit: "Callable[..., Page]", scheme: str) -> None:
-    colours = visit(THREE, color_scheme=scheme).evaluate(COLOURS)
-    assert (sum(colours["paper"]) < 300) == (scheme == "dark")
+    colors = visit(THREE, color_scheme=scheme).evaluate(COLORS)
+    assert (sum(colors["paper"]) < 300) == (scheme == "dark")
     for ground in ("paper", "raised", "tint"):
         for text in ("ink", "soft", "accent", "warn"):
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
     for mark in ("edge", "band", "accent"):
-        assert contrast(colours[mark], colours["paper"]) >= 3, mark
+        assert contrast(colors[mark], colors["paper"]) >= 3, mark
 
 
 def test_the_switch_turns_a_light_page_dark_and_is_remembered(visit: "Callable[..., Page]") -> None:
     opened = visit(THREE, color_scheme="light")
-    before = opened.evaluate(COLOURS)["paper"]
+    before = opened.evaluate(COLORS)["paper"]
     opened.get_by_role("button", name="Dark theme").click()
-    assert sum(opened.evaluate(COLOURS)["paper"]) < 300 < sum(before)
+    assert sum(opened.evaluate(COLORS)["paper"]) < 300 < sum(before)
     opened.reload()
-    assert sum(opened.evaluate(COLOURS)["paper"]) < 300
+    assert sum(opened.evaluate(COLORS)["paper"]) < 300
     opened.get_by_role("button", name="Light theme").click()
-    assert opened.evaluate(COLOURS)["paper"] == before
+    assert opened.evaluate(COLORS)["paper"] == before
 
 
 def test_hostile_names_are_shown_and_do_nothing(visit: "Callable[..., Page]") -> None:

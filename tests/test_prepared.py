@@ -60,7 +60,7 @@ SPEC = EncoderSpec("words", Words, Config, ("image", "text"), weights_id=lambda 
 
 @pytest.fixture
 def toy(data_path: Path) -> Callable[[], ItemCatalog]:
-    """Reads the toy catalogue as it is on the disk: item 14 has no text, item 15 no image."""
+    """Reads the toy catalog as it is on the disk: item 14 has no text, item 15 no image."""
 
     def read() -> ItemCatalog:
         catalog = load_dataset(data_path / "toy", "toy", Settings()).catalog

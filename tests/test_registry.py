@@ -59,7 +59,7 @@ def test_an_installed_plugins_model_is_found_whatever_its_names_case(install: Ca
     name = install("test-found", registers("FoundModel"))
     registry = load_registry()
     assert registry.models.get("foundmodel").name == "FoundModel"
-    assert registry.models.giver("FOUNDMODEL") == name
+    assert registry.models.provider("FOUNDMODEL") == name
     assert "foundModel" in registry.models
     assert info(registry, name) == PluginInfo(
         name, "ok", "", "test-found", "1.0", {"mmrec_register_models": ("FoundModel",)}
@@ -87,7 +87,7 @@ def test_two_distributions_may_use_one_entry_point_name(install: Callable[..., s
 def test_the_hosts_own_metrics_come_from_a_plugin_that_can_be_blocked() -> None:
     registry = load_registry()
     assert registry.metrics.names() == ("Hit", "MAP", "MRR", "NDCG", "Precision", "Recall")
-    assert registry.metrics.giver("recall") == "mmrec-lmm:metrics"
+    assert registry.metrics.provider("recall") == "mmrec-lmm:metrics"
     gives = info(registry, "mmrec-lmm:metrics").gives
     assert sorted(gives["mmrec_register_metrics"]) == sorted(registry.metrics.names())
     assert "recall" not in load_registry(["no:metrics"]).metrics
@@ -136,7 +136,7 @@ def test_two_plugins_with_one_name_are_an_error_naming_both_when_that_name_is_as
     assert b in registry.conflicts[0]
     assert registry.models.get("Single").name == "Single"
     assert "Twin" not in registry.models.names()
-    assert load_registry([f"no:{b}"]).models.giver("Twin") == a
+    assert load_registry([f"no:{b}"]).models.provider("Twin") == a
 
 
 WRONG = {
@@ -170,7 +170,7 @@ def test_a_wrong_plugin_is_quarantined_with_its_reason_and_the_rest_works(
     assert plugin.status == "quarantined"
     assert reason in plugin.reason
     assert f"plugin {name} is left out: {plugin.reason}" in caplog.messages
-    assert registry.models.giver("Sound") == sound
+    assert registry.models.provider("Sound") == sound
     with pytest.raises(ConfigError, match="unknown model Gone") as error:
         registry.models.get("Gone")
     assert "plugins in quarantine: " in str(error.value)
@@ -239,16 +239,16 @@ def test_a_file_given_by_p_is_a_plugin_and_its_own_classes_resolve(tmp_path: Pat
     file.write_text(HEAD + "class M: pass\n" + MODELS.format("ModelSpec('Mine', f'{__name__}:M', dict)"))
     registry = load_registry(["no:mmrec-lmm", str(file), str(file)])
     assert registry.models.names() == ("Mine",)
-    assert registry.models.giver("Mine") == str(file)
+    assert registry.models.provider("Mine") == str(file)
     assert registry.models.load("Mine", "cls") is load_registry([str(file)]).models.load("Mine", "cls")
 
 
 def test_a_module_given_by_p_is_a_plugin_and_installed_ones_are_taken_once(install: Callable[..., str]) -> None:
     name = install("test-module", registers("Once"))
     registry = load_registry(["test_module"])
-    assert registry.models.giver("Once") == name
+    assert registry.models.provider("Once") == name
     assert info(registry, "test_module").reason == f"is {name}"
-    assert load_registry(["test_module", f"no:{name}"]).models.giver("Once") == "test_module"
+    assert load_registry(["test_module", f"no:{name}"]).models.provider("Once") == "test_module"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_plugin_that_pip_installs_shows_and_with_its_folder_it_goes(tmp_path: 
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(target), str(source)], check=True)
     code = (
         "from mmrec_lmm.plugin.registry import load_registry; models = load_registry(['no:mmrec-lmm']).models; "
-        "print([(name, models.giver(name), models.load(name, 'cls').__name__) for name in models.names()])"
+        "print([(name, models.provider(name), models.load(name, 'cls').__name__) for name in models.names()])"
     )
 
     def models(**environment: str) -> str:

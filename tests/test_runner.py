@@ -168,7 +168,7 @@ def test_an_encoders_parameters_make_another_run(specs: Specs, registry: Registr
 def test_another_model_on_the_same_data_is_another_run(specs: Specs, toys: Registry) -> None:
     names = {
         run_id(spec, gather(spec, toys), toys)
-        for model in ("Favourite", "Fragile", "VBPR")
+        for model in ("Favorite", "Fragile", "VBPR")
         for spec in specs(model, known=toys)
     }
     assert len({name[-8:] for name in names}) == 3
@@ -398,14 +398,14 @@ def test_the_winner_is_the_best_on_validation_even_where_test_disagrees(
     specs: Specs, toys: Registry, out: Path
 ) -> None:
     # Item 12 is one user's test item and nobody's in validation, item 0 the other way round
-    grid = run_grid(specs("Favourite", known=toys, favourite="[12, 0]", **FIRST), toys, out=out)
+    grid = run_grid(specs("Favorite", known=toys, favorite="[12, 0]", **FIRST), toys, out=out)
     assert [dict(result.parameters) for result in grid.results] == [
-        {"seed": 999, "favourite": 12},
-        {"seed": 999, "favourite": 0},
+        {"seed": 999, "favorite": 12},
+        {"seed": 999, "favorite": 0},
     ]
     assert [result.valid["recall@1"] for result in grid.results] == [0, 1 / 12]
     assert [result.test["recall@1"] for result in grid.results] == [1 / 12, 0]
-    assert grid.best.parameters["favourite"] == 0
+    assert grid.best.parameters["favorite"] == 0
     assert grid.best_on_test is None
 
 
@@ -413,17 +413,16 @@ def test_under_mmrecs_protocol_the_best_on_test_stands_beside_the_winner_and_say
     specs: Specs, toys: Registry, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "mmrec_lmm")
-    asked = specs("Favourite", known=toys, favourite="[12, 0]", protocol="mmrec", **FIRST)
+    asked = specs("Favorite", known=toys, favorite="[12, 0]", protocol="mmrec", **FIRST)
     grid = run_grid(asked, toys, out=out)
-    assert grid.best.parameters["favourite"] == 0
+    assert grid.best.parameters["favorite"] == 0
     assert grid.best_on_test is not None
-    assert grid.best_on_test.parameters["favourite"] == 12
+    assert grid.best_on_test.parameters["favorite"] == 12
     assert caplog.text.count("████Current BEST by MMRec's protocol, selected on TEST████:\nParameters: ") == 2
     assert (
-        "████BEST by MMRec's protocol, selected on TEST████:\nParameters: ['seed', 'favourite']=(999, 12)"
-        in caplog.text
+        "████BEST by MMRec's protocol, selected on TEST████:\nParameters: ['seed', 'favorite']=(999, 12)" in caplog.text
     )
-    run_grid(specs("Favourite", known=toys, favourite="[12, 0]", **FIRST), toys, out=out)  # the same runs
+    run_grid(specs("Favorite", known=toys, favorite="[12, 0]", **FIRST), toys, out=out)  # the same runs
 
 
 def test_mmrec_compares_four_decimals_and_keeps_the_first() -> None:
@@ -436,18 +435,18 @@ def test_mmrec_compares_four_decimals_and_keeps_the_first() -> None:
 
 
 def test_of_equal_points_the_first_wins(specs: Specs, toys: Registry, out: Path) -> None:
-    grid = run_grid(specs("Favourite", known=toys, favourite="[12, 13]", **FIRST), toys, out=out)
-    assert grid.best.parameters["favourite"] == 12
+    grid = run_grid(specs("Favorite", known=toys, favorite="[12, 13]", **FIRST), toys, out=out)
+    assert grid.best.parameters["favorite"] == 12
 
 
 def test_a_grids_points_share_their_inputs(
     specs: Specs, registry: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gathered = []
-    monkeypatch.setattr(grids, "gather", lambda *args, **options: gathered.append(1) or gather(*args, **options))
+    all_gather = []
+    monkeypatch.setattr(grids, "gather", lambda *args, **options: all_gather.append(1) or gather(*args, **options))
     grid = run_grid(specs(reg_weight="[0.1, 0.2, 0.3]"), registry, out=out)
     assert [result.parameters["reg_weight"] for result in grid.results] == [0.1, 0.2, 0.3]
-    assert len(gathered) == 1
+    assert len(all_gather) == 1
 
 
 def test_a_control_is_shuffled_anew_for_each_seed(specs: Specs, registry: Registry, out: Path) -> None:
@@ -456,12 +455,12 @@ def test_a_control_is_shuffled_anew_for_each_seed(specs: Specs, registry: Regist
 
 
 def test_seeds_are_replicates_and_the_point_is_selected_on_their_mean(specs: Specs, toys: Registry, out: Path) -> None:
-    grid = run_grid(specs("Favourite", known=toys, favourite="[12, 0]", seed="[1, 2]", **FIRST), toys, out=out)
+    grid = run_grid(specs("Favorite", known=toys, favorite="[12, 0]", seed="[1, 2]", **FIRST), toys, out=out)
     assert [(dict(point.parameters), point.seeds) for point in grid.points] == [
-        ({"favourite": 12}, [1, 2]),
-        ({"favourite": 0}, [1, 2]),
+        ({"favorite": 12}, [1, 2]),
+        ({"favorite": 0}, [1, 2]),
     ]
-    assert dict(grid.winner.parameters) == {"favourite": 0}
+    assert dict(grid.winner.parameters) == {"favorite": 0}
     assert grid.winner.mean("valid")["recall@1"] == 1 / 12
     assert grid.winner.deviation("valid") == dict.fromkeys(grid.results[0].valid, 0.0)
 

@@ -89,7 +89,7 @@ def test_metrics_of_a_slice_are_the_fractions_that_one_counts(
     assert found["cold items"]["precision@1"].tolist() == [0, 0, 1]
 
 
-def test_without_a_catalogue_the_feature_files_say_who_lacks_a_modality(world: Dataset, tmp_path: Path) -> None:
+def test_without_a_catalog_the_feature_files_say_who_lacks_a_modality(world: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "text_feat.npy"
     np.save(path, np.array([[1.0], [0], [2], [3], [4], [5]]))
     bare = Dataset(**{**world.__dict__, "catalog": None, "feature_files": {"text": path}})

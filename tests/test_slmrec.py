@@ -212,7 +212,7 @@ def test_views_without_dropout_are_equal(make: Any) -> None:
     )
 
 
-def normalised(kind: str) -> Tensor:
+def normalized(kind: str) -> Tensor:
     """S of each adj_type, dense."""
     adjacency = dense_adjacency(uneven_data())
     one = torch.eye(len(adjacency))
@@ -225,7 +225,7 @@ def normalised(kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["pre", "plain", "norm", "gcmc", "mean"])
 def test_each_adjacency_is_the_dense_one(make: Any, kind: str) -> None:
     model, reference = (make(data=uneven_data(), adj_type=kind) for _ in range(2))
-    equations = Equations(reference, features(), normalised(kind))
+    equations = Equations(reference, features(), normalized(kind))
     loss = equations.loss(equations.aligned())
     loss.backward()
     assert loss_and_gradients(model)["loss"] == pytest.approx(loss.item(), rel=1e-4)

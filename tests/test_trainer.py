@@ -17,8 +17,9 @@ from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.training import resume
+from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import Fit, Trainer, TrainerNumbers, TrainingState, Validation, build_optimizer
+from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, TrainingState, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport
 
 DATA, _ = checkerboard()  # 84 training rows
@@ -89,7 +90,7 @@ def trainer_of(
 def test_it_stops_when_more_than_stopping_step_evaluations_bring_nothing_better() -> None:
     trainer = trainer_of(Toy(slope), scores=[0.1, 0.3, 0.3, 0.2, 0.1], epochs=100, stopping_step=2)
     fit = trainer.fit()
-    assert fit == Fit(best_epoch=1, epochs=5, validation=Validation(0.3, {"recall@20": 0.3}), stopped="patience")
+    assert fit == FitResult(best_epoch=1, epochs=5, validation=Validation(0.3, {"recall@20": 0.3}), stopped="patience")
 
 
 def test_patience_counts_no_evaluation_before_min_steps() -> None:
@@ -135,7 +136,7 @@ def test_epochs_without_evaluation_are_reported_without_one_and_the_last_always_
 def test_with_no_epochs_the_fresh_model_is_evaluated_once() -> None:
     model = Toy(slope)
     fit = trainer_of(model, scores=[0.4], epochs=0).fit()
-    assert fit == Fit(best_epoch=0, epochs=0, validation=Validation(0.4, {"recall@20": 0.4}), stopped="untrained")
+    assert fit == FitResult(best_epoch=0, epochs=0, validation=Validation(0.4, {"recall@20": 0.4}), stopped="untrained")
     assert model.steps == 0
 
 

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import pytest
 
-from mmrec_lmm.config.settings import EndToEnd, FineTuning, Settings
+from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.studies.executor import Record
 from mmrec_lmm.studies.leaderboard import Leaderboard
 from mmrec_lmm.training.end_to_end import EncoderNumbers, EndToEndReport
 from mmrec_lmm.training.fine_tuning import TunerNumbers
+from mmrec_lmm.training.paradigms import EndToEnd, FineTuning
 from mmrec_lmm.training.trainer import TrainerNumbers
 from mmrec_lmm.typed_json import FLAT, OPTIONAL, decode, plain
 from mmrec_lmm.types import (
@@ -80,7 +81,7 @@ def test_flat_fields_stand_beside_their_owners_and_optional_ones_are_left_out_wh
 
 
 def test_a_field_with_a_default_may_be_absent_and_an_unknown_key_is_ignored_where_nothing_keeps_it() -> None:
-    assert read({"width": 3, "colour": "red"}, Size) == Size(3, 1.0)
+    assert read({"width": 3, "color": "red"}, Size) == Size(3, 1.0)
 
 
 @pytest.mark.parametrize(

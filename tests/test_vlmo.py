@@ -501,8 +501,8 @@ def test_no_pair_of_the_batch_is_drawn_as_a_negative(monkeypatch: pytest.MonkeyP
     pixels, ids, joint = encoder.normalize(batch["pixels"]), batch["ids"], encoder.model.joint
 
     def listening(images: Tensor, texts: Tensor) -> Tensor:
-        colours = images.mean(dim=(2, 3)).argmax(dim=1).tolist()  # red, green or blue
-        seen.extend(zip(("RGB"[colour] for colour in colours), texts[:, 1].tolist(), strict=True))
+        colors = images.mean(dim=(2, 3)).argmax(dim=1).tolist()  # red, green or blue
+        seen.extend(zip(("RGB"[color] for color in colors), texts[:, 1].tolist(), strict=True))
         return joint(images, texts)
 
     monkeypatch.setattr(encoder.model, "joint", listening)
@@ -512,7 +512,7 @@ def test_no_pair_of_the_batch_is_drawn_as_a_negative(monkeypatch: pytest.MonkeyP
     true = {("R", one), ("R", two), ("B", two), ("G", three)}
     thirds = [{pair for n, pair in enumerate(seen) if n // 4 % 3 == third} for third in range(3)]
     assert thirds[0] == true
-    assert thirds[1] | thirds[2] == {(colour, text) for colour in "RGB" for text in (one, two, three)} - true
+    assert thirds[1] | thirds[2] == {(color, text) for color in "RGB" for text in (one, two, three)} - true
 
 
 def test_whole_words_are_masked_at_15_percent_and_become_mask_random_or_stay_at_8_1_1() -> None:

@@ -340,7 +340,7 @@ def test_all_that_does_not_fit_is_said_at_once_and_the_module_stays_as_it_was() 
     assert same(dict(module.state_dict()), before)
 
 
-def test_the_checkpoint_of_another_encoder_or_size_is_recognised() -> None:
+def test_the_checkpoint_of_another_encoder_or_size_is_recognized() -> None:
     with pytest.raises(DataError, match=r"unexpected keys: 8 \(k0, .* and 3 more\); it looks like .* another encoder"):
         load_state(tower(), full() | {f"k{i}": torch.rand(1) for i in range(8)}, source="x.pt")
     with pytest.raises(DataError, match=r"missing keys: 4 .*; it looks like .* of another encoder"):
@@ -391,8 +391,8 @@ def twice(line: Tensor) -> Tensor:
             return (a + 2) * d**3 - (a + 3) * d**2 + 1
         return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
 
-    centres = [(i + 0.5) / 2 - 0.5 for i in range(16)]  # of the new pixels, in old ones (align_corners=False)
-    return torch.tensor([sum(weight(centre - j) * float(line[j]) for j in range(8)) for centre in centres])
+    centers = [(i + 0.5) / 2 - 0.5 for i in range(16)]  # of the new pixels, in old ones (align_corners=False)
+    return torch.tensor([sum(weight(center - j) * float(line[j]) for j in range(8)) for center in centers])
 
 
 def test_positions_that_are_no_square_grid_are_refused() -> None:

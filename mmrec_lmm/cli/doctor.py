@@ -77,7 +77,7 @@ def _encoder_state(registry: Registry, name: str) -> tuple[str, bool]:
     except MMRecError as error:
         return str(error), True
     except Exception as error:  # a plugin's function may raise anything, and the report goes on
-        return f"! files of plugin {registry.encoders.giver(name)} raised {type(error).__name__}: {error}", False
+        return f"! files of plugin {registry.encoders.provider(name)} raised {type(error).__name__}: {error}", False
 
 
 def _torchvision_problem() -> str | None:

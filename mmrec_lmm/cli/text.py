@@ -15,7 +15,7 @@ from ..config.schema import Key, describe_type, schema_of
 from ..errors import ConfigError, did_you_mean
 from ..features.files import scale_note
 from ..formatting import aligned
-from ..plugin.registry import Catalogue, Registry
+from ..plugin.registry import NamedSpecs, Registry
 from ..plugin.specs import EncoderSpec, WeightFile
 from ..types import SPLITS, Dataset, FeatureTable, RunResult
 from ..weights.download import place_of, present
@@ -23,11 +23,11 @@ from ..weights.download import place_of, present
 if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
-    from ..studies.estimate import Artefact, Making, Probe
+    from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
 
-WIDTHS = {"summary": 72, "licence": 32}  # characters of these in a listing; `info` prints the whole
+WIDTHS = {"summary": 72, "license": 32}  # characters of these in a listing; `info` prints the whole
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -192,10 +192,10 @@ def job_line(job: Job, record: Record) -> str:
     return f"{job.title}: {record.state}" + (f": {record.reason}" if record.reason else f" in {record.seconds:.1f} s")
 
 
-def artefacts_text(artefacts: Sequence[Artefact]) -> str:
+def shared_text(artifacts: Sequence[CachedFile]) -> str:
     """What a study's runs share, and whether it is there."""
     rows = [
-        {"shared": one.what, "": "there" if one.there else _shortened(one.reason) or "to be made"} for one in artefacts
+        {"shared": one.what, "": "there" if one.there else _shortened(one.reason) or "to be made"} for one in artifacts
     ]
     return table(rows) or "nothing is shared: no encoder takes part"
 
@@ -206,7 +206,7 @@ def probe_line(probe: Probe) -> str:
 
 
 def making_line(making: Making) -> str:
-    """What one artefact would take."""
+    """What one artifact would take."""
     return f"probe of {making.what}: {making.reason or f'{1000 * making.pace.seconds_per_item:.1f} ms an item'}"
 
 
@@ -303,7 +303,7 @@ def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([lines, "", *(f"{row['slice']}: {row['about']}" for row in rows[1:])])
 
 
-def catalogue_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
+def spec_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
     """`list models` and its like: name, what it is, who brings it."""
     if kind == "plugins":
         return [
@@ -316,17 +316,17 @@ def catalogue_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
             }
             for plugin in registry.plugins
         ]
-    catalogue: Catalogue[Any] = getattr(registry, kind)
+    specs: NamedSpecs[Any] = getattr(registry, kind)
     rows = []
-    for spec in catalogue:
+    for spec in specs:
         row = {"name": spec.name, "summary": spec.summary}
         if kind == "encoders":
             dims = spec.dims or {}
             row["encodes"] = ", ".join(f"{name} {dims[name]}" if name in dims else name for name in spec.modalities)
             row["parameters"] = f"{spec.parameters / 1e6:.1f} M" if spec.parameters else "none"
             row["weights"] = weights_state(registry, spec)
-            row["licence"] = spec.licence
-        rows.append({**row, "plugin": catalogue.giver(spec.name)})
+            row["license"] = spec.license
+        rows.append({**row, "plugin": specs.provider(spec.name)})
     return rows
 
 
@@ -364,16 +364,16 @@ def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def info_text(registry: Registry, name: str) -> str:
     """Everything known of one name: the spec, and the configuration keys with types and defaults."""
-    catalogues: dict[str, Catalogue[Any]] = {
+    kinds: dict[str, NamedSpecs[Any]] = {
         "model": registry.models,
         "encoder": registry.encoders,
         "paradigm": registry.paradigms,
         "data set": registry.datasets,
         "metric": registry.metrics,
     }
-    parts = [_info(registry, kind, catalogue, name) for kind, catalogue in catalogues.items() if name in catalogue]
+    parts = [_info(registry, kind, specs, name) for kind, specs in kinds.items() if name in specs]
     if not parts:
-        known = [known for catalogue in catalogues.values() for known in catalogue.names()]
+        known = [known for specs in kinds.values() for known in specs.names()]
         raise ConfigError(
             f"nothing is called {name}{did_you_mean(name, known)}; `list models` and its like show what is"
         )
@@ -397,7 +397,7 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
 
 
 def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
-    """`data check`: counts by split, what the catalogue has, what the feature files have, and what loading remarked."""
+    """`data check`: counts by split, what the specs has, what the feature files have, and what loading remarked."""
     rows = []
     for split in SPLITS:
         interactions = getattr(dataset, split)
@@ -411,7 +411,7 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
         )
     lines = [f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items", "", table(rows), ""]
     if dataset.catalog is None:
-        lines.append("catalogue: none (items.tsv); an encoder needs one")
+        lines.append("specs: none (items.tsv); an encoder needs one")
     else:
         images = sum(path is not None and path.is_file() for path in dataset.catalog.images)
         named = sum(path is not None for path in dataset.catalog.images)
@@ -438,12 +438,12 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
     return "\n".join([*lines, *dataset.notes, *notes])
 
 
-def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -> str:
-    spec = catalogue.get(name)
+def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> str:
+    spec = specs.get(name)
     lines = [f"{kind} {spec.name}: {spec.summary}"]
     lines += [
         f"{label}: {getattr(spec, attribute)}"
-        for label, attribute in (("paper", "paper"), ("licence", "licence"), ("default encoder", "default_encoder"))
+        for label, attribute in (("paper", "paper"), ("license", "license"), ("default encoder", "default_encoder"))
         if getattr(spec, attribute, None)
     ]
     if kind == "encoder":
@@ -453,10 +453,10 @@ def _info(registry: Registry, kind: str, catalogue: Catalogue[Any], name: str) -
         lines += [f"variant {spec.name}:{variant}: {summary}" for variant, summary in spec.variants.items()]
         for file, path in _files(registry, spec).items():
             lines.append(f"file {file.name}: {path or f'missing; {file.url} belongs at {place_of(file, spec.name)}'}")
-    lines.append(f"plugin: {catalogue.giver(name)}")
+    lines.append(f"plugin: {specs.provider(name)}")
     if hasattr(spec, "config"):
         prefix = {"encoder": "encoder.", "paradigm": f"{spec.name}."}.get(kind, "")
-        config = catalogue.load(name, "config")
+        config = specs.load(name, "config")
         keys = schema_of(config, f"{kind} {spec.name}", prefix=prefix).keys if config else {}
         lines += ["keys:" if keys else "keys: none", *map(_key_line, keys.values())]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Items as encoders get them: what a catalogue holds of a modality, read one by one, prepared, and put into batches.
+"""Items as encoders get them: what a catalog holds of a modality, read one by one, prepared, and put into batches.
 
 An image that can't be read never ends anything: its item goes on without one and with the reason. Which files can't
 be read is found out here, and only here, whatever is wrong with them.
@@ -62,7 +62,7 @@ def read_image(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Source:
-    """What a catalogue holds of one modality. `items` are the ids that have it, in the order of encoding;
+    """What a catalog holds of one modality. `items` are the ids that have it, in the order of encoding;
     `fingerprint` names their content."""
 
     modality: str
@@ -93,7 +93,7 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
-        raise ConfigError(f"a catalogue holds images and texts, so no encoder can make {modality} features of it")
+        raise ConfigError(f"a catalog holds images and texts, so no encoder can make {modality} features of it")
     if not having.any():
         others = "choose another modality with --modalities, or give a feature file"
         raise DataError(f"{modality} features can't be encoded, as {nothing}; {others}: --features {modality}=FILE.npy")

@@ -2,7 +2,7 @@
 
 A folder `<name>/` holds `<name>.inter` (a table of userID, itemID, x_label; 0 train, 1 valid, 2 test), optionally
 `items.tsv` (itemID, text columns, `image`: a path under `images/`) and ready feature files per modality. With a
-catalogue, the number of items is its number of rows and items without interactions are legal; without one it is the
+catalog, the number of items is its number of rows and items without interactions are legal; without one it is the
 largest id + 1, and a gap is an error, since row i of every feature file must be item i.
 """
 
@@ -32,7 +32,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     if catalog is not None:
         if n_items > len(catalog):
             raise DataError(
-                f"{inter}: itemID {n_items - 1} is not in the catalogue, whose {len(catalog):,} rows end at "
+                f"{inter}: itemID {n_items - 1} is not in the catalog, whose {len(catalog):,} rows end at "
                 f"{len(catalog) - 1} ({folder / 'items.tsv'}); add its row or drop its interactions"
             )
         n_items = len(catalog)
@@ -105,7 +105,7 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
 
 
 def read_catalog(folder: Path) -> ItemCatalog:
-    """The catalogue `items.tsv`, sorted by itemID, its images resolved under `images/`."""
+    """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`."""
     path = folder / "items.tsv"
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)

@@ -1,4 +1,4 @@
-"""Features made by an encoder from a catalogue, and kept in the store.
+"""Features made by an encoder from a catalog, and kept in the store.
 
 Rows never shift: every table has one row per item, and an item whose image or text is missing or unreadable has a zero
 row that `present` masks. Each modality is encoded by itself, with an encoder built for that modality alone, so that a
@@ -80,7 +80,7 @@ def encode(
     options: EncodeOptions | None = None,
     tuned: Tuned | None = None,
 ) -> dict[str, FeatureTable]:
-    """The catalogue's features by modality: from the store where they are, else encoded and stored.
+    """The catalog's features by modality: from the store where they are, else encoded and stored.
 
     An item's text is its `text_fields` joined by a space; "joint" encodes the items that have image and text. Weights
     are the encoder's own, or those of `tuned`. Of the options only `dtype` enters a table's name: the others change a

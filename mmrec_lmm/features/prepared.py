@@ -1,4 +1,4 @@
-"""All items of a catalogue as an encoder prepared them, kept: an encoder in training needs them again and again.
+"""All items of a catalog as an encoder prepared them, kept: an encoder in training needs them again and again.
 
 Decoding and scaling an image costs many times what reading its pixels back does. So every tensor that `prepare` makes
 lies in an array file of all items, memory-mapped: what is asked for comes from the disk once, and then from the
@@ -68,9 +68,9 @@ def prepared_items(
     text_fields: Sequence[str],
     workers: int = 0,
 ) -> PreparedItems:
-    """All items of the catalogue as `encoder` prepares them for its modalities: from the store, or made and stored.
+    """All items of the catalog as `encoder` prepares them for its modalities: from the store, or made and stored.
 
-    An image that can't be read is taken for a missing one: who encodes the catalogue says so, and masks its row.
+    An image that can't be read is taken for a missing one: who encodes the catalog says so, and masks its row.
     Raises PluginError where `prepare` gives other tensors for one item than for another, RunError at a full disk.
     """
     modalities = sorted(encoder.dims)
@@ -141,7 +141,7 @@ def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, in
 
 
 def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
-    """Rows go to their files as they come, so that a catalogue larger than memory fits; only texts are held."""
+    """Rows go to their files as they come, so that a catalog larger than memory fits; only texts are held."""
     texts: dict[str, list[np.ndarray]] = {}
     first: dict[str, np.ndarray] = {}
     unreadable: list[bool] = []

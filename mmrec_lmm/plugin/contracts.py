@@ -89,7 +89,7 @@ class ItemEncoder(nn.Module, ABC):
         """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none.
 
         Scalars, the first of them called itc. Processes of torchrun each hold some rows of a batch, and return a share
-        of each loss: shares add up to the whole batch's (`losses.symmetric_info_nce`, `api.gathered`).
+        of each loss: shares add up to the whole batch's (`losses.symmetric_info_nce`, `api.all_gather`).
         """
         return {}
 

@@ -70,7 +70,7 @@ class PluginInfo:
     gives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class Catalogue(Generic[Spec]):
+class NamedSpecs(Generic[Spec]):
     """All specs of one kind by name, whatever its case, in the order of names.
 
     A name that two plugins claim belongs to neither: it isn't iterated, stands in `conflicts`, and asking for it is an
@@ -78,12 +78,12 @@ class Catalogue(Generic[Spec]):
     """
 
     def __init__(self, kind: str, offers: Iterable[tuple[Spec, str]], *, withheld: str = "") -> None:
-        """`offers` pairs each spec with its giver; `withheld` ends the message of an unknown name."""
+        """`offers` pairs each spec with its provider; `withheld` ends the message of an unknown name."""
         self.kind = kind
         self._withheld = withheld
         self._offers: dict[str, list[tuple[Spec, str]]] = {}
-        for spec, giver in sorted(offers, key=lambda offer: (offer[0].name.lower(), offer[1])):
-            self._offers.setdefault(spec.name.lower(), []).append((spec, giver))
+        for spec, provider in sorted(offers, key=lambda offer: (offer[0].name.lower(), offer[1])):
+            self._offers.setdefault(spec.name.lower(), []).append((spec, provider))
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self._offers
@@ -101,22 +101,22 @@ class Catalogue(Generic[Spec]):
         """The spec of that name. ConfigError if there is none, PluginError if two plugins claim it."""
         return self._offer(name)[0]
 
-    def giver(self, name: str) -> str:
+    def provider(self, name: str) -> str:
         """The full name of the plugin that registered it; errors as `get`."""
         return self._offer(name)[1]
 
     def load(self, name: str, part: str) -> Any:
         """What a spec names in its field `part` ("cls", "config", "fn" ...), imported now.
 
-        PluginError with the giver's name where that import fails: heavy libraries are met here for the first time.
+        PluginError with the provider's name where that import fails: heavy libraries are met here for the first time.
         """
-        spec, giver = self._offer(name)
+        spec, provider = self._offer(name)
         target = getattr(spec, part)
         try:
             return resolve(target)
         except Exception as error:
             raise PluginError(
-                f"plugin {giver}: {part} of {self.kind} {spec.name}, {target}, can't be imported: {_reason(error)}"
+                f"plugin {provider}: {part} of {self.kind} {spec.name}, {target}, can't be imported: {_reason(error)}"
             ) from error
 
     @property
@@ -135,10 +135,10 @@ class Catalogue(Generic[Spec]):
         return offers[0]
 
     def _conflict(self, offers: list[tuple[Spec, str]]) -> str:
-        givers = [giver for _, giver in offers]
+        providers = [provider for _, provider in offers]
         return (
-            f"{self.kind} {offers[0][0].name} is registered by {' and by '.join(givers)}; "
-            f"leave one out, as with MMREC_LMM_BLOCK={givers[-1]}"
+            f"{self.kind} {offers[0][0].name} is registered by {' and by '.join(providers)}; "
+            f"leave one out, as with MMREC_LMM_BLOCK={providers[-1]}"
         )
 
 
@@ -146,19 +146,19 @@ class Catalogue(Generic[Spec]):
 class Registry:
     """Everything that the plugins of this process bring."""
 
-    models: Catalogue[ModelSpec]
-    encoders: Catalogue[EncoderSpec]
-    paradigms: Catalogue[ParadigmSpec]
-    datasets: Catalogue[DatasetSpec]
-    metrics: Catalogue[MetricSpec]
+    models: NamedSpecs[ModelSpec]
+    encoders: NamedSpecs[EncoderSpec]
+    paradigms: NamedSpecs[ParadigmSpec]
+    datasets: NamedSpecs[DatasetSpec]
+    metrics: NamedSpecs[MetricSpec]
     plugins: tuple[PluginInfo, ...]
     _manager: pluggy.PluginManager = field(repr=False)
 
     @property
     def conflicts(self) -> tuple[str, ...]:
         """One message for each name that more than one plugin claims."""
-        catalogues = (self.models, self.encoders, self.paradigms, self.datasets, self.metrics)
-        return tuple(message for catalogue in catalogues for message in catalogue.conflicts)
+        kinds = (self.models, self.encoders, self.paradigms, self.datasets, self.metrics)
+        return tuple(message for specs in kinds for message in specs.conflicts)
 
     def paradigm(self, run: RunSpec) -> Paradigm:
         """The paradigm of a run, with the run's configuration of it."""
@@ -199,11 +199,11 @@ def load_registry(extra: Sequence[str] = ()) -> Registry:
             offers[REGISTERS[hook]] += [(spec, info.name) for spec in specs]
     withheld = _withheld(plugins)
     return Registry(
-        models=Catalogue("model", offers[ModelSpec], withheld=withheld),
-        encoders=Catalogue("encoder", offers[EncoderSpec], withheld=withheld),
-        paradigms=Catalogue("paradigm", offers[ParadigmSpec], withheld=withheld),
-        datasets=Catalogue("data set", offers[DatasetSpec], withheld=withheld),
-        metrics=Catalogue("metric", offers[MetricSpec], withheld=withheld),
+        models=NamedSpecs("model", offers[ModelSpec], withheld=withheld),
+        encoders=NamedSpecs("encoder", offers[EncoderSpec], withheld=withheld),
+        paradigms=NamedSpecs("paradigm", offers[ParadigmSpec], withheld=withheld),
+        datasets=NamedSpecs("data set", offers[DatasetSpec], withheld=withheld),
+        metrics=NamedSpecs("metric", offers[MetricSpec], withheld=withheld),
         plugins=tuple(plugins),
         _manager=manager,
     )

@@ -7,6 +7,7 @@ plugins imports none of them.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,10 +74,14 @@ class EncoderSpec:
     version: int = 1
     summary: str = ""
     paper: str = ""
-    licence: str = ""
+    license: str = ""
     dims: Mapping[str, int] | None = None  # at default settings, for listings; so are the parameters
     parameters: int | None = None
     configs: Path | None = None
+    licence: str | None = None  # deprecated: the name of `license` before; goes with the next version
+
+    def __post_init__(self) -> None:
+        _take_old_name(self)
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,12 @@ class DatasetSpec:
     make: Callable[[Path], None] | str | None = None
     load: Callable[[Path, str, Any], Dataset] | str | None = None
     default_encoder: str | None = None
-    licence: str = ""
+    license: str = ""
     configs: Path | None = None
+    licence: str | None = None  # deprecated: the name of `license` before; goes with the next version
+
+    def __post_init__(self) -> None:
+        _take_old_name(self)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,12 @@ class MetricSpec:
     name: str
     fn: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | str
     summary: str = ""
+
+
+def _take_old_name(spec: EncoderSpec | DatasetSpec) -> None:
+    if spec.licence is not None:
+        warnings.warn("licence is now license; the old name goes with the next version", DeprecationWarning, 4)
+        object.__setattr__(spec, "license", spec.licence)
 
 
 def resolve(target: Any) -> Any:

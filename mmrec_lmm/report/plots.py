@@ -1,4 +1,4 @@
-"""Figures of a run and of a leaderboard, for a paper: one column wide, in colours that the colour-blind tell apart.
+"""Figures of a run and of a leaderboard, for a paper: one column wide, in colors that the color-blind tell apart.
 
 Each function draws one figure; the suffix of its path says the format: .svg, .pdf or .png. The same data give the same
 file, byte by byte, with one version of matplotlib (extra `plots`), which nothing but `_figure` imports.
@@ -24,8 +24,8 @@ from .tables import MARK, NONE, label
 WIDTH = 3.3  # inches: a column of a two-column page
 SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX
 METADATA = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}  # no dates: equal data, equal files
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito, 2008
-MARKERS = "osD^vP*"  # so that print without colours tells series apart too
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito, 2008
+MARKERS = "osD^vP*"  # so that print without colors tells series apart too
 STYLE: Mapping[Any, Any] = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -85,11 +85,11 @@ def learning_curves(history: Sequence[EpochReport], metric: str, path: Path, *, 
     with _figure(path, height=2.6) as figure:
         loss, quality = figure.subplots(2, sharex=True)
         loss.plot(
-            [report.epoch for report in history], [sum(report.losses.values()) for report in history], color=COLOURS[0]
+            [report.epoch for report in history], [sum(report.losses.values()) for report in history], color=COLORS[0]
         )
         loss.set_ylabel("training loss")
         seen = [(report.epoch, report.valid[metric]) for report in history if report.valid]
-        quality.plot(*zip(*seen, strict=True), color=COLOURS[1])
+        quality.plot(*zip(*seen, strict=True), color=COLORS[1])
         quality.axvline(best, color="#666666", linewidth=0.6, linestyle="--")
         quality.set_ylabel(f"validation {metric}")
         quality.set_xlabel(f"epoch (dashed: {best}, the best)")
@@ -123,12 +123,12 @@ def seeds(rows: Sequence[Row], metric: str, path: Path) -> Path:
         for place, row in enumerate(rows):
             score = row.scores[metric]
             axes.hlines(place, score.interval.low, score.interval.high, color="#AAAAAA", linewidth=2.5)
-            axes.plot(score.mean, place, "|", color=COLOURS[1], markersize=7, markeredgewidth=1.4)
-            axes.plot(score.seeds, [place] * len(score.seeds), "o", color=COLOURS[0], markersize=2.2)
+            axes.plot(score.mean, place, "|", color=COLORS[1], markersize=7, markeredgewidth=1.4)
+            axes.plot(score.seeds, [place] * len(score.seeds), "o", color=COLORS[0], markersize=2.2)
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
         axes.grid(visible=False, axis="y")
-        figure.supxlabel(f"test {metric} (dots: seeds; grey: 95 % interval)", fontsize=STYLE["font.size"])
+        figure.supxlabel(f"test {metric} (dots: seeds; gray: 95 % interval)", fontsize=STYLE["font.size"])
     return path
 
 
@@ -203,7 +203,7 @@ def _figure(path: Path, *, height: float) -> Iterator[Any]:
 
 
 def _series(place: int) -> dict[str, str]:
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -133,13 +133,13 @@ def _with_inputs(
     specs: Sequence[RunSpec], registry: Registry, *, progress: bool = False
 ) -> Iterator[tuple[RunSpec, Inputs]]:
     """Each run with what it trains on."""
-    gathered: dict[str, Inputs] = {}
+    held: dict[str, Inputs] = {}
     for spec in specs:
         key = shared_keys(spec, registry).inputs
-        if key not in gathered:
-            gathered = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
-            log_statistics(gathered[key].dataset)
-        yield spec, gathered[key]
+        if key not in held:
+            held = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
+            log_statistics(held[key].dataset)
+        yield spec, held[key]
 
 
 def points_of(results: Sequence[RunResult]) -> list[Point]:

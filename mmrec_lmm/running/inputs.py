@@ -68,9 +68,9 @@ def without_encoder(spec: RunSpec, inputs: Inputs) -> RunSpec:
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """Equal for runs that share what an encoder makes (`artefacts`), and all that they train on (`inputs`)."""
+    """Equal for runs that share what an encoder makes (`cached_files`), and all that they train on (`inputs`)."""
 
-    artefacts: str
+    encoded: str
     inputs: str
 
 
@@ -83,11 +83,11 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
     settings = {name: getattr(spec.settings, name) for name in OF_INPUTS}
     uses_features = registry.models.get(spec.model).uses_features
     tuning = spec.paradigm_config if registry.paradigms.get(spec.paradigm).prepares else None
-    artefacts = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
+    encoded = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
     draws = spec.control not in (None, "constant", NO_FEATURES)
     seed = spec.settings.seed if draws else None
     return SharedKeys(
-        artefacts, fingerprint([artefacts, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
+        encoded, fingerprint([encoded, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
     )
 
 
@@ -139,16 +139,16 @@ def files_behind(
     found = {"data": {inter.name: hash_file(inter)} if inter.is_file() else {}}
     ready = {**_ready_files(spec, dataset, registry), **spec.features} if modalities else {}
     encoded = [modality for modality in modalities if modality not in ready]
-    of_catalogue = {}
+    of_catalog = {}
     if encoded and dataset.catalog is not None:
         images = [one for one in hash_readable(dataset.catalog.images) if one is not None]
-        of_catalogue = {"images": join_hashes(images)} if images else {}
+        of_catalog = {"images": join_hashes(images)} if images else {}
         if (folder / "items.tsv").is_file():
-            of_catalogue["items.tsv"] = hash_file(folder / "items.tsv")
+            of_catalog["items.tsv"] = hash_file(folder / "items.tsv")
     for modality in modalities:
         path = ready.get(modality)
         where = None if path is None else path.relative_to(folder) if path.is_relative_to(folder) else path
-        found[modality] = of_catalogue if path is None else {str(where): hash_file(path)}
+        found[modality] = of_catalog if path is None else {str(where): hash_file(path)}
     return found
 
 
@@ -263,7 +263,7 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
     return ready, tuple(modality for modality in wanted if modality not in files)
 
 
-def artefacts(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
+def cached_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
     """The store's files, there or not, that the run's inputs are made of: the tuned encoder under "tuned", tables by
     modality. Raises NotApplicable as `gather`, and WeightsMissing, since weights are part of the names."""
     check_applicable(spec, registry)
@@ -321,7 +321,7 @@ def check_applicable(spec: RunSpec, registry: Registry) -> None:
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:
-    """The modalities that the run's encoder can encode and that this catalogue has at all."""
+    """The modalities that the run's encoder can encode and that this catalog has at all."""
     assert spec.encoder is not None
     catalog = dataset.catalog
     has = {"image": catalog is not None and catalog.has_images, "text": catalog is not None and catalog.has_text}
@@ -342,9 +342,9 @@ def _no_features(
         encoders = [one for one in registry.encoders if one.cls is not None]
         able = [one.name for one in encoders if not missing or {*missing} <= {*one.modalities}]
         if catalog is None:
-            by_encoder = "it has no catalogue (items.tsv) that an encoder could read; "
+            by_encoder = "it has no catalog (items.tsv) that an encoder could read; "
         else:
-            by_encoder = f"--encoder NAME ({', '.join(able)}) makes them from its catalogue, " if able else ""
+            by_encoder = f"--encoder NAME ({', '.join(able)}) makes them from its catalog, " if able else ""
         return f"data set {dataset.name} has no {what} among its files ({there}): {by_encoder}{by_file}"
     encoder = registry.encoders.get(spec.encoder)
     return (
@@ -357,7 +357,7 @@ def _content(dataset: Dataset) -> str:
     """What a data set holds for an encoder, in words."""
     catalog = dataset.catalog
     if catalog is None:
-        return "no catalogue (items.tsv)"
+        return "no catalog (items.tsv)"
     images = sum(image is not None for image in catalog.images)
     where = "" if images else " (they belong in its folder images, named in the column image of items.tsv)"
     texts = [f"{sum(map(bool, column)):,} with text in {field}" for field, column in catalog.fields.items()]

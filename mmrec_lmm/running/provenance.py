@@ -94,7 +94,7 @@ def run_record(
         resolved=plain(spec),
         code=code_hashes(spec, registry),
         numerics_version=NUMERICS_VERSION,
-        plugin=registry.models.giver(spec.model),
+        plugin=registry.models.provider(spec.model),
         parameters_trained=sum(parameter.numel() for parameter in model.parameters()),
         device=device_name(device),
         threads=cpu_threads(spec.settings),

@@ -28,8 +28,9 @@ from ..machine import choose_device, cpu_threads, forget_peak_memory, keep_freed
 from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
+from ..training.loop import Validation
 from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from ..training.trainer import Fit, Trainer, TrainerNumbers, Validation
+from ..training.trainer import FitResult, Trainer, TrainerNumbers
 from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 from . import run_folder
 from .inputs import without_encoder
@@ -156,8 +157,8 @@ def train(
     callback: TrainerCallback | None = None,
     resume: bool,
     progress: bool,
-) -> Fit:
-    """Fit the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
+) -> FitResult:
+    """FitResult the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
     settings, dataset = spec.settings, inputs.dataset
     name, checkpoint = folder.name, folder / CHECKPOINT
     trainer = Trainer(

@@ -42,7 +42,7 @@ class Slice:
 
 
 def data_slices(dataset: Dataset, text_fields: Sequence[str]) -> list[Slice]:
-    """The slices of a data set. Which items lack image or text the catalogue says or, where there is none, the data
+    """The slices of a data set. Which items lack image or text the catalog says or, where there is none, the data
     set's own feature files."""
     every_item, every_user = np.ones(dataset.n_items, bool), np.ones(dataset.n_users, bool)
     of_items = np.bincount(dataset.train.items, minlength=dataset.n_items)  # (I,) training interactions

@@ -226,7 +226,7 @@ class _Comparison:
     interval: Interval
     seeds: int  # of the side that has fewer
     p: float | None  # None where that is one
-    above: bool  # whether the test, if it finds a difference, finds one in favour of the row
+    above: bool  # whether the test, if it finds a difference, finds one in favor of the row
 
 
 class _Board:

@@ -1,4 +1,4 @@
-"""What a study would take, before it is done: the artefacts that its runs share, and time, memory and disk by probes.
+"""What a study would take, before it is done: the artifacts that its runs share, and time, memory and disk by probes.
 
 A probe is a run of a few epochs for each model, data set, paradigm and width of features, in a process and a folder of
 its own. Where features aren't there yet it has random ones of their width, so that no encoder runs for it but one that
@@ -30,7 +30,7 @@ from ..formatting import first_line
 from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
-from ..running.inputs import artefacts, gather, open_dataset
+from ..running.inputs import cached_files, gather, open_dataset
 from ..running.runner import run
 from ..training.fine_tuning import PAIR
 from ..typed_json import decode
@@ -43,7 +43,7 @@ LIMIT = 300.0  # seconds that a probe may take
 SAMPLE = 16  # items that an encoder is measured on at once
 BATCHES = 4  # of them, the first of which isn't counted
 LONG_ENOUGH = 5.0  # seconds of measuring it
-TUNED = "tuned"  # the part that is an encoder's weights, as `artefacts` calls it
+TUNED = "tuned"  # the part that is an encoder's weights, as `cached_files` calls it
 
 
 _T = TypeVar("_T")
@@ -51,7 +51,7 @@ _Step = Callable[[Mapping[str, Tensor]], object]
 
 
 @dataclass(frozen=True)
-class Artefact:
+class CachedFile:
     """A file of the store that runs share, there or to be made; `reason` says why it can't be named."""
 
     what: str
@@ -72,7 +72,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Making:
-    """What making an artefact would take, told from some of its items; a `reason` says why there is no telling."""
+    """What making an artifact would take, told from some of its items; a `reason` says why there is no telling."""
 
     what: str
     pace: Pace
@@ -109,9 +109,9 @@ class Probe:
         return len(self.keys)
 
 
-def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
+def shared_files(plan: Plan, registry: Registry) -> list[CachedFile]:
     """The tables and tuned encoders of all runs, each once."""
-    found: dict[str, Artefact] = {}
+    found: dict[str, CachedFile] = {}
     seen: set[str] = set()
     for job in plan.jobs.values():
         if job.group in seen:
@@ -120,22 +120,22 @@ def shared_artefacts(plan: Plan, registry: Registry) -> list[Artefact]:
         spec = job.spec
         name = job.axes.encoder or "-"
         try:
-            paths = artefacts(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
+            paths = cached_files(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
         except MMRecError as error:
             what = f"{name} on {spec.dataset}, {spec.paradigm}"
-            found.setdefault(what, Artefact(what, False, first_line(error)))
+            found.setdefault(what, CachedFile(what, False, first_line(error)))
             continue
         for part, path in paths.items():
             how = "tuned" if TUNED in paths else "pre-trained"
             what = f"{name} tuned on {spec.dataset}" if part == TUNED else f"{part} of {spec.dataset} by {name}, {how}"
-            found[str(path)] = Artefact(what, path.is_file(), key=job.key, part=part)
+            found[str(path)] = CachedFile(what, path.is_file(), key=job.key, part=part)
     return list(found.values())
 
 
 def measure(
-    shared: Sequence[Artefact], plan: Plan, call: Call, *, told: Callable[[Making], None] | None = None
+    shared: Sequence[CachedFile], plan: Plan, call: Call, *, on_progress: Callable[[Making], None] | None = None
 ) -> list[Making]:
-    """What making those artefacts would take that aren't there. An encoder takes as long tuned as untuned, so
+    """What making those artifacts would take that aren't there. An encoder takes as long tuned as untuned, so
     that its tables are measured once."""
     answers: dict[str, Pace | str] = {}
     found = []
@@ -149,22 +149,24 @@ def measure(
             answers[kind] = _alone(_measure, Pace, call, one.key, one.part)
         answer = answers[kind]
         pace, reason = (Pace(), answer) if isinstance(answer, str) else (answer, "")
-        found.append(Making(one.what, pace, reason, together=plan.expected[one.key].artefact))
-        if told:
-            told(found[-1])
+        found.append(Making(one.what, pace, reason, together=plan.expected[one.key].encoded))
+        if on_progress:
+            on_progress(found[-1])
     return found
 
 
-def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe], None] | None = None) -> list[Probe]:
-    """Probe one of the runs of each kind that are still to be done. It takes a while: `told` hears of each. What memory
-    they need is kept beside the study's records."""
+def probe(
+    plan: Plan, call: Call, registry: Registry, *, on_progress: Callable[[Probe], None] | None = None
+) -> list[Probe]:
+    """Probe one of the runs of each kind that are still to be done. It takes a while: `on_progress` gets each probe.
+    The memory that they need is kept beside the study's records."""
     records = {key: plan.record(job) for key, job in plan.expected.items()}
     kinds: dict[str, list[Job]] = {}
     widths: dict[str, Mapping[str, int] | str] = {}  # by features; the reason where they can't be told
     for key, job in plan.expected.items():
         record = records[key]
         if record is None or record.state != FINISHED:
-            features = f"{job.artefact} {job.spec.modalities}"
+            features = f"{job.encoded} {job.spec.modalities}"
             if features not in widths:
                 try:
                     widths[features] = _widths(job.spec, registry)
@@ -190,8 +192,8 @@ def probe(plan: Plan, call: Call, registry: Registry, *, told: Callable[[Probe],
                 reason=reason,
             )
         )
-        if told:
-            told(found[-1])
+        if on_progress:
+            on_progress(found[-1])
     memory = {key: one.cost.memory for one in found for key in one.keys if not one.reason}
     write_json(plan.folder / MEMORY, memory)
     return found
@@ -207,7 +209,7 @@ def _kind(job: Job, widths: Mapping[str, int] | str, registry: Registry) -> str:
 
 def _widths(spec: RunSpec, registry: Registry) -> dict[str, int]:
     """The widths of the features that an encoder makes for a run."""
-    wanted = artefacts(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
+    wanted = cached_files(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
     modalities = tuple(part for part in wanted if part != TUNED)
     if not modalities:
         return {}
@@ -314,7 +316,7 @@ class _Watched(Registry):
 def _inputs(spec: RunSpec, registry: Registry) -> Inputs:
     """The run's own inputs where nothing has to be made for them, else random tables of the same widths."""
     dataset = open_dataset(spec.dataset, spec.settings, registry)
-    wanted = artefacts(spec, dataset, registry)
+    wanted = cached_files(spec, dataset, registry)
     if all(path.is_file() for path in wanted.values()):
         return gather(spec, registry)
     present, draw = np.ones(dataset.n_items, bool), np.random.default_rng(0)

@@ -55,14 +55,14 @@ PAUSE = 0.5  # seconds between two looks at what other processes are doing
 @dataclass(frozen=True)
 class Job:
     """A run of a study: `title` for people, `key` for its record. Jobs of one `group` train on the same inputs, and
-    those of one `artefact` share what an encoder makes for these."""
+    those of one `encoded` share what an encoder makes for these."""
 
     title: str
     key: str
     axes: Axes
     spec: RunSpec
     group: str
-    artefact: str
+    encoded: str
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, 
     """The plan of cells with their jobs, those that wait apart."""
     apart = {job.key: job for job in waiting}
     jobs = {job.key: job for _, of_cell in found for job in of_cell if job.key not in apart}
-    order = {artefact: place for place, artefact in enumerate(dict.fromkeys(job.artefact for job in jobs.values()))}
+    order = {encoded: place for place, encoded in enumerate(dict.fromkeys(job.encoded for job in jobs.values()))}
     groups = {group: place for place, group in enumerate(dict.fromkeys(job.group for job in jobs.values()))}
-    in_order = sorted(jobs.values(), key=lambda job: (order[job.artefact], groups[job.group]))
+    in_order = sorted(jobs.values(), key=lambda job: (order[job.encoded], groups[job.group]))
     return Plan(
         study,
         tuple(cell for cell, _ in found),
@@ -248,19 +248,19 @@ def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
 
 def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
     shared = shared_keys(spec, registry)
-    if shared.artefacts not in stamps:
-        stamps[shared.artefacts] = _stamp(spec, registry)
+    if shared.encoded not in stamps:
+        stamps[shared.encoded] = _stamp(spec, registry)
     settings = plain(spec.settings)
     identity = {name: value for name, value in settings.items() if name not in NOT_IDENTITY - OF_FEATURES}
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
     bare = plain(spec) | {"settings": None, "point": {}}
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
-        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.artefacts], identity, bare])[:16],
+        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.encoded], identity, bare])[:16],
         axes=cell.axes,
         spec=spec,
         group=shared.inputs,
-        artefact=shared.artefacts,
+        encoded=shared.encoded,
     )
 
 
@@ -288,9 +288,15 @@ class Worker:
         *,
         since: float,
         progress: bool = False,
-        told: Callable[[Job, Record], None] | None = None,
+        on_progress: Callable[[Job, Record], None] | None = None,
     ) -> None:
-        self.plan, self.registry, self.since, self.progress, self.told = plan, registry, since, progress, told
+        self.plan, self.registry, self.since, self.progress, self.on_progress = (
+            plan,
+            registry,
+            since,
+            progress,
+            on_progress,
+        )
         self._gathered: dict[str, Inputs] = {}  # the last group's only: tables are large
         self._failed: dict[str, Exception] = {}  # what became of groups whose inputs couldn't be made
 
@@ -320,8 +326,8 @@ class Worker:
             write_json(self.plan.folder / f"{job.key}.json", record)
         finally:
             claims.give_up(_piece(job.key))
-        if self.told:
-            self.told(job, record)
+        if self.on_progress:
+            self.on_progress(job, record)
         return True
 
     def _do(self, job: Job, claims: Claims) -> Record | None:
@@ -351,7 +357,7 @@ class Worker:
         if job.group in self._failed:
             raise self._failed[job.group]
         if job.group not in self._gathered:
-            if not claims.claim(_piece(job.artefact)):
+            if not claims.claim(_piece(job.encoded)):
                 return None
             try:
                 self._gathered = {}  # before, so that two groups' tables are never held
@@ -360,7 +366,7 @@ class Worker:
                 self._failed[job.group] = error.with_traceback(None)  # which would hold tensors
                 raise
             finally:
-                claims.give_up(_piece(job.artefact))
+                claims.give_up(_piece(job.encoded))
         return self._gathered[job.group]
 
 
@@ -370,7 +376,7 @@ def is_settled(record: Record | None, since: float) -> bool:
 
 
 def _piece(key: str) -> int:
-    """The byte of the claims' file that stands for a job or an artefact."""
+    """The byte of the claims' file that stands for a job or an artifact."""
     return int(key[:15], 16)
 
 
@@ -405,11 +411,13 @@ def do_all(call: Call, plan: Plan, do: Callable[[Plan], None]) -> Plan:
     return plan
 
 
-def in_processes(call: Call, plan: Plan, count: int, *, told: Callable[[Job, Record], None] | None = None) -> None:
+def in_processes(
+    call: Call, plan: Plan, count: int, *, on_progress: Callable[[Job, Record], None] | None = None
+) -> None:
     """Do the plan with `count` processes that print nothing but to their logs. One that is killed is replaced, RETRIES
     times for each of the `count`; what is left then stays pending."""
     spawn = multiprocessing.get_context("spawn")
-    watch = Watch(plan, call.since, told)
+    watch = Watch(plan, call.since, on_progress)
     workers: list[Any] = []
     started = deaths = 0
     try:
@@ -440,8 +448,8 @@ def in_processes(call: Call, plan: Plan, count: int, *, told: Callable[[Job, Rec
 class Watch:
     """Follows by their records what other processes do."""
 
-    def __init__(self, plan: Plan, since: float, told: Callable[[Job, Record], None] | None) -> None:
-        self.plan, self.since, self.told = plan, since, told
+    def __init__(self, plan: Plan, since: float, on_progress: Callable[[Job, Record], None] | None) -> None:
+        self.plan, self.since, self.on_progress = plan, since, on_progress
         self._left = plan.left(since)
 
     def left(self) -> list[Job]:
@@ -451,8 +459,8 @@ class Watch:
             record = self.plan.record(job)
             if record is None or not is_settled(record, self.since):
                 left.append(job)
-            elif self.told:
-                self.told(job, record)
+            elif self.on_progress:
+                self.on_progress(job, record)
         self._left = left
         return left
 

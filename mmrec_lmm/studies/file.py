@@ -438,14 +438,14 @@ class _Expansion:
     def _check_names(self) -> None:
         study, registry = self.study, self.registry
         encoders = [EncoderName.parse(encoder).name for encoder in study.encoders if encoder]
-        for key, catalogue, names in (
+        for key, specs, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
             ("paradigms", registry.paradigms, study.paradigms),
         ):
             for name in names:
                 try:
-                    catalogue.load(name, "config")
+                    specs.load(name, "config")
                 except ConfigError as error:
                     self.problems.append(f"{_at(study.file, key)}: {error}")
         self._check_modalities()

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def on_ray(call: Call, plan: Plan, *, told: Callable[[Job, Record], None] | None = None) -> None:
+def on_ray(call: Call, plan: Plan, *, on_progress: Callable[[Job, Record], None] | None = None) -> None:
     """Do the plan on the cluster that RAY_ADDRESS names, or on one that is started here and ends with the study.
 
     A task asks for its run's CPUs, GPU and, where a dry run has probed it, memory. ConfigError where Ray isn't
@@ -43,16 +43,16 @@ def on_ray(call: Call, plan: Plan, *, told: Callable[[Job, Record], None] | None
     own = {name: value for name, value in os.environ.items() if name.startswith("MMREC_LMM_")}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": own}, **here)
     try:
-        watch = Watch(plan, call.since, told)
+        watch = Watch(plan, call.since, on_progress)
         probed = plan.folder / MEMORY
         memory = read_json(probed) if probed.is_file() else {}
         prepared: dict[str, Any] = {}
         waiting = []
         for job in watch.left():
             resources = _resources(job.spec, memory.get(job.key))
-            if job.artefact not in prepared:
-                prepared[job.artefact] = ray.remote(_prepare).options(**resources).remote(call, job.key)
-            waiting.append(ray.remote(_do).options(**resources).remote(call, job.key, prepared[job.artefact]))
+            if job.encoded not in prepared:
+                prepared[job.encoded] = ray.remote(_prepare).options(**resources).remote(call, job.key)
+            waiting.append(ray.remote(_do).options(**resources).remote(call, job.key, prepared[job.encoded]))
         while waiting:
             done, waiting = ray.wait(waiting, timeout=1.0)
             watch.left()

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..distributed import everywhere, gathered, own_rows, processes, rank, sharing, sum_gradients
+from ..distributed import all_gather, everywhere, local_slice, processes, rank, sharing, sum_gradients
 from ..errors import ConfigError
 from ..features.prepared import PreparedItems
 from ..machine import precision
@@ -28,8 +28,8 @@ from .paradigms import EndToEnd
 from .trainer import load_optimizer_state, optimizer_state
 
 
-class Trainee:
-    """`encoder` with its optimiser, and the prepared `items` that it encodes, of which `present` (I,) by modality are
+class EncoderWorker:
+    """`encoder` with its optimizer, and the prepared `items` that it encodes, of which `present` (I,) by modality are
     there; it works on their device. `name` is for messages."""
 
     def __init__(
@@ -99,10 +99,10 @@ class Trainee:
     def encode(self, items: Tensor) -> dict[str, Tensor]:
         """The features (B, D) by modality of items (B,)."""
         with sharing() if len(items) >= processes() else nullcontext():  # no process may be left without a row
-            batch = self._batch(items[own_rows(len(items))].to(self._device))
+            batch = self._batch(items[local_slice(len(items))].to(self._device))
             with precision(self._device, self._options.dtype):
                 features = self._encoder(batch)
-            return {modality: gathered(features[modality]) for modality in self._present}
+            return {modality: all_gather(features[modality]) for modality in self._present}
 
     def _batch(self, items: Tensor) -> dict[str, Tensor]:
         tensors = self._items.batch(items.cpu().numpy())
@@ -123,7 +123,7 @@ class Trainee:
         self._encoder.load_state_dict(weights)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, live."""
+        """What the optimizer remembers, live."""
         return optimizer_state(self._optimizer)
 
     @everywhere

@@ -7,7 +7,7 @@
 3. Only then R is encoded once more, without gradient, and written into F. (Z itself is that of the old weights.)
 
 With all rows and a step per batch this is ordinary back-propagation through model and encoder, as a test shows. It
-takes the memory of one micro-batch, however large the catalogue, and reaches items whose gradient came through a graph.
+takes the memory of one micro-batch, however large the catalog, and reaches items whose gradient came through a graph.
 What differs otherwise: rows outside R are stale until the next full refresh, and one step of the encoder serves
 several of the recommender.
 
@@ -37,7 +37,7 @@ from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..typed_json import decode
 from ..types import Batch, Inputs, RunSpec
-from .encoder_side import Trainee
+from .encoder_side import EncoderWorker
 from .optim import recompute_blocks
 from .paradigms import EndToEnd
 
@@ -97,7 +97,7 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
             "lower it, or raise epochs"
         )
     return JointEncoder(
-        _trainee(spec, inputs, registry, features.present),
+        _worker(spec, inputs, registry, features.present),
         features,
         options,
         # Another stream than that of the batches, whose gradients it draws among; the generator reads 32 bits
@@ -113,10 +113,10 @@ def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
     torch.set_num_threads(cpu_threads(spec.settings))
     device = choose_device(spec.settings)
     present = {name: torch.as_tensor(table.present, device=device) for name, table in inputs.tables.items()}
-    serve(device, lambda: _trainee(spec, inputs, registry, present))
+    serve(device, lambda: _worker(spec, inputs, registry, present))
 
 
-def _trainee(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> Trainee:
+def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> EncoderWorker:
     """The run's encoder, with the weights that it starts from and all that it may be asked to encode."""
     known = encoder_spec(spec, registry)
     assert inputs.dataset.catalog is not None  # the features came from there
@@ -135,7 +135,7 @@ def _trainee(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping
         text_fields=spec.settings.text_fields,
         workers=spec.settings.workers,
     )
-    return Trainee(encoder, items, present, spec.paradigm_config, name=known.name)
+    return EncoderWorker(encoder, items, present, spec.paradigm_config, name=known.name)
 
 
 def must_learn(options: EndToEnd) -> bool:
@@ -182,7 +182,7 @@ class JointEncoder(TrainerCallback):
 
     def __init__(
         self,
-        trainee: Trainee,
+        trainee: EncoderWorker,
         features: ItemFeatures,
         options: EndToEnd,
         *,
@@ -190,7 +190,7 @@ class JointEncoder(TrainerCallback):
         batch_size: int = 64,
         model: str = "model",
     ) -> None:
-        self._trainee, self._features, self._options = trainee, features, options
+        self._worker, self._features, self._options = trainee, features, options
         self._generator, self._batch_size, self._model = generator, batch_size, model
         self._present = torch.stack([*features.present.values()]).any(dim=0)  # (I,)
         self._initial = {key: value.cpu().clone() for key, value in trainee.parameters().items()}
@@ -234,32 +234,32 @@ class JointEncoder(TrainerCallback):
         self._stale = self._stale or self._options.mode == "released"  # encodes anew every epoch, to no effect
         if self._collecting and not self._steps and must_learn(self._options):
             raise RunError(
-                f"no gradient of {self._model}'s loss reached encoder {self._trainee.name} in epoch {epoch}: it is not "
+                f"no gradient of {self._model}'s loss reached encoder {self._worker.name} in epoch {epoch}: it is not "
                 "being trained, and the result would be that of --paradigm pt. Does the model detach or copy its "
                 "features, do its settings give them no weight, or does the encoder detach its output?"
             )
         if self._steps:
-            logger.info("encoder %s: %d steps, gradient norm %.3g", self._trainee.name, self._steps, self._norm_last)
+            logger.info("encoder %s: %d steps, gradient norm %.3g", self._worker.name, self._steps, self._norm_last)
 
     def before_evaluation(self) -> None:
         if self._stale:
             self._refresh()
 
     def weights(self) -> dict[str, Tensor]:
-        return self._trainee.weights()
+        return self._worker.weights()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        self._trainee.load_weights(weights)
+        self._worker.load_weights(weights)
         self._stale, self._age = True, math.inf
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"optimizer.{name}": value for name, value in self._trainee.optimizer_state().items()}
+        tensors = {f"optimizer.{name}": value for name, value in self._worker.optimizer_state().items()}
         numbers = EncoderNumbers(self._steps, self._rows, self._norm_sum, self._norm_last)
         return {**tensors, "generator": self._generator.get_state()}, plain(numbers)
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         slots = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name != "generator"}
-        self._trainee.load_optimizer_state(slots)
+        self._worker.load_optimizer_state(slots)
         self._generator.set_state(tensors["generator"])
         known = decode(EncoderNumbers, numbers, where="companion", cure="an end-to-end run saves it")
         self._steps, self._rows = known.steps, known.rows
@@ -270,7 +270,7 @@ class JointEncoder(TrainerCallback):
         if not self._steps and must_learn(self._options):
             raise RunError(
                 f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so that training "
-                f"ended before encoder {self._trainee.name} joined; lower them, or raise stopping_step"
+                f"ended before encoder {self._worker.name} joined; lower them, or raise stopping_step"
             )
         steps = max(1, self._steps)
         return EndToEndReport(
@@ -279,7 +279,7 @@ class JointEncoder(TrainerCallback):
             steps=self._steps,
             rows_per_step=self._rows / steps,
             gradient_norm=GradientNorm(self._norm_sum / steps, self._norm_last),
-            weight_change=weight_change(self._initial, self._trainee.parameters()),
+            weight_change=weight_change(self._initial, self._worker.parameters()),
         )
 
     def _step(self) -> None:
@@ -290,11 +290,9 @@ class JointEncoder(TrainerCallback):
         rows, weights = self._draw(gradients)
         if not len(rows):
             return
-        norm = self._trainee.step(
-            rows, {name: value[rows] * weights for name, value in gradients.items()}, self._rate()
-        )
+        norm = self._worker.step(rows, {name: value[rows] * weights for name, value in gradients.items()}, self._rate())
         if not math.isfinite(norm):
-            raise TrainingDiverged(f"the gradient of encoder {self._trainee.name} became {norm}")
+            raise TrainingDiverged(f"the gradient of encoder {self._worker.name} became {norm}")
         if norm == 0:
             return
         self._steps, self._rows = self._steps + 1, self._rows + len(rows)
@@ -329,7 +327,7 @@ class JointEncoder(TrainerCallback):
 
     def _write(self, items: Tensor, *, partial: bool) -> None:
         for part in items.split(self._batch_size * processes()):
-            for modality, values in self._trainee.encode(part).items():
+            for modality, values in self._worker.encode(part).items():
                 self._features.refresh(modality, part, values, partial=partial)
 
 

@@ -1,15 +1,10 @@
-"""Two-stage training, stage one: an encoder is tuned on a catalogue, before any recommender is trained.
+"""Two-stage training, stage one: an encoder is tuned on a catalog, before any recommender is trained.
 
     tuned = tune(catalog, spec, config, FineTuning(), text_fields=["title"])      from the store, or made and stored
     tables = encode(catalog, spec, config, modalities=["image"], tuned=tuned)
 
-It minimises the sum of the losses that the encoder itself offers (`tuning_losses`) over the items that have both an
-image and a text. It sees items alone: a catalogue has no field for interactions.
-
-Twins. Items that share an image file or a text, or are linked by others that do, are twins: the one's image belongs to
-the other's text. No batch holds two twins, so whatever losses an encoder has, none of them takes a true pair for a
-false one; of twins more numerous than the batches of an epoch, others are drawn in each. And twins are held out
-together or not at all, so that the items which select the epoch have not been seen.
+It minimizes the sum of the losses that the encoder itself offers (`tuning_losses`) over the items that have both an
+image and a text. It sees items alone: a catalog has no field for interactions.
 
 All that is random in an epoch follows from the seed and the epoch's number. So nothing of it needs saving, and tuning
 that was killed goes on after its last epoch and ends with the same weights.
@@ -24,8 +19,7 @@ Shapes: N items that have image and text, B batch, Q queries, D feature width.
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -35,8 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -44,16 +36,16 @@ from tqdm import tqdm
 from .. import cache
 from ..data.items import JOINT, Source, source_of
 from ..distributed import (
-    gathered,
+    all_gather,
+    all_reduce,
+    broadcast,
     is_first_process,
     join,
-    own_rows,
+    local_slice,
     processes,
     rank,
     sharing,
     sum_gradients,
-    summed,
-    told,
 )
 from ..errors import ConfigError, DataError, MMRecError, NotApplicable, PluginError, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_id, encoder_spec
@@ -65,18 +57,18 @@ from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import decode
 from ..types import ItemCatalog, RecallChange, RunSpec, Tuned, TuningEpoch, TuningRecord, TuningSizes
+from .loop import EpochLoop, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
+from .pairs import Pairs, count_batches, make_batches, split
 from .paradigms import FineTuning
 from .resume import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from .retrieval import CUTOFFS, compared, own_ranks
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the same encoder, items and settings would give other weights
 PAIR = ("image", "text")
-CUTOFFS = (1, 10)  # of the recalls that are reported
-RESAMPLES = 10_000  # of the queries, for an interval
-_BLOCK = 1024  # queries compared with all candidates at once
 
 
 class FineTuned(Paradigm):
@@ -162,7 +154,7 @@ def tune(
     recompute: bool = False,
     progress: bool = False,
 ) -> Tuned:
-    """The encoder as tuned on the catalogue: from the store where it is, else tuned and stored.
+    """The encoder as tuned on the catalog: from the store where it is, else tuned and stored.
 
     Its file is named by all that its weights depend on: encoder, configuration, `tuning`, and what the items hold. The
     device and the numbers of threads and processes change them by rounding and are recorded in it; `recompute` saves
@@ -186,7 +178,7 @@ def tune(
     device = torch.device(device)
     join(device)
     with cache.locked(path) if is_first_process() else nullcontext():
-        if told(path.exists()):
+        if broadcast(path.exists()):
             logger.info("%s: tuned before, found in the store, %s", spec.name, path)
         else:
             encoder = build_encoder(spec, config, PAIR)
@@ -195,25 +187,25 @@ def tune(
             if recompute:
                 recompute_blocks(encoder)
             prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
-            train, held_out, sizes = _split(source, prepared.unreadable, tuning, name=spec.name)
+            train, held_out, sizes = split(source, prepared.unreadable, tuning, name=spec.name)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's state is left alone
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
                 with sharing():
-                    made = tuner.run(
+                    made = tuner.tune(
                         path.with_suffix(".parts"), made_by=made_by, sizes=sizes, frozen=frozen, progress=progress
                     )
             if is_first_process():
-                save_weights(path, tuner.best, {"about": json.dumps(cache.plain(made))})
+                save_weights(path, tuner.best_weights, {"about": json.dumps(cache.plain(made))})
                 remove_checkpoint(path.with_suffix(".parts"))
                 path.with_suffix(".parts").rmdir()
-        record = told(load_record(path) if is_first_process() else None)
+        record = broadcast(load_record(path) if is_first_process() else None)
     assert record is not None
     logger.info("%s: %s", spec.name, summary(record))
     return Tuned(path, path.stem, record)
 
 
 def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
-    """The file of the store for the encoder as tuned on a catalogue's pairs, there or not; its stem is the
+    """The file of the store for the encoder as tuned on a catalog's pairs, there or not; its stem is the
     fingerprint."""
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
     name = cache.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
@@ -253,87 +245,6 @@ def load_record(path: Path) -> TuningRecord:
     return decode(TuningRecord, about, where=str(path), cure="try deleting it, to have the encoder tuned again")
 
 
-# Which items train, which are held out, and which form a batch
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Items that have an image and a text (N,), and the group (N,) of each: equal for twins, from 0."""
-
-    items: np.ndarray
-    groups: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def where(self, mask: np.ndarray) -> "Pairs":
-        return Pairs(self.items[mask], np.unique(self.groups[mask], return_inverse=True)[1])
-
-
-def _split(
-    source: Source, unreadable: Collection[int], tuning: FineTuning, *, name: str
-) -> tuple[Pairs, Pairs, TuningSizes]:
-    """What trains, what is held out, and how many of what there are."""
-    items = np.array([item for item in np.sort(source.items).tolist() if item not in unreadable], np.int64)
-    hashes = cache.hash_readable(source.images)
-    pairs = Pairs(items, twin_groups([hashes[item] or "" for item in items], [source.texts[item] for item in items]))
-    held_out = hold_out(pairs.groups, tuning.held_out, np.random.default_rng([tuning.seed, 0]))
-    parts = pairs.where(~held_out), pairs.where(held_out)
-    if min(len(np.unique(part.groups)) for part in parts) < 2:
-        raise DataError(
-            f"encoder {name} can't be tuned: of {len(pairs)} items with a readable image and a text {len(parts[0])} "
-            f"are left to train on and {len(parts[1])} to be held out (ft.held_out={tuning.held_out}); each takes two "
-            "items that share neither image nor text"
-        )
-    twins = int((np.bincount(pairs.groups)[pairs.groups] > 1).sum())
-    return *parts, TuningSizes(len(parts[0]), len(parts[1]), twins, len(source.items) - len(items))
-
-
-def twin_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-    """Groups (N,) of twins: the connected parts of the graph that joins each image to each text by an item."""
-    ends = [np.unique(np.asarray(names, dtype=str), return_inverse=True)[1] for names in (images, texts)]
-    n_images, n_texts = (int(end.max(initial=-1)) + 1 for end in ends)
-    edges = (np.ones(len(images)), (ends[0], ends[1] + n_images))
-    parts: np.ndarray = connected_components(coo_array(edges, shape=(n_images + n_texts,) * 2), directed=False)[1]
-    return parts[ends[0]]
-
-
-def hold_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which items (N,) are held out: whole groups in random order, each that still fits into the share. A group larger
-    than that, such as of all items with a placeholder for an image, is never."""
-    members = np.bincount(groups)
-    room = max(2, round(share * len(groups)))
-    chosen = np.zeros(len(members), bool)
-    for group in rng.permutation(len(members)):
-        if members[group] <= room:
-            chosen[group] = True
-            room -= members[group]
-    return chosen[groups]
-
-
-def count_batches(groups: np.ndarray, size: int) -> int:
-    """How many batches of `size` items an epoch has, none with two of a group; 1 where there are too few for any."""
-    members = np.bincount(groups)
-    count = max(1, len(groups) // size)
-    while count > 1 and np.minimum(members, count).sum() < count * size:
-        count -= 1
-    return count
-
-
-def deal(groups: np.ndarray, count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Places of items in `count` random batches of at most `size`, no two of a group in one.
-
-    Like cards: a group's items lie together and go round, so that no batch gets two of them as long as they are no
-    more than the batches; those beyond are left out, as are those that exceed the batches' size.
-    """
-    shuffled = rng.permutation(len(groups))
-    turn = rng.permutation(int(groups.max()) + 1)[groups]  # (N,): of the item's group
-    order = shuffled[np.argsort(turn[shuffled], kind="stable")]
-    first = np.searchsorted(turn[order], turn[order])  # (N,): where the item's group begins
-    order = order[np.arange(len(order)) - first < count][: count * size]
-    return [order[start::count] for start in range(count)]
-
-
 # Training
 
 
@@ -347,8 +258,11 @@ class TunerNumbers:
     seconds: float
 
 
-class _Tuner:
-    """An encoder in training on some items and judged by others. Epochs are counted from 1."""
+class _Tuner(EpochLoop):
+    """An encoder in training on some items and judged by others. Epochs are counted from 1; the score is the mean
+    contrastive loss of the held-out items, negated."""
+
+    first_epoch = 1
 
     def __init__(
         self,
@@ -360,15 +274,15 @@ class _Tuner:
         *,
         name: str,
     ) -> None:
+        super().__init__(epochs=tuning.epochs, patience=tuning.patience)
         self.encoder, self.name, self.tuning = encoder, name, tuning
-        self.best: dict[str, Tensor] = {}  # weights of the best epoch, on the CPU
         self._prepared, self._train, self._held_out = prepared, train, held_out
         self._device = next(encoder.parameters()).device
         self._batches = count_batches(train.groups, tuning.batch_size)  # of an epoch
         self._steps = math.ceil(self._batches / tuning.accumulate)  # of an epoch
         judged = math.ceil(len(held_out) / tuning.batch_size)
-        self._judged = deal(held_out.groups, judged, tuning.batch_size, self._random(0))
-        smallest = min(len(places) for places in [*self._judged, *self._deal(self._random(1))])
+        self._judged = make_batches(held_out.groups, judged, tuning.batch_size, self._random(0))
+        smallest = min(len(places) for places in [*self._judged, *self._make_batches(self._random(1))])
         if smallest < processes():
             raise ConfigError(
                 f"encoder {name} can't be tuned by {processes()} processes: the smallest batch has {smallest} items, "
@@ -378,14 +292,15 @@ class _Tuner:
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
         self._epochs: list[TuningEpoch] = []  # the mean of each loss by epoch, and that of the held-out items
-        self._best_epoch, self._best_loss = 0, math.inf
         self._seconds = 0.0
+        self._checkpoint: Path | None = None  # the folder of the state, in the process that writes it
+        self._bar: tqdm[Any] | None = None
 
-    def run(
+    def tune(
         self, checkpoint: Path, *, made_by: Sequence[Any], sizes: TuningSizes, frozen: Sequence[str], progress: bool
     ) -> TuningRecord:
-        """Train, or go on from the folder `checkpoint`; `best` holds the weights then. The record has what is given
-        beside."""
+        """Train, or continue from the folder `checkpoint`; `best_weights` has the weights then. The record has what is
+        given beside."""
         ranks, held_out_before = self._ranks(), self._held_out_loss()
         try:
             stopped = self._fit(checkpoint, progress=progress)
@@ -397,12 +312,13 @@ class _Tuner:
                     "GPU, and a smaller ft.batch_size less, which is another loss"
                 ) from None
             raise
-        self.encoder.load_state_dict(self.best)
-        if self._best_loss >= held_out_before:
+        self.encoder.load_state_dict(self.best_weights)
+        best_loss = -self.best.score
+        if best_loss >= held_out_before:
             logger.warning(
                 "encoder %s: tuning did not lower the loss on held-out items (%.4f before, %.4f at best); a smaller "
                 "ft.learning_rate may",
-                self.name, held_out_before, self._best_loss,
+                self.name, held_out_before, best_loss,
             )  # fmt: skip
         return TuningRecord(
             encoder=self.name,
@@ -410,7 +326,7 @@ class _Tuner:
             ft=cache.plain(self.tuning),
             sizes=sizes,
             frozen=tuple(frozen),
-            best_epoch=self._best_epoch,
+            best_epoch=self.best_epoch,
             stopped=stopped,
             epochs=tuple(self._epochs),
             held_out_before=held_out_before,
@@ -430,38 +346,45 @@ class _Tuner:
         if state is not None:
             with restoring(checkpoint):
                 self._restore(state)
-            logger.info("%s: tuning goes on after epoch %d", self.name, len(self._epochs))
-        total, done = self.tuning.epochs * self._batches, len(self._epochs) * self._batches
+            logger.info("%s: tuning goes on after epoch %d", self.name, self.epoch)
+        self._checkpoint = checkpoint if is_first_process() else None
         quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal
-        with tqdm(desc=f"tuning {self.name}", total=total, initial=done, unit=" batches", disable=quiet) as bar:
-            while len(self._epochs) < self.tuning.epochs:
-                if len(self._epochs) - self._best_epoch > self.tuning.patience:
-                    return "patience"
-                started = time.perf_counter()
-                try:
-                    losses = self._train_epoch(len(self._epochs) + 1, bar)
-                    epoch = TuningEpoch(losses, self._held_out_loss())
-                except TrainingDiverged as error:
-                    if not self.best:
-                        raise TrainingDiverged(f"{error}; a smaller ft.learning_rate is the usual cure") from None
-                    logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
-                    return "diverged"
-                self._epochs.append(epoch)
-                if epoch.held_out < self._best_loss:
-                    self._best_epoch, self._best_loss = len(self._epochs), epoch.held_out
-                    self.best = {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
-                self._seconds += time.perf_counter() - started
-                if is_first_process():
-                    save_checkpoint(checkpoint, self._state())
-                shown = ", ".join(f"{key} {value:.4f}" for key, value in cache.plain(epoch).items())
-                logger.info("%s: epoch %d: %s", self.name, len(self._epochs), shown)
-                bar.set_postfix_str(shown)
-        return "epochs"
+        with tqdm(
+            desc=f"tuning {self.name}",
+            total=self.epochs * self._batches,
+            initial=self.epoch * self._batches,
+            unit=" batches",
+            disable=quiet,
+        ) as self._bar:
+            return self.run()
 
-    def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+    def validate(self) -> Validation:
+        return Validation(-self._held_out_loss(), {})
+
+    def copied_weights(self) -> dict[str, Tensor]:
+        return {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
+
+    def cure(self) -> str:
+        return "a smaller ft.learning_rate is the usual cure"
+
+    def epoch_finished(
+        self, losses: dict[str, float], validation: Validation | None, train_seconds: float, valid_seconds: float
+    ) -> None:
+        assert validation is not None  # each epoch is evaluated
+        epoch = TuningEpoch(losses, -validation.score)
+        self._epochs.append(epoch)
+        self._seconds += train_seconds + valid_seconds
+        if self._checkpoint is not None:
+            save_checkpoint(self._checkpoint, self._state())
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in cache.plain(epoch).items())
+        logger.info("%s: epoch %d: %s", self.name, self.epoch, shown)
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass; the mean of each loss over its batches. TrainingDiverged where one isn't finite."""
         tuning, first = self.tuning, (epoch - 1) * self._steps
-        batches = self._loaded(self._train.items[places] for places in self._deal(self._random(epoch)))
+        batches = self._loaded(self._train.items[places] for places in self._make_batches(self._random(epoch)))
         self.encoder.train()
         totals: dict[str, Tensor] = {}
         for step in range(self._steps):
@@ -477,11 +400,12 @@ class _Tuner:
                 (torch.stack([*terms.values()]).sum() / count).backward()
                 for key, term in terms.items():
                     totals[key] = totals.get(key, torch.zeros_like(term)) + term.detach()
-                bar.update()
+                if self._bar is not None:
+                    self._bar.update()
             sum_gradients(self._trained)
             torch.nn.utils.clip_grad_norm_(self._trained, tuning.clip_grad_norm)
             self._optimizer.step()
-        sums = summed(torch.stack([*totals.values()])).tolist()
+        sums = all_reduce(torch.stack([*totals.values()])).tolist()
         means = {key: total / self._batches for key, total in zip(totals, sums, strict=True)}
         for key, mean in means.items():
             if not math.isfinite(mean):
@@ -502,13 +426,13 @@ class _Tuner:
                     f"encoder {self.name}: its tuning_losses must have one called itc, by which the epoch is chosen"
                 )
             total += torch.stack(contrastive).mean() * len(places)
-        loss = summed(total).item() / sum(map(len, self._judged))
+        loss = all_reduce(total).item() / sum(map(len, self._judged))
         if not math.isfinite(loss):
             raise TrainingDiverged(f"encoder {self.name}: the loss of the held-out items became {loss}")
         return loss
 
-    def _deal(self, rng: np.random.Generator) -> list[np.ndarray]:
-        return deal(self._train.groups, self._batches, self.tuning.batch_size, rng)
+    def _make_batches(self, rng: np.random.Generator) -> list[np.ndarray]:
+        return make_batches(self._train.groups, self._batches, self.tuning.batch_size, rng)
 
     def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with precision(self._device, self.tuning.dtype):
@@ -517,7 +441,7 @@ class _Tuner:
     def _loaded(self, parts: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         """This process' rows of batches of items, on the encoder's device."""
         for items in parts:
-            tensors = self._prepared.batch(items, own_rows(len(items)))
+            tensors = self._prepared.batch(items, local_slice(len(items)))
             yield {key: rows.to(self._device) for key, rows in tensors.items()}
 
     def _random(self, epoch: int) -> np.random.Generator:
@@ -533,8 +457,8 @@ class _Tuner:
     def _state(self) -> TrainingState[TunerNumbers]:
         tensors = {f"encoder.{key}": value.clone() for key, value in self.encoder.state_dict().items()}
         tensors |= {f"optimizer.{key}": value for key, value in optimizer_state(self._optimizer).items()}
-        numbers = TunerNumbers(self._best_epoch, self._best_loss, tuple(self._epochs), self._seconds)
-        return TrainingState(tensors, numbers, self.best)
+        numbers = TunerNumbers(self.best_epoch, -self.best.score, tuple(self._epochs), self._seconds)
+        return TrainingState(tensors, numbers, self.best_weights)
 
     def _restore(self, state: TrainingState[TunerNumbers]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "optimizer": {}}
@@ -544,9 +468,10 @@ class _Tuner:
         self.encoder.load_state_dict(parts["encoder"])
         load_optimizer_state(self._optimizer, parts["optimizer"])
         numbers = state.numbers
-        self._best_epoch, self._best_loss = numbers.best_epoch, numbers.best_loss
         self._epochs, self._seconds = [*numbers.epochs], numbers.seconds
-        self.best = dict(state.best)
+        self.epoch, self.best_epoch = len(self._epochs), numbers.best_epoch
+        self.misses = self.epoch - self.best_epoch
+        self.best, self.best_weights = Validation(-numbers.best_loss, {}), dict(state.best)
 
     @torch.no_grad()
     def _ranks(self) -> dict[str, np.ndarray] | None:
@@ -561,7 +486,7 @@ class _Tuner:
             with precision(self._device, self.tuning.dtype):
                 vectors = self.encoder(batch)
             for modality in PAIR:
-                rows[modality].append(normalize(gathered(vectors[modality].float()).cpu(), dim=1))
+                rows[modality].append(normalize(all_gather(vectors[modality].float()).cpu(), dim=1))
         image, text = (torch.cat(rows[modality]) for modality in PAIR)  # (Q, D)
         return {
             "image to text": own_ranks(image, text, self._held_out.groups),
@@ -575,35 +500,3 @@ class _Tuner:
             return None
         rng = np.random.default_rng([self.tuning.seed, 2])
         return {way: {f"recall@{k}": compared(before[way] < k, after[way] < k, rng) for k in CUTOFFS} for way in before}
-
-
-# Recall
-
-
-def own_ranks(queries: Tensor, candidates: Tensor, groups: np.ndarray) -> np.ndarray:
-    """The rank (Q,), from 0, of the best candidate of each query's own group, among rows (Q, D) whose dot product is
-    the similarity. A candidate of another group that is as similar goes before it: constant vectors find nothing."""
-    names = torch.from_numpy(groups)
-    ranks = []
-    for rows, own in zip(queries.split(_BLOCK), names.split(_BLOCK), strict=True):
-        similarities = rows @ candidates.T  # (block, Q)
-        mine = own[:, None] == names  # (block, Q)
-        best = similarities.masked_fill(~mine, -math.inf).amax(dim=1, keepdim=True)
-        ranks.append(((similarities >= best) & ~mine).sum(dim=1))
-    return torch.cat(ranks).numpy()
-
-
-def compared(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) -> RecallChange:
-    """The shares of hits among the same queries (Q,) bool, and their difference, each with its 95 % interval.
-
-    Percentiles over bootstrap resamples of the queries. A query is one of four kinds, hit or missed before and after,
-    and a resample's numbers of them are multinomial, so none has to be drawn one by one.
-    """
-    kinds = np.bincount(2 * before + after, minlength=4) / len(before)  # missed twice, gained, lost, hit twice
-    resamples = rng.multinomial(len(before), kinds, size=RESAMPLES) / len(before)  # (RESAMPLES, 4)
-
-    def estimate(*signs: int) -> tuple[float, float, float]:
-        low, high = np.percentile(resamples @ np.array(signs), [2.5, 97.5]).tolist()
-        return float(kinds @ signs), low, high
-
-    return RecallChange(estimate(0, 0, 1, 1), estimate(0, 1, 0, 1), estimate(0, 1, -1, 0))

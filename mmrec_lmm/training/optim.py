@@ -66,7 +66,7 @@ def rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float
 
 
 def has_batch_norms(module: nn.Module) -> bool:
-    """Whether a part of it normalises by a batch's own statistics, and counts them."""
+    """Whether a part of it normalizes by a batch's own statistics, and counts them."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 

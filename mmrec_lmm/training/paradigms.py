@@ -19,7 +19,7 @@ _ABOVE_0 = Limit("above 0", lambda value: value > 0)
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Section `ft`: how an encoder is tuned on a catalogue's images and texts, before any recommender is trained.
+    """Section `ft`: how an encoder is tuned on a catalog's images and texts, before any recommender is trained.
 
     The LMM paper searches learning_rate in {1e-5, 3e-5, 5e-5, 1e-4, 1e-3} and batch_size in {32, 64, 128, 256, 1024}
     and states nothing else; the rest is VLMo's recipe, or usual.

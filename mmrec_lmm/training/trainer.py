@@ -1,4 +1,4 @@
-"""fit(): epochs of steps, early stopping, the best state. It knows no metric and no file format.
+"""The training of a recommender: epochs of steps on its loss. It knows no metric and no file format.
 
 The one thing it promises beyond learning: `state()` taken after an epoch and given to another trainer's `restore()`
 continues to the same weights, bit for bit, on the CPU at an equal number of threads. For that it owns every source of
@@ -9,7 +9,6 @@ What trains beside the model (an encoder, say) is a TrainerCallback: the trainer
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,6 +22,7 @@ from ..errors import TrainingDiverged
 from ..plugin.contracts import Recommender, TrainerCallback
 from ..typed_json import OPTIONAL
 from ..types import EpochReport
+from .loop import EpochLoop, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,6 @@ LEARNERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
 }
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What one evaluation found: the score that selects the epoch (larger is better), and all metrics for the log."""
-
-    score: float
-    metrics: Mapping[str, float]
 
 
 class Numbers(Protocol):
@@ -54,7 +46,7 @@ N = TypeVar("N", bound=Numbers)
 
 @dataclass(frozen=True)
 class TrainingState(Generic[N]):
-    """All that continues a training run: `tensors` (weights, optimiser, generators), plain `numbers`, and the best
+    """All that continues a training run: `tensors` (weights, optimizer, generators), plain `numbers`, and the best
     weights so far, those of `numbers.best_epoch`."""
 
     tensors: Mapping[str, Tensor]
@@ -76,7 +68,7 @@ class TrainerNumbers:
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitResult:
     """The outcome: the model holds the best weights. `stopped` is "patience", "epochs", "diverged" or "untrained";
     `history` has the report of each epoch, also of those before a resumption."""
 
@@ -87,8 +79,8 @@ class Fit:
     history: Sequence[EpochReport] = field(default=(), compare=False, repr=False)  # it holds seconds, which vary
 
 
-class Trainer:
-    """Trains `model` on `rows`; `validate()` scores the model as it stands, on validation data that only it can see.
+class Trainer(EpochLoop):
+    """Trains `model` on `rows`; `validate()` scores the model as it is, on validation data that only it can see.
 
     A `callback` steps after the model in every batch, and its best weights are those of the model's best epoch.
     """
@@ -103,64 +95,55 @@ class Trainer:
         generator: torch.Generator,
         callback: TrainerCallback | None = None,
     ) -> None:
+        super().__init__(epochs=settings.epochs, patience=settings.stopping_step)
         self._model, self._rows, self._settings = model, rows, settings
         self._validate, self._generator, self._callback = validate, generator, callback
         self._optimizer = build_optimizer(model, settings)
-        self._epoch = 0  # epochs done
-        self._misses = 0  # evaluations since the last improvement
-        self._best_epoch = -1
-        self._best_validation = Validation(-math.inf, {})
-        self._best_weights: dict[str, Tensor] = {}
         self._history: list[EpochReport] = []
+        self._on_epoch: Callable[[EpochReport], None] = lambda report: None
+        self._on_checkpoint: Callable[[TrainingState[TrainerNumbers]], None] = lambda state: None
 
     def fit(
         self,
         *,
         on_epoch: Callable[[EpochReport], None] = lambda report: None,
         on_checkpoint: Callable[[TrainingState[TrainerNumbers]], None] = lambda state: None,
-    ) -> Fit:
+    ) -> FitResult:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
-        `on_epoch` sees a report of each epoch, `on_checkpoint` the state after each evaluation. A loss that is NaN or
-        infinite, or a score that is NaN, ends training and keeps the best weights so far (an epoch's last step can
-        break weights that no loss has met yet); without any, TrainingDiverged is raised.
+        `on_epoch` gets a report of each epoch, `on_checkpoint` the state after each evaluation. TrainingDiverged where
+        the loss or the score is NaN or infinite before any evaluation; later, the best weights so far are kept.
         """
-        settings = self._settings
-        stopped = "epochs"
+        self._on_epoch, self._on_checkpoint = on_epoch, on_checkpoint
         self._note_patience()
-        if not settings.epochs and not self._best_weights:
-            self._evaluate()
+        if self.epochs or self.best_weights:
+            stopped = self.run()
+        else:
+            self.evaluate()
             stopped = "untrained"
-        while self._epoch < settings.epochs:
-            if self._misses > settings.stopping_step:
-                stopped = "patience"
-                break
-            epoch, started = self._epoch, time.perf_counter()
-            self._epoch += 1
-            due = self._epoch % settings.eval_step == 0 or self._epoch == settings.epochs
-            try:
-                losses = self._train_epoch(epoch)
-                trained = time.perf_counter()
-                validation = self._evaluate() if due else None
-            except TrainingDiverged as error:
-                if not self._best_weights:
-                    raise TrainingDiverged(f"{error}, before any evaluation; {_cure(self._model)}") from None
-                logger.warning("%s; keeping the weights of epoch %d", error, self._best_epoch)
-                stopped = "diverged"
-                break
-            report = EpochReport(epoch, losses, trained - started)
-            if validation is not None:
-                seconds = time.perf_counter() - trained
-                improved = self._best_epoch == epoch
-                report = replace(report, valid=validation.metrics, valid_seconds=seconds, improved=improved)
-            self._history.append(report)
-            on_epoch(report)
-            if validation is not None:
-                on_checkpoint(self.state())
-        self._load_weights(self._best_weights)
+        self._load_weights(self.best_weights)
         if self._callback is not None:
             self._callback.before_evaluation()
-        return Fit(self._best_epoch, self._epoch, self._best_validation, stopped, tuple(self._history))
+        return FitResult(self.best_epoch, self.epoch, self.best, stopped, tuple(self._history))
+
+    def is_due(self) -> bool:
+        return self.epoch % self._settings.eval_step == 0 or self.epoch == self.epochs
+
+    def counts_misses(self) -> bool:
+        return self.epoch * len(self._rows) >= self._settings.min_steps
+
+    def epoch_finished(
+        self, losses: dict[str, float], validation: Validation | None, train_seconds: float, valid_seconds: float
+    ) -> None:
+        epoch = self.epoch - 1
+        report = EpochReport(epoch, losses, train_seconds)
+        if validation is not None:
+            improved = self.best_epoch == epoch
+            report = replace(report, valid=validation.metrics, valid_seconds=valid_seconds, improved=improved)
+        self._history.append(report)
+        self._on_epoch(report)
+        if validation is not None:
+            self._on_checkpoint(self.state())
 
     def _note_patience(self) -> None:
         """Say where patience can't end training, though it was asked to begin at some step."""
@@ -175,7 +158,7 @@ class Trainer:
                 settings.min_steps,
             )
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over all rows; the sum of each loss term over its batches. TrainingDiverged if one isn't finite."""
         model, settings, optimizer = self._model, self._settings, self._optimizer
         s0, s1 = settings.learning_rate_scheduler
@@ -205,19 +188,23 @@ class Trainer:
             self._callback.epoch_finished(epoch)
         return sums
 
-    def _evaluate(self) -> Validation:
-        """Validate, and keep the weights where they are the best so far. Only a strictly higher score is better."""
+    def validate(self) -> Validation:
         if self._callback is not None:
             self._callback.before_evaluation()
-        validation = self._validate()
-        if math.isnan(validation.score):
-            raise TrainingDiverged("the metric that selects the epoch is NaN, so no epoch can be the best")
-        if validation.score > self._best_validation.score:
-            self._best_epoch, self._best_validation, self._misses = max(0, self._epoch - 1), validation, 0
-            self._best_weights = {name: value.clone() for name, value in self._weights().items()}
-        elif self._epoch * len(self._rows) >= self._settings.min_steps:
-            self._misses += 1
-        return validation
+        return self._validate()
+
+    def copied_weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._weights().items()}
+
+    def cure(self) -> str:
+        """As ever, but where no item has a modality that the model takes the mean of."""
+        nowhere = [modality for modality, present in self._model.features.present.items() if not present.any()]
+        if nowhere:
+            return (
+                f"no item has {', '.join(nowhere)}: a mean over its present items is 0 / 0; try testing.check_model, "
+                "which says whether the model takes such a modality; if it does, try a smaller learning_rate"
+            )
+        return super().cure()
 
     def _weights(self) -> dict[str, Tensor]:
         """What the model and its callback have learned, live."""
@@ -239,18 +226,18 @@ class Trainer:
         if torch.cuda.is_available():
             tensors["generator.cuda"] = torch.cuda.get_rng_state()
         numbers = TrainerNumbers(
-            epoch=self._epoch,
-            misses=self._misses,
-            best_epoch=self._best_epoch,
-            best_score=self._best_validation.score,
-            best_metrics=dict(self._best_validation.metrics),
+            epoch=self.epoch,
+            misses=self.misses,
+            best_epoch=self.best_epoch,
+            best_score=self.best.score,
+            best_metrics=dict(self.best.metrics),
             history=tuple(self._history),
         )
         if self._callback is not None:
             of_callback, own = self._callback.state()
             numbers = replace(numbers, companion=own)
             tensors |= {f"companion_state.{name}": value for name, value in of_callback.items()}
-        return TrainingState(tensors, numbers, self._best_weights)
+        return TrainingState(tensors, numbers, self.best_weights)
 
     def restore(self, state: TrainingState[TrainerNumbers]) -> None:
         """Continue from `state` instead of from the start."""
@@ -263,21 +250,10 @@ class Trainer:
         torch.set_rng_state(state.tensors["generator.torch"])
         if "generator.cuda" in state.tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.tensors["generator.cuda"])
-        self._epoch, self._misses, self._best_epoch = numbers.epoch, numbers.misses, numbers.best_epoch
-        self._best_validation = Validation(numbers.best_score, numbers.best_metrics)
-        self._best_weights = dict(state.best)
+        self.epoch, self.misses, self.best_epoch = numbers.epoch, numbers.misses, numbers.best_epoch
+        self.best = Validation(numbers.best_score, numbers.best_metrics)
+        self.best_weights = dict(state.best)
         self._history = [*numbers.history]
-
-
-def _cure(model: Recommender) -> str:
-    """What is likely to mend a model that diverged before any evaluation."""
-    nowhere = [modality for modality, present in model.features.present.items() if not present.any()]
-    if nowhere:
-        return (
-            f"no item has {', '.join(nowhere)}: a mean over its present items is 0 / 0; try testing.check_model, which "
-            "says whether the model takes such a modality; if it does, try a smaller learning_rate"
-        )
-    return "a smaller learning_rate is the usual cure"
 
 
 def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:
@@ -290,7 +266,7 @@ def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optim
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser remembers of each parameter, as `<number of the parameter>.<slot>`, live."""
+    """What an optimizer remembers of each parameter, as `<number of the parameter>.<slot>`, live."""
     return {
         f"{index}.{slot}": value
         for index, slots in optimizer.state_dict()["state"].items()
@@ -300,7 +276,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Have an optimiser of the same parameters remember what `optimizer_state` gave."""
+    """Have an optimizer of the same parameters remember what `optimizer_state` gave."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, slot = name.partition(".")

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, DotProduct, ItemFeatures, TrainingData
 from mmrec_lmm.graph import (
     BipartiteGraph,
-    Neighbours,
+    Neighbors,
     SparseMatrix,
     cosines,
-    nearest_neighbours,
-    neighbour_sum,
+    nearest_neighbors,
+    neighbor_sum,
     propagate,
     propagate_mean,
     symmetric_weights,
@@ -88,7 +88,7 @@ class LATTICEConfig:
 class FixedGraph:
     """One modality's graph of raw features: neighbors, weights (I, k), and the items (I,) that have features."""
 
-    neighbors: Neighbours
+    neighbors: Neighbors
     weights: Tensor
     known: Tensor
 
@@ -172,14 +172,14 @@ class LATTICE(DotProduct):
             graphs[modality] = FixedGraph(near, symmetric_weights(near.cosines, near.cosines.sum(1), near), known)
         return graphs
 
-    def _neighbors(self, x: Tensor, known: Tensor) -> Neighbours:
-        return nearest_neighbours(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
+    def _neighbors(self, x: Tensor, known: Tensor) -> Neighbors:
+        return nearest_neighbors(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
 
     def propagate_items(self, items: Tensor, weights: Tensor) -> Tensor:
         """h = S^n_layers E (I, D)."""
         embeddings = self.item_id_embedding.weight
         for _ in range(self.config.n_layers):
-            embeddings = neighbour_sum(items, weights, embeddings)
+            embeddings = neighbor_sum(items, weights, embeddings)
         return embeddings
 
     def _vectors(self, propagated: Tensor) -> tuple[Tensor, Tensor]:

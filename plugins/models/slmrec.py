@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
 
 from mmrec_lmm.api import Batch, ConfigValueError, ItemFeatures, TrainingData
-from mmrec_lmm.graph import BipartiteGraph, Normalisation, propagate
+from mmrec_lmm.graph import BipartiteGraph, Normalization, propagate
 from mmrec_lmm.losses import info_nce
 
 from .multimodal_gcn import MultimodalGCN, rows, short_name
 
 #: The matrix S of each adj_type: D^-1/2 A D^-1/2, A, (D + 1)^-1 (A + 1), D^-1 A, D^-1 A + 1
-_NORMALIZATIONS: Mapping[str, Normalisation] = {
+_NORMALIZATIONS: Mapping[str, Normalization] = {
     "pre": "symmetric",
     "plain": "plain",
     "norm": "random_walk_with_self",

@@ -17,7 +17,7 @@ def add(verbs: Verbs) -> None:
     data = add_group(verbs, "data", "Make, check and import data sets.")
     demo = add_verb(data, "demo", _demo, "Make the demo data set.")
     data_folder(demo)
-    demo.add_argument("--seed", type=int, help="another random catalogue")
+    demo.add_argument("--seed", type=int, help="another random catalog")
     demo.add_argument("--force", action="store_true", help="replace an existing data set")
     check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
     which_data(check)

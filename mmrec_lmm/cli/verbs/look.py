@@ -40,14 +40,14 @@ def _config_show(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from ..text import catalogue_rows, listing_text, run_rows
+    from ..text import listing_text, run_rows, spec_rows
 
     if options.kind == "runs":
         from ...running.run_folder import list_results
 
         rows = run_rows(list_results(options.out))
     else:
-        rows = catalogue_rows(registry_of(options), options.kind)
+        rows = spec_rows(registry_of(options), options.kind)
     if options.json:
         print_json(rows)
     else:

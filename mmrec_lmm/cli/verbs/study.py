@@ -96,18 +96,18 @@ def _run(options: argparse.Namespace) -> int:
     log = start_log(options.out / "log", call.study.name, level=call.level, verbose=options.verbose)
     done = itertools.count(1)
 
-    def told(job: executor.Job, record: executor.Record) -> None:
+    def on_progress(job: executor.Job, record: executor.Record) -> None:
         print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
 
     def do(plan: executor.Plan) -> None:
         if options.on == "ray":
             from ...studies.ray import on_ray
 
-            on_ray(call, plan, told=told)
+            on_ray(call, plan, on_progress=on_progress)
         elif options.jobs > 1:
-            executor.in_processes(call, plan, options.jobs, told=told)
+            executor.in_processes(call, plan, options.jobs, on_progress=on_progress)
         else:
-            executor.Worker(plan, registry, since=call.since, progress=True, told=told).work()
+            executor.Worker(plan, registry, since=call.since, progress=True, on_progress=on_progress).work()
 
     plan = executor.do_all(call, plan, do)
     outcomes = plan.outcomes()
@@ -119,19 +119,19 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace, call: executor.Call) -> int:
     from ...logs import start_log
-    from ...studies.estimate import measure, probe, shared_artefacts
-    from ..text import artefacts_text, estimate_text, making_line, making_text, probe_line, study_text
+    from ...studies.estimate import measure, probe, shared_files
+    from ..text import estimate_text, making_line, making_text, probe_line, shared_text, study_text
 
     start_log(None, call.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
     plan, registry = call.plan()
     print(study_text(plan.outcomes()))
-    shared = shared_artefacts(plan, registry)
-    print(f"\n{artefacts_text(shared)}")
+    shared = shared_files(plan, registry)
+    print(f"\n{shared_text(shared)}")
     if not options.no_probe:
-        makings = measure(shared, plan, call, told=lambda found: print(making_line(found), file=sys.stderr))
+        makings = measure(shared, plan, call, on_progress=lambda found: print(making_line(found), file=sys.stderr))
         if makings:
             print(f"\n{making_text(makings, jobs=options.jobs)}")
-        probes = probe(plan, call, registry, told=lambda found: print(probe_line(found), file=sys.stderr))
+        probes = probe(plan, call, registry, on_progress=lambda found: print(probe_line(found), file=sys.stderr))
         print(f"\n{estimate_text(probes, jobs=options.jobs)}")
     return 0
 

@@ -47,6 +47,6 @@ SPEC = EncoderSpec(
     weights_id=weights_id,
     summary="no weights: a downscaled image, hashed character n-grams of the text",
     dims={"image": 384, "text": 1024},
-    licence="Apache-2.0",
+    license="Apache-2.0",
     configs=configs(),
 )

@@ -102,7 +102,7 @@ SPEC = EncoderSpec(
     },
     summary="BEiT-3 (Multiway Transformer): its retrieval heads' vectors, or CLS; joint vectors of image and text",
     paper="Wang et al., CVPR 2023, arXiv:2208.10442",
-    licence="MIT",
+    license="MIT",
     dims={"image": 768, "text": 768, "joint": 768},
     parameters=222_167_041,
     configs=configs(),

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, gathered, own_rows
+from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, all_gather, local_slice
 from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalize, cropped, squashed
@@ -110,9 +110,9 @@ def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) 
     Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which doesn't bound the scale. Where processes share a batch, it
     is this process's part of the sum: its own images against all texts.
     """
-    texts = gathered(texts)  # (B, D)
+    texts = all_gather(texts)  # (B, D)
     logits = scale * images @ texts.T + bias  # (b, B)
-    signs = 2 * torch.eye(len(texts), device=logits.device)[own_rows(len(texts))] - 1
+    signs = 2 * torch.eye(len(texts), device=logits.device)[local_slice(len(texts))] - 1
     return -F.logsigmoid(signs * logits).sum() / len(texts)
 
 

@@ -232,7 +232,7 @@ SPEC = EncoderSpec(
         "model) and Sentence-BERT, all-MiniLM-L6-v2"
     ),
     paper="Krizhevsky, arXiv:1404.5997; Reimers & Gurevych, EMNLP 2019, arXiv:1908.10084",
-    licence="MiniLM: Apache-2.0; torchvision: BSD-3-Clause, its weights under ImageNet's terms (research)",
+    license="MiniLM: Apache-2.0; torchvision: BSD-3-Clause, its weights under ImageNet's terms (research)",
     dims={"image": 4096, "text": 384},
     parameters=57_003_840 + 22_713_216,  # AlexNet's 61,100,840 without its last layer, and MiniLM
     configs=configs(),

@@ -53,6 +53,6 @@ SPEC = EncoderSpec(
     feature_files=feature_files,
     summary="features from .npy files: the data set's own image_feat.npy and text_feat.npy, or those of any folder",
     paper="MMRec: Zhou, arXiv:2302.03497",
-    licence="that of the files",
+    license="that of the files",
     configs=configs(),
 )

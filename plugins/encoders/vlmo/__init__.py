@@ -106,7 +106,7 @@ SPEC = EncoderSpec(
     },
     summary="VLMo-Base-Plus: image and text vectors of one transformer with an expert per modality",
     paper="Bao et al., NeurIPS 2022, arXiv:2111.02358",
-    licence="MIT",
+    license="MIT",
     dims={"image": 544, "text": 544, "joint": 544},
     parameters=184_980_734,
     configs=configs(),

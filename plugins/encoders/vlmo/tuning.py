@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mmrec_lmm.api import common_generator, gathered, own_rows
+from mmrec_lmm.api import all_gather, common_generator, local_slice
 from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from .model import CLS, MASK, PAD, SEP, VLMo
@@ -33,7 +33,7 @@ def tuning_losses(model: VLMo, pixels: Tensor, ids: Tensor, continues: Tensor) -
     """The three terms, already weighted, for images (b, 3, S, S) and their texts (b, T); their sum is the objective."""
     generator = common_generator(ids.device)
     itc, similarities = itc_loss(model, pixels, ids)
-    masked, chosen = mask_words(gathered(ids), continues, generator=generator)
+    masked, chosen = mask_words(all_gather(ids), continues, generator=generator)
     return {
         "itc": itc,
         "itm": itm_loss(model, pixels, ids, similarities, generator=generator),
@@ -49,21 +49,21 @@ def itc_loss(model: VLMo, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     vl_image, vl_text = model.project(vl_image_cls, "vl_image"), model.project(vl_text_cls, "vl_text")
     scale, vl_scale = (contrastive_scale(each, least=0) for each in (model.logit_scale, model.logit_vl_scale))
     loss = symmetric_info_nce(image, text, scale=scale) + symmetric_info_nce(vl_image, vl_text, scale=vl_scale)
-    return loss / 2, (scale * gathered(image) @ gathered(text).T).detach()
+    return loss / 2, (scale * all_gather(image) @ all_gather(text).T).detach()
 
 
 def itm_loss(
     model: VLMo, pixels: Tensor, ids: Tensor, similarities: Tensor, *, generator: torch.Generator | None = None
 ) -> Tensor:
     """The matching loss, its negatives drawn by the scaled similarities of images with texts (B, B); 0 without any."""
-    pixels, ids = gathered(pixels), gathered(ids)  # (B, 3, S, S), (B, T): a negative may be of any process
+    pixels, ids = all_gather(pixels), all_gather(ids)  # (B, 3, S, S), (B, T): a negative may be of any process
     paired = _alike(pixels) @ _alike(ids) > 0  # (B, B): which images belong to which texts
     rows = (~paired.all(dim=0) & ~paired.all(dim=1)).nonzero()[:, 0]  # (n,)
     if not len(rows):
         return similarities.new_zeros(())
     images = _draw(similarities.T[rows], excluded=paired.T[rows], generator=generator)
     texts = _draw(similarities[rows], excluded=paired[rows], generator=generator)
-    count, own = len(rows), torch.isin(rows, torch.arange(len(ids), device=rows.device)[own_rows(len(ids))])
+    count, own = len(rows), torch.isin(rows, torch.arange(len(ids), device=rows.device)[local_slice(len(ids))])
     rows, images, texts = rows[own], images[own], texts[own]
     if not len(rows):
         return similarities.new_zeros(())
@@ -87,7 +87,7 @@ def _draw(logits: Tensor, *, excluded: Tensor, generator: torch.Generator | None
 def mlm_loss(model: VLMo, pixels: Tensor, ids: Tensor, *, masked: Tensor, chosen: Tensor) -> Tensor:
     """The loss of predicting the pieces of `ids` (b, T) that are `chosen` (B, T), from the `masked` text (B, T) and the
     image; 0 if none is chosen."""
-    own = own_rows(len(chosen))
+    own = local_slice(len(chosen))
     states = model.joint(pixels, masked[own])[:, : ids.shape[1]][chosen[own]]  # (M, D)
     return cross_entropy(model.mlm_score(states), ids[chosen[own]], reduction="sum") / chosen.sum().clamp(min=1)
 
