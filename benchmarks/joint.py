@@ -142,7 +142,7 @@ def forward_and_backward(encoder: ItemEncoder, batch: dict[str, Tensor]) -> None
 
 @dataclass(frozen=True)
 class Loading:
-    """Items a second: computed forward and backward, read from the store, and made for it."""
+    """Items a second: computed forward and backward, read from the cache, and prepared for it."""
 
     computed: float
     read: float
@@ -209,7 +209,7 @@ def print_epochs(
 def print_loading(works: Sequence[tuple[str, ItemEncoder, int]], catalog: ItemCatalog) -> None:
     """A line for each encoder by its name, and how many items it computes in a round."""
     print(
-        "\n| encoder | items | forward + backward, items/s | read from the store, items/s | made, items/s |\n"
+        "\n| encoder | items | forward + backward, items/s | read from the cache, items/s | made, items/s |\n"
         "|---|---|---:|---:|---:|"
     )
     for name, encoder, computed in works:

@@ -73,7 +73,7 @@ def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path
     encoder = encoders.load("mean_color", "cls")(config, ("image",))
     assert encoders.load("mean_color", "weights_id")(config, "image") == "none"
     items = [RawItem(0, Image.new("RGB", (8, 8), (255, 0, 0)), ""), RawItem(1, None, "")]
-    batch = {"colour": torch.stack([encoder.prepare(item)["colour"] for item in items])}
+    batch = {"color": torch.stack([encoder.prepare(item)["color"] for item in items])}
     assert encoder(batch)["image"].tolist() == [[1, 0, 0], [0, 0, 0]]
 
 

@@ -16,7 +16,7 @@ from mmrec_lmm.api import Batch, ItemFeatures, ModelSpec, Recommender, Scorer, T
 class PopularConfig:
     """The model's own configuration keys, with types and defaults."""
 
-    smoothing: float = 1.0  # interactions that every item has to start with, so that each has a logarithm
+    smoothing: float = 1.0  # added to each item's count, as 0 has no logarithm
 
 
 class Popular(Recommender):

@@ -91,7 +91,7 @@ class CnnSbertConfig:
 
     @property
     def is_tiny(self) -> bool:
-        """Whether the CNN is a small one with random weights."""
+        """True if the CNN is a small one with random weights."""
         return self.variant.endswith("tiny")
 
     @property
