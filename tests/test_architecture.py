@@ -6,6 +6,7 @@ Every import statement counts, also one inside a function; only `if TYPE_CHECKIN
 import ast
 import configparser
 import importlib.util
+import re
 import subprocess
 import sys
 import textwrap
@@ -132,6 +133,18 @@ def test_plugins_know_the_public_api_and_themselves_alone(module: str) -> None:
 def test_the_data_tools_know_types_data_and_nothing_of_models(module: str) -> None:
     allowed = ("mmrec_lmm.types", "mmrec_lmm.data", "mmrec_lmm.api", "mmrec_lmm.cache", "mmrec_lmm.errors")
     assert not [name for name in imports(module) if not name.startswith((*allowed, "mmrec_lmm_data_tools"))]
+
+
+def test_every_path_in_the_page_on_architecture_exists() -> None:
+    """Paths are within the repository, the host, one of its rooms, or the shipped configuration."""
+    places = [ROOT, ROOT / "configs", ROOT / "mmrec_lmm", *(ROOT / "mmrec_lmm").glob("*/")]
+    named = re.findall(r"`([\w./]+(?:\.\w+|/))`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert len(named) > 60
+    assert not [
+        path
+        for path in named
+        if not any((place / path).exists() for place in (ROOT, ROOT / "mmrec_lmm", ROOT / "configs"))
+    ]
 
 
 def test_every_shipped_model_has_its_yaml() -> None:
