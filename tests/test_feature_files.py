@@ -218,7 +218,7 @@ def test_a_saved_table_is_loaded_as_it_was(tmp_path):
     loaded, about = files.load_with_header(files.save_table(tmp_path / "t.safetensors", table, encoder="some"))
     np.testing.assert_array_equal(loaded.values, table.values)
     np.testing.assert_array_equal(loaded.present, table.present)
-    assert (loaded.modality, loaded.fingerprint, about["encoder"]) == ("text", "abc", "some")
+    assert (loaded.modality, loaded.fingerprint, about.encoder) == ("text", "abc", "some")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
