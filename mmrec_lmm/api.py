@@ -83,7 +83,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-#: Names of the version before, which go with the next one.
+#: Old names, which the next version drops.
 _RENAMED = {"gathered": "all_gather", "own_rows": "local_slice"}
 
 

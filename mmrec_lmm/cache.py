@@ -1,8 +1,8 @@
-"""The content-addressed store: every derived file is named by a hash of all that it depends on.
+"""The content-addressed cache: every derived file is named by a hash of all that it depends on.
 
-A stale cache is therefore impossible: change the encoder, its weights, the preprocessing or the catalog, and the
-name changes. Files appear whole or not at all (written beside, then renamed), and two processes that want the same
-artifact make it once.
+A stale file is therefore impossible: change the encoder, its weights, the preprocessing or the catalog, and the name
+changes. A file appears whole or not at all (it is written beside its place, then renamed), and two processes that want
+the same file make it once.
 """
 
 import errno
@@ -44,7 +44,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """One SHA-256 over the contents of files, in order; of one file, simply its own."""
+    """One SHA-256 over the contents of files, in order; for a single file, its own."""
     return join_hashes(_remembered_hashes(paths, read_hash))
 
 
@@ -56,7 +56,7 @@ def hash_readable(paths: Sequence[Path | None]) -> list[str | None]:
 
 
 def join_hashes(hashes: Sequence[str]) -> str:
-    """One hash of several, in order; of one, that itself."""
+    """One hash of several, in order; a single one is returned as it is."""
     return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
 
 
@@ -64,9 +64,10 @@ _Hash = TypeVar("_Hash", str, str | None)
 
 
 def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> Sequence[_Hash]:
-    """The hash of each file, remembered by all their paths, sizes and times of change: none is opened that is known.
+    """The hash of each file. Hashes are remembered by the paths, sizes and times of change of all files: if these are
+    known, no file is opened.
 
-    A file replaced by one of equal size within the clock's grain is the one case that this can't see.
+    One change goes unseen: a file replaced by one of equal size within the clock's resolution.
     """
     stats = [(path, path.stat()) for path in paths]
     folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
@@ -92,12 +93,12 @@ def read_hash(path: Path) -> str:
 def _try_read_hash(path: Path) -> str | None:
     try:
         return read_hash(path)
-    except OSError:  # a disk's error, or a right that `access` can't see
+    except OSError:  # a disk error, or a permission that `access` doesn't see
         return None
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a path is a plain file that this process may read; it isn't opened."""
+    """True if a path is a plain file that this process may read. It isn't opened."""
     try:
         return path.is_file() and os.access(path, os.R_OK)
     except OSError:  # a name that is too long
@@ -117,13 +118,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if is_disk_full(error):
-            raise RunError(f"{path}: no space left on the disk; nothing was lost, free some and start again") from None
+            raise RunError(f"{path}: no space left on the disk; nothing was lost: free some and start again") from None
         raise
     return path
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means a full disk; safetensors wraps the system's error in its own, so the text counts too."""
+    """True if an error means a full disk. safetensors wraps the system's error in its own, so the text counts too."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
 
@@ -143,7 +144,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
+        raise DataError(f"{path}: expected JSON, got a damaged file ({error}); delete it to make it anew") from None
 
 
 @contextmanager
@@ -155,10 +156,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class Claims:
-    """Exclusive claims on the numbered pieces of an artifact that several processes make together.
+    """Exclusive claims on the numbered pieces of a file that several processes make together.
 
-    They are held on the bytes of a `.claims` file beside `path`, and end with their process, however it ends: nobody
-    waits for the dead. Loader processes forked meanwhile don't inherit them.
+    A claim is a lock on one byte of a `.claims.lock` file beside `path`. It ends with its process, however that ends: a
+    dead process blocks no other. Loader processes forked meanwhile don't inherit claims.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,7 +173,7 @@ class Claims:
         self._file.close()  # ends all claims
 
     def claim(self, piece: int, *, wait: bool = False) -> bool:
-        """Claim a piece. False where another process holds it, unless it is to be waited for."""
+        """Claim a piece. False if another process holds it; with `wait`, wait until it doesn't."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, piece)
         except (BlockingIOError, PermissionError):  # POSIX allows either

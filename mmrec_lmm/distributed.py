@@ -1,14 +1,13 @@
-"""Processes that torchrun started to share one work: what each takes of it, and how they exchange tensors.
+"""Work shared by the processes that torchrun started: the part of each, and how they exchange tensors.
 
-A batch is split by rows. Each process computes its share of the batch's loss, and shares add up: to the loss that one
-process would compute of the whole batch, as the sums of their gradients do to its gradient. A loss that compares rows
-with all of the batch asks for them by `all_gather`, through which the gradient flows back to the process that owns a
-row.
+A batch is split by rows. Each process computes its share of the batch's loss. The shares sum to the loss that one
+process would compute of the whole batch, and their gradients to its gradient. A loss that compares rows with the whole
+batch gets it from `all_gather`; the gradient flows back through that to the process that owns a row.
 
 Outside of torchrun, and outside of `sharing`, one process holds the whole batch, and everything here is the identity.
 
-Or the first process alone goes through the work, and others do parts of it: each holds a copy of an object, and calls
-of its methods that are marked `everywhere` are made in all. The first process works within `leading`, where the others
+Another way: the first process alone runs the work, and the others compute parts of it. Each process holds a copy of an
+object, and a call of a method marked `everywhere` is made in all. The first process works within `leading`; the others
 are in `serve`.
 """
 
@@ -32,34 +31,34 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Self = TypeVar("_Self")
 
-#: Of one process for the others. Long, as they may wait while the first prepares a catalog or trains a recommender;
-#: a process that fails needs none, since its end is noticed.
+#: How long a process waits for another. Long, because the first may prepare a catalog or train a recommender meanwhile;
+#: a process that fails is noticed without it.
 _PATIENCE = datetime.timedelta(days=7)
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
-#: Whether the first process is in a call that the others have begun too; an error leaves it true for good.
+#: True while the first process is in a call that the others have begun too. It stays True after an error in the call.
 _amid_call: ContextVar[bool] = ContextVar("amid_call", default=False)
 
 
 def processes() -> int:
-    """How many processes torchrun started to share a work; 1 where it didn't."""
+    """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """This process's number among them, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_first_process() -> bool:
-    """Whether this one of them is to speak for all."""
+    """True in the process of rank 0, which reports for all."""
     return rank() == 0
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes, once: they exchange GPUs' tensors over NCCL, all others over gloo."""
+    """Connect to the other processes, once: tensors on GPUs are exchanged over NCCL, all others over gloo."""
     if processes() > 1 and not dist.is_initialized():
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # NCCL takes the current one for its own
+            torch.cuda.set_device(device)  # NCCL uses the current device
         with _together():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
         atexit.register(dist.destroy_process_group)
@@ -67,7 +66,7 @@ def join(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
-    """Within it, each process holds its own rows of one batch, and all call `all_gather` and `all_reduce` in step."""
+    """A context in which each process holds some rows of a batch, and all call `all_gather` and `all_reduce` alike."""
     token = _sharing.set(processes() > 1)
     try:
         yield
@@ -76,7 +75,7 @@ def sharing() -> Iterator[None]:
 
 
 def local_slice(count: int) -> slice:
-    """This process' share of a batch of `count` rows: shares differ by a row at most, the first are the larger."""
+    """This process's share of a batch of `count` rows; shares differ by at most one row, and the first are larger."""
     if not _sharing.get():
         return slice(0, count)
     each, more = divmod(count, processes())
@@ -85,7 +84,7 @@ def local_slice(count: int) -> slice:
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """The whole batch (B, ...) of which this process holds the rows (b, ...), in order, with gradient."""
+    """The whole batch (B, ...), in order and with gradient; `rows` (b, ...) are those of this process."""
     if not _sharing.get():
         return rows
     found: Tensor = _Gather.apply(rows)
@@ -100,16 +99,16 @@ def all_reduce(values: Tensor) -> Tensor:
 
 
 def common_generator(device: torch.device) -> torch.Generator:
-    """A new generator in the same state in all processes, for what is drawn of a whole batch: masks, negatives.
+    """A new generator with the same state in all processes, for random choices over a whole batch: masks, negatives.
 
-    The state is drawn from the first process' default generator.
+    The state is drawn from the first process's default generator.
     """
     seeds = all_gather(torch.randint(2**62, (1,)))
     return torch.Generator(device).manual_seed(int(seeds[0]))
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the sum of all processes' gradients; a parameter that got none anywhere keeps none."""
+    """Replace each gradient by its sum over all processes; a parameter without one in any process keeps none."""
     if not _sharing.get():
         return
     holders = _sum(torch.tensor([int(parameter.grad is not None) for parameter in parameters]))
@@ -123,20 +122,20 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def broadcast(value: _T) -> _T:
-    """What the first process gives for `value`, in all, which wait for it; plain data, as whether a file exists."""
+    """The first process's `value`, in all processes, which wait for it; plain data, such as whether a file exists."""
     if processes() == 1:
         return value
     held: list[Any] = [value]
     with _together():
         dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
-    said: _T = held[0]
-    return said
+    received: _T = held[0]
+    return received
 
 
 def everywhere(method: Callable[Concatenate[_Self, _P], _T]) -> Callable[Concatenate[_Self, _P], _T]:
-    """Have a call of `method` that the first process makes be made by all, each on its own copy of the object.
+    """Make each call of `method` in the first process a call in all processes, each on its own copy of the object.
 
-    Arguments are tensors, plain data, and mappings to these by name; tensors reach the others on the CPU.
+    Arguments are tensors, plain data, and mappings of names to these; the others get tensors on the CPU.
     """
 
     @functools.wraps(method)
@@ -153,15 +152,17 @@ def everywhere(method: Callable[Concatenate[_Self, _P], _T]) -> Callable[Concate
 
 @contextlib.contextmanager
 def leading(device: torch.device) -> Iterator[None]:
-    """Within it, the first process' calls of what is marked `everywhere` find the others in `serve`, which returns when
-    it ends, be it by an error. One in the midst of such a call becomes OutOfStep: then nothing but the end of this
-    process ends the call of the others."""
+    """A context for the first process, in which the others, in `serve`, join its calls of methods marked `everywhere`.
+
+    Leaving it ends `serve`, also after an error. Only an error within such a call doesn't, and becomes OutOfStep:
+    the others are still in the call, and only the end of this process ends that.
+    """
     join(device)
     try:
         yield
     except Exception as error:
         if _amid_call.get():
-            raise OutOfStep(f"{error} (in what {processes()} processes do together, so that all end here)") from error
+            raise OutOfStep(f"{error} (in a step that {processes()} processes share, so all end here)") from error
         raise
     finally:
         if processes() > 1 and not _amid_call.get():
@@ -169,8 +170,8 @@ def leading(device: torch.device) -> Iterator[None]:
 
 
 def serve(device: torch.device, build: Callable[[], object]) -> None:
-    """Make the calls of the first process, as long as that is within `leading`, on what `build` gives; it is built for
-    the first of them."""
+    """Make the calls of the first process, while it is within `leading`, on the object that `build` returns. It is
+    built at the first call."""
     join(device)
     target = None
     while (asked := broadcast(None)) is not None:
@@ -188,7 +189,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """`values`, in place the sum of all processes'."""
+    """`values`, replaced in place by their sum over all processes."""
     with _together():
         dist.all_reduce(values)
     return values
@@ -196,18 +197,18 @@ def _sum(values: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """RunError where the others can't be reached: most often since one has failed, and said why."""
+    """A context that raises RunError if another process can't be reached: mostly because it failed, and said why."""
     try:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"process {rank()} of the {processes()} that share this work has lost another, whose own message, if there "
-            f"is one, says why; finished epochs are kept ({first_line(error)})"
+            f"process {rank()} of {processes()} has lost the connection to another, whose own message, if there is "
+            f"one, says why; finished epochs are kept ({first_line(error)})"
         ) from None
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes. Backward: the sum of what all processes send back for one's own."""
+    """The rows of all processes. Backward: the sum of all processes' gradients for this process's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What can go wrong, one class per kind, each with the exit code that the command line returns for it.
+"""The errors, one class per kind, each with the exit code that the command line returns for it.
 
-Every message says who (file, key, plugin), what, what is allowed and the likely correction.
+A message names the file, key, flag or plugin, what was expected, what was found, and the likely correction.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class MMRecError(Exception):
-    """Base of every error that a user can cause or mend; the command line prints it without a traceback."""
+    """Base of every error that a user can cause or fix; the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -22,12 +22,11 @@ class TrainingDiverged(RunError):
 
 
 class RunBusy(RunError):
-    """Another process is at work on this very run."""
+    """Another process is working on the same run."""
 
 
 class OutOfStep(MMRecError):
-    """The first of torchrun's processes failed in a call that others have begun too: they can't be told to go on to
-    something else."""
+    """The first of torchrun's processes failed in a call that others have begun too, so they can't continue."""
 
 
 class ConfigError(MMRecError):
@@ -40,7 +39,7 @@ class ConfigValueError(ValueError):
     """A value that the `__post_init__` of a configuration's dataclass refuses: its field, and what is wrong with it.
 
     `others` are the fields that it was compared with: the message names the place that set one of them last. Raised
-    as `ConfigValueError("width", "must be at least 1, got 0")`; the host makes a ConfigError of it.
+    as `ConfigValueError("width", "must be at least 1, got 0")`; the host turns it into a ConfigError.
     """
 
     def __init__(self, key: str, text: str, *others: str) -> None:
@@ -52,7 +51,7 @@ class ConfigValueError(ValueError):
 
 
 class NotApplicable(ConfigError):
-    """A combination in which this encoder, model or data set can't take part: a study notes that, and goes on."""
+    """A combination that this encoder, model or data set doesn't support; a study records that, and continues."""
 
 
 class PluginError(ConfigError):
@@ -66,7 +65,7 @@ class DataError(MMRecError):
 
 
 class WeightsMissing(DataError):
-    """Pretrained weights are neither here nor downloadable; the message names URL, file and place."""
+    """Pretrained weights aren't on this machine and can't be downloaded; the message names URL, file and folder."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -21,14 +21,14 @@ def first_few(names: Collection[Any], most: int = 5) -> str:
 
 
 def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
-    """What a module calls otherwise since this version, with a DeprecationWarning: for its `__getattr__`."""
+    """The object that a module's old name stood for, with a DeprecationWarning; for the module's `__getattr__`."""
     new = names[name]
-    warnings.warn(f"{module}.{name} is now {new}; the old name goes with the next version", DeprecationWarning, 3)
+    warnings.warn(f"{module}.{name} is now {new}; the next version drops the old name", DeprecationWarning, 3)
     return getattr(sys.modules[module], new)
 
 
 def aligned(lines: Iterable[Sequence[str]], *, right: Sequence[bool], at_least: int = 0) -> list[list[str]]:
-    """The cells of a table, each as wide as its column's widest; columns that are `right` end at one edge."""
+    """The cells of a table, each as wide as its column's widest; `right` marks the columns to align right."""
     lines = list(lines)
     widths = [max(at_least, *map(len, column)) for column in zip(*lines, strict=True)]
     return [

@@ -1,8 +1,8 @@
 """Graphs that models share: the bipartite graph of training interactions, and item graphs of nearest neighbors.
 
-A matrix here is sparse, constant and knows its transpose, so that a propagation keeps nothing for its backward pass:
-the gradient of S x with respect to x is S' g, and S' is at hand (for a symmetric matrix it is S itself). Nothing
-that is items x items or users x items ever stands in memory.
+A matrix here is sparse and constant, and has its transpose, so a propagation keeps nothing for its backward pass: the
+gradient of S x with respect to x is S' g, and S' is stored (for a symmetric matrix it is S itself). Nothing of size
+items x items or users x items is ever in memory.
 
     graph = BipartiteGraph(data)                                            every training pair is an edge
     adjacency = graph.adjacency("symmetric")                                D^-1/2 A D^-1/2
@@ -30,7 +30,7 @@ from .types import Interactions, TrainingData
 
 logger = logging.getLogger(__name__)
 
-#: Names of the version before, which go with the next one.
+#: Old names, which the next version drops.
 _RENAMED = {
     "Neighbours": "Neighbors",
     "Normalisation": "Normalization",
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__} has no attribute {name!r}")
 
 
-with warnings.catch_warnings():  # torch says once per process that this layout is in beta: let it be now, and unheard
+with warnings.catch_warnings():  # torch warns once per process that this layout is in beta: here, where it is muted
     warnings.simplefilter("ignore")
     torch.eye(1).to_sparse_csr()
 
@@ -59,7 +59,7 @@ BLOCK_ROWS = 256  # of similarities at once in the search for neighbors: a block
 class SparseMatrix(nn.Module):
     """A constant sparse matrix (R, C) in CSR form, with its transpose; it moves with the model that holds it.
 
-    Not part of the saved state: whoever holds it can build it again. A symmetric matrix stores no second form.
+    Not part of the saved state: the model that holds it can build it again. A symmetric matrix stores no second form.
     """
 
     crow: Tensor  # (R + 1,)
@@ -105,7 +105,7 @@ class SparseMatrix(nn.Module):
         assert self.n_users is not None, "only a bipartite matrix falls into two blocks"
         whole = self.csr(transposed=transposed)
         crow, col, values = whole.crow_indices(), whole.col_indices(), whole.values()
-        users, entries = self.n_users, len(values) // 2  # each edge stands once in either block
+        users, entries = self.n_users, len(values) // 2  # either block has each edge once
         shape = users, self.shape[0] - users
         if side == "users":
             block = crow[: users + 1], col[:entries] - users, values[:entries]
@@ -218,12 +218,12 @@ class BipartiteGraph(nn.Module):
         return crow, col, entries
 
     def drop_edges(self, rate: float) -> Tensor:
-        """Which edges (E,) stay when a share of `rate` is dropped: exactly floor(E (1 - rate)), uniformly drawn
-        without replacement from torch's default generator."""
+        """A mask (E,) of the edges that stay when a share of `rate` is dropped: exactly floor(E (1 - rate)), drawn
+        uniformly without replacement from torch's default generator."""
         return _chosen(len(self), int(len(self) * (1 - rate)), self.users.device)
 
     def drop_nodes(self, rate: float) -> Tensor:
-        """Which edges (E,) stay when floor(rate U) users and floor(rate I) items go with all their edges."""
+        """A mask (E,) of the edges that stay when floor(rate U) users and floor(rate I) items are dropped."""
         device = self.users.device
         users = _chosen(self.n_users, self.n_users - int(self.n_users * rate), device)
         items = _chosen(self.n_items, self.n_items - int(self.n_items * rate), device)
@@ -260,7 +260,7 @@ def propagate_mean_to(
     if layers and matrix.n_users is not None:
         return _MeanOfLayersTo.apply(users, items, matrix, side, layers)
     known = items if users is None else users
-    assert known is not None, "of users and items, one must be given"
+    assert known is not None, "expected users or items, got neither"
     zeros = known.new_zeros(matrix.shape[0] - len(known), known.shape[1])
     users, items = zeros if users is None else users, zeros if items is None else items
     means = propagate_mean(matrix, torch.cat([users, items]), layers)
@@ -329,7 +329,7 @@ class _MeanOfLayersTo(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """The gradient walks back over the same blocks, and leaves a term at each step."""
+        """Propagate the gradient back through the same blocks; each step adds a term."""
         wanted: dict[Side, bool] = dict(zip(_OTHER, ctx.needs_input_grad[:2], strict=True))
         turn: Side = ctx.side
         step = gradient / (ctx.layers + 1)
@@ -348,7 +348,7 @@ _OTHER: Mapping[Side, Side] = {"users": "items", "items": "users"}
 
 
 def _mean_of_layers(csr: Tensor, x: Tensor, layers: int, scratch: "_Scratch") -> Tensor:
-    """Horner's scheme between a fresh tensor, which the last step fills, and a scratch one."""
+    """Horner's scheme, alternating between a new tensor, which the last step fills, and a scratch one."""
     out, spare = x.new_empty(x.shape), scratch.like(x) if layers > 1 else None
     total = x
     for layer in range(1, layers):
@@ -357,7 +357,7 @@ def _mean_of_layers(csr: Tensor, x: Tensor, layers: int, scratch: "_Scratch") ->
 
 
 class _Scratch:
-    """One buffer that is reused while shape, type and device stay: not for anything that outlives a call."""
+    """One buffer, reused while shape, type and device stay the same; its content doesn't outlive a call."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
@@ -397,7 +397,7 @@ def _notice_mps() -> None:
 @dataclass(frozen=True)
 class Neighbors:
     """Nearest neighbors of every item: `items` (I, k), their `cosines` (I, k), without gradient. `real` (I, k) bool is
-    False where an item has fewer than k; its own id stands there, and a cosine of zero."""
+    False where an item has fewer than k; there `items` has its own id, and `cosines` zero."""
 
     items: Tensor
     cosines: Tensor
@@ -410,8 +410,8 @@ def nearest_neighbors(
 ) -> Neighbors:
     """The k items of largest cosine in `x` (I, D): exact, O(I^2 D) time, O(I) memory.
 
-    `ties` says who wins among equal cosines. own_first: the item itself, which is thus always among its neighbors,
-    then lower ids. topk: whom torch's topk picks from the row of cosines; many equal items then all have the same k
+    `ties` chooses among equal cosines. own_first: the item itself, which is thus always among its neighbors, then lower
+    ids. topk: those that torch's topk picks from the row of cosines; many equal items then all have the same k
     neighbors, and most of them aren't among their own. With fewer than k candidates all of them are neighbors. An
     item that is not `present` (I,) or whose row is zero has only itself, and is nobody else's neighbor.
     """
@@ -445,9 +445,9 @@ def _most_similar(unit: Tensor, k: int, ties: Ties, block_rows: int) -> tuple[Te
         stop = min(start + block, n)
         products = torch.mm(unit[start:stop], unit.T, out=buffer[: stop - start])  # (block, C)
         if ties == "topk":
-            best = products.topk(k, dim=1).indices  # of k, and not of more: topk's choice among equals depends on it
+            best = products.topk(k, dim=1).indices  # exactly k: topk's choice among equals depends on it
         else:
-            products[rows[: stop - start], start + rows[: stop - start]] = torch.inf  # rounding mustn't cost the place
+            products[rows[: stop - start], start + rows[: stop - start]] = torch.inf  # first, despite rounding
             best = _lowest_of_best(products, k)
         found[start:stop] = best.sort(dim=1).values
         similar[start:stop] = products.gather(1, found[start:stop])
@@ -466,7 +466,7 @@ def _lowest_of_best(products: Tensor, k: int) -> Tensor:
 
 
 def _lowest_of_ties(products: Tensor, threshold: Tensor, k: int) -> Tensor:
-    """Of each row (R, C), the k columns that are largest, where more equal the k-th value `threshold` (R, 1)."""
+    """The k largest columns (R, k) of each row (R, C), where more than k reach the k-th value `threshold` (R, 1)."""
     above, equal = products > threshold, products == threshold
     room = k - above.sum(dim=1, keepdim=True)  # (R, 1)
     chosen = above | (equal & (equal.cumsum(dim=1) <= room))
@@ -487,7 +487,7 @@ def cosines(x: Tensor, neighbors: Neighbors) -> Tensor:
 def symmetric_weights(values: Tensor, degrees: Tensor, neighbors: Neighbors) -> Tensor:
     """values_ij d_i^-1/2 d_j^-1/2 (I, k) for degrees (I,): a graph normalized as D^-1/2 W D^-1/2, with gradient.
 
-    A degree that isn't positive counts as infinite, so that its entries vanish instead of becoming NaN.
+    A degree that isn't positive counts as infinite, so its entries become zero and not NaN.
     """
     positive = degrees > 0
     scale = degrees.where(positive, 1.0).rsqrt() * positive  # (I,)

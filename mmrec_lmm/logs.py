@@ -1,4 +1,4 @@
-"""The log in MMRec's lines, so that scripts which grep them go on working.
+"""The log, in the format of MMRec's: scripts that grep its lines keep working.
 
 Everything goes to `<out>/log/<model>-<data set>-<time>.log`; the console shows warnings, or all of it on request.
 """
@@ -20,7 +20,7 @@ CONSOLE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "
 
 
 def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> Path | None:
-    """Send the package's log to a new file in `folder` (none: no file) and to stderr; the file's path."""
+    """Send the package's log to stderr and to a new file in `folder`; returns its path, or None without a folder."""
     root = logging.getLogger("mmrec_lmm")
     root.setLevel(level)
     for handler in list(root.handlers):
@@ -56,7 +56,7 @@ def log_statistics(dataset: Dataset) -> None:
 
 
 def log_epoch(report: EpochReport, *, model: str, score: float | None, test: Mapping[str, float] | None = None) -> None:
-    """MMRec's lines on one epoch. `test` is for its protocol; otherwise test is ranked once, at the end."""
+    """MMRec's lines on one epoch. `test` is for MMRec's protocol; by default test is ranked once, at the end."""
     loss = sum(report.losses.values())
     logger.info("epoch %d training [time: %.2fs, train loss: %.4f]", report.epoch, report.train_seconds, loss)
     if report.valid is None:

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from .distributed import all_gather, local_slice
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
-FIRST_LOG_SCALE = math.log(1 / 0.07)  # CLIP's first value of it
+FIRST_LOG_SCALE = math.log(1 / 0.07)  # CLIP's initial value of it
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
-_LEAST_LOGIT = -60.0  # below the row's largest: e^-60 is no part of a float32 sum, and far smaller ones are denormal
+_LEAST_LOGIT = -60.0  # below the row's largest: e^-60 doesn't change a float32 sum, and far smaller terms are denormal
 
 
 def bpr(positive: Tensor, negative: Tensor, *, gamma: float = 1e-10) -> Tensor:
@@ -38,8 +38,10 @@ def batch_norms(*rows: Tensor) -> Tensor:
 
 
 def contrastive_scale(log_scale: Tensor, *, least: float | None = None) -> Tensor:
-    """exp(log_scale), for a learned `log_scale` (), which is first brought within `least` and MAX_LOG_SCALE in place:
-    clamped in the graph, one beyond a bound would have no gradient, and stay there."""
+    """exp(log_scale), for a learned `log_scale` (), which is first clamped in place to [least, MAX_LOG_SCALE].
+
+    If autograd recorded the clamp, a value beyond a bound would have no gradient, and stay there.
+    """
     with torch.no_grad():
         log_scale.clamp_(least, MAX_LOG_SCALE)
     return log_scale.exp()
@@ -49,8 +51,8 @@ def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tens
     """-mean_i log( exp(a_i.c_i / t) / sum_j exp(a_i.c_j / t) ) for anchors (B, D) and candidates (C, D), C >= B.
 
     van den Oord et al., 2018, arXiv:1807.03748: candidate i is anchor i's positive, every other one a negative.
-    Rows are taken as they are; normalize them first where similarity is to be the cosine. The B x C similarities
-    are never kept: loss and gradient are computed together, block by block.
+    Rows aren't normalized here; for cosine similarity, normalize them first. The B x C similarities are never kept:
+    loss and gradient are computed together, block by block.
     """
     return _InfoNCE.apply(anchors, candidates, temperature)
 
@@ -58,9 +60,9 @@ def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tens
 def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tensor:
     """The mean of InfoNCE from `first` to `second` and back, for unit rows (B, D) and a learned `scale` = 1 / t ().
 
-    Radford et al., ICML 2021, arXiv:2103.00020: row i of the one belongs to row i of the other (ITC). Under autocast
-    too it is computed in float32: in bfloat16 similarities times 100 would be rounded to halves. Where processes share
-    a batch, it is one's share: its own rows against everybody's.
+    Radford et al., ICML 2021, arXiv:2103.00020: row i of `first` matches row i of `second` (ITC). It is computed in
+    float32 even under autocast: bfloat16 would round similarities times 100 to halves. Where processes share a batch,
+    it is this process's share: its own rows against all rows.
     """
     with torch.autocast(first.device.type, enabled=False):
         first, second = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (first, second))

@@ -26,8 +26,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory that tensors free, for the tensors after them.
 
     By default glibc gives blocks of some MB back to the system at once, and each new tensor then pays for fresh pages:
-    up to half of a graph model's step. What the environment says of it (MALLOC_...) comes first; another C library than
-    glibc is left as it is. Nothing is held beyond the process' peak.
+    up to half of a graph model's step. Settings in the environment (MALLOC_...) take precedence; a C library other than
+    glibc is left as it is. The process never holds more than its peak.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -39,15 +39,15 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def precision(device: torch.device, dtype: str) -> Iterator[None]:
-    """Arithmetic in `dtype`, by autocast where it isn't float32; float32 is to mean float32, where a GPU would by
-    default round the inputs of convolutions to 10 bits."""
+    """A context with arithmetic in `dtype`, by autocast unless that is float32. float32 has full precision here:
+    by default a GPU would round the inputs of convolutions to 10 bits."""
     autocast = torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
     with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 def choose_device(settings: Settings) -> torch.device:
-    """The device of `--device`. "auto" is CUDA where there is one, else the CPU: MPS only on request, as untested.
+    """The device of `--device`. "auto" is CUDA where there is one, else the CPU. MPS is untested, so only on request.
 
     Of the processes that torchrun started, each gets a GPU of its own while there are enough.
     """
@@ -61,25 +61,26 @@ def choose_device(settings: Settings) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {settings.device} can't be used here: {first_line(error)}; `doctor` lists the devices"
+            f"device: expected one of this machine, got {settings.device} ({first_line(error)}); try one "
+            "that `doctor` lists"
         ) from None
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32 in backward passes too (see `precision`)
+    torch.backends.cudnn.allow_tf32 = False  # no rounding in backward passes either (see `precision`)
     return device
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory` begin anew, as far as the system can: one process may do many runs."""
+    """Restart the measurement of `peak_memory`, if the system can: one process may do many runs."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # another C library; no right to
-            ctypes.CDLL(None).malloc_trim(0)  # what is kept though freed (keep_freed_memory) is no need of what comes
+        with suppress(AttributeError, OSError):  # another C library, or no permission
+            ctypes.CDLL(None).malloc_trim(0)  # memory that keep_freed_memory retains isn't the next run's
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held since `forget_peak_memory`, in bytes: on the GPU if it used one, else
-    resident. Where the system can't forget, it is since the process began."""
+    """The most memory, in bytes, that this process has held since `forget_peak_memory`: GPU memory on a GPU, else
+    resident memory. If the system can't restart the measurement, it covers the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, StopIteration):

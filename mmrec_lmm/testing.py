@@ -1,4 +1,4 @@
-"""For every plugin author: small worlds whose answer is known, and checks that any model or encoder must pass.
+"""For plugin authors: small data sets with a known answer, and checks that any model or encoder must pass.
 
     from mmrec_lmm.testing import check_model
     def test_my_model(): check_model(MyModel, MyConfig())
@@ -37,7 +37,7 @@ def checkerboard(n_users: int = 12, n_items: int = 16) -> tuple[TrainingData, In
 
 
 def checkerboard_features(n_items: int = 16, *, modalities: tuple[str, ...] = MODALITIES) -> dict[str, FeatureTable]:
-    """Features that tell an item's color, with a little noise; the last item lacks every modality."""
+    """Features that give an item's color, with a little noise; the last item lacks every modality."""
     rng = np.random.default_rng(0)
     present = np.arange(n_items) < n_items - 1
     tables = {}
@@ -79,10 +79,10 @@ def check_model(
 ) -> None:
     """Assert what the host relies on in every model, on the checkerboard.
 
-    The loss is a dict of finite scalars that train every parameter's model; scores are (B, I), finite, independent of
-    the batch and of training mode; `vectors`, where there are any, give the same scores; saving and loading changes
-    none; features are read live; joint features receive a gradient; and a modality that no item has, alone or beside
-    another, leaves losses, gradients and scores finite.
+    The loss is a dict of finite scalars with a gradient; scores are (B, I), finite, independent of the batch and of
+    training mode; `vectors`, where there are any, give the same scores; saving and loading changes no score; features
+    are read live; joint features receive a gradient; and a modality that no item has, alone or beside another, leaves
+    losses, gradients and scores finite.
     """
     data, _ = checkerboard()
     tables = checkerboard_features(modalities=modalities)
@@ -120,9 +120,9 @@ def check_model(
     if vectors is not None:
         torch.testing.assert_close(vectors[0] @ vectors[1].T, scores, msg=f"{name}: vectors and scorer disagree")
 
-    twin = build()
-    twin.load_state_dict(model.state_dict())
-    assert torch.equal(scores_of(twin), scores), f"{name}: loading saved weights changes scores"
+    loaded = build()
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(scores_of(loaded), scores), f"{name}: loading saved weights changes scores"
 
     if joint:
         for modality, leaf in model.features().items():
@@ -168,8 +168,8 @@ def check_model_learns(
     """Assert that on the checkerboard the one right item becomes every user's first recommendation, from every seed.
 
     For each seed the model trains for at most `steps` batches and is ranked after about every 50, as a run selects its
-    best epoch: the right item is held out, so it is drawn as a negative of its user, and a model that trains on may
-    come to know it as one. At one of these checks, for every user, the right item's score must exceed the best wrong
+    best epoch: the right item is held out, so it is drawn as a negative of its user, and more training may teach a
+    model to rank it low. At one of these checks, for every user, the right item's score must exceed the best wrong
     one's by `margin` of its lead over the mean of the wrong ones (1 where all wrong ones are equal), and that lead must
     be larger than in the untrained model. The shipped models hold twice the default in tests/test_machines.py.
     """
@@ -209,8 +209,8 @@ def _check_learning_of_one_seed(
 
 
 def _margin(model: Recommender, data: TrainingData, held_out: Interactions) -> tuple[int, float, float]:
-    """How many users' right item is first, the smallest lead over the best wrong item in units of that over the mean
-    wrong one, and the mean of the latter."""
+    """The number of users whose right item is first, the smallest ratio of its lead over the best wrong item to that
+    over the mean of the wrong ones, and the mean of the latter lead."""
     scores = scores_of(model).double()
     users, items = torch.from_numpy(held_out.users), torch.from_numpy(held_out.items)
     right = scores[users, items]

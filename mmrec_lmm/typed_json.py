@@ -1,6 +1,6 @@
-"""Frozen dataclasses as JSON, and back: `plain` writes, `decode` reads and names the file and key of what doesn't fit.
+"""Frozen dataclasses as JSON, and back: `plain` writes, `decode` reads and names the file and key of a misfit.
 
-A reader of ours takes files of earlier versions: a field with a default may be absent, and an unknown key is ignored,
+`decode` reads files of earlier versions: a field with a default may be absent, and an unknown key is ignored,
 unless the dataclass has a FLAT mapping, which keeps it.
 """
 
@@ -21,15 +21,15 @@ from .errors import DataError
 
 _T = TypeVar("_T")
 
-#: Metadata of a field whose content stands beside its owner's fields instead of under its own name: a dataclass, or a
-#: mapping of all keys that no other field has.
+#: Metadata of a field whose content is written among its owner's fields instead of under its own name: a dataclass, or
+#: a mapping of all keys that no other field has.
 FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
 #: Metadata of a field that is left out where it is None.
 OPTIONAL: Mapping[str, bool] = MappingProxyType({"optional": True})
 
 
 class AsText(ABC):
-    """What JSON holds as text: `parse` reads what `str` writes."""
+    """A type that JSON holds as text: `parse` reads what `str` writes."""
 
     @classmethod
     @abstractmethod
@@ -69,9 +69,9 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def decode(kind: type[_T], value: Any, *, where: str, cure: str) -> _T:
-    """The `kind`, a dataclass, whose `plain` form `value` is.
+    """The dataclass `kind` from its `plain` form `value`.
 
-    DataError says `where` (a file), which key, what was expected and what is there, and the `cure`.
+    DataError names `where` (a file), the key, the expected and the found value, and the `cure`.
     """
     try:
         reader: _Read = _reader(cast(Any, kind))
@@ -83,7 +83,7 @@ def decode(kind: type[_T], value: Any, *, where: str, cure: str) -> _T:
 
 
 class _Misfit(Exception):
-    """A value that isn't of the expected type; `path` are the keys that lead there."""
+    """A value that isn't of the expected type; `path` lists the keys that lead to it."""
 
     def __init__(self, hint: Any, got: str) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ _Read = Callable[[Any], Any]
 
 @functools.cache
 def _reader(hint: Any) -> _Read:
-    """What makes a value of a type from its JSON, or raises _Misfit. One is made for each type and kept."""
+    """The function that makes a value of a type from its JSON, or raises _Misfit; built once for each type."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return _same
@@ -116,8 +116,8 @@ def _reader(hint: Any) -> _Read:
 
 
 def _union(hints: Sequence[Any]) -> _Read:
-    """Of the first type that fits; what the last one misses is what is told."""
-    *others, last = sorted(hints, key=lambda hint: hint is not NoneType)  # None is quickly seen
+    """Read as the first type that fits. If none does, the error is the last one's."""
+    *others, last = sorted(hints, key=lambda hint: hint is not NoneType)  # None first, as it is quick to check
 
     def read(value: Any) -> Any:
         for hint in others:
@@ -143,7 +143,7 @@ def _sequence(hint: Any, origin: Any, args: Sequence[Any]) -> _Read:
 
 
 def _fields(kind: Any, value: Any) -> Any:
-    """A dataclass from a mapping. What a FLAT mapping gets is what no field takes; else unknown keys are ignored."""
+    """A dataclass from a mapping. A FLAT mapping gets the keys that no field has; without one, these are ignored."""
     content, found = _checked(kind, Mapping, value), {}
     for field, hint in _hints(kind):
         if field.metadata == FLAT:
@@ -184,7 +184,7 @@ def _hints(kind: Any) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
 
 @functools.cache
 def _keys(kind: Any) -> frozenset[str]:
-    """The keys of a dataclass' own fields, and of those that stand flat beside them."""
+    """The keys of a dataclass's own fields, and of those written flat among them."""
     names: set[str] = set()
     for field, hint in _hints(kind):
         if field.metadata != FLAT:
@@ -202,7 +202,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-#: Of a type that has no parts: what JSON holds it as, and what makes it from that.
+#: For each type without parts: its type in JSON, and the function that makes it from that.
 _SCALARS: Mapping[Any, tuple[Any, _Read]] = {
     bool: (bool, _same),
     int: (int, _same),

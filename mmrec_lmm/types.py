@@ -1,6 +1,6 @@
 """The domain's words as frozen types. Arrays are NumPy.
 
-Nothing here imports torch or NumPy, so that `list` and `--help` stay quick.
+Nothing here imports torch: `list` and `--help` stay quick.
 
 Shapes: I items, N interactions, D feature width.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .config.settings import Settings
 
 SPLITS = ("train", "valid", "test")
-PRE_TRAINED = "pt"  # the paradigm that trains no encoder: what a run has unasked
+PRE_TRAINED = "pt"  # the paradigm that trains no encoder, a run's default
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class EncoderName(AsText):
 
 @dataclass(frozen=True)
 class Axes:
-    """What a study varies: one value on each axis names a run but for its settings and seed."""
+    """The axes of a study. One value on each identifies a run, apart from its settings and seed."""
 
     model: str
     dataset: str
     encoder: EncoderName | None = None  # None: the data set's own feature files, or ids alone
     paradigm: str = PRE_TRAINED
-    modalities: tuple[str, ...] | None = None  # None: all that there are; a model without features has ()
+    modalities: tuple[str, ...] | None = None  # None: all available; a model without features has ()
     control: str | None = None  # shuffled, random, constant, none: a control run, whose features carry no content
 
     @property
@@ -67,7 +67,7 @@ class Axes:
         return None if value is None else str(value)
 
     def has(self, axis: str, wanted: Any) -> bool:
-        """Whether the value on an axis is `wanted`, in any case; an encoder's name stands for all of its variants."""
+        """True if the value on an axis is `wanted`, in any case; an encoder's name matches all of its variants."""
         own = self.value(axis)
         if own is None or wanted is None:
             return own is wanted
@@ -75,7 +75,7 @@ class Axes:
         return str(wanted).lower() in names
 
     def matches(self, wanted: Mapping[str, Any]) -> bool:
-        """Whether it has the value of each axis that is wanted."""
+        """True if each axis in `wanted` has the value given there."""
         return all(self.has(axis, value) for axis, value in wanted.items())
 
 
@@ -92,7 +92,7 @@ class Interactions:
 
     def __post_init__(self) -> None:
         if self.users.shape != self.items.shape or self.users.ndim != 1:
-            raise ValueError(f"users {self.users.shape} and items {self.items.shape} must be 1-D and equally long")
+            raise ValueError(f"expected users and items (N,), got {self.users.shape} and {self.items.shape}")
 
     def __len__(self) -> int:
         return len(self.users)
@@ -100,7 +100,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class ItemCatalog:
-    """What is known of each item, row i being item i.
+    """The catalog of items; row i is item i.
 
     `fields` maps a text column (title, brand, categories, description, ...) to I strings, empty where unknown;
     `images` holds a path or None per item; `raw_ids` the data set's own ids, for messages and exports.
@@ -126,7 +126,7 @@ class ItemCatalog:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as it lies on disk: three splits, perhaps a catalog, perhaps ready feature files per modality."""
+    """A data set as it is on disk: three splits, perhaps a catalog, perhaps ready feature files per modality."""
 
     name: str
     n_users: int
@@ -137,7 +137,7 @@ class Dataset:
     catalog: ItemCatalog | None
     feature_files: Mapping[str, Path]
     fingerprint: str
-    notes: tuple[str, ...] = ()  # what loading found and mended, for the log: dropped rows, duplicates
+    notes: tuple[str, ...] = ()  # what loading found and corrected, for the log: dropped rows, duplicates
 
 
 @dataclass(frozen=True)
@@ -173,20 +173,23 @@ class RawItem:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of one modality: (I, D) float32, row i is item i; `present` (I,) bool says which rows are real.
+    """Features of one modality: (I, D) float32, row i is item i; `present` (I,) bool marks the real ones.
 
-    Rows of absent items are zero. `fingerprint` names everything the values depend on.
+    Rows of absent items are zero. `fingerprint` is a hash of all that the values depend on.
     """
 
     modality: str
     values: np.ndarray
     present: np.ndarray
     fingerprint: str
-    seconds: float = field(default=0.0, compare=False)  # that an encoder took for it, whoever let it; 0 for a file's
+    seconds: float = field(default=0.0, compare=False)  # that encoding took, in whichever run; 0 for a file's
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.present.shape != self.values.shape[:1]:
-            raise ValueError(f"{self.modality}: values {self.values.shape} and present {self.present.shape} disagree")
+            raise ValueError(
+                f"{self.modality}: expected values (I, D) and present (I,), got {self.values.shape} and "
+                f"{self.present.shape}"
+            )
 
     @property
     def dim(self) -> int:
@@ -195,7 +198,7 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class TuningSizes:
-    """Items of a tuning: trained on, held out, those of either that have twins, and those left out as unreadable."""
+    """Numbers of items in a tuning: trained on, held out, duplicates in both (`twins`), and unreadable ones."""
 
     train: int
     held_out: int
@@ -222,10 +225,10 @@ class RecallChange:
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """How an encoder was tuned: by what, on how much, and what became of it."""
+    """The record of a tuning: its encoder, settings, sizes and results."""
 
     encoder: str
-    made_by: tuple[Any, ...]  # by modality what identifies the encoder before
+    made_by: tuple[Any, ...]  # by modality: the identity of the encoder before
     ft: Mapping[str, Any]  # the FineTuning
     sizes: TuningSizes
     frozen: tuple[str, ...]
@@ -240,12 +243,12 @@ class TuningRecord:
     seconds: float
     device: str
     threads: int
-    processes: int = 1  # what earlier records, which don't say, were tuned by
+    processes: int = 1  # that of earlier records, which lack the field
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """An encoder that was tuned on a catalog: the file of its weights (safetensors), the name of all that these
+    """An encoder that was tuned on a catalog: the file of its weights (safetensors), the hash of all that these
     depend on, and the record of the tuning."""
 
     path: Path
@@ -255,19 +258,19 @@ class Tuned:
 
 @dataclass(frozen=True)
 class RunSeconds:
-    """What the steps of a run took."""
+    """Seconds that the steps of a run took."""
 
     load: float = 0.0
     tune: float = 0.0
     encode: float = 0.0
-    encoder: float | None = field(default=None, metadata=OPTIONAL)  # tuning and encoding, whichever run needed them
+    encoder: float | None = field(default=None, metadata=OPTIONAL)  # tuning and encoding, in whichever run
     train: float = 0.0  # all epochs with their evaluations, also those before a resumption
     rank: float = 0.0
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run trains on."""
+    """The data that a run trains on."""
 
     dataset: Dataset
     tables: Mapping[str, FeatureTable]
@@ -293,7 +296,7 @@ class RunSpec:
     """One run, fully resolved: what to train on what, with every value that can change a number.
 
     `settings` are the host's own values, `model_config` and `encoder_config` those of the plugins' schemas (frozen
-    dataclasses); `point` holds the axes of the grid that this run is one point of.
+    dataclasses); `point` holds this run's values of the grid's keys.
     """
 
     model: str
@@ -318,7 +321,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Chance:
-    """Recall at a cutoff, and what rankings at random would give: its mean over users, and that mean's deviation."""
+    """Recall at a cutoff, and that of random rankings: its mean over users, and that mean's standard deviation."""
 
     score: float
     mean: float
@@ -334,16 +337,16 @@ class ChanceBySplit:
     test: Chance
 
 
-RECORD_VERSION = 1  # rises when a reader must know; 0 is that of records which don't say
+RECORD_VERSION = 1  # raised when readers must tell versions apart; 0: records without the field
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Mapping[str, Any]):
-    """What a result depends on, and what surrounded its making. Fields with defaults may be absent in earlier records.
+    """All that a result depends on, and how the run went. Fields with defaults may be absent in earlier records.
 
-    `reports` keeps every key that is no field, so that what a plugin's paradigm or a later version wrote isn't lost.
+    `reports` keeps every key that isn't a field: what a plugin's paradigm or a later version wrote isn't lost.
 
-    As a mapping it has the keys and values of `result.json`. That is deprecated and goes with the next version: read
+    As a mapping it has the keys and values of `result.json`. That is deprecated and the next version drops it: read
     the fields.
     """
 
@@ -357,7 +360,7 @@ class RunRecord(Mapping[str, Any]):
     resolved: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # every value, as in `config.json`
     code: Mapping[str, str]  # part ("host", "model", "encoder") -> hash of its files
     numerics_version: int
-    plugin: str  # that brings the model, and its version
+    plugin: str  # of the model, and its version
     parameters_trained: int
     device: str
     threads: int
@@ -368,7 +371,7 @@ class RunRecord(Mapping[str, Any]):
     peak_memory_bytes: int
     chance: ChanceBySplit | None = field(default=None, metadata=OPTIONAL)
     record_version: int = 0
-    reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm -> what it says of its training
+    reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm -> its report on training
 
     def __getitem__(self, key: str) -> Any:
         warnings.warn(
@@ -385,7 +388,7 @@ class RunRecord(Mapping[str, Any]):
         return len(plain(self))
 
 
-#: Of a result that nobody has recorded, such as one in an observer's test.
+#: For a result without a record, such as one in an observer's test.
 UNRECORDED = RunRecord(
     axes=Axes("", ""), seed=0, data="", features={}, present={}, config="", code={}, numerics_version=0, plugin="",
     parameters_trained=0, device="", threads=0, versions={}, finished="", seconds=RunSeconds(), peak_memory_bytes=0,
@@ -394,7 +397,7 @@ UNRECORDED = RunRecord(
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run says of itself: the content of its `result.json`."""
+    """The result of a finished run: the content of its `result.json`."""
 
     run_id: str
     path: Path

@@ -1,4 +1,4 @@
-"""Configuration: MMRec's YAML layers and the command line become runs, and every value knows where it came from.
+"""Configuration: MMRec's YAML layers and the command line become runs, and every value keeps its origin.
 
 Layers, later wins: the schemas' defaults < overall.yaml < dataset/<name>.yaml < model/<name>.yaml <
 encoder/<name>.yaml < preset/<preset>.yaml < preset/<preset>/<model>.yaml < grid/<grid>/<model>.yaml < a study's file <
@@ -6,7 +6,7 @@ command line.
 
 Keys are flat, as in MMRec, and a later layer replaces a value whole. `hyper_parameters` is the exception: its lists are
 joined over the layers. Each key that it names is a grid axis, and the grid is their product, the last key fastest.
-What MMRec never had stands in a section: `encoder:`, and one of each paradigm, such as `ft:`. A folder of MMRec's loads
+Keys that MMRec lacks are in a section: `encoder:`, or that of a paradigm, such as `ft:`. A folder of MMRec's loads
 unedited.
 """
 
@@ -48,8 +48,8 @@ _MMREC_MODEL_KEYS = frozenset({
 
 @dataclass(frozen=True)
 class Request:
-    """What the user typed. `model` is empty for a verb that needs none (`encode`), `study` is what a study's file says
-    of this run, `overrides` holds the raw text of each `--key=value`."""
+    """A request as the user typed it. `model` is empty for a verb that needs none (`encode`), `study` is the layer of a
+    study's file, `overrides` holds the raw text of each `--key=value`."""
 
     model: str
     dataset: str
@@ -69,8 +69,8 @@ class Request:
 class Resolved:
     """All runs of a request: the grid's points in product order, or the one run where there is no grid.
 
-    `origins` has every key, `axes` the values of the grid's keys in order, `unused` the keys of MMRec that stand in
-    a file and that nothing here reads, with that file. `notes` tell what was left out of the request.
+    `origins` has every key, `axes` the values of the grid's keys in order, `unused` the keys of MMRec that a
+    file has and nothing here reads, with that file. `notes` list what was left out of the request.
     """
 
     runs: tuple[RunSpec, ...]
@@ -81,13 +81,13 @@ class Resolved:
 
 
 def resolve_request(request: Request, registry: Registry) -> Resolved:
-    """The runs that a request asks for, by the names that plugins brought. Raises as `resolve`, and ConfigError for a
-    name that nobody knows."""
+    """The runs that a request asks for, with its names looked up in the registry. Raises as `resolve`, and ConfigError
+    for an unknown name."""
     model = registry.models.get(request.model) if request.model else None
     dataset = registry.datasets.get(request.dataset) if request.dataset in registry.datasets else None
     if request.encoder is None and dataset and (model is None or model.uses_features):
-        unasked = dataset.default_encoder
-        request = dataclasses.replace(request, encoder=EncoderName.parse(unasked) if unasked else None)
+        default = dataset.default_encoder
+        request = dataclasses.replace(request, encoder=EncoderName.parse(default) if default else None)
     return resolve(
         request,
         model=model,
@@ -107,12 +107,12 @@ def resolve(
     paradigm: ParadigmSpec | None = None,
     sections: Sequence[str] = (ENCODER,),
 ) -> Resolved:
-    """The runs that a request asks for. `dataset` is None where the data set is just a folder in MMRec's layout;
-    without a model the runs have an empty name and no model_config, and serve for their settings and encoder. What is
-    asked of the features of a model that uses none is left out, so that it is no part of its run. `sections` are those
-    of all paradigms, and the encoder's: a file may hold some that this run doesn't read.
+    """The runs that a request asks for. `dataset` is None if the data set is only a folder in MMRec's layout. Without a
+    model, runs have an empty name and no model_config, and are used for their settings and encoder. If the model uses
+    no features, the request's values for features are left out of its run. `sections` are the encoder's and those of
+    all paradigms: a file may hold some that this run doesn't read.
 
-    ConfigError has one line for each thing that is wrong, in all files at once; PluginError names a faulty schema.
+    ConfigError has one line for each fault, of all files at once; PluginError names a faulty schema.
     """
     notes: tuple[str, ...] = ()
     if model and not model.uses_features:
@@ -135,7 +135,7 @@ def resolve(
         for name, origin in merge.origins.items()
     }
     if not origins["use_gpu"].value and origins["device"].value == "auto":
-        origins["device"] = dataclasses.replace(origins["use_gpu"], value="cpu")  # MMRec's way of saying so
+        origins["device"] = dataclasses.replace(origins["use_gpu"], value="cpu")  # MMRec's way to choose the CPU
     runs = []
     for choice in itertools.product(*axes.values()):
         point = dict(zip(axes, choice, strict=True))
@@ -160,7 +160,7 @@ def resolve(
 
 
 def describe(resolved: Resolved) -> str:
-    """What `config show` prints: each key, its value as YAML (an axis: its values, with bars between), its origin."""
+    """The text of `config show`: each key, its value as YAML (an axis: its values, with bars between), its origin."""
     rows = []
     for name, origin in resolved.origins.items():
         values = origin.value if name in resolved.axes else (origin.value,)
@@ -176,7 +176,7 @@ def as_yaml(value: Any) -> str:
 
 
 def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tuple[str, ...]]:
-    """The request without an encoder and what else concerns features, and a note where there was any."""
+    """The request without an encoder and other values for features, and a note if there were any."""
     of_encoder = [name for name in request.overrides if name.startswith("encoder.")]
     idle = [name for name in ("encoder", "modalities", "features", "control") if getattr(request, name)] + of_encoder
     kept = {name: text for name, text in request.overrides.items() if name not in of_encoder}
@@ -206,8 +206,8 @@ def _model_schema(model: ModelSpec | None, sections: Sequence[str]) -> Schema | 
     for name in schema.keys:
         if name in HOST.keys or name in (*sections, GRID):
             raise PluginError(
-                f"model {model.name}: its schema has the key {name}, which is the host's; to ship another value of it, "
-                f"write that to model/{model.name.lower()}.yaml in the spec's configs folder"
+                f"model {model.name}: expected a schema with keys of its own, got {name}, which is the host's; to ship "
+                f"another value of it, try model/{model.name.lower()}.yaml in the spec's configs folder"
             )
     return schema
 
@@ -217,10 +217,10 @@ def _encoder_schema(encoder: EncoderSpec | None) -> Schema | None:
 
 
 class _Merge:
-    """Layers become one: the last value of each key, read in its type, and the axes in order.
+    """Merges layers: the last value of each key, read in its type, and the axes in order.
 
-    `points` holds a key's one value, or an axis's values, and `order` the layers' names, first to last. Every fault of
-    every layer is noted in `problems`.
+    `points` holds a key's one value, or an axis's values, and `order` the layers' names, first to last. `problems`
+    lists every fault of every layer.
     """
 
     def __init__(self, keys: Mapping[str, Key], sections: Sequence[str], *, unread: Iterable[str] = ()) -> None:
@@ -243,7 +243,7 @@ class _Merge:
                 if name != GRID and self._knows(name, layer):
                     self._set(name, layer)
         self.problems += [
-            f"{name} has no default: set it to {describe_type(self.keys[name].hint)} in a file or with --{name}="
+            f"{name}: expected {describe_type(self.keys[name].hint)}, got no value; set it in a file or with --{name}="
             for name, points in self.points.items()
             if MISSING in points
         ]
@@ -254,8 +254,8 @@ class _Merge:
             raise ConfigError("\n".join(dict.fromkeys(self.problems)))
 
     def culprits(self, names: Iterable[str]) -> dict[str, Origin]:
-        """Those of the keys that were set last, by the layer that set them: what it found agreed, and no longer does.
-        None where all have their defaults."""
+        """The origins of those keys that were set by the last layer to set any: values agreed before it. Empty if all
+        keys have their defaults."""
         origins = {name: self.origins[name] for name in names if name in self.keys}
         last = max((self.order.index(origin.layer) for origin in origins.values()), default=0)
         return {name: origin for name, origin in origins.items() if last and origin.layer == self.order[last]}
@@ -275,7 +275,7 @@ class _Merge:
             self.points[name] = self._read(name, layer)
             self.origins[name] = layer.origin(name)
         except ValueError as error:
-            self.points[name] = ()  # so that a key without default isn't called missing as well
+            self.points[name] = ()  # a key without default isn't reported as missing too
             self.problems.append(f"{layer.origin(name)}: {name.removeprefix(layer.prefix)} {error}")
 
     def _read(self, name: str, layer: Layer) -> tuple[Any, ...]:
@@ -285,17 +285,19 @@ class _Merge:
         if not key.is_axis(value):
             return (key.read(value),)
         if not value:
-            raise ValueError("is an empty list; a grid axis needs at least one value")
+            raise ValueError("must be a list of at least one value for a grid axis, got []")
         if name not in self.axes:
             if layer.name != COMMAND_LINE:
                 shown = name.removeprefix(layer.prefix)
-                raise ValueError(f"must be {describe_type(key.hint)}; to make it a grid axis, add {GRID}: [{shown}]")
+                raise ValueError(
+                    f"must be {describe_type(key.hint)}, got {value!r}; to make it a grid axis, add {GRID}: [{shown}]"
+                )
             self.axes.append(name)
         points = [key.read(point) for point in value]
         return tuple(point for place, point in enumerate(points) if point not in points[:place])
 
     def _knows(self, name: str, layer: Layer, *, in_grid: bool = False) -> bool:
-        """Whether a schema has the key. One that nothing reads is put down as unused, any other as a problem."""
+        """True if a schema has the key. Else it is listed, in `unused` if a file may have it, or in `problems`."""
         if name in self.keys:
             return True
         section = name.partition(".")[0] if name.startswith(tuple(f"{section}." for section in self.sections)) else ""
@@ -319,7 +321,7 @@ class _Merge:
 
 
 def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
-    """The schema's dataclass. What its own checks refuse is reported with the places that set the keys at fault."""
+    """The schema's dataclass. A value that its own checks refuse is reported with the places that set it."""
     try:
         built = schema.build(values)
         if schema is HOST:
@@ -327,7 +329,7 @@ def _build(schema: Schema, values: Mapping[str, Any], merge: _Merge) -> Any:
         return built
     except ConfigValueError as error:
         merge.problems.append(_refused(error, schema, merge))
-    except ValueError as error:  # a plugin that doesn't say which key: those that its words name
+    except ValueError as error:  # without a key: take those that its message names
         words = [schema.prefix + word for word in re.findall(r"\w+", str(error))]
         origins = [merge.origins[word] for word in words if word in schema.keys]
         places = dict.fromkeys(str(origin) for origin in origins if origin.layer != DEFAULT)
@@ -348,11 +350,11 @@ def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
     values = {name: _typed(text, merge.keys.get(name)) for name, text in request.overrides.items()}
-    if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` says --encoder.variant=tiny
+    if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` means variant=tiny
         variant = "encoder.variant"
         if variant not in merge.keys:
             merge.problems.append(
-                f"{COMMAND_LINE}: encoder {encoder.name} has no variants, so {request.encoder} is none"
+                f"{COMMAND_LINE}: --encoder: expected {encoder.name}, which has no variants, got {request.encoder}"
             )
         elif variant in values:
             merge.problems.append(f"{COMMAND_LINE}: {request.encoder} and --{variant} both name a variant; give one")
@@ -362,7 +364,7 @@ def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) 
 
 
 def _typed(text: str, key: Key | None) -> Any:
-    """What was typed, read as YAML; as it stands where only that suits its key: a file may be called 123."""
+    """The typed text, read as YAML, or unread if only that fits its key: a file may be called 123."""
     try:
         value = yaml_layers.parse(text)
     except yaml.YAMLError:
@@ -379,7 +381,7 @@ def _files(
 ) -> Iterator[Layer]:
     """The layers that are files, in order. Files may be missing, except those of a preset or grid that was named."""
     preset, grid = request.preset, request.grid
-    asked = request.study or Layer(COMMAND_LINE, COMMAND_LINE, {})  # who named them
+    asked = request.study or Layer(COMMAND_LINE, COMMAND_LINE, {})  # the layer that named them
     own, own_folder = (f"{model.name}.yaml", model.configs) if model else ("", None)
     wanted: list[tuple[str, Path | None, tuple[str, ...]]] = [
         ("overall", None, ("overall.yaml",)),

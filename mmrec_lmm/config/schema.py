@@ -1,7 +1,7 @@
-"""What a configuration key may hold: the fields of frozen dataclasses, read as keys with types, defaults and limits.
+"""Schemas of configuration: the fields of frozen dataclasses, read as keys with types, defaults and limits.
 
 The host's keys are the fields of `Settings`; a model's and an encoder's are those of the dataclass that its spec
-names. Nothing is evaluated: a value is what YAML says, brought to the field's type or refused with a sentence.
+names. Nothing is evaluated as code: a value of YAML is converted to the field's type, or refused with a message.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
 from .settings import Settings
 
-_MISFIT = object()  # what `_coerce` returns where a value can't become the type; None is a value
+_MISFIT = object()  # returned by `_coerce` for a value that doesn't fit the type; None is a value
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a type can't say of a value; `text` ends the sentence "must be ..."."""
+    """A limit beyond the type; `text` completes "must be ..."."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -50,17 +50,17 @@ class Key:
         return result
 
     def fits(self, value: Any) -> bool:
-        """Whether `value` can be brought to the key's type."""
+        """True if `value` can be converted to the key's type."""
         return _coerce(value, self.hint) is not _MISFIT
 
     def is_axis(self, value: Any) -> bool:
-        """Whether a list holds several values of the key rather than one: it nests deeper than the key's type."""
+        """True if a list holds several values of the key instead of one: it is nested deeper than the key's type."""
         return _depth(value) > _type_depth(self.hint)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The keys of one dataclass; `prefix` is the section that they stand in (`encoder.`), if any."""
+    """The keys of one dataclass; `prefix` is their section (`encoder.`), if any."""
 
     owner: str  # for messages: "the host", "model VBPR"
     cls: Any
@@ -75,18 +75,19 @@ class Schema:
 def schema_of(config: Any, owner: str, *, prefix: str = "", limits: Mapping[str, Limit] | None = None) -> Schema:
     """The schema that a dataclass (or the "module:Class" that names it) defines; PluginError names a faulty owner.
 
-    `limits` by field; without them those of the class's own attribute LIMITS, if it has one."""
+    `limits` are by field; by default those in the class's attribute LIMITS, if it has one.
+    """
     try:
         cls = specs.resolve(config)
         hints = get_type_hints(cls)
         fields = [field for field in dataclasses.fields(cls) if field.init]
     except Exception as error:  # a plugin's module can raise anything while it is imported
-        raise PluginError(f"{owner}: its schema {config!r} is no usable dataclass: {error}") from error
+        raise PluginError(f"{owner}: expected a dataclass as its schema, got {config!r} ({error})") from error
     for field in fields:
         if not _is_supported(hints[field.name]):
             raise PluginError(
-                f"{owner}: field {field.name} has the type {hints[field.name]}; a key may be int, float, bool, str, "
-                "Path, Literal, a tuple or Mapping of these, and | None"
+                f"{owner}: field {field.name}: expected int, float, bool, str, Path, Literal, a tuple or Mapping of "
+                f"these, or | None, got {hints[field.name]}"
             )
     limits = getattr(cls, "LIMITS", {}) if limits is None else limits
     keys = [Key(prefix + field.name, hints[field.name], _default(field), limits.get(field.name)) for field in fields]
@@ -118,7 +119,7 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _int(value: Any) -> Any:
-    """Whole numbers, also as `1e3` or text; True is no number."""
+    """A whole number, also as `1e3` or text; True isn't one."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     number = _float(value)
@@ -126,7 +127,7 @@ def _int(value: Any) -> Any:
 
 
 def _float(value: Any) -> Any:
-    """Numbers, also as text ("1e-4", which MMRec evaluates); True and NaN are none."""
+    """A number, also as text ("1e-4", which MMRec evaluates); True and NaN aren't numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return _MISFIT
     try:
@@ -144,7 +145,7 @@ def _literal(value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def _tuple(value: Any, args: tuple[Any, ...]) -> Any:
-    """A list in each element's type; one value stands for a list of one."""
+    """A list in each element's type; one value is read as a list of one."""
     if value is None:
         return _MISFIT
     items = list(value) if isinstance(value, list | tuple) else [value]
@@ -261,7 +262,7 @@ HOST = schema_of(Settings, "the host", limits=_LIMITS)
 
 
 def check_settings(settings: Settings) -> None:
-    """What concerns several of the host's keys at once: ConfigValueError where the metric to stop by isn't computed."""
+    """Check several of the host's keys together: ConfigValueError if the metric to stop by isn't computed."""
     metric, _, k = settings.valid_metric.partition("@")
     if metric.lower() not in map(str.lower, settings.metrics) or int(k) not in settings.topk:
         raise ConfigValueError(

@@ -1,6 +1,6 @@
 """The host's own configuration keys: MMRec's names where MMRec has them, with types and defaults.
 
-Models and encoders own theirs (the dataclass of their spec). A default here is MMRec's unless the comment says why not.
+Models and encoders have their own (the dataclass of their spec). A default is MMRec's unless the comment says why not.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def _deciding(what: str) -> Callable[[_T], _T]:
-    """Declares a setting by its default value: what it decides, instead of training."""
+    """A function that declares a setting by its default value, and what it decides instead of training."""
     return lambda default: field(default=default, metadata={"decides": what})
 
 
@@ -27,7 +27,7 @@ harmless = _deciding("nothing")  # no number depends on it
 class Settings:
     """Every value that the host reads from YAML or the command line.
 
-    One whose default stands bare decides training, and is part of a run's id.
+    A setting with a plain default decides training, and is part of a run's id.
     """
 
     # data
@@ -85,7 +85,7 @@ def _that_decide(*what: str) -> frozenset[str]:
 
 
 NOT_IDENTITY = _that_decide("place", "shaping", "nothing")  # no part of a run's id
-OF_INPUTS = _that_decide("place", "reading", "shaping")  # of all settings, what a run trains on depends on these alone
+OF_INPUTS = _that_decide("place", "reading", "shaping")  # a run's inputs depend on these alone
 OF_FEATURES = _that_decide("shaping")
 
 #: Keys that MMRec's own files carry and nothing here reads: accepted, and listed as unused.

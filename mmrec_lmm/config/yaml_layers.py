@@ -1,4 +1,4 @@
-"""Configuration's files: where each layer's YAML is looked for, and what it says, with line numbers.
+"""Configuration files: where each layer's YAML is looked for, and its values with line numbers.
 
 A layer is one file: the first folder that has it wins, `--configs DIR`, then ./configs, then the plugin's own folder
 (for the files of its own model, encoder or data set), then the folder shipped with mmrec-lmm.
@@ -39,7 +39,7 @@ class Layer:
     source: str
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
-    prefix: str = ""  # the section that a whole file stands for, so that messages name keys as the file does
+    prefix: str = ""  # the section of a whole file; messages leave it out, as the file does
 
     def origin(self, name: str) -> Origin:
         return Origin(None, self.name, self.source, self.lines.get(name))
@@ -54,7 +54,7 @@ class Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number (as in MMRec), and a key that stands twice is an error."""
+    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number (as in MMRec), and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -80,17 +80,17 @@ def parse(text: str) -> Any:
 
 
 def _compose(text: str) -> tuple[yaml.Node | None, Any]:
-    """A text's YAML node, which knows its lines, and its value; a value that contains itself is refused."""
+    """A text's YAML node, which has line numbers, and its value; a value that contains itself is refused."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
         return node, loader.construct_object(node, deep=True) if node else None
-    except (ValueError, RecursionError) as error:  # 2024-13-45 is no date; brackets in thousands
+    except (ValueError, RecursionError) as error:  # 2024-13-45 isn't a date; thousands of brackets
         raise yaml.YAMLError(str(error)) from None
 
 
 def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) -> Layer:
-    """A YAML file as the layer `name`; ConfigError names file and line of what isn't YAML, or isn't keys."""
+    """A YAML file as the layer `name`; ConfigError names file and line of anything but YAML keys."""
     try:
         node, content = _compose(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -102,7 +102,7 @@ def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) 
     if node is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines, got {str(content)[:40]!r}")
+        raise ConfigError(f"{path}: expected `key: value` lines, got {str(content)[:40]!r}")
 
     lines = {key if key == GRID else prefix + key: line for key, line in _lines(node)}
     values: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) 
         elif value is None or isinstance(value, dict):
             values |= {f"{key}.{inner}": inner_value for inner, inner_value in (value or {}).items()}
         else:
-            raise ConfigError(f"{path}:{lines[key]}: {key} is a section, so it holds keys of its own, got {value!r}")
+            raise ConfigError(f"{path}:{lines[key]}: {key}: expected a section with keys of its own, got {value!r}")
     return Layer(name, str(path), values, lines, prefix)
 
 
@@ -133,10 +133,10 @@ def shipped() -> Path:
 
 
 def folders(chosen: Path | None, own: Path | None = None) -> list[Path]:
-    """Where a layer is looked for, in order. ConfigError where `chosen` is no folder of configuration."""
+    """Where a layer is looked for, in order. ConfigError if `chosen` isn't a folder of configuration."""
     known = ("overall.yaml", "dataset", "model", "encoder", "preset", "grid", "study")
     if chosen and not any(_entry(chosen, name) for name in known):
-        raise ConfigError(f"--configs {chosen}: no folder that holds one of {', '.join(known)}")
+        raise ConfigError(f"--configs {chosen}: expected a folder with one of {', '.join(known)}, got none of them")
     return [folder for folder in (chosen, Path("configs"), own, shipped()) if folder]
 
 
@@ -152,7 +152,7 @@ def find(places: Iterable[Path], *parts: str) -> Path | None:
 
 
 def _entry(folder: Path, name: str) -> Path | None:
-    """The entry of that name, the exact spelling first; a name with a slash or `..` is no entry."""
+    """The entry of that name, the exact spelling first; a name with a slash or `..` has none."""
     same = [path for path in entries(folder) if path.name.lower() == name.lower()]
     return min(same, key=lambda path: (path.name != name, path.name), default=None)
 

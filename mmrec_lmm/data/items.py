@@ -1,7 +1,7 @@
 """Items as encoders get them: what a catalog holds of a modality, read one by one, prepared, and put into batches.
 
-An image that can't be read never ends anything: its item goes on without one and with the reason. Which files can't
-be read is found out here, and only here, whatever is wrong with them.
+An image that can't be read never stops a run: its item continues without it, and the reason is kept. Which files can't
+be read is decided here, and only here, whatever is wrong with them.
 
 Shapes: I items, B batch.
 """
@@ -28,7 +28,7 @@ from ..errors import ConfigError, DataError, MMRecError, PluginError
 from ..plugin.contracts import ItemEncoder
 from ..types import ItemCatalog, RawItem
 
-LONGEST = 1000  # short sides
+LONGEST = 1000  # of an image's long side, in short sides
 JOINT = "joint"  # the modality of image and text together, for items that have both
 
 
@@ -41,13 +41,13 @@ def item_texts(catalog: ItemCatalog, fields: Sequence[str]) -> list[str]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in a file, decoded, as RGB: of an animation the first picture, of 16 bits the upper 8.
+    """The image in a file, decoded, as RGB: of an animation the first frame, of 16 bits the upper 8.
 
     As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
-    Raises what its decoder raises, and where it is a decompression bomb, no plain file, or a strip: scaled so that its
-    short side fits an encoder, an image a thousand times as long as wide would fill the memory.
+    Raises what its decoder raises, and an error for a decompression bomb, anything but a plain file, and a strip:
+    scaled to an encoder's short side, an image a thousand times as long as wide would fill the memory.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited on for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block forever
         raise OSError("not a plain file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
@@ -62,8 +62,8 @@ def read_image(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Source:
-    """What a catalog holds of one modality. `items` are the ids that have it, in the order of encoding;
-    `fingerprint` names their content."""
+    """A catalog's content in one modality. `items` are the ids that have it, in the order of encoding; `fingerprint` is
+    a hash of their content."""
 
     modality: str
     items: np.ndarray
@@ -93,10 +93,10 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
-        raise ConfigError(f"a catalog holds images and texts, so no encoder can make {modality} features of it")
+        raise ConfigError(f"modalities: expected image, text or {JOINT}, got {modality}, which no catalog has")
     if not having.any():
         others = "choose another modality with --modalities, or give a feature file"
-        raise DataError(f"{modality} features can't be encoded, as {nothing}; {others}: --features {modality}=FILE.npy")
+        raise DataError(f"{modality} features can't be encoded: {nothing}; {others}: --features {modality}=FILE.npy")
     # Longest first: texts of like length share a batch, so little is padded, and memory runs out early if at all
     lengths = [0 if modality == "image" else -len(text) for text in texts]
     order = np.argsort(lengths, kind="stable")
@@ -104,7 +104,7 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
 
 
 def _content(images: Sequence[Path | None]) -> str:
-    """A name for which items have an image that can be read, and for these files' content."""
+    """A hash of which items have an image that can be read, and of these files' content."""
     hashes = cache.hash_readable(images)
     known = [one for one in hashes if one is not None]
     return cache.fingerprint([[one is not None for one in hashes], cache.join_hashes(known)])
@@ -112,13 +112,13 @@ def _content(images: Sequence[Path | None]) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch as an encoder prepared it, and why items in it couldn't be read."""
+    """A batch that an encoder prepared, and by item the reason if it couldn't be read."""
 
     tensors: Mapping[str, Tensor]
     unreadable: Mapping[int, str]
 
     def pin_memory(self) -> "Prepared":
-        """The batch where a GPU can fetch it by itself; the loader calls this."""
+        """The batch in page-locked memory, for copies to a GPU; the loader calls this."""
         return Prepared({key: tensor.pin_memory() for key, tensor in self.tensors.items()}, self.unreadable)
 
 
@@ -127,8 +127,8 @@ def loader(
 ) -> DataLoader[Prepared | MMRecError]:
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
-    What breaks the encoder's contract comes as the error itself, since a worker's exception would arrive here with a
-    traceback in its message. `batches` is asked for as many as are prepared ahead, two for each worker.
+    A breach of the encoder's contract is yielded as an error, not raised: a worker's exception would arrive here with a
+    traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
     """
     return DataLoader(
         _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
@@ -144,7 +144,7 @@ def loader(
 
 
 def _start_worker(number: int) -> None:
-    """One thread has been set by torch. Ctrl-C is the main process's to answer."""
+    """Leave Ctrl-C to the main process. (torch has set one thread already.)"""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -188,8 +188,8 @@ def pad_and_stack(
         ragged = len(shapes) > 1 and (tensors[0].ndim != 1 or tensors[0].is_floating_point())
         if ragged or len(tensors) != len(prepared):
             raise PluginError(
-                f"encoder {encoder}: prepare must give {key} for each item, and of one shape unless it is 1-D and "
-                f"integer; it came for {len(tensors)} of {len(prepared)} items, with shapes {sorted(shapes)}"
+                f"encoder {encoder}: prepare: expected {key} for each item, of one shape unless it is 1-D and integer, "
+                f"got it for {len(tensors)} of {len(prepared)} items, with shapes {sorted(shapes)}"
             )
         batch[key] = pad_sequence(tensors, True, padding.get(key, 0)) if len(shapes) > 1 else torch.stack(tensors)
     return batch

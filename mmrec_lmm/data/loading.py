@@ -14,13 +14,14 @@ import pandas as pd
 from ..cache import fingerprint, hash_file, hash_readable, join_hashes
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
+from ..formatting import first_line
 from ..types import SPLITS, Dataset, Interactions, ItemCatalog
 
 NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
 
 def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
-    """The data set in `folder`. Raises DataError, with counts, for anything that can't be ranked honestly."""
+    """The data set in `folder`. Raises DataError, with counts, for data that can't be ranked correctly."""
     inter = folder / (settings.inter_file_name or f"{name}.inter")
     if not inter.is_file():
         raise DataError(f"{inter}: no such file{_what_is_there(folder)}")
@@ -32,8 +33,8 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     if catalog is not None:
         if n_items > len(catalog):
             raise DataError(
-                f"{inter}: itemID {n_items - 1} is not in the catalog, whose {len(catalog):,} rows end at "
-                f"{len(catalog) - 1} ({folder / 'items.tsv'}); add its row or drop its interactions"
+                f"{inter}: itemID: expected at most {len(catalog) - 1}, as the catalog has {len(catalog):,} rows "
+                f"({folder / 'items.tsv'}), got {n_items - 1}; add its row or drop its interactions"
             )
         n_items = len(catalog)
 
@@ -51,8 +52,8 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     for split, rows in splits.items():
         if not len(rows):
             raise DataError(
-                f"{inter}: the {split} split is empty ({counts} rows); column {settings.inter_splitting_label} "
-                f"must mark rows 0 (train), 1 (valid) and 2 (test)"
+                f"{inter}: expected rows in each split, got none for {split} ({counts}); column "
+                f"{settings.inter_splitting_label} must mark rows 0 (train), 1 (valid) and 2 (test)"
             )
     notes += _repeated(splits, n_items)
 
@@ -79,10 +80,12 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
         missing = [column for column in columns if column not in header]
         if missing:
             guess = did_you_mean(missing[0], header)
-            raise DataError(f"{path}: no column {missing[0]!r}; its header has {', '.join(header)}{guess}")
+            raise DataError(f"{path}: expected the column {missing[0]!r}, got {', '.join(header)}{guess}")
         table = pd.read_csv(path, sep=settings.field_separator, usecols=columns)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a table separated by {settings.field_separator!r}: {error}") from None
+        raise DataError(
+            f"{path}: expected a table separated by {settings.field_separator!r}, got {first_line(error)}"
+        ) from None
     arrays = []
     for column in columns:
         numbers = pd.to_numeric(table[column], errors="coerce")
@@ -90,7 +93,7 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
             raise DataError(
-                f"{path}, line {first + 2}: {column} is {str(table[column].iloc[first])!r}, not an integer "
+                f"{path}, line {first + 2}: {column}: expected an integer, got {str(table[column].iloc[first])!r} "
                 f"({int(bad.sum()):,} such rows of {len(table):,}); is the file truncated?"
             )
         arrays.append(numbers.to_numpy(dtype=np.int64))
@@ -98,8 +101,8 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
     strange = ~np.isin(labels, range(len(SPLITS)))
     if strange.any():
         raise DataError(
-            f"{path}, line {int(np.flatnonzero(strange)[0]) + 2}: {columns[2]} is {labels[strange][0]}; "
-            f"allowed are 0 (train), 1 (valid) and 2 (test) ({int(strange.sum()):,} such rows)"
+            f"{path}, line {int(np.flatnonzero(strange)[0]) + 2}: {columns[2]}: expected 0 (train), 1 (valid) or "
+            f"2 (test), got {labels[strange][0]} ({int(strange.sum()):,} such rows)"
         )
     return users, items, labels
 
@@ -110,15 +113,15 @@ def read_catalog(folder: Path) -> ItemCatalog:
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a tab-separated table with a header: {error}") from None
+        raise DataError(f"{path}: expected a tab-separated table with a header ({first_line(error)})") from None
     if "itemID" not in table:
-        raise DataError(f"{path}: no column 'itemID'; its header has {', '.join(table.columns)}")
+        raise DataError(f"{path}: expected the column 'itemID', got {', '.join(table.columns)}")
     ids = pd.to_numeric(table["itemID"], errors="coerce")
     order = np.argsort(ids.to_numpy(), kind="stable")
     if not np.array_equal(ids.to_numpy()[order], np.arange(len(table))):
         raise DataError(
-            f"{path}: itemID must hold each of 0 ... {len(table) - 1} once, as row i of every feature table is item i; "
-            f"it has {ids.nunique():,} distinct numbers in {len(table):,} rows"
+            f"{path}: itemID: expected each of 0 ... {len(table) - 1} once, as row i of every feature table is item i, "
+            f"got {ids.nunique():,} distinct numbers in {len(table):,} rows"
         )
     table = table.iloc[order]
     raw_column = next((column for column in ("raw_id", "asin") if column in table), "itemID")
@@ -137,17 +140,19 @@ def read_catalog(folder: Path) -> ItemCatalog:
 def _count_ids(ids: np.ndarray, path: Path, column: str, *, gaps_allowed: bool) -> int:
     """The largest id + 1, after refusing negative ids and, unless allowed, ids that never occur."""
     if not len(ids):
-        raise DataError(f"{path}: has a header but no rows")
+        raise DataError(f"{path}: expected rows, got only a header")
     if ids.min() < 0:
         row = int(np.argmax(ids < 0))
-        raise DataError(f"{path}, line {row + 2}: {column} {ids[row]} is negative ({int(np.sum(ids < 0)):,} such rows)")
+        raise DataError(
+            f"{path}, line {row + 2}: {column}: expected 0 or more, got {ids[row]} ({np.sum(ids < 0):,} such rows)"
+        )
     count = int(ids.max()) + 1
     distinct = np.unique(ids)
     if not gaps_allowed and len(distinct) < count:
         gap = int(np.argmax(distinct != np.arange(len(distinct))))
         raise DataError(
-            f"{path}: {column} must run from 0 to {count - 1} without gaps, but only {len(distinct):,} of {count:,} "
-            f"ids occur; the first missing is {gap}. Renumber the ids"
+            f"{path}: {column}: expected 0 to {count - 1} without gaps, got {len(distinct):,} of these {count:,} ids; "
+            f"the first missing is {gap}. Renumber the ids"
             + (", or list all items in items.tsv beside it" if column == "itemID" else "")
         )
     return count
@@ -169,7 +174,7 @@ def _repeated(splits: dict[str, Interactions], n_items: int) -> list[str]:
 
 
 def _what_is_there(folder: Path) -> str:
-    """The end of a message about a missing file: what lies there instead."""
+    """The end of a message about a missing file: the files or folders that are there."""
     if folder.is_dir():
         others = sorted(path.name for path in folder.glob("*.inter"))
         if others:

@@ -4,10 +4,10 @@ Each is a function of `hits` (U, K) bool, whether the item at each rank is one o
 `n_positives` (U,) the number m >= 1 of the user's held-out rows (a pair that occurs twice counts twice, as in MMRec),
 and a cutoff k <= K. Each returns one value per user, (U,) float64 in [0, 1]; what is reported is the mean over users.
 
-The host registers them by the hook that a plugin's metrics come by; their entry point is `metrics`.
+The host registers them by the same hook as a plugin's metrics; their entry point is `metrics`.
 
-MMRec's `Recall2`, the sum of hits over the sum of m, is no mean over users: no per-user value gives it, so that no
-paired test could use it. It is left out.
+MMRec's `Recall2`, the sum of hits over the sum of m, isn't a mean over users: no per-user value gives it, so a paired
+test can't use it. It is left out.
 
 Shapes: U users, K ranks. Below, h_j is 1 where rank j is a hit, else 0.
 """

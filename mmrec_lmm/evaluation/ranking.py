@@ -151,7 +151,7 @@ def _buffered_scores(users: Tensor, items: Tensor, block: int) -> Callable[[Tens
 
 
 def _fresh_scores(model: Recommender) -> Callable[[Tensor, slice], Tensor]:
-    """Scores of a block of evaluated users from the model's own scorer: a copy, since they are masked in place, and one
-    that lies row by row, since a scorer may return a transpose."""
+    """Scores of a block of evaluated users from the model's own scorer: a copy, since they are masked in place, and
+    contiguous by rows, since a scorer may return a transpose."""
     scorer = model.scorer()
     return lambda users, rows: scorer(users[rows]).clone(memory_format=torch.contiguous_format)

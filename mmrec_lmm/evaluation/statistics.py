@@ -1,17 +1,17 @@
-"""Whether one row of numbers is better than another, and by how much: pure functions of arrays.
+"""Comparisons of rows of results, with their uncertainty: pure functions of arrays.
 
 A row of a study is a table (S, U): one metric, by seed and by user. Users are averaged over seeds, and two rows are
-compared user by user. That alone takes the seeds at hand for all there are, but another seed moves every user's number
-at once, which no number of users averages away. So the default test counts both:
+compared user by user. That alone treats these seeds as the only ones. But another seed moves every user's number at
+once, and no number of users averages that out. So the default test counts both:
 
     variance of the difference = var(d_u) / U + g(ours) / S + g(theirs) / S
 
 d_u is the difference of user u, averaged over seeds; g is the variance that seeds give to a row's mean beyond the noise
-of its single users (the two-way random-effects estimate; Cornfield & Tukey 1956). Two to five seeds tell little of a
+of its single users (the two-way random-effects estimate; Cornfield & Tukey 1956). Two to five seeds say little about a
 variance, so a row's g is its own or the mean over all rows of its data set, whichever is larger. The degrees of freedom
-are Satterthwaite's (1946): what a row's g is above that mean is known from its own S seeds alone, so it has S - 1. A
-baseline whose seeds vary more than the rows' would else give false stars. The interval of a single row's mean has the
-same variance without the other row. docs/statistics.md has the simulation that this choice is by.
+are Satterthwaite's (1946): the part of a row's g above that mean comes from its own S seeds alone, so it has S - 1.
+Otherwise a baseline whose seeds vary more than the rows' would give false stars. The interval of a single row's mean
+has the same variance without the other row. docs/statistics.md has the simulation behind this choice.
 
 Nothing is drawn from a global generator: the same arrays give the same numbers.
 
@@ -37,7 +37,7 @@ BLOCK_BYTES = 32 << 20  # of resampled weights at once
 def user_differences(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """The differences (U,) of rows (S, U) and (T, U), users averaged over seeds.
 
-    Rounded to 12 decimals: what is equal must not differ in its last digits, or ranks and signs would see it.
+    Rounded to 12 decimals: equal values must not differ in their last digits, which ranks and signs would count.
     """
     return np.asarray(np.round(ours.mean(axis=0) - theirs.mean(axis=0), 12))
 
@@ -71,7 +71,7 @@ def _seed_variances(row: np.ndarray) -> tuple[float, float]:
     taking off what the noise of single users gives it. That noise is what neither user nor seed explains of a cell."""
     seeds, users = row.shape
     if seeds == 1:
-        return 0.0, 0.0  # unknown: the other rows tell
+        return 0.0, 0.0  # unknown: the mean over the other rows is used
     means = row.mean(axis=1, keepdims=True)  # (S, 1)
     noise = row - means - row.mean(axis=0) + row.mean()  # (S, U)
     seen = float(means.var(ddof=1))
@@ -83,13 +83,13 @@ class Paired:
     """A mean over users, of differences or of one row, and how sure it is."""
 
     mean: float
-    error: float  # its standard error; NaN where a single user tells none
+    error: float  # its standard error; NaN for a single user
     degrees: float  # of freedom of that
     deviation: float  # the standard deviation of the users' values
 
     @property
     def p(self) -> float:
-        """Two-sided, of Student's t; 1 where nothing differs, or a single user leaves nothing to judge by."""
+        """Two-sided, of Student's t; 1 where nothing differs, or there is a single user."""
         if self.mean == 0 or np.isnan(self.error):
             return 1.0
         return float(2 * special.stdtr(self.degrees, -abs(self.mean) / self.error)) if self.error else 0.0
@@ -127,7 +127,7 @@ def _estimate(values: np.ndarray, rows: Sequence[np.ndarray], seeds: SeedVarianc
     users = len(values)
     deviation = float(values.std(ddof=1)) if users > 1 else float("nan")
     if users > 1 and (values == values[0]).all():
-        deviation = 0.0  # and not what rounding leaves of it
+        deviation = 0.0  # exactly, without the rounding error
     variance = deviation**2 / users
     spread = variance**2 / max(1, users - 1)
     if seeds is not None:
@@ -137,7 +137,7 @@ def _estimate(values: np.ndarray, rows: Sequence[np.ndarray], seeds: SeedVarianc
             own, seen = _seed_variances(row)
             variance += max(seeds.own, own) / count
             common += seeds.seen / count
-            excess = max(0.0, own - seeds.own, seen - seeds.seen) / count  # of which this row's seeds alone tell
+            excess = max(0.0, own - seeds.own, seen - seeds.seen) / count  # known from this row's seeds alone
             spread += excess**2 / max(1, count - 1)
         spread += common**2 / seeds.degrees
     return Paired(
@@ -154,8 +154,7 @@ def wilcoxon(differences: np.ndarray) -> np.ndarray:
 
 
 def rank_sums(differences: np.ndarray) -> np.ndarray:
-    """The signed-rank sum (M,) of each column of (U, M): above 0 where `wilcoxon` finds that they lie above 0, which a
-    mean need not say."""
+    """The signed-rank sum (M,) of each column of (U, M): the direction of `wilcoxon`, which the mean may contradict."""
     ranks = [stats.rankdata(np.abs(column[column != 0])) @ np.sign(column[column != 0]) for column in differences.T]
     return np.array(ranks)
 
@@ -163,9 +162,9 @@ def rank_sums(differences: np.ndarray) -> np.ndarray:
 def permutation(differences: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> np.ndarray:
     """The p (M,) of the sign-flip test on each column of (U, M): how often random signs give as large a mean.
 
-    With few users all signs are tried; else the given ones count as one of `flips` + 1, so that p is never 0.
+    With few users all signs are tried; else the given ones count as one of `flips` + 1, so p is never 0.
     """
-    differences = differences[differences.any(axis=1)]  # the sign of zero is no matter
+    differences = differences[differences.any(axis=1)]  # the sign of zero doesn't matter
     observed = np.abs(differences.sum(axis=0))  # (M,)
     least = observed - 1e-12 * np.abs(differences).sum(axis=0)  # equal sums may differ in their last digits
     users = len(differences)
@@ -183,8 +182,8 @@ def permutation(differences: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm-Bonferroni's corrected p (F,): below alpha for those of a family that may be called different, with at most
-    the chance alpha that any of them is not, whatever their dependence (Holm, 1979)."""
+    """Holm-Bonferroni's corrected p (F,). Those of a family below alpha may be called different; the chance that any of
+    them isn't is at most alpha, whatever their dependence (Holm, 1979)."""
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     corrected = np.empty(len(p))
@@ -195,7 +194,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def bootstrap(columns: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """The means (R, M) of columns (U, M), each over U users drawn with replacement, the same ones for all columns.
 
-    So the difference of two columns' means is that of the paired difference. U x R numbers never stand in memory.
+    So the difference of two columns' means is that of the paired difference. U x R numbers are never in memory at once.
     """
     users = len(columns)
     rng = np.random.default_rng(seed)

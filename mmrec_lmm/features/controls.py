@@ -1,4 +1,4 @@
-"""The controls of a run: what its features are replaced by, so that they carry no content. `files.py` makes them."""
+"""The controls of a run: replacements of its features that carry no content. `files.py` makes them."""
 
 from typing import Literal, get_args
 

@@ -1,13 +1,13 @@
-"""Features made by an encoder from a catalog, and kept in the store.
+"""Features made by an encoder from a catalog, and kept in the cache.
 
 Rows never shift: every table has one row per item, and an item whose image or text is missing or unreadable has a zero
-row that `present` masks. Each modality is encoded by itself, with an encoder built for that modality alone, so that a
-table depends on nothing but the encoder, its configuration, its precision and what the items hold of that modality;
-this is what its file is named by.
+row that `present` masks. Each modality is encoded by itself, with an encoder built for that modality alone. So a table
+depends only on the encoder, its configuration, its precision and the items' content in that modality; its file is named
+by a hash of these.
 
-Work is saved shard by shard: after a kill, at most one shard is computed again, and what loader processes had prepared
-ahead. Of the processes that torchrun starts, each claims the next free shard, so the shards' files are all that they
-share: none waits for one that has died.
+Work is saved shard by shard: after a kill, at most one shard is computed again, and the items that loader processes had
+prepared ahead. Of the processes that torchrun starts, each claims the next free shard, so the shards' files are all
+that they share: none waits for a dead one.
 
 Shapes: I items, S items of a shard, D feature width.
 """
@@ -62,7 +62,7 @@ class EncodeOptions:
 
 
 def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
-    """The spec of the run's encoder with what it names imported; PluginError names the plugin where that fails."""
+    """The spec of the run's encoder with class and function imported; PluginError names the plugin if that fails."""
     assert spec.encoder is not None
     load = registry.encoders.load
     return dataclasses.replace(
@@ -80,7 +80,7 @@ def encode(
     options: EncodeOptions | None = None,
     tuned: Tuned | None = None,
 ) -> dict[str, FeatureTable]:
-    """The catalog's features by modality: from the store where they are, else encoded and stored.
+    """The catalog's features by modality: from the cache if they are there, else encoded and cached.
 
     An item's text is its `text_fields` joined by a space; "joint" encodes the items that have image and text. Weights
     are the encoder's own, or those of `tuned`. Of the options only `dtype` enters a table's name: the others change a
@@ -93,8 +93,8 @@ def encode(
     lacking = [modality for modality in modalities if modality not in spec.modalities]
     if lacking:
         raise ConfigError(
-            f"encoder {spec.name} makes no {' or '.join(lacking)} features, only {', '.join(spec.modalities)}: "
-            f"choose among these with --modalities, or give a feature file with --features {lacking[0]}=FILE.npy"
+            f"encoder {spec.name}: expected modalities among {', '.join(spec.modalities)}, got {', '.join(lacking)}; "
+            f"choose with --modalities, or give a feature file with --features {lacking[0]}=FILE.npy"
         )
     tables = {}
     for modality in modalities:
@@ -102,10 +102,10 @@ def encode(
         path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
         with cache.locked(path) if processes() == 1 else nullcontext():
             if path.exists():
-                logger.info("%s: features of %s found in the store, %s", modality, spec.name, path)
+                logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
             else:
                 encoder = build_encoder(spec, config, (modality,))
-                if tuned:  # for image and text; an encoder of one modality may lack what serves the other alone
+                if tuned:  # of image and text; an encoder of one modality may lack weights of the other
                     state, own = read_checkpoint(tuned.path), encoder.state_dict()
                     load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
                 model = Inference(
@@ -120,21 +120,21 @@ def encode(
 
 
 def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tuned: str | None) -> Path:
-    """The file of the store for a modality's features, there or not; `tuned` is a tuned encoder's fingerprint."""
+    """The path of a modality's cached features, existing or not; `tuned` is a tuned encoder's fingerprint."""
     made_by = [FORMAT, *encoder_id(spec, config, source.modality), dtype, *([tuned] if tuned else [])]
     name = cache.fingerprint([made_by, source.modality, source.fingerprint])
     return cache.home() / "features" / f"{name}.safetensors"
 
 
 def _seconds_file(path: Path) -> Path:
-    """Of the table at `path`: what it took. Not within it, as its bytes are to follow from its name."""
+    """The file of the seconds that the table at `path` took. The table's own bytes must depend on its name alone."""
     return cache.home() / "seconds" / path.stem
 
 
 def _seconds(path: Path) -> float:
-    """What an encoder took for the table at `path`; 0 where nothing says it."""
-    told = _seconds_file(path)
-    return float(told.read_text()) if told.is_file() else 0.0
+    """The seconds that an encoder took for the table at `path`; 0 if unknown."""
+    file = _seconds_file(path)
+    return float(file.read_text()) if file.is_file() else 0.0
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:
@@ -148,21 +148,21 @@ def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCat
 
 
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
-    """What an encoder's vectors of a modality depend on: its name and version, its weights and its configuration."""
-    keys = {key: value for key, value in cache.plain(config).items() if key != "weights"}  # a path, no content
+    """All that an encoder's vectors of a modality depend on: its name, version, weights and configuration."""
+    keys = {key: value for key, value in cache.plain(config).items() if key != "weights"}  # a path, not content
     return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
 
 
 def build_encoder(spec: EncoderSpec, config: Any, modalities: Sequence[str]) -> ItemEncoder:
-    """The encoder for some modalities. Weights that it draws are the same in every process, and the caller's random
-    state is left alone."""
+    """The encoder for some modalities. Its random weights are the same in every process, and the caller's random state
+    isn't changed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         encoder: ItemEncoder = resolve(spec.cls)(config, tuple(modalities))
     for modality in modalities:
         if modality not in encoder.dims:
             raise PluginError(
-                f"encoder {spec.name}: its dims must name {modality}, for which it was built: {encoder.dims}"
+                f"encoder {spec.name}: expected dims of {modality}, for which it was built, got {encoder.dims}"
             )
     return encoder
 
@@ -177,7 +177,7 @@ class _Shard:
 
 
 def _make(path: Path, source: Source, model: Inference, n_items: int, options: EncodeOptions) -> None:
-    """Make the table at `path`, together with all other processes that are at it; shards that are there are kept."""
+    """Make the table at `path`, together with all other processes that make it; shards that exist are kept."""
     folder = path.with_suffix(".parts")
     shards = [
         _Shard(number, source.items[start : start + SHARD], folder / f"{start}-{SHARD}.safetensors")
@@ -201,14 +201,14 @@ def _encode_free(
     claims: cache.Claims,
     options: EncodeOptions,
 ) -> bool:
-    """Encode and save those of the missing shards that nobody else is making; whether there were any."""
+    """Encode and save the missing shards that no other process is making; True if there were any."""
     cuda = model.device.type == "cuda"
     claimed: deque[_Shard] = deque()  # in the order in which the loader prepares them
     n_missing = sum(len(shard.items) for shard in shards)
     progress = _Progress(f"{model.name} {source.modality}", len(source.items), n_missing, options)
 
     def batches() -> Iterator[list[int]]:
-        """Claims as late as may be: when the loader goes on to a shard."""
+        """The batches of each shard, claimed as late as possible: when the loader reaches it."""
         for shard in shards:
             if not claims.claim(shard.number) or shard.path.exists() or table.exists():
                 claims.give_up(shard.number)
@@ -238,7 +238,7 @@ def _encode_free(
 
 
 def _sound(prepared: Iterable[Prepared | MMRecError]) -> Iterator[Prepared]:
-    """The batches of the loader, or the error that one of its processes met with."""
+    """The batches of the loader; raises the error of one of its processes."""
     batches = iter(prepared)
     while True:
         try:
@@ -249,7 +249,7 @@ def _sound(prepared: Iterable[Prepared | MMRecError]) -> Iterator[Prepared]:
             if re.match(r"DataLoader worker \(pid", str(error)):
                 raise RunError(
                     f"a process that prepares items has died: {error}; finished shards are kept. Did memory run out, "
-                    "or shared memory (/dev/shm)? Fewer workers or a smaller encode_batch_size need less of either"
+                    "or shared memory (/dev/shm)? Try fewer workers or a smaller encode_batch_size"
                 ) from None
             raise
         if isinstance(batch, MMRecError):
@@ -258,7 +258,7 @@ def _sound(prepared: Iterable[Prepared | MMRecError]) -> Iterator[Prepared]:
 
 
 def _ahead(results: Iterable[_T]) -> Iterator[_T]:
-    """The same results, each given when the next has been asked for."""
+    """The same results, each yielded after the next has been requested."""
     held: list[_T] = []
     for result in results:
         yield from held
@@ -267,8 +267,7 @@ def _ahead(results: Iterable[_T]) -> Iterator[_T]:
 
 
 class _Progress:
-    """A bar that tells items, items per second and time left, and a last line for the log that tells what took the
-    time."""
+    """A bar with items, items per second and time left, and a last line in the log: where the time went."""
 
     def __init__(self, what: str, total: int, missing: int, options: EncodeOptions) -> None:
         self.what, self.workers, self.done = what, options.workers, 0
@@ -277,7 +276,7 @@ class _Progress:
         self._started, self._waited = time.perf_counter(), 0.0
 
     def waiting(self, batches: Iterator[_T]) -> Iterator[_T]:
-        """The batches, while what passes until each is there is counted."""
+        """The batches; the time until each arrives is counted."""
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -326,7 +325,7 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
         present[items] = part.present
         unreadable |= header.unreadable
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    seconds = sum(header.seconds or 0.0 for _, _, header in parts)  # of older shards nobody knows
+    seconds = sum(header.seconds or 0.0 for _, _, header in parts)  # older shards have none
     cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
     save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))

@@ -1,4 +1,4 @@
-"""Feature tables in files: MMRec's .npy, the store's safetensors; their scale; and the controls made of a table.
+"""Feature tables in files: MMRec's .npy, the cache's safetensors; their scale; and the controls made of a table.
 
 Rows never shift: every table has one row per item, and an item without the modality has a zero row that `present`
 masks.
@@ -23,10 +23,10 @@ from ..typed_json import OPTIONAL, decode
 from ..types import FeatureTable, ItemCatalog
 from .controls import CONTROLS
 
-ABSENT_WIDTH = 64  # of its tables
+ABSENT_WIDTH = 64  # of the tables of `absent_table`
 NORMALIZATIONS = ("none", "unit", "centered", "standard")
-ROUNDING = 1e-6  # of a number's size: what float32 leaves of a difference of equal numbers, and some more
-SAME_DIRECTION = 0.9  # mean cosine to the mean row from which four fifths of a row's squared length say nothing of it
+ROUNDING = 1e-6  # of a number's size: more than float32's rounding error in a difference of equal numbers
+SAME_DIRECTION = 0.9  # mean cosine to the mean row: four fifths of a row's squared length are then common to all
 UNEQUAL_LENGTHS = 10.0  # 95th over 5th percentile: items' shares in a gradient then differ a hundredfold
 MISSED_IMAGES = "missed_img_itemIDs.csv"  # MMRec's list of items whose image feature is only the mean of the others
 
@@ -40,12 +40,12 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
     """
     stored = _open_npy(path)
     if stored.ndim != 2 or stored.dtype.kind not in "fiu":
-        raise DataError(f"{path}: shape {stored.shape} of {stored.dtype}; features are (items, width) numbers")
+        raise DataError(f"{path}: expected numbers of shape (items, width), got {stored.dtype} of shape {stored.shape}")
     if len(stored) != n_items:
-        raise DataError(f"{path}: {len(stored)} rows, but the data set has {n_items} items; row i must be item i")
+        raise DataError(f"{path}: expected {n_items} rows, row i for item i, got {len(stored)}")
     values = stored if stored.dtype == np.float32 else np.empty(stored.shape, np.float32)
     finite, present = np.empty(n_items, bool), np.empty(n_items, bool)
-    step = max(1, 2**24 // max(1, stored.shape[1]))  # rows of 64 MB: a mapped file never stands in memory whole
+    step = max(1, 2**24 // max(1, stored.shape[1]))  # rows of 64 MB: a mapped file is never in memory whole
     for start in range(0, n_items, step):
         rows = slice(start, start + step)
         with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported below
@@ -55,7 +55,10 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             values[rows] = block
     if not finite.all():
         bad = np.flatnonzero(~finite)
-        raise DataError(f"{path}: NaN or infinity in {len(bad)} of {n_items} rows, first {first_few(bad)}")
+        raise DataError(
+            f"{path}: expected finite numbers, got NaN or infinity in {len(bad)} of {n_items} rows, first "
+            f"{first_few(bad)}"
+        )
     missed = path.with_name(MISSED_IMAGES)
     if modality == "image" and missed.is_file():
         ids = _missed_items(missed, n_items)
@@ -70,18 +73,18 @@ def _open_npy(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             start = file.read(6)
         if start[:1] == b"\x80":
-            raise DataError(f"{path}: a pickle, which could run code when read; save the plain array with numpy.save")
+            raise DataError(f"{path}: expected a .npy file, got a pickle, which can hold code; save it with numpy.save")
         if start != b"\x93NUMPY":
-            raise DataError(f"{path}: not a .npy file; save the array with numpy.save")
+            raise DataError(f"{path}: expected a .npy file, got another format; save the array with numpy.save")
         return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         if "Python objects" in str(error):
-            reason = "pickled Python objects, which could run code when read; save a plain array of numbers"
+            got = "pickled Python objects, which could run code when read; save a plain array of numbers"
         else:
-            reason = f"truncated or damaged ({error}); copy or download it again"
-        raise DataError(f"{path}: {reason}") from None
+            got = f"a truncated or damaged file ({error}); copy or download it again"
+        raise DataError(f"{path}: expected an array of numbers, got {got}") from None
 
 
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
@@ -89,10 +92,10 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
     try:
         ids = np.array([float(word) for word in words if word.lower() != "itemid"])
     except ValueError as error:
-        raise DataError(f"{path}: item ids are wanted ({error})") from None
+        raise DataError(f"{path}: expected item ids ({error})") from None
     wrong = ids[(ids != np.floor(ids)) | (ids < 0) | (ids >= n_items)]
     if len(wrong):
-        raise DataError(f"{path}: {first_few(wrong)} is no item; ids are 0 to {n_items - 1}")
+        raise DataError(f"{path}: expected item ids from 0 to {n_items - 1}, got {first_few(wrong)}")
     return ids.astype(np.int64)
 
 
@@ -143,7 +146,9 @@ def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged feature table ({error}); delete it to have it made again") from None
+        raise DataError(
+            f"{path}: expected a feature table, got a damaged one ({error}); delete it to make it anew"
+        ) from None
 
 
 def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
@@ -181,7 +186,7 @@ def normalized(table: FeatureTable, how: str) -> FeatureTable:
 
 
 def scale_note(table: FeatureTable) -> str | None:
-    """What of a table's scale is likely to harm a model that reads it as it is, and what to type; None if nothing."""
+    """A note if a table's scale is likely to harm a model that reads it as it is, with the option to try; else None."""
     if not table.present.any():
         return None
     lengths = np.sqrt(np.einsum("ij,ij->i", table.values, table.values, dtype=np.float64))  # (I,)
@@ -199,8 +204,8 @@ def scale_note(table: FeatureTable) -> str | None:
 
 
 def mean_filled(table: FeatureTable) -> FeatureTable:
-    """The table as MMRec would have it (`missing: mean`): absent items get the mean row of the others. ConfigError
-    where there are no others."""
+    """The table filled as in MMRec (`missing: mean`): absent items get the mean row of the others. ConfigError if there
+    are no others."""
     if table.present.all():
         return table
     if not table.present.any():
@@ -215,17 +220,17 @@ def mean_filled(table: FeatureTable) -> FeatureTable:
 
 
 def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) -> dict[str, FeatureTable]:
-    """Features that tell nothing of their item, to compare real ones with.
+    """Features without their items' content, to compare real ones with.
 
     shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
-    with each other, and only the link between items and content is cut; who is present stays as it is. random:
+    with each other, and only the link between items and content is cut; which items are present doesn't change. random:
     Gaussian rows with each column's mean and deviation. constant: every item that has the modality gets the mean row
     of them all, whatever the seed. none: `absent_table`, whatever the tables were, so that any model runs, with its ids
     alone.
     """
     if control not in CONTROLS:
         raise ConfigError(
-            f"unknown control {control}; there are {', '.join(CONTROLS)}{did_you_mean(control, CONTROLS)}"
+            f"control: expected one of {', '.join(CONTROLS)}, got {control}{did_you_mean(control, CONTROLS)}"
         )
     if not tables:
         return {}
@@ -246,8 +251,8 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
 
 
 def absent_table(modality: str, n_items: int) -> FeatureTable:
-    """A modality that no item has: zero rows of one fixed width, so that a model without features is the same model
-    whatever encoder it is compared with. Its name depends on nothing else."""
+    """A modality that no item has: zero rows of one fixed width, so a model without features is the same model whatever
+    encoder it is compared with. Its fingerprint depends on nothing else."""
     values = np.zeros((n_items, ABSENT_WIDTH), np.float32)
     return FeatureTable(modality, values, np.zeros(n_items, bool), cache.fingerprint(["absent", ABSENT_WIDTH]))
 

@@ -1,4 +1,4 @@
-"""An encoder at work: prepared batches to rows of features, on any device, in full or half precision.
+"""Run an encoder: prepared batches to rows of features, on any device, in full or half precision.
 
 A batch that doesn't fit into memory is computed in halves, and so are all that follow: rows don't depend on it.
 
@@ -20,12 +20,12 @@ from ..plugin.contracts import ItemEncoder
 
 logger = logging.getLogger(__name__)
 
-#: What torch and its libraries say where an allocation failed, on a GPU and on the CPU.
+#: Parts of the messages of torch and its libraries for a failed allocation, on a GPU and on the CPU.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 class Inference:
-    """One modality of an encoder, on a device; `dtype` is what torch.autocast computes in, float32 for none."""
+    """One modality of an encoder, on a device; `dtype` is torch.autocast's; float32: no autocast."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Inference:
         """
         n_items = len(next(iter(batch.values())))
         while True:
-            # Leaving the except clause lets go of what the failed attempt had allocated, hence the loop
+            # Leaving the except clause frees the memory of the failed attempt, hence the loop
             try:
                 parts = [self._rows(batch, slice(at, at + self._limit)) for at in range(0, n_items, self._limit)]
                 break
@@ -64,15 +64,15 @@ class Inference:
         rows = torch.cat(parts)
         expected = (n_items, self.encoder.dims[self.modality])
         if rows.shape != expected:
-            raise self._broken(f"shape {tuple(rows.shape)}; rows of shape {expected} are due")
+            raise self._broken(f"of shape {expected}", f"shape {tuple(rows.shape)}")
         return rows
 
     def fetched(self, rows: Tensor) -> np.ndarray:
-        """The rows (B, D) in memory, as soon as they are computed; PluginError where they aren't finite."""
+        """The rows (B, D) in main memory, once they are computed; PluginError where they aren't finite."""
         array: np.ndarray = rows.cpu().numpy()
         if not np.isfinite(array).all():
-            hint = ": float16 ends at 65,504, so try bfloat16" if self.dtype == "float16" else ""
-            raise self._broken(f"NaN or infinity; finite rows are due{hint}")
+            hint = "; float16 ends at 65,504, so try bfloat16" if self.dtype == "float16" else ""
+            raise self._broken("that are finite", f"NaN or infinity{hint}")
         return array
 
     def _rows(self, batch: Mapping[str, Tensor], part: slice) -> Tensor:
@@ -82,7 +82,7 @@ class Inference:
         return rows.float()
 
     def _can_go_on(self, error: RuntimeError | MemoryError, n_items: int) -> bool:
-        """Whether the batch may be tried again, since it will be smaller or isn't compiled any more."""
+        """True if the batch may be tried again: in smaller parts, or without compilation."""
         reason = first_line(error)
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
             size = min(self._limit, n_items)
@@ -103,8 +103,8 @@ class Inference:
             return True
         return False
 
-    def _broken(self, what: str) -> PluginError:
-        return PluginError(f"encoder {self.name}: {self.modality} features have {what}")
+    def _broken(self, expected: str, got: str) -> PluginError:
+        return PluginError(f"encoder {self.name}: expected {self.modality} features {expected}, got {got}")
 
 
 def _is_of_the_compiler(error: BaseException) -> bool:

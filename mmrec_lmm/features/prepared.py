@@ -1,8 +1,8 @@
-"""All items of a catalog as an encoder prepared them, kept: an encoder in training needs them again and again.
+"""All items of a catalog, prepared by an encoder and cached: an encoder in training reads them many times.
 
-Decoding and scaling an image costs many times what reading its pixels back does. So every tensor that `prepare` makes
-lies in an array file of all items, memory-mapped: what is asked for comes from the disk once, and then from the
-system's cache as far as memory goes. The folder of these files is named by all that they depend on.
+Decoding and scaling an image costs many times as much as reading its pixels back. So each tensor of `prepare` is kept
+in an array file of all items, memory-mapped: rows come from the disk once, and then from the system's cache as far as
+memory allows. The folder of these files is named by a hash of all that they depend on.
 
 Shapes: I items, B batch, L the longest of a key whose length varies.
 """
@@ -41,7 +41,7 @@ _READ_AT_ONCE = 32  # items that a loader process hands over together
 
 @dataclass(frozen=True)
 class PreparedItems:
-    """What `prepare` makes of each item, by key: (I, ...), or (I, L) with the items' own `lengths` (I,) where the
+    """The tensors of `prepare` for all items, by key: (I, ...), or (I, L) with the items' own `lengths` (I,) where the
     length varies; and the items whose image can't be read."""
 
     arrays: Mapping[str, np.ndarray]
@@ -68,9 +68,9 @@ def prepared_items(
     text_fields: Sequence[str],
     workers: int = 0,
 ) -> PreparedItems:
-    """All items of the catalog as `encoder` prepares them for its modalities: from the store, or made and stored.
+    """All items of the catalog as `encoder` prepares them for its modalities: from the cache, or made and cached.
 
-    An image that can't be read is taken for a missing one: who encodes the catalog says so, and masks its row.
+    An image that can't be read counts as missing: encoding the catalog logs it, and masks its row.
     Raises PluginError where `prepare` gives other tensors for one item than for another, RunError at a full disk.
     """
     modalities = sorted(encoder.dims)
@@ -120,7 +120,7 @@ class _Items(TorchDataset[_Item]):
         path = self.images[item]
         try:
             return (None if path is None else read_image(path)), False
-        except Exception:  # decoders raise anything; encoding the features has told the reason
+        except Exception:  # decoders raise anything; encoding the features has logged the reason
             return None, True
 
 
@@ -141,7 +141,7 @@ def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, in
 
 
 def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
-    """Rows go to their files as they come, so that a catalog larger than memory fits; only texts are held."""
+    """Write rows to their files as they come: a catalog may exceed memory. Only texts are held."""
     texts: dict[str, list[np.ndarray]] = {}
     first: dict[str, np.ndarray] = {}
     unreadable: list[bool] = []
@@ -205,6 +205,6 @@ def _check_like(
     if differs:
         found, due = ({key: (str(row.dtype), row.shape) for key, row in each.items()} for each in (rows, first))
         raise PluginError(
-            f"encoder {encoder}: prepare gave {found} for one item and {due} for another; only the length "
-            "of 1-D integer tensors may vary"
+            f"encoder {encoder}: prepare: expected {due} for each item, got {found} for one; only the length of 1-D "
+            "integer tensors may vary"
         )

@@ -1,7 +1,7 @@
-"""What a plugin implements: a Recommender, an ItemEncoder, or a Paradigm.
+"""The classes that a plugin implements: a Recommender, an ItemEncoder, or a Paradigm.
 
 A model and an encoder never meet: the model sees feature tables, the encoder sees items, and the host keeps the
-table between them. That is why every encoder serves every model, frozen or trained with it.
+table between them. So every encoder works with every model, frozen or trained with it.
 
 Shapes: B batch, U users, I items, D embedding.
 """
@@ -50,8 +50,8 @@ class Recommender(nn.Module, ABC):
         """Propagate once from current parameters, in eval mode; the result scores any users against all items."""
 
     def vectors(self) -> tuple[Tensor, Tensor] | None:
-        """For a dot-product model, what `scorer` multiplies: (n_users, D), (n_items, D); the evaluator reuses its
-        buffers then. None for any other model."""
+        """The vectors that `scorer` multiplies, (n_users, D) and (n_items, D), for a dot-product model: the evaluator
+        then reuses its buffers. None for any other model."""
         return None
 
 
@@ -95,23 +95,23 @@ class ItemEncoder(nn.Module, ABC):
 
     @classmethod
     def is_tunable(cls, config: Any) -> bool:
-        """Whether an encoder of this configuration has `tuning_losses`, without building it: by default, whether its
-        class defines them."""
+        """True if an encoder of this configuration has `tuning_losses`, without building it. By default: if its class
+        defines them."""
         return cls.tuning_losses is not ItemEncoder.tuning_losses
 
 
 class TrainerCallback:
-    """What trains beside a model, on the gradient that the model's losses leave in its features. Here it does nothing.
+    """Trains something beside a model, on the gradient of the model's losses in its features. This base does nothing.
 
-    It draws from generators of its own or from torch's default one; `state` is asked for after an evaluation, when
-    nothing may be pending.
+    It draws from generators of its own or from torch's default one. `state` is called after an evaluation, when no
+    step may be pending.
     """
 
     def epoch_started(self, epoch: int) -> None:
         """Before the model's own start of the epoch: what the model reads may change now."""
 
     def after_batch(self, batch: Batch) -> None:
-        """After the model's step on `batch`. Raises TrainingDiverged where its own step breaks."""
+        """After the model's step on `batch`. Raises TrainingDiverged if its own step diverges."""
 
     def epoch_finished(self, epoch: int) -> None:
         """After the epoch's last batch."""
@@ -120,18 +120,18 @@ class TrainerCallback:
         """The model is about to be ranked as it is."""
 
     def weights(self) -> dict[str, Tensor]:
-        """What is kept of the best epoch, live."""
+        """The tensors to keep of the best epoch, live."""
         return {}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Go back to such weights."""
+        """Restore such weights."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What continues training, beside `weights`: tensors, and plain numbers."""
+        """The tensors and plain numbers from which training continues, beside `weights`."""
         return {}, {}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; `load_weights` has been called."""
+        """Continue from a `state`; `load_weights` has been called."""
 
     def report(self) -> Any:
         """For the run's record, a mapping or a dataclass that JSON can hold; called once, after training."""
@@ -139,9 +139,9 @@ class TrainerCallback:
 
 
 class Paradigm:
-    """A way in which a run's encoder is trained: before the recommender, with it, or, as here, not at all.
+    """A way to train a run's encoder: before the recommender, with it, or, as here, not at all.
 
-    Constructed as `cls(config)`, of the run's values of the spec's `config`. Where torchrun started several processes,
+    Constructed as `cls(config)`, with the run's values of the spec's `config`. If torchrun started several processes,
     `prepare` runs in all of them; `callback` runs in the first, while the others `help`.
     """
 
@@ -149,27 +149,27 @@ class Paradigm:
         self.config = config
 
     def check(self, run: RunSpec, registry: "Registry") -> None:
-        """Raises NotApplicable where the run's model, encoder or control has no part in it, ConfigError where another
-        value of the run contradicts it. Called before any data is read."""
+        """Raise NotApplicable if the paradigm doesn't support the run's model, encoder or control, ConfigError if
+        another value of the run contradicts it. Called before any data is read."""
 
     def prepare(self, run: RunSpec, catalog: ItemCatalog, registry: "Registry", *, progress: bool) -> Tuned:
-        """Of a paradigm that `prepares`: the encoder that makes the run's features, from the cache where it is."""
+        """For a paradigm that `prepares`: the encoder that makes the run's features, from the cache if it is there."""
         raise NotImplementedError
 
     def prepared_path(self, run: RunSpec, catalog: ItemCatalog, registry: "Registry") -> Path:
-        """The file of the cache that `prepare` makes, whether it is there or not. Nothing is trained."""
+        """The path of the cached file that `prepare` makes, whether or not it exists. Nothing is trained."""
         raise NotImplementedError
 
     def probe(self, encoder: ItemEncoder, device: torch.device) -> tuple[Callable[[Mapping[str, Tensor]], Any], int]:
-        """For estimates of `prepare`: one step of it on a batch of prepared items, and how often it passes over all
-        items at most."""
+        """For estimates of `prepare`: a function that does one step on a batch of prepared items, and the largest
+        number of passes over all items."""
         raise NotImplementedError
 
     def callback(
         self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: "Registry"
     ) -> TrainerCallback | None:
-        """What trains beside the model, whose live `features` these are."""
+        """The callback that trains beside the model, which reads these live `features`; None if none does."""
         return None
 
     def help(self, run: RunSpec, inputs: Inputs, registry: "Registry") -> None:
-        """What another process than the first does in a `joint` run: its share of the work, to the end of the run."""
+        """Do the share of the work of a process other than the first in a `joint` run, to the end of the run."""

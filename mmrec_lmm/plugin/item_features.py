@@ -1,4 +1,4 @@
-"""ItemFeatures: what a model calls for its inputs, frozen or joint.
+"""ItemFeatures: the features that a model reads, frozen or joint.
 
 Whether an encoder is trained with the recommender is a property of this object, not of the model: a model file has no
 branch for it. Frozen features are constants; joint features are leaves that collect the gradient of the loss, which
@@ -44,8 +44,8 @@ class ItemFeatures:
     def rows(self, items: Tensor) -> dict[str, Tensor]:
         """The features of some items: {"image": (R, D), ...} for `items` (R,).
 
-        Frozen rows stand in a buffer that the next call overwrites: at 4,096 numbers a row, fresh memory for every
-        batch would cost more time than the arithmetic on it.
+        Frozen rows are in a buffer that the next call overwrites: at 4,096 numbers a row, new memory for every batch
+        would cost more time than the arithmetic on it.
         """
         if self.joint:
             return {modality: table.index_select(0, items) for modality, table in self._tables.items()}
@@ -74,9 +74,9 @@ class ItemFeatures:
         return {modality: table.shape[1] for modality, table in self._tables.items()}
 
     def derived(self, name: str, fn: Callable[[], Any], *, differentiable: bool = True) -> Any:
-        """What follows from features alone, computed by `fn` no more often than needed.
+        """A value that depends on features alone, computed by `fn` no more often than needed.
 
-        Frozen: once. Joint: at every call, so that gradient flows through `fn`; or, where `differentiable` is false
+        Frozen: once. Joint: at every call, so gradient flows through `fn`; or, where `differentiable` is false
         (an item graph), without gradient and once per `version`, which full refreshes raise.
         """
         if self.joint and differentiable:
@@ -91,8 +91,8 @@ class ItemFeatures:
     def refresh(self, modality: str, rows: Tensor, values: Tensor, *, partial: bool = False) -> None:
         """Write `values` (R, D) into joint features at items `rows` (R,); absent items stay zero.
 
-        `partial` marks the few rows that one step of an encoder changes: what is derived without gradient stands as it
-        is until the next full refresh, since an item graph made anew at each step would cost more than the step.
+        `partial` marks a refresh of the few rows that one step of an encoder changes. Values derived without gradient
+        are then kept until the next full refresh: a new item graph at each step would cost more than the step.
         """
         self._tables[modality][rows] = values * self.present[modality][rows].unsqueeze(1)
         self.version += not partial

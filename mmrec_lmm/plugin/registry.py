@@ -1,11 +1,10 @@
-"""The registry: finds plugins, asks each what it brings, and gives out specs by name.
+"""The registry: finds plugins, asks each for its specs, and gives them by name.
 
 Plugins are the entry points of the group `mmrec_lmm`, each named `<distribution>:<entry point>`, and whatever `-p`
 names: a module, or a .py file. The host's own metrics and the shipped models come the same way. Every plugin is called
-alone, so that each fault has a culprit: one that can't be imported, defines a hook wrongly or returns something else
-than specs is quarantined, which means that nothing of it is used and that it is listed with the reason. That is an
-error only where the plugin was asked for by `-p`; a name that nobody knows is one too, and its message then says who
-is in quarantine.
+alone, so each fault has a culprit. A plugin that can't be imported, defines a hook wrongly or returns anything but
+specs is quarantined: nothing of it is used, and it is listed with the reason. That is an error only if `-p` asked for
+the plugin. An unknown name is an error too, and its message lists the plugins in quarantine.
 
     MMREC_LMM_BLOCK=NAME,NAME    leaves plugins out; NAME is a full name, a distribution or an entry point
     MMREC_LMM_TRACE=1            writes every hook call to stderr
@@ -71,10 +70,10 @@ class PluginInfo:
 
 
 class NamedSpecs(Generic[Spec]):
-    """All specs of one kind by name, whatever its case, in the order of names.
+    """The registry of specs of one kind: by name, in any case, in the order of names.
 
-    A name that two plugins claim belongs to neither: it isn't iterated, stands in `conflicts`, and asking for it is an
-    error. Other names are not affected, so that installing one more plugin can't stop work that doesn't use it.
+    A name that two plugins claim belongs to neither: it isn't iterated, is listed in `conflicts`, and asking for it is
+    an error. Other names aren't affected: one more plugin can't stop work that doesn't use it.
     """
 
     def __init__(self, kind: str, offers: Iterable[tuple[Spec, str]], *, withheld: str = "") -> None:
@@ -106,9 +105,9 @@ class NamedSpecs(Generic[Spec]):
         return self._offer(name)[1]
 
     def load(self, name: str, part: str) -> Any:
-        """What a spec names in its field `part` ("cls", "config", "fn" ...), imported now.
+        """The object that a spec names in its field `part` ("cls", "config", "fn" ...), imported now.
 
-        PluginError with the provider's name where that import fails: heavy libraries are met here for the first time.
+        PluginError with the provider's name if that import fails: heavy libraries are first imported here.
         """
         spec, provider = self._offer(name)
         target = getattr(spec, part)
@@ -166,11 +165,11 @@ class Registry:
         return made
 
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
-        """Tells every observer that an epoch is over; one that raises is logged and can't stop the run."""
+        """Call every observer after an epoch; one that raises is logged and can't stop the run."""
         self._notify("mmrec_epoch_finished", run=run, epoch=epoch)
 
     def notify_run(self, run: RunSpec, result: RunResult) -> None:
-        """Tells every observer that a run's result is on disk; one that raises is logged and changes nothing."""
+        """Call every observer when a run's result is on disk; one that raises is logged and changes nothing."""
         self._notify("mmrec_run_finished", run=run, result=result)
 
     def _notify(self, hook: str, **report: Any) -> None:
@@ -216,13 +215,13 @@ class _Candidate:
     name: str
     load: Callable[[], object]
     aliases: frozenset[str]
-    asked: bool = False  # by -p: a fault is an error rather than a quarantine
+    asked: bool = False  # by -p: a fault is an error, not a quarantine
     distribution: str | None = None
     version: str | None = None
 
 
 def _installed() -> list[_Candidate]:
-    """The entry points, in the order of their names: installation order must decide nothing.
+    """The entry points in the order of their names: installation order must not matter.
 
     pluggy's own loader isn't used, since it silently skips the second of two entry points with one name.
     """
@@ -250,17 +249,17 @@ def _extra(value: str) -> _Candidate:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """The module in a .py file. Its name in `sys.modules` follows from the path, so that `f"{__name__}:Class"` in a
-    spec resolves, and that a second load gives the same classes."""
+    """The module in a .py file. Its name in `sys.modules` follows from the path: `f"{__name__}:Class"` in a spec
+    resolves, and a second load gives the same classes."""
     path = path.resolve()
     if not path.is_file():
-        raise PluginError(f"there is no file {path}")
+        raise PluginError(f"expected a Python file, got {path}, which isn't a file")
     name = f"mmrec_lmm_file_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"{path} isn't a Python file")
+        raise PluginError(f"expected a Python file, got {path}")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -271,21 +270,21 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _blocked(extra: Sequence[str], candidates: Sequence[_Candidate]) -> frozenset[str]:
-    """The names to leave out. One that nothing bears is a warning: a shell's profile may serve many environments."""
+    """The names to leave out. An unknown one is only a warning: a shell's profile may serve many environments."""
     names = os.environ.get("MMREC_LMM_BLOCK", "").split(",")
     names += [value.removeprefix("no:") for value in extra if value.startswith("no:")]
     blocked = {_plain(name): name.strip() for name in names if name.strip()}
     aliases = {alias for candidate in candidates for alias in candidate.aliases}
     for unknown in blocked.keys() - aliases:
         hint = did_you_mean(unknown, aliases)
-        logger.warning("no plugin is called %s, so that blocking it does nothing%s", blocked[unknown], hint)
+        logger.warning("no plugin is called %s, so blocking it does nothing%s", blocked[unknown], hint)
     return frozenset(blocked)
 
 
 def _admit(
     manager: pluggy.PluginManager, candidate: _Candidate, blocked: frozenset[str]
 ) -> tuple[PluginInfo, Mapping[str, list[AnySpec]]]:
-    """Imports, checks, registers one plugin: what to list of it, and its specs by hook: none unless all are sound."""
+    """Import, check and register one plugin: its PluginInfo, and its specs by hook, none unless all are valid."""
 
     def info(
         status: Literal["ok", "blocked", "quarantined"],
@@ -319,13 +318,14 @@ def _admit(
 
 
 def _check_plugin(manager: pluggy.PluginManager, plugin: object) -> None:
-    """What pluggy wouldn't notice before registration. PluginError with the reason."""
+    """Raise PluginError with the reason for a fault that pluggy doesn't notice before registration."""
     if inspect.isclass(plugin):
-        raise PluginError(f"the entry point names the class {plugin.__name__}; name a module or an instance")
+        raise PluginError(f"expected a module or an instance, got the class {plugin.__name__}; try naming its module")
     needs = getattr(plugin, "MMREC_LMM_API", API_VERSION)
     if not isinstance(needs, int) or needs > API_VERSION:
         raise PluginError(
-            f"needs version {needs!r} of the plugin API, and this mmrec-lmm has {API_VERSION}; upgrade mmrec-lmm"
+            f"MMREC_LMM_API: expected version {API_VERSION} of the plugin API or an earlier one, got {needs!r}; try "
+            "upgrading mmrec-lmm"
         )
     for hook in HOOKS:
         if inspect.isroutine(getattr(plugin, hook, None)) and manager.parse_hookimpl_opts(plugin, hook) is None:
@@ -333,7 +333,7 @@ def _check_plugin(manager: pluggy.PluginManager, plugin: object) -> None:
 
 
 def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
-    """What pluggy accepts and would then silently do otherwise than meant. PluginError with the reason."""
+    """Raise PluginError with the reason for a fault that pluggy accepts silently."""
     callers = manager.get_hookcallers(plugin)
     if not callers:
         raise PluginError("implements no hook of mmrec-lmm")
@@ -342,20 +342,20 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
             raise PluginError(f"unknown hook {caller.name}{did_you_mean(caller.name, HOOKS)}")
         for impl in caller.get_hookimpls():
             if impl.plugin is plugin and impl.kwargnames:
-                raise PluginError(f"{caller.name}: pluggy never fills arguments with a default: {impl.kwargnames}")
+                raise PluginError(f"{caller.name}: expected arguments without defaults, got {impl.kwargnames}")
             if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
                 raise PluginError(f"{caller.name} is a hook wrapper; a plugin can't change what others give or see")
 
 
 def _specs(manager: pluggy.PluginManager, name: str, hook: str) -> list[AnySpec]:
-    """What a register hook of one plugin gives, checked. PluginError with the reason."""
+    """The specs that a register hook of one plugin returns, checked. PluginError with the reason."""
     expected = REGISTERS[hook]
-    wanted = f"{hook} must return a list of {expected.__name__}"
+    wanted = f"{hook}: expected a list of {expected.__name__}"
     specs: list[AnySpec] = []
     try:
         for result in _call_alone(manager, name, hook) or [None]:  # pluggy drops None
             if not isinstance(result, Iterable):
-                raise PluginError(f"{wanted}, and returned {reprlib.repr(result)}")
+                raise PluginError(f"{wanted}, got {reprlib.repr(result)}")
             specs += result
     except PluginError:
         raise
@@ -363,20 +363,20 @@ def _specs(manager: pluggy.PluginManager, name: str, hook: str) -> list[AnySpec]
         raise PluginError(f"{hook} raised {_reason(error)}") from error
     for spec in specs:
         if not isinstance(spec, expected):
-            raise PluginError(f"{wanted}, and {reprlib.repr(spec)} is in it")
+            raise PluginError(f"{wanted}, got one with {reprlib.repr(spec)}")
         if not SPEC_NAME.fullmatch(spec.name):
-            raise PluginError(f"{hook}: {spec.name!r} isn't a name: letters, digits and _ . : + - only")
+            raise PluginError(f"{hook}: expected a name of letters, digits and _ . : + -, got {spec.name!r}")
     return specs
 
 
 def _call_alone(manager: pluggy.PluginManager, name: str, hook: str, **arguments: Any) -> list[Any]:
-    """Calls a hook of one plugin through pluggy (so that tracing sees it): the results that aren't None."""
+    """The results, other than None, of a hook of one plugin, called through pluggy: tracing sees the call."""
     others = [plugin for other, plugin in manager.list_name_plugin() if plugin is not None and other != name]
     return manager.subset_hook_caller(hook, others)(**arguments)
 
 
 def _trace(manager: pluggy.PluginManager) -> None:
-    """From now on, one line on stderr for each call of a hook: whose, with what, and what came of it."""
+    """Write a line to stderr for each hook call from now on: its plugin, arguments and result."""
 
     def after(
         outcome: pluggy.Result[Any], hook: str, impls: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]
@@ -390,7 +390,7 @@ def _trace(manager: pluggy.PluginManager) -> None:
 
 
 def _withheld(plugins: Iterable[PluginInfo]) -> str:
-    """The end of an unknown name's message: which plugins might have known it, and why they are not in use."""
+    """The end of an unknown name's message: the plugins that might have brought it, and why they aren't used."""
     quarantined = "; ".join(f"{info.name} ({info.reason})" for info in plugins if info.status == "quarantined")
     blocked = ", ".join(info.name for info in plugins if info.status == "blocked")
     return (f"; plugins in quarantine: {quarantined}" if quarantined else "") + (
@@ -404,6 +404,6 @@ def _plain(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line; ours speak for themselves, others' need their type."""
+    """An error in one line; with its type, unless it is a PluginError."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"

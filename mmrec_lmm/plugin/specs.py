@@ -1,7 +1,7 @@
-"""What a plugin's hooks return: frozen descriptions of a model, an encoder, a paradigm, a data set or a metric.
+"""The specs that a plugin's hooks return: frozen descriptions of a model, encoder, paradigm, data set or metric.
 
-Nothing here imports torch. A spec may name its class, schema or function as "module:attribute", so that listing
-plugins imports none of them.
+Nothing here imports torch. A spec may name its class, schema or function as "module:attribute": listing
+plugins then imports none of them.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ModelSpec:
 class WeightFile:
     """A file that an encoder's weights or vocabulary come in, as its authors publish it.
 
-    `sha256` is what they publish; where they publish none it is None: the hash of the first download is recorded and
-    enforced from then on. It is never invented here.
+    `sha256` is the hash that they publish, or None if they publish none: then the hash of the first download is
+    recorded and enforced from then on.
     """
 
     name: str  # of the file, in the encoder's folder <home>/weights/<encoder>/
@@ -64,7 +64,7 @@ class EncoderSpec:
     rises when the same weights would give other features (a change in preprocessing)."""
 
     name: str
-    cls: type[ItemEncoder] | str | None  # None: nothing is encoded, the features are those of `feature_files`
+    cls: type[ItemEncoder] | str | None  # None: nothing is encoded, features come from `feature_files`
     config: type | str
     modalities: tuple[str, ...]  # the first ones are made unasked; "joint" (of image and text together) only on request
     weights_id: Callable[[Any, str], str] | str
@@ -78,7 +78,7 @@ class EncoderSpec:
     dims: Mapping[str, int] | None = None  # at default settings, for listings; so are the parameters
     parameters: int | None = None
     configs: Path | None = None
-    licence: str | None = None  # deprecated: the name of `license` before; goes with the next version
+    licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
 
     def __post_init__(self) -> None:
         _take_old_name(self)
@@ -114,7 +114,7 @@ class DatasetSpec:
     default_encoder: str | None = None
     license: str = ""
     configs: Path | None = None
-    licence: str | None = None  # deprecated: the name of `license` before; goes with the next version
+    licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
 
     def __post_init__(self) -> None:
         _take_old_name(self)
@@ -135,7 +135,7 @@ class MetricSpec:
 
 def _take_old_name(spec: EncoderSpec | DatasetSpec) -> None:
     if spec.licence is not None:
-        warnings.warn("licence is now license; the old name goes with the next version", DeprecationWarning, 4)
+        warnings.warn("licence is now license; the next version drops the old name", DeprecationWarning, 4)
         object.__setattr__(spec, "license", spec.licence)
 
 

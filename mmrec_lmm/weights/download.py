@@ -1,7 +1,7 @@
 """Where an encoder's pretrained files are: given by the user, in the cache folder, or downloaded into it.
 
-A file is only ever used with the content that is expected: the SHA-256 that its authors publish or, where they publish
-none, the one that the first file had, which is recorded beside it. Nothing here imports torch.
+A file is used only with the expected content: the SHA-256 that its authors publish or, if they publish none, that of
+the first file, which is recorded beside it. Nothing here imports torch.
 """
 
 import http.client
@@ -22,10 +22,10 @@ from ..plugin.specs import WeightFile
 
 logger = logging.getLogger(__name__)
 
-PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt; one that brings no byte after the last is final
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each retry; an attempt without a new byte after the last is final
 TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 20  # bytes
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may be others in a moment
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 _OFFLINE = ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE")
 _YES = ("1", "true", "yes", "on")
 
@@ -38,7 +38,7 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
     Raises WeightsMissing (URL, file and place) and DataError (another hash than the published or the recorded one).
     """
     if given and not Path(given).exists():
-        raise WeightsMissing(f"{encoder}: {given}: no such file or folder; {_how_to_get(file, encoder)}")
+        raise WeightsMissing(f"{encoder}: --weights {given}: no such file or folder; {_how_to_get(file, encoder)}")
     place = place_of(file, encoder)
     path = present(file, encoder=encoder, given=given)
     if given and path in (None, place) and Path(given) != place.parent:
@@ -56,7 +56,7 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
         return place
     if file.sha256:
         remedy = "delete it to get it again" if path == place else f"get {file.url} again"
-        _expect(path, file.sha256.lower(), f"as published; {remedy}, or name another file by --weights PATH")
+        _expect(path, file.sha256.lower(), "as published", remedy=f"{remedy}, or name another file by --weights PATH")
     elif path == place:
         _expect_recorded(path)
     return path
@@ -64,17 +64,17 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
 
 def given_weights(given: Path | str, *, encoder: str) -> Path:
     """The file that the user's `--weights` names, for an encoder whose weights nobody publishes. Raises WeightsMissing
-    where it is no file."""
+    if it isn't a file."""
     if not Path(given).is_file():
         raise WeightsMissing(
-            f"{encoder}: --weights {given}: no such file; its weights are published nowhere: name a file of yours, or "
+            f"{encoder}: --weights {given}: no such file; its weights aren't published: name a file of yours, or "
             "leave --weights out"
         )
     return Path(given)
 
 
 def present(file: WeightFile, *, encoder: str, given: Path | str | None = None) -> Path | None:
-    """The path that `find_weights` would check, without a look at its content; None where it would download."""
+    """The path that `find_weights` would check, without reading it; None if that would download."""
     places = [place_of(file, encoder)]
     if given:
         places = [Path(given), Path(given) / file.name, *places]
@@ -103,10 +103,12 @@ def _refuse_offline(file: WeightFile, encoder: str) -> None:
         raise WeightsMissing(f"{encoder}: {file.name} isn't here and {name} is set; {_how_to_get(file, encoder)}")
 
 
-def _expect(path: Path, expected: str, rest: str) -> None:
+def _expect(path: Path, expected: str, origin: str, *, remedy: str) -> None:
     found = hash_file(path)
     if found != expected:
-        raise DataError(f"{path}: damaged, or another file: its sha256 is {found}, not {expected} {rest}")
+        raise DataError(
+            f"{path}: expected sha256 {expected} ({origin}), got {found}: it is damaged or another file; {remedy}"
+        )
 
 
 def _expect_recorded(path: Path) -> None:
@@ -114,7 +116,7 @@ def _expect_recorded(path: Path) -> None:
     known = _recorded(path)
     if known:
         remedy = f"delete it to get it again, or delete {_record(path).name} beside it if you trust this one"
-        _expect(path, known, f"as at its first use; {remedy}")
+        _expect(path, known, "as at its first use", remedy=remedy)
     else:
         with suppress(OSError, RunError):  # in a folder that can't be written to
             _write_record(path, hash_file(path))
@@ -129,13 +131,13 @@ def _recorded(path: Path) -> str:
 
 
 def _write_record(path: Path, digest: str) -> None:
-    """Write it as `sha256sum` does, and show it: nobody else has vouched for this file."""
+    """Record a hash as `sha256sum` writes it, and log it: no publisher has confirmed this file."""
     logger.warning("%s: sha256 %s, trusted at this first use and enforced from now on", path, digest)
     write_bytes(_record(path), f"{digest}  {path.name}\n".encode())
 
 
 def _download(file: WeightFile, encoder: str, path: Path) -> None:
-    """Bring a file to its place, whole and checked; what came before an error stays in `<name>.part` to continue."""
+    """Download a file to its place, whole and checked; after an error, its beginning stays in `<name>.part`."""
     part = path.with_name(f"{path.name}.part")
     logger.info("%s: downloading %s", encoder, file.url)
     try:
@@ -155,8 +157,8 @@ def _download(file: WeightFile, encoder: str, path: Path) -> None:
         _discard(part)
         origin = "as published" if file.sha256 else f"as {_record(path)} says"
         raise DataError(
-            f"{file.url}: what came has sha256 {digest}, not {expected} {origin}; it was deleted, try again. If it "
-            f"comes out the same, the file there was replaced: name one that you trust by --weights PATH"
+            f"{file.url}: expected sha256 {expected} ({origin}), got {digest}; the download was deleted, try again. If "
+            f"the hash is the same, the file there was replaced: name one that you trust by --weights PATH"
         )
     if not expected:
         _write_record(path, digest)
@@ -165,7 +167,7 @@ def _download(file: WeightFile, encoder: str, path: Path) -> None:
 
 
 def _fetch_with_patience(url: str, part: Path, *, label: str) -> None:
-    """Fetch in as many attempts as it takes, while each brings something or the pauses last."""
+    """Fetch with retries, while attempts bring bytes or pauses are left."""
     began, fruitless = False, 0
     while True:
         before = _size(part)
@@ -182,13 +184,13 @@ def _fetch_with_patience(url: str, part: Path, *, label: str) -> None:
 
 
 def _fetch(url: str, part: Path, *, label: str) -> None:
-    """Append to `part` what it lacks of the file at `url`; write all of it where the server can't continue."""
+    """Append to `part` the rest of the file at `url`; write all of it if the server can't continue."""
     start = _size(part)
     headers = {"User-Agent": "mmrec-lmm", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
         if version := _text(_version(part)):
-            headers["If-Range"] = version  # another file by now: all of it, please
+            headers["If-Range"] = version  # else, if the file has changed, send all of it
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -218,10 +220,10 @@ def _fetch(url: str, part: Path, *, label: str) -> None:
 
 
 def _may_pass(error: Exception, *, began: bool) -> bool:
-    """Whether the same request may succeed in a moment: not where the file isn't, nor where there is no network."""
+    """True if the same request may succeed in a moment: not without the file, nor without a network."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in _TRANSIENT
-    if isinstance(error, urllib.error.URLError):  # no connection; it had been possible if bytes came before
+    if isinstance(error, urllib.error.URLError):  # no connection: retry only if there was one before
         return began
     return not isinstance(error, PermissionError) and not is_disk_full(error)
 
@@ -231,7 +233,7 @@ def _reason(error: Exception) -> str:
 
 
 def _validator(headers: Message) -> str:
-    """What tells this version of a file from another, as If-Range wants it; empty where the server doesn't say."""
+    """The identifier of this version of a file, for If-Range; empty if the server gives none."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
 

@@ -1,4 +1,4 @@
-"""Reading the files that pretrained weights come in, and filling a module with them. Nothing is executed.
+"""Read files of pretrained weights, and load them into a module. Nothing in them is executed.
 
 Shapes: P prefix rows, n and m sides of a grid of patches, D width.
 """
@@ -27,14 +27,14 @@ from .torchscript import is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)
 
-#: Where training scripts keep the weights in what they save, in the order in which they are looked for.
+#: Keys under which training scripts save weights, in the order in which they are tried.
 CONTAINERS = ("state_dict", "module", "model")
 _AGAIN = "delete it and download it again"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint's keys."""
+    """The keys of a checkpoint: loaded, left out, and missing."""
 
     used: tuple[str, ...]
     dropped: tuple[str, ...]  # in the file and not wanted
@@ -55,7 +55,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Containers (`state_dict`, `module`, `model`) are opened, and a `module.` that all names begin with is cut off.
     Types stay as they are in the file. Tensors may be views of the file on the disk, which must then outlive them.
-    Raises DataError for a damaged file, one that is no checkpoint, and one that holds more than data.
+    Raises DataError for a file that is damaged, isn't a checkpoint, or holds more than data.
     """
     try:
         with path.open("rb") as file:
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         return _opened(_torch_load(path, mmap=True), path)
     if head.startswith(b"\x80"):  # a pickle: torch's format until 1.5
         return _opened(_torch_load(path, mmap=False), path)
-    raise DataError(f"{path}: {_what_it_is(head)}")
+    raise DataError(f"{path}: expected a checkpoint, got {_what_it_is(head)}")
 
 
 def load_state(
@@ -94,7 +94,7 @@ def load_state(
     missing = [key for key in absent if not _matches(key, optional)]
     unexpected = [key for key in wanted if key not in own]
     misshapen = [
-        f"{key} is {tuple(wanted[key].shape)} and should be {tuple(own[key].shape)}"
+        f"{key}: expected {tuple(own[key].shape)}, got {tuple(wanted[key].shape)}"
         for key in used
         if wanted[key].shape != own[key].shape
     ]
@@ -116,12 +116,12 @@ def load_state(
 
 def interpolate_positions(table: Tensor, side: int, *, prefix: int, source: str) -> Tensor:
     """Learned positions (P + n * n, D) of another image size as (P + m * m, D), m being `side`: the prefix (of CLS) is
-    kept, the grid interpolated bicubically. The same table where the size is the same. DataError, which begins with
-    `source` (file and key), where they are no square grid."""
+    kept, the grid interpolated bicubically. The same table if the size is the same. DataError, which begins with
+    `source` (file and key), if the positions aren't a square grid."""
     rows, width = table.shape
     n = math.isqrt(max(rows - prefix, 0))
     if n == 0 or prefix + n * n != rows:
-        raise DataError(f"{source}: positions of shape {(rows, width)} are no square grid after {prefix} rows")
+        raise DataError(f"{source}: expected a square grid of positions after {prefix} rows, got shape {(rows, width)}")
     if n == side:
         return table
     grid = table[prefix:].float().T.reshape(1, width, n, n)  # (1, D, n, n); bicubic has no half precision on CPUs
@@ -133,11 +133,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return _without_module(load_file(path))
     except SafetensorError as error:
-        raise DataError(f"{path}: damaged or truncated safetensors ({error}); {_AGAIN}") from None
+        raise DataError(f"{path}: expected safetensors, got a damaged or truncated file ({error}); {_AGAIN}") from None
 
 
 def _torch_load(path: Path, *, mmap: bool) -> Any:
-    """What `torch.save` wrote, where that is only data."""
+    """The content of a file of `torch.save`, if it is only data."""
     # Published checkpoints often hold the command line that they were trained with: plain attributes, no code.
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
@@ -147,12 +147,12 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
             named = re.search(r"GLOBAL `?([\w.]+)", str(error))
             what = f"a pickle that names {named[1]}" if named else "a pickle that torch.save didn't write"
             raise DataError(
-                f"{path}: {what}: it may hold code, of which nothing was executed. If you trust its source, have its "
-                f"tensors alone saved as .safetensors; otherwise delete it"
+                f"{path}: expected tensors alone, got {what}: it may hold code, and nothing was executed. If you trust "
+                f"its source, have its tensors alone saved as .safetensors; otherwise delete it"
             ) from None
         reason = str(error).strip().splitlines()
         raise DataError(
-            f"{path}: damaged, truncated or no checkpoint of torch ({type(error).__name__}: "
+            f"{path}: expected a checkpoint of torch, got a damaged or other file ({type(error).__name__}: "
             f"{reason[0] if reason else 'no reason given'}); {_AGAIN}"
         ) from None
 
@@ -163,36 +163,36 @@ def _entries(path: Path) -> list[str]:
             names = archive.namelist()
     except zipfile.BadZipFile:
         raise DataError(
-            f"{path}: truncated: it begins as a torch archive, but after {path.stat().st_size:,} bytes the end with "
+            f"{path}: expected a torch archive, got a truncated one: after {path.stat().st_size:,} bytes the end with "
             f"its table of contents is missing; {_AGAIN}"
         ) from None
     if not any(name.endswith("data.pkl") for name in names):
         raise DataError(
-            f"{path}: a zip archive, but not of torch: it holds {first_few(names)}; unpack it and give the file inside"
+            f"{path}: expected a torch archive, got a zip of {first_few(names)}; unpack it and give the file inside"
         )
     return names
 
 
 def _opened(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of what a training script saved. What else stands beside them (epoch, arguments) is left out."""
+    """The tensors that a training script saved. Other content (epoch, arguments) is left out."""
     content = loaded
     for name in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
             break
     if not isinstance(content, Mapping):
-        raise DataError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+        raise DataError(f"{path}: expected tensors by name, got a {type(content).__name__}")
     tensors = {
         key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
     }
     if not tensors:
         raise DataError(
-            f"{path}: no tensors by name, neither at the top nor in {', '.join(CONTAINERS)}; it holds "
+            f"{path}: expected tensors by name, at the top or in {', '.join(CONTAINERS)}, got "
             f"{first_few([str(key) for key in content]) or 'nothing'}"
         )
     others = [str(key) for key in content if key not in tensors]
     if others:
-        logger.debug("%s: left out what is no tensor: %s", path, first_few(others))
+        logger.debug("%s: left out what isn't a tensor: %s", path, first_few(others))
     return _without_module(tensors)
 
 
@@ -208,10 +208,10 @@ def _what_it_is(head: bytes) -> str:
     if not head:
         return f"an empty file; {_AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page, not a checkpoint: the server sent an error or a login page; download it again in a browser"
+        return "a web page: the server sent an error or a login page; download it again in a browser"
     if text.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the checkpoint itself; run `git lfs pull` where it came from"
-    return f"no checkpoint: neither safetensors nor a file of torch (it begins with {head[:12]!r})"
+        return "a pointer of Git LFS; run `git lfs pull` where it came from"
+    return f"neither safetensors nor a file of torch: it begins with {head[:12]!r}"
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

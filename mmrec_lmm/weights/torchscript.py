@@ -32,11 +32,11 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _LIST_TAGS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
-_MOST_MODULES = 100_000  # a module may stand in two places, so a few bytes could otherwise spell out 2^n of them
+_MOST_MODULES = 100_000  # a module may occur twice, so a few bytes could otherwise describe 2^n of them
 
 
 def is_torchscript(names: list[str]) -> bool:
-    """Whether a zip with these entries is a TorchScript archive; `torch.save` writes no code and no constants."""
+    """True if a zip with these entries is a TorchScript archive; `torch.save` writes no code and no constants."""
     root = _root(names)
     return root is not None and f"{root}/constants.pkl" in names and any(n.startswith(f"{root}/code/") for n in names)
 
@@ -57,12 +57,13 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # what a damaged archive raises depends on where the damage is
         raise DataError(
-            f"{path}: a damaged TorchScript archive ({type(error).__name__}: {error}); delete it and download it again"
+            f"{path}: expected a TorchScript archive, got a damaged one ({type(error).__name__}: {error}); delete it "
+            "and download it again"
         ) from None
 
 
 def _root(names: list[str]) -> str | None:
-    """The folder that all of an archive's entries stand in."""
+    """The folder that has all of an archive's entries."""
     return next(
         (name.removesuffix("/data.pkl") for name in names if name.count("/") == 1 and name.endswith("/data.pkl")), None
     )
@@ -109,14 +110,14 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return lambda: {}
         raise DataError(
-            f"{self._path}: a TorchScript archive whose data.pkl names {module}.{name}, which is no tensor or module; "
-            f"nothing of it was executed; don't use this file, download it again from its authors"
+            f"{self._path}: expected a data.pkl of tensors and modules, got {module}.{name} in it; nothing was "
+            f"executed; don't use this file, download it again from its authors"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _device, _numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise ValueError(f"no storage: {pid!r}")
+            raise ValueError(f"expected a storage, got {pid!r}")
         return _Storage(dtype, key)
 
 
@@ -172,7 +173,7 @@ class _Storages:
     def _build(self, record: _TensorRecord) -> Tensor:
         storage, offset, size, stride = record
         if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-            raise ValueError(f"data/{storage.key}: no tensor has offset {offset}, size {size} and stride {stride}")
+            raise ValueError(f"data/{storage.key}: no tensor has offset {offset}, size {size}, stride {stride}")
         flat = self._bytes(storage.key).view(storage.dtype)  # (numel,)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if 0 not in size and last >= len(flat):
