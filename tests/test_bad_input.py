@@ -67,40 +67,43 @@ def truncate(path: Path, left: float) -> None:
 INTERACTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda toy: (toy / "toy.inter").unlink(), r"data/toy/toy.inter: no such file"),
     "empty": (lambda toy: truncate(toy / "toy.inter", 0), r"data/toy/toy.inter: .*No columns to parse from file"),
-    "only a header": (lambda toy: edit(toy, lambda table: table[:0]), r"data/toy/toy.inter: has a header but no rows"),
+    "only a header": (
+        lambda toy: edit(toy, lambda table: table[:0]),
+        r"toy.inter: expected rows, got only a header",
+    ),
     "cut within a row": (
         lambda toy: (toy / "toy.inter").write_text((toy / "toy.inter").read_text()[:-3]),
-        r"data/toy/toy.inter, line 97: x_label is .*, not an integer \(1 such rows of 96\); is the file truncated\?",
+        r"toy.inter, line 97: x_label: expected an integer, got .* \(1 such rows of 96\); is the file truncated\?",
     ),
     "cut in the middle": (lambda toy: truncate(toy / "toy.inter", 0.5), r"data/toy/toy.inter.*"),
-    "binary": (lambda toy: (toy / "toy.inter").write_bytes(b"\0\xff" * 99), r"data/toy/toy.inter: not a table"),
+    "binary": (lambda toy: (toy / "toy.inter").write_bytes(b"\0\xff" * 99), r"data/toy/toy.inter: expected a table"),
     "a negative id": (
         lambda toy: edit(toy, lambda table: table.assign(userID=table.userID - 1)),
-        r"data/toy/toy.inter, line 2: userID -1 is negative \(8 such rows\)",
+        r"data/toy/toy.inter, line 2: userID: expected 0 or more, got -1 \(8 such rows\)",
     ),
     "a gap in the users": (
         lambda toy: edit(toy, lambda table: table[table.userID != 3]),
-        r"userID must run from 0 to 11 without gaps, but only 11 of 12 ids occur; the first missing is 3",
+        r"userID: expected 0 to 11 without gaps, got 11 of these 12 ids; the first missing is 3",
     ),
     "an item beyond the catalog": (
         lambda toy: edit(toy, lambda table: table.assign(itemID=table.itemID + 1)),
-        r"itemID 16 is not in the catalog, whose 16 rows end at 15",
+        r"itemID: expected at most 15, as the catalog has 16 rows \(data/toy/items.tsv\), got 16",
     ),
     "no validation rows": (
         lambda toy: edit(toy, lambda table: table[table.x_label != 1]),
-        r"the valid split is empty \(train 72, valid 0, test 12 rows\)",
+        r"expected rows in each split, got none for valid \(train 72, valid 0, test 12\)",
     ),
     "no training rows": (
         lambda toy: edit(toy, lambda table: table[table.x_label != 0]),
-        r"the train split is empty \(train 0, valid 0, test 0 rows\)",
+        r"expected rows in each split, got none for train \(train 0, valid 0, test 0\)",
     ),
     "another label": (
         lambda toy: edit(toy, lambda table: table.assign(x_label=3)),
-        r"line 2: x_label is 3; allowed are 0 \(train\), 1 \(valid\) and 2 \(test\) \(96 such rows\)",
+        r"line 2: x_label: expected 0 \(train\), 1 \(valid\) or 2 \(test\), got 3 \(96 such rows\)",
     ),
     "another column": (
         lambda toy: edit(toy, lambda table: table.rename(columns={"itemID": "item_id"})),
-        r"no column 'itemID'; its header has userID, item_id, x_label; did you mean item_id\?",
+        r"expected the column 'itemID', got userID, item_id, x_label; did you mean item_id\?",
     ),
 }
 
@@ -117,7 +120,7 @@ def test_without_a_catalog_a_gap_in_the_items_is_refused(toy: Path) -> None:
     (toy / "items.tsv").unlink()
     edit(toy, lambda table: table[table.itemID != 5])
     message = refusal(call(*RUN), 4)
-    assert "itemID must run from 0 to 15 without gaps, but only 15 of 16 ids occur; the first missing is 5" in message
+    assert "itemID: expected 0 to 15 without gaps, got 15 of these 16 ids; the first missing is 5" in message
 
 
 def test_an_unknown_data_set_names_those_that_are_there(toy: Path) -> None:
@@ -160,17 +163,20 @@ def not_a_number(path: Path) -> None:
 FEATURES: dict[str, tuple[Callable[[Path], object], str]] = {
     "too few rows": (
         lambda path: np.save(path, np.ones((15, 3))),
-        r"15 rows, but the data set has 16 items; row i must be item i$",
+        r"expected 16 rows, row i for item i, got 15$",
     ),
     "NaN": (not_a_number, r"NaN or infinity in 2 of 16 rows, first 2, 11$"),
     "pickled objects": (
         lambda path: np.save(path, np.array([Payload()], object), allow_pickle=True),
         r"pickled Python objects, which could run code when read",
     ),
-    "a pickle": (lambda path: path.write_bytes(pickle.dumps(Payload())), r"a pickle, which could run code when read"),
-    "truncated": (lambda path: truncate(path, 0.8), r"truncated or damaged"),
-    "empty": (lambda path: truncate(path, 0), r"not a \.npy file"),
-    "one number per item": (lambda path: np.save(path, np.ones(16)), r"features are \(items, width\) numbers"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps(Payload())), r"a pickle, which can hold code"),
+    "truncated": (lambda path: truncate(path, 0.8), r"got a truncated or damaged file"),
+    "empty": (lambda path: truncate(path, 0), r"expected a \.npy file, got another format"),
+    "one number per item": (
+        lambda path: np.save(path, np.ones(16)),
+        r"expected numbers of shape \(items, width\), got float64 of shape \(16,\)",
+    ),
 }
 
 

@@ -179,7 +179,7 @@ def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_pa
     path = cache.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(RunError) as caught:
         cache.write_atomic(path, half_written(error))
-    assert str(caught.value) == f"{path}: no space left on the disk; nothing was lost, free some and start again"
+    assert str(caught.value) == f"{path}: no space left on the disk; nothing was lost: free some and start again"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -202,8 +202,8 @@ def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
     path.write_text('{"a": ')
     with pytest.raises(DataError) as caught:
         cache.read_json(path)
-    assert str(caught.value).startswith(f"{path}: not valid JSON (")
-    assert str(caught.value).endswith("); delete it to have it made again")
+    assert str(caught.value).startswith(f"{path}: expected JSON, got a damaged file (")
+    assert str(caught.value).endswith("); delete it to make it anew")
 
 
 MAKE_ONCE = """

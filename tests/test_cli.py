@@ -482,7 +482,7 @@ def test_data_check_reads_feature_files(here: Path) -> None:
     np.save(here / "data" / "toy" / "text_feat.npy", np.full((16, 2), np.nan))
     answer = call("data", "check", "-d", "toy")
     assert (answer.code, answer.out) == (4, "")
-    assert "text_feat.npy: NaN or infinity in 16 of 16 rows" in answer.err
+    assert "text_feat.npy: expected finite numbers, got NaN or infinity in 16 of 16 rows" in answer.err
 
 
 def test_data_check_names_a_feature_file_of_poor_scale_until_it_is_normalized(here: Path) -> None:
@@ -567,9 +567,9 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--preset", "mmrek"], "command line: unknown preset: mmrek; did you mean mmrec? known: lmm, mmrec, "),
         ([*RUN, "--preset", ""], "command line: unknown preset: ; known: lmm, mmrec, "),
         ([*RUN, "--topk=[5,10]"], "command line --topk: valid_metric Recall@20 is not computed with metrics ["),
-        ([*RUN, "--configs", "nowhere"], "--configs nowhere: no folder that holds one of overall.yaml"),
+        ([*RUN, "--configs", "nowhere"], "--configs nowhere: expected a folder with one of overall.yaml"),
         ([*RUN, "--device", "toaster"], "device must be auto, cpu, mps, cuda or cuda:N, got 'toaster'"),
-        ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: there is no file"),
+        ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: expected a Python file"),
         (["info", "vbp"], "nothing is called vbp; did you mean VBPR?"),
         (["encode", "-d", "toy", "--encoder", "basic", "--encoder.txt_dim=9"], "did you mean encoder.text_dim?"),
         (["encode", "-d", "toy", "--encoder", "basic", "--modalities", "audio"], "can't make audio features"),
@@ -714,7 +714,7 @@ def test_results_are_exported_queried_and_indexed(here: Path) -> None:
     (here / "runs" / run_id / "result.json").write_text("{")
     answer = call("results", "index")
     assert (answer.code, answer.out) == (0, "1 runs in runs/index.sqlite\n")
-    assert f"left out of the index: runs/{run_id}/result.json: not valid JSON" in answer.err
+    assert f"left out of the index: runs/{run_id}/result.json: expected JSON" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_shares_of_losses_and_gradients_add_up_to_those_of_the_whole_batch() -> 
 def test_a_process_that_waits_for_one_that_failed_ends_and_says_so() -> None:
     waiting, failed = finish(start_together("-c", FAILING))
     assert failed.err == "broken\n"
-    assert "process 0 of the 2 that share this work has lost another, whose own message" in waiting.err
+    assert "process 0 of 2 has lost the connection to another, whose own message" in waiting.err
     assert waiting.code == 1
 
 

@@ -305,7 +305,7 @@ def test_half_precision_gives_other_features_under_another_name_but_float32_ones
 
 
 def test_what_float16_cannot_hold_is_said_to_be_so():
-    with pytest.raises(PluginError, match=r"features have NaN or infinity; .*float16 ends at 65,504, so try bfloat16"):
+    with pytest.raises(PluginError, match=r"finite, got NaN or infinity; float16 ends at 65,504, so try bfloat16"):
         encode_texts(["x" * 2000], MIXING, LengthConfig(scale=100), dtype="float16")
 
 
@@ -345,7 +345,7 @@ def test_what_breaks_the_contract_in_a_worker_is_said_as_without_one():
             encode_texts(["ab", "c"], dataclasses.replace(LENGTHS, cls=Ragged), LengthConfig(), workers=workers)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
-    assert messages[0].startswith("encoder lengths: prepare must give codes")
+    assert messages[0].startswith("encoder lengths: prepare: expected codes for each item")
 
 
 def test_a_worker_that_is_killed_ends_encoding_with_what_to_do():
@@ -355,7 +355,7 @@ def test_a_worker_that_is_killed_ends_encoding_with_what_to_do():
             return {}
 
     with pytest.raises(
-        RunError, match=r"a process that prepares items has died: .*; finished shards are kept.*Fewer workers"
+        RunError, match=r"a process that prepares items has died: .*; finished shards are kept.*fewer workers"
     ):
         encode_texts(["ab", "c"], dataclasses.replace(LENGTHS, cls=Mortal), LengthConfig(), workers=1)
 
@@ -425,7 +425,7 @@ def test_an_encoder_that_draws_its_weights_draws_the_same_ones_each_time_and_lea
 
 
 def test_a_modality_that_the_encoder_lacks_is_an_error_that_says_how_else():
-    with pytest.raises(ConfigError, match=r"encoder lengths makes no image features, only text: .*--features image="):
+    with pytest.raises(ConfigError, match=r"lengths: expected modalities among text, got image; .*--features image="):
         encoding.encode(catalog(["a"]), LENGTHS, LengthConfig(), modalities=["text", "image"], text_fields=["title"])
 
 
@@ -438,7 +438,7 @@ def test_a_catalog_with_nothing_of_a_modality_is_an_error_that_says_what_there_i
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("nan", "NaN or infinity"), ("narrow", r"shape \(2, 1\)"), ("unnamed", "dims must name text")],
+    [("nan", "NaN or infinity"), ("narrow", r"shape \(2, 1\)"), ("unnamed", "expected dims of text")],
 )
 def test_an_encoder_that_breaks_its_contract_is_named(fault, message):
     class Faulty(LengthEncoder):

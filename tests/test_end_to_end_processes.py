@@ -139,7 +139,7 @@ def test_all_processes_end_when_one_fails_amid_a_step(rank: int, launch: Callabl
     assert answer.out == ""
     assert "this card is on fire" in answer.err
     if rank == 0:
-        assert "error: this card is on fire (in what 2 processes do together, so that all end here)" in answer.err
+        assert "error: this card is on fire (in a step that 2 processes share, so all end here)" in answer.err
 
 
 # Without other processes

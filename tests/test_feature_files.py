@@ -58,7 +58,7 @@ def test_images_that_mmrec_filled_with_the_mean_are_absent_and_the_file_stays_as
 def test_a_list_of_missed_images_that_names_no_item_is_refused(tmp_path):
     path = save(tmp_path / "image_feat.npy", np.ones((3, 2)))
     (tmp_path / "missed_img_itemIDs.csv").write_text("1,3\n")
-    with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: 3.0 is no item; ids are 0 to 2"):
+    with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: expected item ids from 0 to 2, got 3.0"):
         files.read_feature_file(path, modality="image", n_items=3)
 
 
@@ -97,12 +97,12 @@ def bad_features(tmp_path: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("missing", "no such file"),
-        ("not npy", "not a .npy file"),
-        ("pickle", "a pickle, which could run code"),
+        ("not npy", "expected a .npy file, got another format"),
+        ("pickle", "expected a .npy file, got a pickle, which can hold code"),
         ("objects", "pickled Python objects"),
         ("flat", r"shape \(4,\)"),
-        ("words", "of <U1"),
-        ("rows", "3 rows, but the data set has 4 items"),
+        ("words", "got <U1 of shape"),
+        ("rows", "expected 4 rows, row i for item i, got 3"),
         ("nan", "NaN or infinity in 2 of 4 rows, first 1, 3"),
         ("too large", "NaN or infinity in 4 of 4 rows"),
         ("truncated", "truncated or damaged"),
@@ -226,7 +226,7 @@ def test_a_damaged_table_is_named(tmp_path, keep):
     path = tmp_path / "t.safetensors"
     files.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"t.safetensors: damaged feature table .* delete it"):
+    with pytest.raises(DataError, match=r"t.safetensors: expected a feature table, got a damaged one .* delete it"):
         files.load_with_header(path)
 
 
@@ -309,7 +309,7 @@ def test_a_modality_that_no_item_has_stays_absent_under_the_control_constant():
 
 
 def test_an_unknown_control_is_refused_with_a_suggestion():
-    with pytest.raises(ConfigError, match=r"unknown control shufled; .*did you mean shuffled\?"):
+    with pytest.raises(ConfigError, match=r"control: expected one of .*, got shufled; did you mean shuffled\?"):
         files.control_tables(two_tables(), "shufled", seed=1)
 
 

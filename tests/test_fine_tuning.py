@@ -438,7 +438,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(data_path, monkeypatc
     first, second = finish(start_together("-m", "mmrec_lmm", *command))
     assert (first.code, second.code) == (1, 1)
     assert second.err == "error: this one is broken\n"
-    assert "error: process 0 of the 2 that share this work has lost another" in first.err
+    assert "error: process 0 of 2 has lost the connection to another" in first.err
     assert not list(Path.cwd().glob("**/tuned/*.safetensors"))
 
 

@@ -220,61 +220,62 @@ def test_a_data_path_without_any_data_set_is_said_to_be_empty(tmp_path: Path) ->
 INTER_FAULTS = {
     "another column": (
         table(SOUND, "user_ID\titemID\tx_label\n"),
-        ": no column 'userID'; its header has user_ID, itemID, x_label; did you mean user_ID?",
+        ": expected the column 'userID', got user_ID, itemID, x_label; did you mean user_ID?",
     ),
     "another separator": (
         table(SOUND).replace("\t", ","),
-        ": no column 'userID'; its header has userID,itemID,x_label",
+        ": expected the column 'userID', got userID,itemID,x_label",
     ),
-    "an empty file": ("", r": not a table separated by '\t': No columns to parse from file"),
-    "a quote that never closes": (table(SOUND) + '"0\t0\t0\n', r": not a table separated by '\t': "),
+    "an empty file": ("", r": expected a table separated by '\t', got: No columns to parse from file"),
+    "a quote that never closes": (table(SOUND) + '"0\t0\t0\n', r": expected a table separated by '\t', got: "),
     "a truncated row": (
         table(SOUND) + "1\t0",
-        ", line 9: x_label is 'nan', not an integer (1 such rows of 8); is the file truncated?",
+        ", line 9: x_label: expected an integer, got 'nan' (1 such rows of 8); is the file truncated?",
     ),
     "a word": (
         table([*SOUND, ("u7", 0, 0), ("u8", 0, 0)]),
-        ", line 9: userID is 'u7', not an integer (2 such rows of 9); is the file truncated?",
+        ", line 9: userID: expected an integer, got 'u7' (2 such rows of 9); is the file truncated?",
     ),
     "half an item": (
         table([*SOUND, (0, 1.5, 0)]),
-        ", line 9: itemID is '1.5', not an integer (1 such rows of 8); is the file truncated?",
+        ", line 9: itemID: expected an integer, got '1.5' (1 such rows of 8); is the file truncated?",
     ),
     "an infinite item": (
         table([*SOUND, (0, "inf", 0)]),
-        ", line 9: itemID is 'inf', not an integer (1 such rows of 8); is the file truncated?",
+        ", line 9: itemID: expected an integer, got 'inf' (1 such rows of 8); is the file truncated?",
     ),
     "a fourth split": (
         table([*SOUND, (0, 0, 3), (0, 0, -1)]),
-        ", line 9: x_label is 3; allowed are 0 (train), 1 (valid) and 2 (test) (2 such rows)",
+        ", line 9: x_label: expected 0 (train), 1 (valid) or 2 (test), got 3 (2 such rows)",
     ),
-    "no rows": (HEAD, ": has a header but no rows"),
-    "a negative user": (table([*SOUND, (-1, 0, 0)]), ", line 9: userID -1 is negative (1 such rows)"),
-    "a negative item": (table([*SOUND, (0, -3, 0), (0, -1, 1)]), ", line 9: itemID -3 is negative (2 such rows)"),
+    "no rows": (HEAD, ": expected rows, got only a header"),
+    "a negative user": (table([*SOUND, (-1, 0, 0)]), ", line 9: userID: expected 0 or more, got -1 (1 such rows)"),
+    "a negative item": (
+        table([*SOUND, (0, -3, 0), (0, -1, 1)]),
+        ", line 9: itemID: expected 0 or more, got -3 (2 such rows)",
+    ),
     "a gap in users": (
         table([*SOUND, (5, 0, 0)]),
-        ": userID must run from 0 to 5 without gaps, but only 4 of 6 ids occur; the first missing is 3. "
-        "Renumber the ids",
+        ": userID: expected 0 to 5 without gaps, got 4 of these 6 ids; the first missing is 3. Renumber the ids",
     ),
     "a gap in items": (
         table([*SOUND, (0, 4, 0)]),
-        ": itemID must run from 0 to 4 without gaps, but only 4 of 5 ids occur; the first missing is 3. "
+        ": itemID: expected 0 to 4 without gaps, got 4 of these 5 ids; the first missing is 3. "
         "Renumber the ids, or list all items in items.tsv beside it",
     ),
     "ids from one on": (
         table([(user + 1, item, label) for user, item, label in SOUND]),
-        ": userID must run from 0 to 3 without gaps, but only 3 of 4 ids occur; the first missing is 0. "
-        "Renumber the ids",
+        ": userID: expected 0 to 3 without gaps, got 3 of these 4 ids; the first missing is 0. Renumber the ids",
     ),
     "no test rows": (
         table([row for row in SOUND if row[2] != 2]),
-        ": the test split is empty (train 3, valid 2, test 0 rows); column x_label must mark rows 0 (train), "
-        "1 (valid) and 2 (test)",
+        ": expected rows in each split, got none for test (train 3, valid 2, test 0); column x_label must mark rows "
+        "0 (train), 1 (valid) and 2 (test)",
     ),
     "no training rows": (
         table([row for row in SOUND if row[2] != 0]),
-        ": the train split is empty (train 0, valid 0, test 0 rows); column x_label must mark rows 0 (train), "
-        "1 (valid) and 2 (test)",
+        ": expected rows in each split, got none for train (train 0, valid 0, test 0); column x_label must mark rows "
+        "0 (train), 1 (valid) and 2 (test)",
     ),
 }
 
@@ -292,33 +293,33 @@ def test_interactions_are_refused_with_the_file_the_line_and_the_reason(
 
 def test_bytes_that_are_no_text_are_refused(load: Callable[..., Dataset], folder: Path) -> None:
     (folder / "toy.inter").write_bytes(table(SOUND).encode() + b"\xff\xfe\x00\n")
-    assert refusal(load).startswith(f"{folder / 'toy.inter'}: not a table separated by '\\t': ")
+    assert refusal(load).startswith(f"{folder / 'toy.inter'}: expected a table separated by '\\t', got: ")
 
 
 def test_an_item_beyond_the_catalog_is_refused(load: Callable[..., Dataset], folder: Path) -> None:
     assert refusal(load, table([*SOUND, (0, 3, 0)]), CATALOG) == (
-        f"{folder / 'toy.inter'}: itemID 3 is not in the catalog, whose 3 rows end at 2 ({folder / 'items.tsv'}); "
-        "add its row or drop its interactions"
+        f"{folder / 'toy.inter'}: itemID: expected at most 2, as the catalog has 3 rows ({folder / 'items.tsv'}), "
+        "got 3; add its row or drop its interactions"
     )
 
 
 CATALOG_FAULTS = {
-    "an empty file": ("", ": not a tab-separated table with a header: "),
-    "no itemID": ("asin\ttitle\nA\tcup\n", ": no column 'itemID'; its header has asin, title"),
+    "an empty file": ("", ": expected a tab-separated table with a header, got: "),
+    "no itemID": ("asin\ttitle\nA\tcup\n", ": expected the column 'itemID', got asin, title"),
     "an id twice": (
         "itemID\n0\n1\n1\n",
-        ": itemID must hold each of 0 ... 2 once, as row i of every feature table is item i; "
-        "it has 2 distinct numbers in 3 rows",
+        ": itemID: expected each of 0 ... 2 once, as row i of every feature table is item i, "
+        "got 2 distinct numbers in 3 rows",
     ),
     "a gap": (
         "itemID\n0\n2\n",
-        ": itemID must hold each of 0 ... 1 once, as row i of every feature table is item i; "
-        "it has 2 distinct numbers in 2 rows",
+        ": itemID: expected each of 0 ... 1 once, as row i of every feature table is item i, "
+        "got 2 distinct numbers in 2 rows",
     ),
     "a word": (
         "itemID\n0\nB00\n",
-        ": itemID must hold each of 0 ... 1 once, as row i of every feature table is item i; "
-        "it has 1 distinct numbers in 2 rows",
+        ": itemID: expected each of 0 ... 1 once, as row i of every feature table is item i, "
+        "got 1 distinct numbers in 2 rows",
     ),
 }
 

@@ -149,6 +149,6 @@ class Uneven(Words):
 def test_what_varies_though_it_may_not_is_the_encoders_fault_and_nothing_is_left(
     toy: Callable[[], ItemCatalog],
 ) -> None:
-    with pytest.raises(PluginError, match=r"encoder words: prepare gave .*\(3, 3, 3\).* for one item"):
+    with pytest.raises(PluginError, match=r"encoder words: prepare: expected .*, got .*\(3, 3, 3\).* for one;"):
         prepare(toy(), Uneven(Config(), ("image", "text")))
     assert not [path for path in (home() / "prepared").iterdir() if path.is_dir()]

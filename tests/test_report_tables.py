@@ -502,7 +502,7 @@ def test_the_verbs_choices_are_those_of_the_layouts_and_formats() -> None:
     [
         ("{}", "study: expected text, got nothing; try having the study write it again"),
         ("[]", r"expected an object, got \[\]; try"),
-        ("{", "not valid JSON"),
+        ("{", "expected JSON"),
         ('{"study": "s", "title": "", "metrics": [], "rows": [{}]}', "rows.0.model: expected text, got nothing; try"),
         ('{"study": "s", "title": "", "metrics": "m", "rows": []}', "metrics: expected a list, got 'm'; try"),
     ],

@@ -176,7 +176,7 @@ def test_an_index_that_is_damaged_or_of_another_version_is_made_anew(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
+        ("{", "expected JSON"),
         ("[]", r"expected an object, got \[\]"),
         ('{"score": 1}', "run_id: expected text, got nothing"),
     ],

@@ -728,7 +728,7 @@ def test_a_name_that_fits_no_run_or_several_is_an_error(
 def test_a_damaged_result_is_named(finished: RunResult, out: Path) -> None:
     path = finished.path / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(DataError, match=re.escape(f"{path}: not valid JSON")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: expected JSON")):
         run_folder.list_results(out)
     path.write_text('{"score": 1}')
     with pytest.raises(DataError, match=re.escape(f"{path}: run_id: expected text, got nothing; try --force")):

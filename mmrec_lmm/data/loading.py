@@ -83,9 +83,8 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
             raise DataError(f"{path}: expected the column {missing[0]!r}, got {', '.join(header)}{guess}")
         table = pd.read_csv(path, sep=settings.field_separator, usecols=columns)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a table separated by {settings.field_separator!r}, got {first_line(error)}"
-        ) from None
+        separator = settings.field_separator
+        raise DataError(f"{path}: expected a table separated by {separator!r}, got: {first_line(error)}") from None
     arrays = []
     for column in columns:
         numbers = pd.to_numeric(table[column], errors="coerce")
@@ -113,7 +112,7 @@ def read_catalog(folder: Path) -> ItemCatalog:
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a tab-separated table with a header ({first_line(error)})") from None
+        raise DataError(f"{path}: expected a tab-separated table with a header, got: {first_line(error)}") from None
     if "itemID" not in table:
         raise DataError(f"{path}: expected the column 'itemID', got {', '.join(table.columns)}")
     ids = pd.to_numeric(table["itemID"], errors="coerce")

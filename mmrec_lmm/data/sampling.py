@@ -31,8 +31,8 @@ class NegativeSampler:
         if (degree == len(items)).any():
             user = int(np.argmax(degree == len(items)))
             raise DataError(
-                f"expected users who lack a training item, a negative, got user {user} with all {len(items):,}; drop "
-                f"such users ({int((degree == len(items)).sum()):,} of {n_users:,})"
+                f"user {user} has all {len(items):,} training items, so no negative item exists for them; "
+                f"drop such users ({int((degree == len(items)).sum()):,} of {n_users:,})"
             )
         self._stride = stride
         self._items = torch.from_numpy(items)

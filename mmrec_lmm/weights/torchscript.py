@@ -110,8 +110,8 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return lambda: {}
         raise DataError(
-            f"{self._path}: expected a data.pkl of tensors and modules, got {module}.{name} in it; nothing was "
-            f"executed; don't use this file, download it again from its authors"
+            f"{self._path}: expected a data.pkl of tensors and modules, got one that names {module}.{name}; nothing "
+            f"was executed; don't use this file, download it again from its authors"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
