@@ -29,7 +29,7 @@ Published = Callable[[Row], Mapping[str, float]]  # metric -> published figure f
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One entry of a table."""
 
     text: str = ""
@@ -44,7 +44,7 @@ class Line:
     """One line of a table: its labels, and a cell for each column."""
 
     labels: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     source: str = "ours"  # or "paper", or "difference"
 
 
@@ -140,7 +140,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
         labels=(*axes, "source") if beside else axes,
         columns=columns,
         lines=tuple(
-            dataclasses.replace(line, cells=(*line.cells, *[Cell()] * (len(columns) - len(line.cells))))
+            dataclasses.replace(line, cells=(*line.cells, *[TableCell()] * (len(columns) - len(line.cells))))
             for line in lines
         ),
         footnotes=footnotes.texts(),
@@ -158,7 +158,7 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
             found = [row.slices[part][metric].mean if part in row.slices else None for part in parts]
             figures = [row.scores[metric].mean, *found]
             mark = bool(row.marks)
-            cells = tuple(Cell(DASH) if x is None else _number(x, mark=mark) for x in figures)
+            cells = tuple(TableCell(DASH) if x is None else _number(x, mark=mark) for x in figures)
             lines.append(Line(_labels(row, axes, metric), cells))
     return Table(
         caption=_caption(board, rows, plan),
@@ -225,16 +225,16 @@ class _Footnotes:
         return {letter: text for text, letter in self._letters.items()}
 
 
-def _cell(row: Row | None, metric: str, footnotes: _Footnotes, marked: Mapping[str, tuple[str, ...]]) -> Cell:
+def _cell(row: Row | None, metric: str, footnotes: _Footnotes, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
     """A score with four decimals, marked if it or its baseline is; a dash with a footnote if there is no score."""
     if row is None:
-        return Cell(DASH, note=footnotes.letter("not part of the study"))
+        return TableCell(DASH, note=footnotes.letter("not part of the study"))
     reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
     score = row.scores.get(metric)
     if score is None:
-        return Cell(DASH, note=footnotes.letter(reason or f"no {metric} was measured"))
+        return TableCell(DASH, note=footnotes.letter(reason or f"no {metric} was measured"))
     note = footnotes.letter(reason) if reason else ""
-    return Cell(f"{score.mean:.4f}", score.best, score.star, bool(row.marks) or score.against in marked, note)
+    return TableCell(f"{score.mean:.4f}", score.best, score.star, bool(row.marks) or score.against in marked, note)
 
 
 def _difference(row: Row | None, metric: str, figure: float | None) -> float | None:
@@ -243,23 +243,23 @@ def _difference(row: Row | None, metric: str, figure: float | None) -> float | N
     return None if score is None or figure is None else score.mean - figure
 
 
-def _number(value: float | None, *, sign: str = "", mark: bool = False) -> Cell:
-    return Cell() if value is None else Cell(_digits(value, sign), mark=mark)
+def _number(value: float | None, *, sign: str = "", mark: bool = False) -> TableCell:
+    return TableCell() if value is None else TableCell(_digits(value, sign), mark=mark)
 
 
 def _digits(value: float, sign: str = "") -> str:
     return f"{value:{sign}.4f}".replace("-", MINUS)
 
 
-def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple[str, ...]]) -> Cell:
+def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
     """A row's gain over its control run, with the interval if there is one; marked if either is; else empty."""
     gain: Interval | None = row.content_gain.get(control, {}).get(metric) if row else None
     if row is None or gain is None:
-        return Cell()
+        return TableCell()
     text = _digits(gain.mean, "+")
     if gain.low is not None and gain.high is not None:
         text += f" ({_digits(gain.low, '+')} to {_digits(gain.high, '+')})"
-    return Cell(text, mark=bool(row.marks) or row.twins.get(control) in marked)
+    return TableCell(text, mark=bool(row.marks) or row.twins.get(control) in marked)
 
 
 def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
@@ -344,7 +344,7 @@ def _md(text: str) -> str:
     return "".join(f"\\{character}" if character in "\\`*_[]<>|&~$#" else character for character in text)
 
 
-def _md_cell(cell: Cell) -> str:
+def _md_cell(cell: TableCell) -> str:
     text = f"**{cell.text}**" if cell.bold else cell.text
     text += ("\\*" if cell.star else "") + (MARK if cell.mark else "")
     return text + (f" ({cell.note})" if cell.note else "")
@@ -415,7 +415,7 @@ def _tex(text: str) -> str:
     return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
 
 
-def _tex_cell(cell: Cell, *, italic: bool) -> str:
+def _tex_cell(cell: TableCell, *, italic: bool) -> str:
     text = _tex(cell.text)
     if cell.bold:
         text = rf"\textbf{{{text}}}"
@@ -443,7 +443,7 @@ def as_html(table: Table) -> str:
     return "\n".join([*lines, "</tbody>\n</table>", *(f"<p>{note}</p>" for note in notes), ""])
 
 
-def _html_cell(cell: Cell) -> str:
+def _html_cell(cell: TableCell) -> str:
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.bold else text
     text += ("*" if cell.star else "") + (MARK if cell.mark else "")
