@@ -19,8 +19,9 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.resolve import Request, resolve_request, schema_in
@@ -253,6 +254,16 @@ def _modalities(text: str | None) -> tuple[str, ...] | None:
     return tuple(text.split("+")) if text else None
 
 
+class _Taken(NamedTuple):
+    """What one cell takes from the file. A place is that of an entry of `for`; None is `settings`."""
+
+    values: Mapping[str, Any]  # of configuration keys
+    lines: Mapping[str, int]
+    preset: str | None
+    places: frozenset[int | None]  # that apply to the cell
+    read: frozenset[tuple[int | None, str]]  # places and keys that its runs have
+
+
 class _Expansion:
     """Expands a study into cells. Collects all problems; each value in the file must be used by some cell."""
 
@@ -263,18 +274,28 @@ class _Expansion:
         self.registry = registry
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
-        self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
-        self._selecting: set[int] = set()  # places of parts that select some cell
         self._resolved: dict[str, tuple[RunSpec, ...]] = {}
         self._metrics_from: dict[str, str] = {}  # the file and line that set the metrics of a resolution
-        self._everyones: set[str] = set()  # the keys that some combination of the study's axes has
 
     def cells(self) -> list[Cell]:
-        study = self.study
         self._check_names()
         self._fail()
-        self._everyones = self._all_keys()
         cells: dict[str, Cell] = {}
+        taken: list[_Taken] = []
+        for combination in self._combinations():
+            cell, asked, parts = self._narrowed(combination)
+            if cell.key not in cells:
+                taken.append(self._taken(cell, parts))
+                cells[cell.key] = self._with_runs(cell, asked, taken[-1])
+        self._fail()
+        self._check_read(taken)
+        self._check_baseline(cells.values())
+        self._fail()
+        return list(cells.values())
+
+    def _combinations(self) -> Iterator[Cell]:
+        """Every combination of the axes. A model without features has one for each data set."""
+        study = self.study
         for model, dataset, encoder, paradigm in itertools.product(
             dict.fromkeys(map(self._model, study.models)),
             dict.fromkeys(map(self._dataset, study.datasets)),
@@ -282,54 +303,44 @@ class _Expansion:
             dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
             if not self.registry.models.get(model).uses_features:
-                places = [Axes(model, dataset, modalities=())]  # one cell, whatever the features
-            else:
-                name = self._encoder(encoder, dataset)
-                wanted = list(map(_modalities, study.modalities))
-                wanted += [("image",), ("text",)] if study.each_modality else []
-                controls: list[str | None] = [None, *study.controls]
-                places = [
-                    Axes(model, dataset, name, paradigm, some, control) for some in wanted for control in controls
-                ]
-            for cell in map(Cell, places):
-                if cell.axes.control == NO_FEATURES:
-                    self._add_without_features(cell, cells)
-                    continue
-                cell, parts = self._narrowed(cell)
-                if cell.key not in cells:
-                    cells[cell.key] = self._with_runs(cell, parts)
-        self._fail()
-        self._check_read()
-        self._check_baseline(cells.values())
-        self._fail()
-        return list(cells.values())
+                yield Cell(Axes(model, dataset, modalities=()))
+                continue
+            name = self._encoder(encoder, dataset)
+            wanted = list(map(_modalities, study.modalities))
+            wanted += [("image",), ("text",)] if study.each_modality else []
+            controls: list[str | None] = [None, *study.controls]
+            for some, control in itertools.product(wanted, controls):
+                yield Cell(Axes(model, dataset, name, paradigm, some, control))
 
-    def _narrowed(self, cell: Cell) -> tuple[Cell, list[Part]]:
-        """The cell with the modalities that its parts set, and these parts. Two cells may become one."""
-        parts = [part for part in self.study.parts if _selects(part, cell)]
+    def _narrowed(self, cell: Cell) -> tuple[Cell, Axes, list[Part]]:
+        """The cell as the study has it, the axes that its runs ask for, and the entries of `for` that select it.
+
+        An entry may set modalities, so two combinations may become one cell. There is one control run without features
+        for all encoders and paradigms with the same modalities: it has neither encoder nor paradigm of its own, but
+        asks for those of the first such cell.
+        """
+        if cell.axes.control == NO_FEATURES:
+            own, asked, _ = self._narrowed(_with(cell, control=None))
+            encoder = asked.encoder.name if asked.encoder else None
+            names = declared_modalities(asked.modalities, encoder, self.registry)
+            cell = _with(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
+            return cell, asked, self._parts_of(cell)
+        parts = self._parts_of(cell)
         chosen = [part.settings["modalities"] for part in parts if "modalities" in part.settings]
-        return (_with(cell, modalities=_modalities(chosen[-1])) if chosen else cell), parts
+        cell = _with(cell, modalities=_modalities(chosen[-1])) if chosen else cell
+        return cell, cell.axes, parts
 
-    def _add_without_features(self, cell: Cell, cells: dict[str, Cell]) -> None:
-        """Add a cell's control run without features: one for all encoders and paradigms with these modalities.
+    def _parts_of(self, cell: Cell) -> list[Part]:
+        return [part for part in self.study.parts if _selects(part, cell)]
 
-        It has neither encoder nor paradigm of its own, and runs as the control of the first such cell.
+    def _with_runs(self, cell: Cell, asked: Axes, taken: _Taken) -> Cell:
+        """The cell with runs that ask for the encoder and modalities of `asked`.
+
+        Cells that differ only in modalities and control share one resolved configuration.
         """
-        own, _ = self._narrowed(_with(cell, control=None))
-        encoder = own.axes.encoder.name if own.axes.encoder else None
-        names = declared_modalities(own.axes.modalities, encoder, self.registry)
-        twin = _with(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
-        if twin.key not in cells:
-            parts = [part for part in self.study.parts if _selects(part, twin)]
-            cells[twin.key] = self._with_runs(twin, parts, twin_of=own)
-
-    def _with_runs(self, cell: Cell, parts: Sequence[Part], *, twin_of: Cell | None = None) -> Cell:
-        """The cell with its runs. Cells that differ only in modalities and control share one resolved configuration.
-
-        A control run without features takes the encoder and the modalities of the cell `twin_of`.
-        """
-        axes, asked = cell.axes, (twin_of or cell).axes
-        layer, preset = self._layer(cell, parts)
+        axes, preset = cell.axes, taken.preset
+        self._check_single_values(axes.model, taken)
+        layer = self._layer(axes.model, taken)
         grid = self._grid(axes.model)
         known = repr((axes.model, axes.dataset, asked.encoder, axes.paradigm, preset, layer.values))
         if known not in self._resolved:
@@ -392,49 +403,57 @@ class _Expansion:
                 "save_recommended_topk: false; try save_recommended_topk: true"
             )
 
-    def _layer(self, cell: Cell, parts: Sequence[Part]) -> tuple[Layer, str | None]:
-        """What the file says of a cell's runs, as a layer of their configuration, and the preset. Keys that only other
-        cells read are left out."""
-        study = self.study
-        model = cell.axes.model
-        mine, others = self._keys_of(model, cell.axes.encoder, cell.axes.paradigm), self._everyones
+    def _taken(self, cell: Cell, parts: Sequence[Part]) -> _Taken:
+        """The settings of a cell. Keys that only other cells of the study have are left out."""
+        study, axes = self.study, cell.axes
+        mine = self._keys_of(axes.model, axes.encoder, axes.paradigm)
         preset = study.settings.get("preset")
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
+        read: set[tuple[int | None, str]] = set()
         of_all = {name.removeprefix("settings."): line for name, line in study.file.lines.items()}
-        said: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]] = [(None, study.settings, of_all)]
-        for part in parts:
-            said.append((study.parts.index(part), part.settings, part.lines))
-            self._selecting.add(study.parts.index(part))
-            preset = part.settings.get("preset", preset)
-        for _, settings, where in said:
+        sources: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]] = [(None, study.settings, of_all)]
+        sources += [(study.parts.index(part), part.settings, part.lines) for part in parts]
+        for place, settings, where in sources:
+            preset = settings.get("preset", preset)
             if "preset" in settings and "preset" in where:
                 lines["preset"] = where["preset"]
-        for place, settings, where in said:
             for key in settings.keys() - {"preset", "modalities"}:
-                if key in mine or key not in others:  # configuration reports the keys that no cell has
+                if key in mine or key not in self._all_keys:  # configuration reports the keys that no cell has
                     values[key] = settings[key]
                     if key in mine:
-                        self._read.add((place, key))
+                        read.add((place, key))
                     if key in where:
                         lines[key] = where[key]
+        places = frozenset(place for place, _, _ in sources)
+        return _Taken(values, lines, None if preset is None else str(preset), places, frozenset(read))
+
+    def _layer(self, model: str, taken: _Taken) -> Layer:
+        """What a cell takes from the file, with the seeds and the model's grid, as a layer of configuration."""
+        file, axes = self.study.file, self._axes(model)
+        lines = dict(taken.lines)
+        for key in axes:
+            lines[key] = file.lines.get(f"grids.{model}.{key}", file.lines.get("seeds", 0))
+        lines["grid"] = file.lines.get(f"grids.{model}", file.lines.get("grids", 0))
+        listed = {key: axis if isinstance(axis, list) else [axis] for key, axis in axes.items()}
+        return Layer("study", file.source, {**taken.values, **listed, GRID: list(axes)}, lines)
+
+    def _axes(self, model: str) -> dict[str, Any]:
+        """The keys that the file gives several values in a model's runs: the seed, and those of its grid."""
         grid = self._grid(model)
-        axes = grid if isinstance(grid, Mapping) else {}
-        if study.seeds:
-            axes = {"seed": list(study.seeds), **axes}
-        for key, axis in axes.items():
-            if key in values:
-                line = lines.get(key)
+        seeds = {"seed": list(self.study.seeds)} if self.study.seeds else {}
+        return {**seeds, **(grid if isinstance(grid, Mapping) else {})}
+
+    def _check_single_values(self, model: str, taken: _Taken) -> None:
+        """Note settings of keys that have several values already."""
+        for key in self._axes(model):
+            if key in taken.values:
+                line = taken.lines.get(key)
                 by = "seeds" if key == "seed" else "grids"
                 self.problems.append(
-                    f"{study.file.source}{f':{line}' if line else ''}: {key}: expected one source of values for "
+                    f"{self.study.file.source}{f':{line}' if line else ''}: {key}: expected one source of values for "
                     f"{model}, got a setting and {by}; try leaving one out"
                 )
-            values[key] = axis if isinstance(axis, list) else [axis]
-            lines[key] = study.file.lines.get(f"grids.{model}.{key}", study.file.lines.get("seeds", 0))
-        lines["grid"] = study.file.lines.get(f"grids.{model}", study.file.lines.get("grids", 0))
-        layer = Layer("study", study.file.source, {**values, GRID: list(axes)}, lines)
-        return layer, None if preset is None else str(preset)
 
     def _grid(self, model: str) -> Any:
         """The model's entry under `grids`, ignoring the case of its name."""
@@ -452,6 +471,7 @@ class _Expansion:
             self._keys[which] = keys | (of_paradigm.keys.keys() if of_paradigm else set())
         return self._keys[which]
 
+    @cached_property
     def _all_keys(self) -> set[str]:
         """The configuration keys of all combinations of the study's models, encoders and paradigms."""
         study = self.study
@@ -507,21 +527,23 @@ class _Expansion:
                         f"{where}: modalities: expected one that an encoder of this study makes, got {name}{hint}"
                     )
 
-    def _check_read(self) -> None:
+    def _check_read(self, taken: Collection[_Taken]) -> None:
         """Note parts that select no cell, and keys that no cell uses: each was meant for one."""
         study = self.study
+        selecting = {place for one in taken for place in one.places}
+        read = {entry for one in taken for entry in one.read}
         said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "a cell")]
         for number, part in enumerate(study.parts):
             said.append((number, part.settings, f"{FOR}.{number}.{SET}", "a cell that this entry of for selects"))
-            if number not in self._selecting:
+            if number not in selecting:
                 self.problems.append(
                     f"{study.file.source}:{part.line}: for: expected an entry that selects a cell, got one that "
                     "selects none"
                 )
         for place, settings, prefix, who in said:
-            if place is None or place in self._selecting:
+            if place is None or place in selecting:
                 for key in settings.keys() - {"preset", "modalities"}:
-                    if (place, key) not in self._read:
+                    if (place, key) not in read:
                         self.problems.append(
                             f"{_at(study.file, f'{prefix}.{key}')}: {key}: expected a key that {who} reads, got one "
                             "that none reads"
