@@ -127,7 +127,7 @@ def test_commands_are_found_in_all_the_places_that_show_some() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("run -m VBPR -d baby --gridd mmrec", "unknown argument --gridd; did you mean --grid"),
+        ("run -m VBPR -d baby --gridd mmrec", ", got --gridd; did you mean --grid"),
         ("run -m VBPR -d baby --gridd=mmrec", "unknown key gridd"),
         ("run -m VBPR -d demo --encodr=clip:tiny", "unknown key encodr"),
         ("run -m VBPR -d demo --paradigm ft --encoder clip:tiny --ft.epoks=3", "unknown key ft.epoks"),

@@ -92,7 +92,8 @@ def test_a_file_that_is_no_leaderboard_is_one_message(tmp_path: Path) -> None:
     answer = call("leaderboard", tmp_path / "study.json", "-o", tmp_path / "out.html")
     assert (answer.code, answer.out) == (4, "")
     assert answer.err == (
-        f"error: {tmp_path / 'study.json'}: study: expected text, got nothing; try having the study write it again\n"
+        f"error: {tmp_path / 'study.json'}: study: expected text, got nothing; "
+        "try `study table`, which writes it again\n"
     )
     assert not (tmp_path / "out.html").exists()
 

@@ -97,7 +97,7 @@ def test_a_plot_has_the_format_of_its_suffix_and_equal_data_give_equal_files(suf
 
 
 def test_another_suffix_is_an_error_that_names_the_ones_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a plot is written as \.svg, \.pdf, \.png, not \.bmp"):
+    with pytest.raises(ConfigError, match=r"expected a suffix of \.svg, \.pdf, \.png, got \.bmp"):
         metric_by_cutoff({"recall@5": 0.1}, tmp_path / "a.bmp")
 
 
@@ -174,5 +174,5 @@ def test_run_draws_its_curves_where_plots_says(drawn: list[Any], data_path: Path
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no finished run lies here"):
+    with pytest.raises(DataError, match="expected a finished run, got a folder without results"):
         run_plots(tmp_path, tmp_path)

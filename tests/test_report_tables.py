@@ -321,18 +321,18 @@ def test_slices_stand_side_by_side_with_all_of_test() -> None:
 
 
 def test_a_leaderboard_without_slices_says_how_to_get_them() -> None:
-    with pytest.raises(ConfigError, match="`slices: true` in a study's file"):
+    with pytest.raises(ConfigError, match="got none; try slices: true in the study's file"):
         render(board(row()), layout="slices")
 
 
 @pytest.mark.parametrize("layout", [layout for layout, plan in LAYOUTS.items() if plan.compares])
 def test_a_layout_with_nothing_to_compare_says_what_it_compares(layout: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{layout} compares rows that differ in {LAYOUTS[layout].compares} alone"):
+    with pytest.raises(ConfigError, match=rf"{layout}: expected rows that differ in {LAYOUTS[layout].compares} alone"):
         render(board(row(), row(model="BPR")), layout=layout)
 
 
 def test_a_leaderboard_without_rows_says_so() -> None:
-    with pytest.raises(ConfigError, match="has no rows yet"):
+    with pytest.raises(ConfigError, match="expected a leaderboard with rows, got none yet"):
         render(board())
 
 
@@ -500,7 +500,7 @@ def test_the_verbs_choices_are_those_of_the_layouts_and_formats() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "study: expected text, got nothing; try having the study write it again"),
+        ("{}", "study: expected text, got nothing; try `study table`, which writes it again"),
         ("[]", r"expected an object, got \[\]; try"),
         ("{", "expected JSON"),
         ('{"study": "s", "title": "", "metrics": [], "rows": [{}]}', "rows.0.model: expected text, got nothing; try"),

@@ -143,16 +143,28 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
     [
         (
             "{modles: VBPR, datasets: toy}",
-            ["mine.yaml:1: unknown key modles; did you mean models?", "models is missing"],
+            [
+                "mine.yaml:1: unknown key modles; did you mean models?",
+                "mine.yaml: models: expected at least one, got none",
+            ],
         ),
         (
             "{models: VBPR, datasets: toy, paradigms: fft}",
             ["mine.yaml:1: unknown paradigm fft; did you mean ft? known: ete, ft, pt"],
         ),
-        ("{models: VBPR, datasets: toy, baseline: {coder: x}}", ["baseline names the unknown axis coder"]),
-        ("{models: VBPR, datasets: toy, for: [{encodr: x, set: {epochs: 1}}]}", ["unknown axis encodr; did you mean"]),
-        ("{models: VBPR, datasets: toy, for: [{encoder: x}]}", ["mine.yaml:1: set is missing"]),
-        ("{models: VBPR, datasets: toy, for: 3}", ["mine.yaml:1: for must be a list of"]),
+        (
+            "{models: VBPR, datasets: toy, baseline: {coder: x}}",
+            ["mine.yaml:1: baseline: expected an axis, got coder; "],
+        ),
+        (
+            "{models: VBPR, datasets: toy, for: [{encodr: x, set: {epochs: 1}}]}",
+            ["mine.yaml:1: for: expected an axis or set, got encodr; did you mean encoder?"],
+        ),
+        (
+            "{models: VBPR, datasets: toy, for: [{encoder: x}]}",
+            ["mine.yaml:1: set: expected {key: value, ...}, got none"],
+        ),
+        ("{models: VBPR, datasets: toy, for: 3}", ["mine.yaml:1: for: expected a list of"]),
         (
             "models: [VPBR]\ndatasets: toy\nencoders: klip:tiny",
             [
@@ -169,14 +181,20 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ),
         (
             "models: [VBPR, LATTICE]\ndatasets: toy\nfor:\n  - model: VBPR\n    set: {knn_k: 3}",
-            ["mine.yaml:5: no cell that this entry of for selects reads knn_k"],
+            ["mine.yaml:5: knn_k: expected a key that a cell that this entry of for selects reads, got one that none"],
         ),
         (
             "models: VBPR\ndatasets: toy\nfor:\n  - {encoder: clip, set: {preset: mmrec}}",
-            ["mine.yaml:4: this entry of for selects no cell"],
+            ["mine.yaml:4: for: expected an entry that selects a cell, got one that selects none"],
         ),
-        ("{models: VBPR, datasets: toy, settings: {ft.epochs: 2}}", ["mine.yaml:1: no cell reads ft.epochs"]),
-        ("{models: VBPR, datasets: toy, grids: {LATTICE: mmrec}}", ["LATTICE is no model of this study"]),
+        (
+            "{models: VBPR, datasets: toy, settings: {ft.epochs: 2}}",
+            ["mine.yaml:1: ft.epochs: expected a key that a cell reads, "],
+        ),
+        (
+            "{models: VBPR, datasets: toy, grids: {LATTICE: mmrec}}",
+            ["grids: expected a model of this study, got LATTICE"],
+        ),
         ("{models: VBPR, datasets: toy, grids: {VBPR: nowhere}}", ["mine.yaml:1: unknown grid of model VBPR: nowhere"]),
         (
             "models: VBPR\ndatasets: toy\nsettings:\n  metrics: [Recall, Recal]",
@@ -202,29 +220,29 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
             "models: VBPR\ndatasets: toy\nmetrics: [Recall@20, Recall@15]\nslices: true\n"
             "settings: {save_recommended_topk: false}",
             [
-                "mine.yaml:3: metrics names Recall@15, which runs of VBPR don't measure; did you mean Recall@5?",
-                "mine.yaml:4: slices need save_recommended_topk: true",
+                "mine.yaml:3: metrics: expected a metric that runs of VBPR measure, got Recall@15; did you mean",
+                "mine.yaml:4: slices: expected runs that save their lists, got save_recommended_topk: false; try ",
             ],
         ),
-        ("{models: VBPR, datasets: toy, alpha: 5}", ["mine.yaml:1: alpha must lie between 0 and 1, got 5"]),
+        ("{models: VBPR, datasets: toy, alpha: 5}", ["mine.yaml:1: alpha: expected a number between 0 and 1, got 5"]),
         (
             "models: VBPR\ndatasets: toy\nsettings: {modalities: text}",
-            ["mine.yaml:3: modalities are an axis: say them beside settings"],
+            ["mine.yaml:3: settings: expected configuration keys, got the axis modalities; try it beside settings"],
         ),
         (
             "models: VBPR\ndatasets: toy\nfor:\n  - model: VBPR\n    set: {modalities: [text]}",
-            ["mine.yaml:5: modalities must be a text such as image+text, or null"],
+            ["mine.yaml:5: modalities: expected text such as image+text, or null, got ['text']"],
         ),
         (
             "models: VBPR\ndatasets: toy\nencoders: basic\nmodalities: [txet, image]",
-            ["mine.yaml:4: no encoder of this study makes the modality txet; did you mean text?"],
+            ["mine.yaml:4: modalities: expected one that an encoder of this study makes, got txet; did you mean text?"],
         ),
         (
             "models: VBPR\ndatasets: toy\nseeds: [1, 2]\ngrids: {VBPR: {reg_weight: [1, 2]}}\nsettings:\n  seed: 5\n"
             "for:\n  - model: VBPR\n    set: {reg_weight: 7}",
             [
-                "mine.yaml:6: seed is an axis of VBPR, by seeds, so that one value can't be set beside it",
-                "mine.yaml:9: reg_weight is an axis of VBPR, by grids, so that one value can't be set beside it",
+                "mine.yaml:6: seed: expected one source of values for VBPR, got a setting and seeds; try leaving",
+                "mine.yaml:9: reg_weight: expected one source of values for VBPR, got a setting and grids; try leaving",
             ],
         ),
     ],
@@ -245,7 +263,9 @@ def test_a_study_is_found_by_its_name_or_path(tmp_path: Path, monkeypatch: pytes
     own.write_text("{}")
     assert find_study("mine").samefile(own)
     assert find_study("configs/study/Mine.yaml").samefile(own)
-    with pytest.raises(ConfigError, match=r"dmo: no such file, and unknown study; did you mean demo\? known: .*demo"):
+    with pytest.raises(
+        ConfigError, match=r"^study: expected a file .* study \(.*demo.*\), got dmo; did you mean demo\?$"
+    ):
         find_study("dmo")
 
 

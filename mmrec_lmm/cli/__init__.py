@@ -1,7 +1,7 @@
-"""The command line: it parses, calls the library and prints; heavy imports wait for that.
+"""The command line: it parses arguments, calls the library and prints. Handlers import what is slow to import.
 
 Exit codes: 0 ok; 1 a run failed; 2 usage or configuration; 4 data or weights missing or damaged; 130 interrupted, with
-the state saved. An error is one message on stderr; stdout carries results alone.
+the state saved. An error is one message on stderr; only results go to stdout.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options, rest = parser.parse_known_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's kill saves the state, as Ctrl-C does
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; docs/performance.md says why
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM saves the state, as Ctrl-C does
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it on import; see docs/performance.md
     try:
         options.overrides = configuration_keys(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print(
-            "interrupted; what is finished is kept, and the same command continues (run: with --resume)",
+            "interrupted; finished runs are kept, and the same command continues (run: with --resume)",
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails again
+    except BrokenPipeError:  # such as `| head`, which stops reading
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's flush at exit fails again
         return 0
     except OSError as error:
         if error.filename is None or error.strerror is None:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every verb with its flags."""
+    """The parser of all verbs with their flags."""
     parser, verbs = command()
     for add in GROUPS:
         add(verbs)

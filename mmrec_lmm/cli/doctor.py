@@ -1,4 +1,4 @@
-"""`doctor`: what is installed, what is usable, what is missing, and what to type about it."""
+"""`doctor`: a report of what is installed, usable or missing, and the command that fixes it."""
 
 import importlib
 import importlib.metadata
@@ -25,7 +25,7 @@ LIBRARIES = (
 
 
 def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
-    """A report, and whether nothing in it needs mending. Missing extras and weights are not faults."""
+    """The report, and True if it has no fault. Missing extras and weights are not faults."""
     lines, healthy = ["libraries"], True
     for name in LIBRARIES:
         try:
@@ -66,22 +66,22 @@ def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
 
 
 def _encoder_state(registry: Registry, name: str) -> tuple[str, bool]:
-    """Whether an encoder's files are here, and whether its plugin is sound: missing weights are no fault."""
+    """The state of an encoder's files, and False if its plugin is at fault. Missing weights are not a fault."""
     try:
         registry.encoders.load(name, "weights_id")
         state = weights_state(registry, registry.encoders.get(name))
-        where = f"weights: {state}; `mmrec-lmm info {name}` says which, and where they belong"
+        where = f"weights: {state}; `mmrec-lmm info {name}` lists them and where to put them"
         return where if "missing" in state else "ready", True
     except PluginError as error:
         return f"! {error}", False
     except MMRecError as error:
         return str(error), True
-    except Exception as error:  # a plugin's function may raise anything, and the report goes on
+    except Exception as error:  # a plugin's function may raise anything, and the report continues
         return f"! files of plugin {registry.encoders.provider(name)} raised {type(error).__name__}: {error}", False
 
 
 def _torchvision_problem() -> str | None:
-    """Why `import torchvision` fails though it is installed: a build made for another torch, most often."""
+    """Why `import torchvision` fails though it is installed: most often it was built for another torch."""
     try:
         importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
@@ -90,8 +90,8 @@ def _torchvision_problem() -> str | None:
         importlib.import_module("torchvision")
     except Exception as error:
         return (
-            f"torchvision doesn't fit this torch ({first_line(error)}); install both together: "
-            "pip install -U torch torchvision"
+            f"torchvision: expected a build for this torch, got one that fails to import ({first_line(error)}); "
+            "try pip install -U torch torchvision, which installs both together"
         )
     return None
 

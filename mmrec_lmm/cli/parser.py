@@ -1,6 +1,6 @@
-"""What all verbs share: how one is made, the flags that several have, the types of arguments.
+"""Shared by all verbs: functions to add verbs, flags that several verbs have, and types of arguments.
 
-Choices come from where they are defined, in modules that import next to nothing, so that `--help` stays quick.
+Choices are imported from where they are defined, in modules that import almost nothing: this keeps `--help` fast.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data
 
 
 def command() -> tuple[argparse.ArgumentParser, Verbs]:
-    """The parser of the command itself, and the place for its verbs."""
+    """The parser of the command itself, and the object to add its verbs to."""
     parser = argparse.ArgumentParser(prog="mmrec-lmm", description=ABOUT, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mmrec-lmm {__version__}")
     return parser, parser.add_subparsers(dest="verb", metavar="VERB")
 
 
 def add_verb(verbs: Verbs, name: str, handler: Handler, summary: str, *, keys: bool = False) -> argparse.ArgumentParser:
-    """A verb; with `keys` it takes any configuration key beside its flags."""
+    """Add a verb and return its parser. With `keys`, it also accepts any configuration key."""
     about = f"{summary} Any configuration key may follow as --key=value." if keys else summary
     parser = verbs.add_parser(name, help=summary, description=about, epilog=EXIT_CODES, allow_abbrev=False)
     parser.set_defaults(handler=handler, parser=parser, takes_keys=keys)
@@ -53,7 +53,7 @@ def add_verb(verbs: Verbs, name: str, handler: Handler, summary: str, *, keys: b
 
 
 def add_group(verbs: Verbs, name: str, summary: str) -> Verbs:
-    """A verb that only has verbs of its own; the place for those."""
+    """Add a verb that has only verbs of its own; return the object to add those to."""
     parser = verbs.add_parser(name, help=summary, description=summary, epilog=EXIT_CODES, allow_abbrev=False)
     parser.set_defaults(handler=_usage, parser=parser, takes_keys=False)
     return parser.add_subparsers(metavar="VERB")
@@ -65,26 +65,27 @@ def _usage(options: argparse.Namespace) -> int:
 
 
 def configuration_keys(rest: Sequence[str], parser: argparse.ArgumentParser, *, allowed: bool) -> dict[str, str]:
-    """The configuration keys among the arguments that no flag of the verb's parser took."""
+    """The configuration keys in the arguments that match no flag. ConfigError for anything else."""
     overrides = {}
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not allowed or not argument.startswith("--") or not equals or not key:
-            flags = re.findall(r"--([a-z][\w-]+)", parser.format_help())  # dashes, which all have, would make all alike
+            flags = re.findall(r"--([a-z][\w-]+)", parser.format_help())  # no dashes: they make names alike
             meant = did_you_mean(key, flags).replace("mean ", "mean --")
+            expected = f"a flag of {parser.prog}"
             if allowed:
                 name = key if argument.startswith("--") and key else "KEY"
-                meant += f"; a configuration key is written with an equals sign: --{name}=VALUE"
-            raise ConfigError(f"unknown argument {argument}{meant}")
+                expected += f", or a configuration key as --{name}=VALUE"
+            raise ConfigError(f"unknown argument: expected {expected}, got {argument}{meant}")
         overrides[key] = value
     return overrides
 
 
-# Flags that several verbs have
+# Flags of several verbs
 
 
 def what_to_run(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what is run."""
+    """Add the flags that define a run."""
     parser.add_argument("-m", "--model", required=True, metavar="NAME", help="the model; `list models` shows them")
     which_data(parser)
     parser.add_argument(
@@ -107,18 +108,18 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
         metavar="MODALITY=FILE.npy",
         help="features of a modality from a file",
     )
-    parser.add_argument("--control", choices=CONTROLS, help="a twin run whose features carry no content")
+    parser.add_argument("--control", choices=CONTROLS, help="a control run, whose features carry no content")
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="a preset of configs; the shipped ones set what differs between the sources as one of them has it",
+        help="a preset of configs; each shipped one follows one source where the sources differ",
     )
-    parser.add_argument("--seed", metavar="N", help="of the weights, the batches and the negatives (default: 999)")
+    parser.add_argument("--seed", metavar="N", help="seed of the weights, batches and negatives (default: 999)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
 
 
 def which_data(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which data set is read, and with which configuration."""
+    """Add the flags that choose the data set and the configuration folder."""
     parser.add_argument(
         "-d", "--dataset", required=True, type=folder_name, metavar="NAME", help="a folder in the folder of data sets"
     )
@@ -127,27 +128,25 @@ def which_data(parser: argparse.ArgumentParser) -> None:
 
 
 def how_to_encode(parser: argparse.ArgumentParser) -> None:
-    """The flags of an encoder, and of what it encodes."""
-    parser.add_argument(
-        "--weights", metavar="PATH", help="the encoder's checkpoint, or the folder that holds its files"
-    )
-    parser.add_argument("--modalities", type=names, metavar="image,text", help="default: all that there are but joint")
+    """Add the flags of an encoder and its input."""
+    parser.add_argument("--weights", metavar="PATH", help="the encoder's checkpoint, or the folder of its files")
+    parser.add_argument("--modalities", type=names, metavar="image,text", help="default: all except joint")
 
 
 def which_layout(parser: argparse.ArgumentParser) -> None:
-    """The flag that says what a table compares."""
+    """Add the flag for a table's layout."""
     parser.add_argument(
         "--layout",
         choices=tuple(LAYOUTS),
         default="plain",
-        help="what it compares, by the paper's tables, or metrics on parts of test (default: plain, all rows)",
+        help="as a table of the paper, or metrics on parts of test (default: plain, all rows)",
     )
 
 
 def how_to_print(parser: argparse.ArgumentParser) -> None:
-    """The flags of a verb that prints a table."""
+    """Add the flags of a verb that prints a table."""
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: markdown")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there (default: stdout)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
 
 
 def configs_folder(parser: argparse.ArgumentParser) -> None:
@@ -173,38 +172,38 @@ def as_json(parser: argparse.ArgumentParser) -> None:
 
 def folder_name(text: str) -> str:
     if not text or text.startswith(".") or Path(text).name != text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a data set; --data-path says in which folder it lies")
+        raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; try --data-path for its folder")
     return text
 
 
 def names(text: str) -> tuple[str, ...]:
     listed = tuple(name.strip() for name in text.split(",") if name.strip())
     if not listed:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
     return listed
 
 
 def count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
 
 
 def users(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of user ids such as 0,1,2")
+        raise argparse.ArgumentTypeError(f"expected user ids such as 0,1,2, got {text!r}")
     return tuple(dict.fromkeys(int(user) for user in text.split(",")))
 
 
 def feature_file(text: str) -> tuple[str, Path]:
     modality, equals, path = text.partition("=")
     if not equals or not modality:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE.npy")
+        raise argparse.ArgumentTypeError(f"expected MODALITY=FILE.npy, got {text!r}")
     return modality, Path(path)
 
 
 def condition(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
     return key, value

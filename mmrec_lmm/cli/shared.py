@@ -1,4 +1,4 @@
-"""What the handlers of several verbs do: find plugins, read configuration, write what was asked for."""
+"""Shared by handlers: load plugins, resolve runs, write output."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def registry_of(options: argparse.Namespace) -> Registry:
-    """The registry of all plugins, those after -p too."""
+    """The registry of all plugins, including those of -p."""
     from ..plugin.registry import load_registry
 
     return load_registry(options.plugins)
 
 
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
-    """The registry, and the runs that the flags ask for."""
+    """The registry, and the runs that the flags describe. Prints notes on stderr."""
     from ..config.resolve import Request, resolve_request
 
     registry = registry_of(options)
@@ -48,14 +48,14 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
         print(f"note: {note}", file=sys.stderr)
     for metric in dict.fromkeys(metric for run in resolved.runs for metric in run.settings.metrics):
         try:
-            registry.metrics.get(metric)  # an unknown one is refused now, and not after hours of encoding
+            registry.metrics.get(metric)  # refuse an unknown one now, not after hours of encoding
         except ConfigError as error:
             raise ConfigError(f"{resolved.origins['metrics']}: {error}") from None
     return registry, resolved
 
 
 def write(text: str, path: Path | None) -> None:
-    """Text to a file, or to stdout."""
+    """Write text to a file, or to stdout without one."""
     from ..cache import write_bytes
 
     if path is None:

@@ -1,4 +1,4 @@
-"""What the command line prints: plain text, made from results, specs and data sets. No work is done here."""
+"""Formats what the command line prints: plain text from results, specs and data sets. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ..plugin.specs import EncoderSpec, WeightFile
 from ..types import SPLITS, Dataset, FeatureTable, RunResult
 from ..weights.download import place_of, present
 
-if TYPE_CHECKING:  # it imports torch, for which `list` doesn't wait
+if TYPE_CHECKING:  # these import torch, which would slow down `list`
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
 
-WIDTHS = {"summary": 72, "license": 32}  # characters of these in a listing; `info` prints the whole
+WIDTHS = {"summary": 72, "license": 32}  # column -> most characters in a listing; `info` prints all
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as an aligned table: numbers to the right, floats with four decimals. No rows, no text."""
+    """Rows with equal keys as an aligned table: numbers right-aligned, floats with four decimals; "" without rows."""
     if not rows:
         return ""
     header = list(rows[0])
@@ -43,7 +43,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_text(result: RunResult) -> str:
-    """A finished run: where it ended, and its metrics by split, cutoffs down and metrics across."""
+    """A finished run: why it stopped, and its metrics by split, with a line per cutoff and a column per metric."""
     how = {
         "patience": f"stopped early after {result.epochs} epochs",
         "epochs": f"ran all {result.epochs} epochs",
@@ -64,7 +64,7 @@ def run_text(result: RunResult) -> str:
 
 
 def point_text(point: Point) -> str:
-    """A point's metrics by split: those of its one run, or mean and standard deviation over its seeds."""
+    """A grid point's metrics by split: of its one run, or as mean and standard deviation over its seeds."""
     if len(point.runs) == 1:
         return run_text(point.runs[0])
     rows = []
@@ -83,8 +83,10 @@ def point_text(point: Point) -> str:
 
 
 def grid_text(grid: Grid, valid_metric: str) -> str:
-    """Every run with its validation score, those of the winning point marked; then the winner's metrics and, under
-    MMRec's protocol, those of the point that it selects on test. Where seeds are all that differs, nothing is won."""
+    """All runs with their validation scores, the winning point's marked, and then the winner's metrics.
+
+    Under MMRec's protocol also the metrics of the point selected on test. If only seeds differ, there is no winner.
+    """
     metric = valid_metric.lower()
     won = {run.run_id for run in grid.winner.runs} if len(grid.points) > 1 else set()
     rows = [
@@ -109,7 +111,7 @@ def grid_text(grid: Grid, valid_metric: str) -> str:
 
 
 def replay_text(replay: Replay) -> str:
-    """The verdict of a replay, what isn't as it was, and where the two runs part."""
+    """The verdict of a replay, what changed, and where the two runs first differ."""
     lines = [f"{replay.run_id}: {replay.verdict}", *(f"  {line}" for line in replay.changed)]
     if replay.departs:
         lines.append(f"  first divergence: {replay.departs}")
@@ -121,7 +123,7 @@ def replay_text(replay: Replay) -> str:
 
 
 def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """`study status`: one row a cell."""
+    """`study status`: one row per cell."""
     return [
         {
             "cell": outcome.cell.key,
@@ -135,7 +137,7 @@ def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def study_text(outcomes: Sequence[Outcome]) -> str:
-    """Every cell with its state, and the counts."""
+    """All cells with their states, and the counts."""
     rows = outcome_rows(outcomes)
     for row in rows:
         row["reason"] = _shortened(row["reason"])
@@ -146,8 +148,10 @@ def study_text(outcomes: Sequence[Outcome]) -> str:
 
 
 def content_text(board: Leaderboard, out: Path) -> str:
-    """What `demo` shows of a study of one model: its row beside those of its controls, on the study's first metric, and
-    every row's marks. `out` holds the runs."""
+    """`demo`: the row of a study's one model beside its control runs, on the first metric, with all marks.
+
+    `out` is the folder of runs.
+    """
     from ..running.run_folder import load_result
 
     by_key = {row.key: row for row in board.rows}
@@ -188,30 +192,28 @@ def _shortened(text: str) -> str:
 
 
 def job_line(job: Job, record: Record) -> str:
-    """What became of one run of a study."""
+    """The outcome of one run of a study, as a line."""
     return f"{job.title}: {record.state}" + (f": {record.reason}" if record.reason else f" in {record.seconds:.1f} s")
 
 
-def shared_text(artifacts: Sequence[CachedFile]) -> str:
-    """What a study's runs share, and whether it is there."""
-    rows = [
-        {"shared": one.what, "": "there" if one.there else _shortened(one.reason) or "to be made"} for one in artifacts
-    ]
-    return table(rows) or "nothing is shared: no encoder takes part"
+def shared_text(files: Sequence[CachedFile]) -> str:
+    """The cached files that a study's runs share, and which of them exist."""
+    rows = [{"shared": one.what, "": "there" if one.there else _shortened(one.reason) or "to be made"} for one in files]
+    return table(rows) or "nothing is shared: the study has no encoder"
 
 
 def probe_line(probe: Probe) -> str:
-    """What one probe found."""
+    """The result of one probe, as a line."""
     return f"probe of {probe.title}: {probe.reason or f'{probe.cost.seconds_per_epoch:.2f} s an epoch'}"
 
 
 def making_line(making: Making) -> str:
-    """What one artifact would take."""
+    """The measured speed of making one cached file, as a line."""
     return f"probe of {making.what}: {making.reason or f'{1000 * making.pace.seconds_per_item:.1f} ms an item'}"
 
 
 def making_text(makings: Sequence[Making], *, jobs: int) -> str:
-    """What making all that runs share would take."""
+    """The estimated time to make all files that runs share."""
     known = [making for making in makings if not making.reason]
     rows = [
         {
@@ -234,7 +236,7 @@ def making_text(makings: Sequence[Making], *, jobs: int) -> str:
 
 
 def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
-    """What the runs that are left would take, by their probes."""
+    """The estimated cost of the unfinished runs, by their probes."""
     rows = [
         {
             "like": probe.title,
@@ -257,7 +259,7 @@ def estimate_text(probes: Sequence[Probe], *, jobs: int) -> str:
     memory = max((probe.cost.memory for probe in known), default=0)
     total = (
         f"training: {at_most}{minutes:.0f} minutes with --jobs {jobs}; memory: {memory / 2**30:.1f} GiB a process; "
-        f"disk: {disk / 2**20:.0f} MiB. Measured by probes of a few epochs on this machine, as busy as it is now"
+        f"disk: {disk / 2**20:.0f} MiB. Measured by probes of a few epochs on this machine under its present load"
     )
     return "\n\n".join(filter(None, [table(rows), "\n".join(unknown), total]))
 
@@ -267,7 +269,7 @@ def _minutes(probe: Probe) -> float:
 
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """`list runs`: one row a finished run."""
+    """`list runs`: one row per finished run."""
     return [
         {
             "run": result.run_id,
@@ -288,7 +290,7 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
 
 
 def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`slices`: each slice with its means, at cutoff 20 where that is there; then what each is."""
+    """`slices`: each slice with its means, at cutoff 20 if measured; then a description of each slice."""
     metrics = list(rows[0]["metrics"])
     shown = [metric for metric in metrics if metric.endswith("@20")] or metrics
     lines = table(
@@ -304,7 +306,7 @@ def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spec_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
-    """`list models` and its like: name, what it is, who brings it."""
+    """`list models` and the like: name, summary, plugin."""
     if kind == "plugins":
         return [
             {
@@ -331,7 +333,10 @@ def spec_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
 
 
 def weights_state(registry: Registry, spec: EncoderSpec) -> str:
-    """Whether the files of an encoder's default configuration are here; asks no network and reads none of them."""
+    """The state of the files of an encoder's default configuration: here, missing or not needed.
+
+    Uses no network and opens no file.
+    """
     if spec.files is None:
         return "needs none"
     files = _files(registry, spec)
@@ -340,7 +345,7 @@ def weights_state(registry: Registry, spec: EncoderSpec) -> str:
 
 
 def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | None]:
-    """The files of an encoder's default configuration, and where they are."""
+    """The files of an encoder's default configuration, with their paths; None for a missing one."""
     if spec.files is None:
         return {}
     config = registry.encoders.load(spec.name, "config")()
@@ -350,7 +355,7 @@ def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | Non
 
 
 def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`list`: the rows as a table, long texts shortened."""
+    """`list`: the rows as a table, with long texts shortened."""
     return table(
         [
             {
@@ -363,7 +368,7 @@ def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def info_text(registry: Registry, name: str) -> str:
-    """Everything known of one name: the spec, and the configuration keys with types and defaults."""
+    """All specs with a name, and their configuration keys with types and defaults."""
     kinds: dict[str, NamedSpecs[Any]] = {
         "model": registry.models,
         "encoder": registry.encoders,
@@ -375,7 +380,8 @@ def info_text(registry: Registry, name: str) -> str:
     if not parts:
         known = [known for specs in kinds.values() for known in specs.names()]
         raise ConfigError(
-            f"nothing is called {name}{did_you_mean(name, known)}; `list models` and its like show what is"
+            f"info: expected the name of a model, encoder, paradigm, data set or metric, got {name}"
+            f"{did_you_mean(name, known) or '; try `list models` and the like'}"
         )
     return "\n\n".join(parts)
 
@@ -397,7 +403,7 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
 
 
 def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
-    """`data check`: counts by split, what the specs has, what the feature files have, and what loading remarked."""
+    """`data check`: counts by split, contents of the catalog and the feature files, and notes from loading."""
     rows = []
     for split in SPLITS:
         interactions = getattr(dataset, split)
@@ -411,7 +417,7 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
         )
     lines = [f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items", "", table(rows), ""]
     if dataset.catalog is None:
-        lines.append("specs: none (items.tsv); an encoder needs one")
+        lines.append("catalog: none (items.tsv); an encoder needs one")
     else:
         images = sum(path is not None and path.is_file() for path in dataset.catalog.images)
         named = sum(path is not None for path in dataset.catalog.images)
@@ -468,7 +474,7 @@ def _key_line(key: Key) -> str:
 
 
 def _point(parameters: Mapping[str, Any]) -> str:
-    """A grid's point as one would type it; the seed has a column of its own."""
+    """A grid point as it is typed, without the seed, which has a column of its own."""
     return ", ".join(f"{key}={as_yaml(value)}" for key, value in parameters.items() if key != "seed")
 
 

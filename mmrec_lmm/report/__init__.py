@@ -1,1 +1,1 @@
-"""What a study or a run is shown as: tables, plots, the page, and the figures of the paper beside them."""
+"""Shows a study or a run: as tables, plots and the leaderboard page, with the paper's figures beside them."""

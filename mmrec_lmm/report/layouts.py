@@ -1,6 +1,6 @@
-"""What tables there are: the layouts of LAYOUTS in the formats of FORMATS. `tables.py` fills and prints them.
+"""The layouts (LAYOUTS) and formats (FORMATS) of tables; `tables.py` fills and prints them.
 
-The command line's choices: this imports next to nothing.
+They are choices of the command line: this module imports almost nothing.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ TABLE_AXES = ("dataset", *(axis for axis in AXES if axis != "dataset"))  # data 
 
 
 class Layout(NamedTuple):
-    """How a table is laid out. An axis that isn't named here, but differs among the rows shown, gets a column too."""
+    """The layout of a table. An axis that isn't named here gets a column too, if it differs among the rows shown."""
 
     caption: str
-    rows: tuple[str, ...]  # axes whose values name a line, outermost first
-    compares: str | None = None  # only rows that have another beside them which differs in this axis alone, no control
-    across: str = "metric"  # the axis whose values stand side by side
-    paradigm: str | None = None  # only rows of this one
-    table: int | None = None  # of the paper
-    gains: bool = False  # columns for what each row is above its control twins, where it has any
+    rows: tuple[str, ...]  # axes whose values label a line, outermost first
+    compares: str | None = None  # only rows for which another differs in this axis alone; no control runs
+    across: str = "metric"  # the axis whose values are the columns
+    paradigm: str | None = None  # only rows of this paradigm
+    table: int | None = None  # number of the table in the paper
+    gains: bool = False  # also columns for content gain, if some row has control runs
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -1,14 +1,14 @@
 "use strict";
-// What the leaderboard page does: it draws the table, the plot and the tickets from the JSON in the page, and keeps
-// what is shown in the address. It sends and loads nothing.
+// The script of the leaderboard page: it draws the table, the plot and the tickets from the JSON in the page, and keeps
+// the current view in the address. It makes no network request.
 
 const board = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const CHUNK = 100;  // rows that are drawn at once; the others follow while the reader looks at these
-const ANY = "*", OWN = "own";  // of a filter: all rows; rows with their own features, no twins
+const CHUNK = 100;  // rows to draw at once; the others follow later, to keep the page responsive
+const ANY = "*", OWN = "own";  // values of a filter: all rows; only rows with their own features, no control runs
 
-// Elements are made here alone. Children are nodes or text, never markup.
+// Only these functions make elements. Children are nodes or text, never markup.
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (typeof value === "function") node.addEventListener(name, value);
@@ -23,12 +23,12 @@ const draw = (tag, attributes, ...children) => fill(document.createElementNS(SVG
 const span = (kind, ...children) => make("span", {class: kind}, ...children);
 const soft = text => make("p", {class: "soft"}, text);
 
-// Numbers as a reader wants them
+// Formats of numbers
 const NONE = "–";
 const fixed = (value, digits = 4) => value == null ? NONE : value.toFixed(digits);
 const signed = value => value == null ? NONE : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(4);
 const count = value => value == null ? NONE : value.toLocaleString("en");
-const ends = (interval, format = fixed) =>  // one seed tells none
+const ends = (interval, format = fixed) =>  // a single seed has no interval
   interval?.low == null || interval.high == null ? "" : `${format(interval.low)} – ${format(interval.high)}`;
 function short(value, units) {  // 93 with {h: 3600, min: 60, s: 1} is "1.6 min"
   if (value == null) return NONE;
@@ -53,14 +53,14 @@ const datasets = distinct(rows.map(row => row.dataset));
 const paradigms = distinct(rows.filter(row => row.scored).map(row => row.paradigm));
 const controls = distinct(rows.map(row => row.control).filter(Boolean));
 const gains = distinct(rows.flatMap(row => Object.keys(row.content_gain)));
-const main = board.ranked_by || board.metrics[0];  // what selected the runs; an earlier file doesn't say
+const main = board.ranked_by || board.metrics[0];  // the metric that selected the runs; earlier files lack it
 for (const dataset of datasets) {
   rows.filter(row => row.dataset === dataset && row.scores[main] && !row.control)
     .sort((a, b) => b.scores[main].mean - a.scores[main].mean)
     .forEach((row, index) => { row.rank = index + 1; });
 }
 
-// The view: what is shown, in which order. What differs from the default stands in the address, to be sent.
+// The view: what is shown, in which order. The address keeps what differs from the default, for sharing.
 const DEFAULT = {
   dataset: datasets[0] ?? ANY, model: ANY, encoder: ANY, paradigm: ANY, control: OWN, failed: "",
   sort: "rank", order: "ascending", metric: main, on: "", row: "",
@@ -96,7 +96,7 @@ function change(part) {
   history.replaceState(null, "", address ? `#${address}` : location.pathname + location.search);
 }
 
-// Bars: one scale for each data set and metric, over the rows that the filter of controls leaves
+// Bars: one scale for each data set and metric, over the rows that pass the filter of controls
 const scales = new Map();
 function widen(id, interval) {
   const [low, high] = scales.get(id) ?? [Infinity, -Infinity];
@@ -123,12 +123,12 @@ function bar({mean, low, high}, scale, base) {
   });
 }
 
-// The table's columns: how each sorts, what it shows, and its width: at least so many rem, and a share of what is left
+// The table's columns: sort value, content, and width as [minimum in rem, share of the remaining space]
 const text = value => value || span("soft", NONE);
 const unseen = text => span("unseen", text);
 const star = () => span("star", make("span", {"aria-hidden": "true"}, "★"), unseen(" better than the baseline"));
-// A mark: the result may say more of the training budget than of the model, or is compared with one that may
-const marksOf = row => row?.marks ?? [];  // an earlier file has none
+// Marks: the result may reflect the training budget more than the model, or is compared with one that may
+const marksOf = row => row?.marks ?? [];  // earlier files have none
 const doubts = (row, key) => [
   ...marksOf(row),
   ...marksOf(byKey.get(key)).map(reason => `compared with ${key}, whose ${reason}`),
@@ -186,7 +186,7 @@ const costColumn = (id, label, format) => ({
   id, label, width: [4, 0.2], number: true, value: row => row[id], cell: row => [format(row[id])],
 });
 let columns = [], lines = new Map();
-function line(row) {  // a row's <tr>, made once
+function line(row) {  // the row's <tr>, made once
   if (lines.has(row)) return lines.get(row);
   const cell = column => make("td", {
     role: "cell", "data-label": column.label, class: column.number ? "number" : null,
@@ -199,7 +199,7 @@ function line(row) {  // a row's <tr>, made once
   return made;
 }
 const collator = new Intl.Collator("en", {numeric: true});
-function compare(a, b) {  // rows without a value come last, either way; equal ones in the study's order
+function compare(a, b) {  // rows without a value come last in both orders; equal ones keep the study's order
   const {value} = columns.find(column => column.id === view.sort) ?? columns[0];
   const [x, y] = [value(a) ?? null, value(b) ?? null];
   if (x === null || y === null || x === y) return (x === null) - (y === null) || a.order - b.order;
@@ -249,7 +249,7 @@ function drawOn(chosen, size = CHUNK) {
   undrawn = chosen.slice(size);
   if (undrawn.length) waiting = setTimeout(() => drawOn(undrawn), 0);
 }
-function fit() {  // a table that is wider than its place scrolls there, also by keyboard
+function fit() {  // a table that is too wide scrolls in its box, also by keyboard
   const wide = byId("table").firstElementChild.scrollWidth > byId("table").clientWidth;
   byId("table").classList.toggle("scrolls", wide);
   byId("table").tabIndex = wide ? 0 : -1;
@@ -263,17 +263,17 @@ function render() {
   renderPlot();
 }
 
-// The plot: the data set's rows that the filters leave, and the front that none of them betters
+// The plot: the rows of a data set that pass the filters, and their Pareto front
 const SHAPES = [  // one for each paradigm, drawn around 0, 0
   () => draw("circle", {class: "mark", r: 4.5}),
   () => draw("path", {class: "mark", d: "M0-5.5 5.2 4H-5.2Z"}),
   () => draw("rect", {class: "mark", x: -4.2, y: -4.2, width: 8.4, height: 8.4}),
   () => draw("path", {class: "mark", d: "M0-6 6 0 0 6-6 0Z"}),
 ];
-const TIMES = [  // seconds that may be marked on the axis
+const TIMES = [  // possible ticks of the time axis, in seconds
   0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000, 86400, 259200, 864000,
 ];
-const LETTER = 6.3;  // pixels, of a label's text on average
+const LETTER = 6.3;  // average width of a label's letters, in pixels
 const shape = paradigm => SHAPES[paradigms.indexOf(paradigm) % SHAPES.length]();
 let points = [];
 function renderPlot() {
@@ -291,7 +291,7 @@ function renderPlot() {
   }
   const width = byId("plot").clientWidth, height = Math.max(260, Math.min(360, width * 0.42));
   const [left, right, top, bottom] = [52, width - 14, 16, height - 40];
-  const axis = (values, from, to, margin, least) => {  // from values to pixels, with a margin at both ends
+  const axis = (values, from, to, margin, least) => {  // maps values to pixels, with a margin at both ends
     const [low, high] = [Math.min(...values), Math.max(...values)], pad = (high - low) * margin || least;
     const place = value => from + (value - low + pad) / (high - low + 2 * pad) * (to - from);
     return {place, low: low - pad, high: high + pad};
@@ -328,7 +328,7 @@ function renderPlot() {
   points = shown.map(row => {
     const {mean, interval: {low, high}} = row.scores[metric], leads = front.includes(row);
     const whisker = leads && low != null && high != null
-      && draw("line", {  // as far as the plot goes
+      && draw("line", {  // clipped to the plot
         class: "whisker", y1: Math.min(bottom, y(low)) - y(mean), y2: Math.max(top, y(high)) - y(mean),
       });
     const said = `${nameOf(row)}: ${metric} ${fixed(mean)}, ${duration(row.seconds)}`
@@ -348,7 +348,7 @@ function renderPlot() {
 
   const taken = shown.map(row => [x(row.seconds) - 5, y(quality(row)) - 5, 10, 10]);  // boxes: x, y, width, height
   const covers = ([a, b, c, d], [e, f, g, h]) => a < e + g && e < a + c && b < f + h && f < b + d;
-  for (const row of front.toReversed()) {  // named where there is room, left or right, in full or by the model
+  for (const row of front.toReversed()) {  // label it if there is room, left or right, in full or by the model
     const [px, py] = [x(row.seconds), y(quality(row))];
     const dagger = marksOf(row).length ? "†" : "";
     const places = [nameOf(row) + dagger, row.model + dagger].flatMap(label => {
@@ -365,7 +365,7 @@ function renderPlot() {
   }
   byId("plot").append(svg);
 }
-function point(row) {  // the plot and the table point at one row together; null: at none
+function point(row) {  // highlight one row in the plot and the table; null: none
   for (const node of document.querySelectorAll(".linked")) node.classList.remove("linked");
   const score = row?.scores[view.metric];
   byId("pointed").textContent = score && row.seconds
@@ -374,7 +374,7 @@ function point(row) {  // the plot and the table point at one row together; null
   points.find(node => node.row === row)?.classList.add("linked");
   lines.get(row)?.classList.add("linked");
 }
-function walk(event) {  // keys on the plot, which is one stop of the Tab key
+function walk(event) {  // keys move between points, as the Tab key stops at the plot only once
   const at = points.indexOf(event.target.closest(".point"));
   if (at < 0) return;
   const moves = {
@@ -390,7 +390,7 @@ function walk(event) {  // keys on the plot, which is one stop of the Tab key
   if (to === points[at] && ["Enter", " "].includes(event.key)) openTicket(to.row);
 }
 
-// The ticket: all that is known of one row
+// The ticket: all details of one row
 const isMapping = value => value !== null && typeof value === "object" && !Array.isArray(value);
 const part = (title, ...content) => content.some(Boolean) && [make("h3", null, title), ...content.flat()];
 const twoLines = (interval, format) =>
@@ -407,7 +407,7 @@ function said(value) {
   if (Array.isArray(value)) return value.map(said).join(", ");
   return isMapping(value) ? JSON.stringify(value) : String(value ?? NONE);
 }
-function pairs(mapping) {  // nested mappings are nested lists
+function pairs(mapping) {  // nested mappings become nested lists
   const entries = Object.entries(mapping);
   return entries.length > 0 && make("dl", null, entries.flatMap(([name, value]) => [
     make("dt", null, name), make("dd", null, isMapping(value) ? pairs(value) : said(value)),
@@ -419,7 +419,7 @@ function command(line) {
     let done = "Copied";
     try {
       await navigator.clipboard.writeText(line);
-    } catch {  // a page over plain HTTP has no clipboard
+    } catch {  // pages over plain HTTP have no clipboard
       getSelection().selectAllChildren(code);
       done = "Selected";
     }
@@ -484,7 +484,7 @@ function openTicket(row) {
   change({row: row.key});
 }
 
-// What stands still: the heading, the legends, the controls
+// The parts drawn once: the heading, the legends, the controls
 const TESTS = {
   "t-test": "a paired t-test over users and seeds", "t-test-users": "a paired t-test over users",
   wilcoxon: "Wilcoxon's signed-rank test", permutation: "a paired permutation test",
@@ -506,7 +506,7 @@ function explain() {
     board.untested && make("p", {class: "untested"}, board.untested),
     make("p", null, `Study ${board.study}. `, board.comparisons ? tested : "No row is tested against another."),
     soft("Scores are means over users on test, each user averaged over the seeds, with 95 % intervals; "
-      + "epoch and grid point are chosen on validation. All of it is conditional on one split of the data."),
+      + "epoch and grid point are chosen on validation. All results are conditional on one split of the data."),
     rows.some(row => marksOf(row).length > 0) && soft("†: the figure may say more about the training budget than "
       + "about the model, or is compared with one that may; point at it, or open the row, for the reason."),
     board.notes.length > 0 && make("ul", {class: "notes"}, board.notes.map(note => make("li", null, note))));
@@ -524,14 +524,14 @@ const option = (value, label = value) => make("option", {value}, label);
 function filterControl([name, {label, all, names, options}]) {
   const choose = ({target}) => {
     change({[name]: target.value});
-    if (name === "control") renderHead();  // the bars' scales follow it
+    if (name === "control") renderHead();  // the scales of the bars depend on it
     render();
   };
   return make("label", {hidden: name === "control" && !controls.length}, label, make("select",
     {id: `filter-${name}`, change: choose},
     options.map(value => option(value, value === ANY ? all : names?.[value] ?? value))));
 }
-function sortControl() {  // for a phone, where the columns have no head
+function sortControl() {  // for phones, which show no column heads
   const choose = ({target}) => {
     const [order, ...id] = target.value.split(" ");
     change({sort: id.join(" "), order});
@@ -567,7 +567,7 @@ function failedControl() {
   return make("label", {class: "switch", hidden: !counts},
     make("input", {type: "checkbox", role: "switch", id: "failed", change: choose}), `Show ${counts}`);
 }
-function remembered(theme) {  // sets it, where there is one to set; a browser may refuse to keep anything
+function remembered(theme) {  // stores `theme`, if given, and returns the stored one; storage may be blocked
   try {
     if (theme) localStorage.setItem("theme", theme);
     return localStorage.getItem("theme");
@@ -589,7 +589,7 @@ function listen() {
   on("theme", "click", ({target}) => applyTheme(target.textContent.toLowerCase()));
   dark.addEventListener("change", () => applyTheme());
   on("skip", "click", event => {
-    event.preventDefault();  // the address is the view's
+    event.preventDefault();  // the address belongs to the view
     byId("table").focus();
   });
   on("metric", "change", ({target}) => {
@@ -602,7 +602,7 @@ function listen() {
   });
   on("body", "click", ({target}) => {
     const line = target.closest("tr");
-    if (!line || String(getSelection())) return;  // who selects text wants that
+    if (!line || String(getSelection())) return;  // selecting text opens nothing
     line.querySelector(".open").focus();
     openTicket(line.row);
   });
@@ -618,7 +618,7 @@ function listen() {
     on("plot", kind, ({target}) => point(target.closest(".point")?.row ?? null));
   }
   on("body", "mouseleave", () => point(null));
-  on("ticket", "click", ({target}) => { if (target === byId("ticket")) byId("ticket").close(); });  // beside it
+  on("ticket", "click", ({target}) => { if (target === byId("ticket")) byId("ticket").close(); });  // a click outside
   on("ticket", "close", () => change({row: ""}));
   let width = byId("plot").clientWidth;
   new ResizeObserver(() => {

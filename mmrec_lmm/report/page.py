@@ -1,8 +1,8 @@
-"""The leaderboard page: one HTML file with its style, script and data, which needs no server and asks for nothing.
+"""The leaderboard page: one HTML file with its style, script and data, which needs no server and no network.
 
-`page.html`, `page.css` and `page.js` beside this file are the page; here they and the data are put together. Names come
-from plugins and configuration from users, so nothing of them may become markup: the data are JSON without `<`, the
-script makes text nodes of them, and the page's policy admits that one script by its hash and no request at all.
+This module joins `page.html`, `page.css`, `page.js` and the data. Names come from plugins and users and must never
+become markup: the data are JSON without `<`, the script inserts them as text nodes, and the page's security policy
+allows only that script, by its hash, and no request.
 """
 
 import base64
@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 def page(leaderboard: Leaderboard) -> str:
-    """The whole page as text, to be written as UTF-8."""
+    """The whole page as text; write it as UTF-8."""
     template, style, script = (
         (files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )
@@ -35,12 +35,12 @@ def page(leaderboard: Leaderboard) -> str:
 
 
 def _json_in_html(value: Any) -> str:
-    """JSON that can't end the script element it stands in."""
+    """The value as JSON that can't close its script element."""
     return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON doesn't know: a test of equal numbers has no p."""
+    """The value with None for NaN and infinity, which JSON lacks. For example, a test of equal numbers has no p."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Figures of a run and of a leaderboard, for a paper: one column wide, in colors that the color-blind tell apart.
+"""Plots of a run and of a leaderboard, for a paper: one column wide, in a color-blind-safe palette.
 
-Each function draws one figure; the suffix of its path says the format: .svg, .pdf or .png. The same data give the same
-file, byte by byte, with one version of matplotlib (extra `plots`), which nothing but `_figure` imports.
+Each function draws one figure; the suffix of its path sets the format: .svg, .pdf or .png. With the same version of
+matplotlib (extra `plots`), equal data give identical files. Only `_figure` imports matplotlib.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH = 3.3  # inches: a column of a two-column page
 SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX
 METADATA = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}  # no dates: equal data, equal files
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito, 2008
-MARKERS = "osD^vP*"  # so that print without colors tells series apart too
+MARKERS = "osD^vP*"  # series also differ in print without colors
 STYLE: Mapping[Any, Any] = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -47,13 +47,16 @@ STYLE: Mapping[Any, Any] = {
 
 
 def run_plots(folder: Path, out: Path) -> list[Path]:
-    """A finished run's learning curves and metrics by cutoff, each as SVG and PDF in `out`; the files written."""
+    """Plot a finished run's learning curves and metrics by cutoff, as SVG and PDF in `out`; return the files."""
     result = load_result(folder)
     if result is None:
-        raise DataError(f"{folder}: no finished run lies here, so there is nothing to plot")
+        raise DataError(f"{folder}: expected a finished run, got a folder without results; try run --resume first")
     settings = load_settings(folder)
     if settings is None:
-        raise DataError(f"{folder / CONFIG}: no such file, so that nobody knows by which metric the run was selected")
+        raise DataError(
+            f"{folder / CONFIG}: expected the run's configuration, for the metric that selected it, got no file; "
+            "try running it again with --force"
+        )
     metric = settings.valid_metric.lower()
     history = load_history(folder)
     written = []
@@ -65,7 +68,7 @@ def run_plots(folder: Path, out: Path) -> list[Path]:
 
 
 def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
-    """Of each data set, the seeds of its rows, and quality against seconds: SVG and PDF in `out`; the files written."""
+    """Plot each data set's rows by seed, and quality against time, as SVG and PDF in `out`; return the files."""
     metric = board.main_metric
     written = []
     for dataset in dict.fromkeys(row.axes.dataset for row in board.rows):
@@ -81,7 +84,7 @@ def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
 
 
 def learning_curves(history: Sequence[EpochReport], metric: str, path: Path, *, best: int) -> Path:
-    """The summed training loss and a validation metric by epoch; a line marks the `best` epoch, whose state is kept."""
+    """Plot the summed training loss and a validation metric by epoch; a line marks the `best` epoch."""
     with _figure(path, height=2.6) as figure:
         loss, quality = figure.subplots(2, sharex=True)
         loss.plot(
@@ -97,7 +100,7 @@ def learning_curves(history: Sequence[EpochReport], metric: str, path: Path, *, 
 
 
 def metric_by_cutoff(test: Mapping[str, float], path: Path) -> Path:
-    """Each metric of the test split by its cutoff: {"recall@5": .04, "recall@10": ...}."""
+    """Plot each metric of the test split by cutoff; `test` is {"recall@5": .04, "recall@10": ...}."""
     with _figure(path, height=2.0) as figure:
         axes = figure.subplots()
         names = list(dict.fromkeys(key.partition("@")[0] for key in test))
@@ -116,7 +119,7 @@ def metric_by_cutoff(test: Mapping[str, float], path: Path) -> Path:
 
 
 def seeds(rows: Sequence[Row], metric: str, path: Path) -> Path:
-    """One line a row: its seeds as dots, its mean as a bar, and its 95 % interval."""
+    """Plot one line per row: its seeds as dots, its mean as a bar, and its 95 % interval."""
     names = _names(rows)
     with _figure(path, height=0.7 + 0.15 * len(rows)) as figure:
         axes = figure.subplots()
@@ -133,7 +136,7 @@ def seeds(rows: Sequence[Row], metric: str, path: Path) -> Path:
 
 
 def pareto(rows: Sequence[Row], metric: str, path: Path) -> Path:
-    """Quality against seconds of training, one point a row; a line joins those that no other beats in both."""
+    """Plot quality against seconds of training, one point per row; a line joins the Pareto front."""
     points = sorted((row.seconds or 0.0, -row.scores[metric].mean, place) for place, row in enumerate(rows))
     front: list[tuple[float, float, int]] = []
     for seconds, worse, place in points:
@@ -154,7 +157,7 @@ def pareto(rows: Sequence[Row], metric: str, path: Path) -> Path:
             linewidth=0.6,
         )
         for seconds, mean, place in front:
-            late = seconds > math.sqrt(points[0][0] * points[-1][0])  # on the right half: its name stands to the left
+            late = seconds > math.sqrt(points[0][0] * points[-1][0])  # in the right half: put the name on its left
             axes.annotate(
                 names[place],
                 (seconds, mean),
@@ -173,20 +176,20 @@ def pareto(rows: Sequence[Row], metric: str, path: Path) -> Path:
 
 
 def need_matplotlib() -> None:
-    """ConfigError where matplotlib isn't installed: asked before a long run rather than after it."""
+    """Raise ConfigError if matplotlib isn't installed. Called before a long run, to fail early."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"plots need matplotlib ({error}): pip install 'mmrec-lmm[plots]'") from None
+        raise ConfigError(
+            f"--plots: expected matplotlib to be installed, got {error}; try pip install 'mmrec-lmm[plots]'"
+        ) from None
 
 
 @contextmanager
 def _figure(path: Path, *, height: float) -> Iterator[Any]:
-    """A figure of WIDTH x `height` inches in our style, which is written to `path` at the end."""
+    """A figure of WIDTH x `height` inches in STYLE, written to `path` when the context ends."""
     if path.suffix not in METADATA:
-        raise ConfigError(
-            f"{path}: a plot is written as {', '.join(METADATA)}, not {path.suffix or 'without a suffix'}"
-        )
+        raise ConfigError(f"{path}: expected a suffix of {', '.join(METADATA)}, got {path.suffix or 'none'}")
     need_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no display, nothing global
@@ -207,7 +210,7 @@ def _series(place: int) -> dict[str, str]:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """What tells each row from the others, or the model where there is one row; and its mark."""
+    """A label for each row: its model and its values on the axes that differ, with its mark."""
     differ = [axis for axis in TABLE_AXES if axis == "model" or len({label(row, axis) for row in rows}) > 1]
     names = [" ".join(value for axis in differ if (value := label(row, axis)) != NONE) for row in rows]
     marks = [MARK if row.marks else "" for row in rows]

@@ -1,8 +1,8 @@
-"""A Leaderboard as tables that a paper could print: Markdown, LaTeX, CSV and HTML, in the layouts of LAYOUTS.
+"""A Leaderboard as tables for a paper: Markdown, LaTeX, CSV and HTML, in the layouts of LAYOUTS.
 
-`arrange` makes a Table, which knows no format: labels, cells, footnotes, remarks. The writers below turn it into text,
-each with its own escapes. CSV is another matter: a line for each row and metric, with all that was measured. Where the
-paper has a figure for a row, it stands below ours.
+`arrange` makes a Table, which is independent of the format: labels, cells, footnotes, remarks. The writers below turn
+it into text, each with its own escapes. CSV differs: it has a line for each row and metric, with all that was measured.
+If the paper has a figure for a row, it is printed below ours.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from ..types import PRE_TRAINED
 from . import paper
 from .layouts import LAYOUTS, TABLE_AXES, Layout
 
-DASH = "–"  # for a figure that isn't there
+DASH = "–"  # for a missing figure
 MINUS = "−"
-MARK = "†"  # behind a figure that may say more of a run's budget than of its model, and what is compared with it
+MARK = "†"  # after figures that may reflect the training budget more than the model, and figures compared with them
 NONE = "-"  # for an axis on which a row has no value
-LONG = 45  # lines that a page holds; a longer table runs over several
+LONG = 45  # lines that fit on a page; a longer table spans several
 
-Published = Callable[[Row], Mapping[str, float]]  # figures by metric that somebody printed for what a row compares
+Published = Callable[[Row], Mapping[str, float]]  # metric -> published figure for a row's combination
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a table."""
+class TableCell:
+    """One entry of a table."""
 
     text: str = ""
     bold: bool = False
@@ -41,16 +41,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: the labels that name it, and a cell for each column."""
+    """One line of a table: its labels, and a cell for each column."""
 
     labels: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    source: str = "ours"  # or the paper, or the difference to it
+    cells: tuple[TableCell, ...]
+    source: str = "ours"  # or "paper", or "difference"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table before it has a format."""
+    """A table, independent of its format."""
 
     caption: str
     labels: tuple[str, ...]
@@ -60,7 +60,7 @@ class Table:
     remarks: tuple[str, ...]
 
     def breaks(self) -> Iterator[tuple[Line, int]]:
-        """Each line, with how many of its labels the line before it has already said."""
+        """Each line, with the number of leading labels that it shares with the line before."""
         before: tuple[str, ...] = ()
         for line in self.lines:
             same = [mine == other for mine, other in zip(line.labels, before, strict=False)]
@@ -71,22 +71,24 @@ class Table:
 def render(
     board: Leaderboard, *, layout: str = "plain", format: str = "markdown", published: Published = paper.published
 ) -> str:
-    """A leaderboard as text in one of LAYOUTS and FORMATS, beside figures that were `published`.
+    """A leaderboard as text in one of LAYOUTS and FORMATS, beside `published` figures.
 
-    ConfigError where there are no rows, or none that the layout could compare.
+    Raises ConfigError if there are no rows, or none that the layout can compare.
     """
     plan = LAYOUTS[layout]
     rows = _kept(board.rows, plan)
     if not board.rows:
-        raise ConfigError(f"{board.study}: its leaderboard has no rows yet; `study run` makes them")
+        raise ConfigError(f"{board.study}: expected a leaderboard with rows, got none yet; try `study run`")
     if not rows:
         only = f" (of paradigm {plan.paradigm})" if plan.paradigm else ""
         raise ConfigError(
-            f"{board.study}: {layout} compares rows that differ in {plan.compares} alone{only}, and no two do; "
-            "the plain layout shows all rows"
+            f"{board.study}: --layout {layout}: expected rows that differ in {plan.compares} alone{only}, got no two; "
+            "try --layout plain, which shows all rows"
         )
     if plan.across == "slice" and not any(row.slices for row in rows):
-        raise ConfigError(f"{board.study}: no row has slices; `slices: true` in a study's file asks for them")
+        raise ConfigError(
+            f"{board.study}: --layout slices: expected rows with slices, got none; try slices: true in the study's file"
+        )
     if format == "csv":
         return slices_csv(board, rows) if plan.across == "slice" else as_csv(board, rows, published)
     table = _sliced(board, rows, plan) if plan.across == "slice" else arrange(board, rows, plan, published)
@@ -94,7 +96,7 @@ def render(
 
 
 def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
-    """The rows that a layout has something to compare with."""
+    """The rows that the layout can compare with another."""
     if plan.compares is None:
         return list(rows)
     others = [axis for axis in TABLE_AXES if axis != plan.compares]
@@ -104,7 +106,7 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
 
 
 def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Published) -> Table:
-    """Some rows of a leaderboard, put in their places."""
+    """The table of some rows of a leaderboard, in a layout."""
     axes = _axes(plan, rows)
     order = {axis: _order(axis, rows) for axis in TABLE_AXES} | {"metric": list(board.metrics)}
     found = {
@@ -138,7 +140,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
         labels=(*axes, "source") if beside else axes,
         columns=columns,
         lines=tuple(
-            dataclasses.replace(line, cells=(*line.cells, *[Cell()] * (len(columns) - len(line.cells))))
+            dataclasses.replace(line, cells=(*line.cells, *[TableCell()] * (len(columns) - len(line.cells))))
             for line in lines
         ),
         footnotes=footnotes.texts(),
@@ -147,7 +149,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
 
 
 def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
-    """The metrics of each row that has some on parts of test, side by side with those of all of it."""
+    """The table of rows with slices: their metrics on all of test and on each slice."""
     rows = [row for row in rows if row.slices]
     axes, parts = _axes(plan, rows), _slices_of(rows)
     lines = []
@@ -156,7 +158,7 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
             found = [row.slices[part][metric].mean if part in row.slices else None for part in parts]
             figures = [row.scores[metric].mean, *found]
             mark = bool(row.marks)
-            cells = tuple(Cell(DASH) if x is None else _number(x, mark=mark) for x in figures)
+            cells = tuple(TableCell(DASH) if x is None else _number(x, mark=mark) for x in figures)
             lines.append(Line(_labels(row, axes, metric), cells))
     return Table(
         caption=_caption(board, rows, plan),
@@ -173,32 +175,32 @@ def _slices_of(rows: Iterable[Row]) -> list[str]:
 
 
 def _controls(rows: Iterable[Row]) -> list[str]:
-    """The controls by which some row's content gain is known."""
+    """The controls over which some row has a content gain."""
     return list(dict.fromkeys(control for row in rows for control in row.content_gain))
 
 
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
-    """That nothing was tested, where that is so; the study, the layout, and what all rows share and no column says."""
+    """The caption: why nothing was tested, if so; the title, the layout, and values that all rows share."""
     shared = [axis for axis in TABLE_AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
     values = [value for axis in shared if (value := label(rows[0], axis)) != NONE]
     return f"{board.untested} {board.title}: {', '.join([plan.caption, *values])}".lstrip()
 
 
 def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
-    """The axes that name a line: the layout's, and before the last one those that differ and that it doesn't name."""
+    """The axes that label a line: the layout's, with others that differ inserted before its last."""
     known = (*plan.rows, plan.across)
     others = [axis for axis in TABLE_AXES if axis not in known and len(_order(axis, rows)) > 1]
     return (*plan.rows[:-1], *others, plan.rows[-1])
 
 
 def _order(axis: str, rows: Sequence[Row]) -> list[str]:
-    """An axis's values in the order of the study, the pre-trained paradigm before others."""
+    """The values of an axis in the order of the study, but with the pre-trained paradigm first."""
     found = dict.fromkeys(label(row, axis) for row in rows)
     return sorted(found, key=lambda value: value != PRE_TRAINED) if axis == "paradigm" else list(found)
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:
-    """A row's value on one of TABLE_AXES as text; on the axis `metric`, that."""
+    """A row's value on one of TABLE_AXES as text; on the axis "metric", the argument `metric`."""
     if axis == "metric":
         return metric
     return row.axes.value(axis) or NONE
@@ -209,7 +211,7 @@ def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
 
 
 class _Footnotes:
-    """Letters for texts, in the order in which these are first needed; an equal text keeps its letter."""
+    """Assigns letters to footnotes in the order of first use; equal texts share a letter."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
@@ -223,47 +225,45 @@ class _Footnotes:
         return {letter: text for text, letter in self._letters.items()}
 
 
-def _cell(row: Row | None, metric: str, footnotes: _Footnotes, marked: Mapping[str, tuple[str, ...]]) -> Cell:
-    """A score to four decimals, marked where it or its baseline is; where there is none a dash, and a footnote that
-    says why."""
+def _cell(row: Row | None, metric: str, footnotes: _Footnotes, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
+    """A score with four decimals, marked if it or its baseline is; a dash with a footnote if there is no score."""
     if row is None:
-        return Cell(DASH, note=footnotes.letter("not part of the study"))
+        return TableCell(DASH, note=footnotes.letter("not part of the study"))
     reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
     score = row.scores.get(metric)
     if score is None:
-        return Cell(DASH, note=footnotes.letter(reason or f"no {metric} was measured"))
+        return TableCell(DASH, note=footnotes.letter(reason or f"no {metric} was measured"))
     note = footnotes.letter(reason) if reason else ""
-    return Cell(f"{score.mean:.4f}", score.best, score.star, bool(row.marks) or score.against in marked, note)
+    return TableCell(f"{score.mean:.4f}", score.best, score.star, bool(row.marks) or score.against in marked, note)
 
 
 def _difference(row: Row | None, metric: str, figure: float | None) -> float | None:
-    """What ours is above a published figure."""
+    """Our score minus a published figure."""
     score = row.scores.get(metric) if row else None
     return None if score is None or figure is None else score.mean - figure
 
 
-def _number(value: float | None, *, sign: str = "", mark: bool = False) -> Cell:
-    return Cell() if value is None else Cell(_digits(value, sign), mark=mark)
+def _number(value: float | None, *, sign: str = "", mark: bool = False) -> TableCell:
+    return TableCell() if value is None else TableCell(_digits(value, sign), mark=mark)
 
 
 def _digits(value: float, sign: str = "") -> str:
     return f"{value:{sign}.4f}".replace("-", MINUS)
 
 
-def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple[str, ...]]) -> Cell:
-    """What a row is above its twin, with the interval if there is one, marked where either is; empty where it has no
-    twin."""
+def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
+    """A row's gain over its control run, with the interval if there is one; marked if either is; else empty."""
     gain: Interval | None = row.content_gain.get(control, {}).get(metric) if row else None
     if row is None or gain is None:
-        return Cell()
+        return TableCell()
     text = _digits(gain.mean, "+")
     if gain.low is not None and gain.high is not None:
         text += f" ({_digits(gain.low, '+')} to {_digits(gain.high, '+')})"
-    return Cell(text, mark=bool(row.marks) or row.twins.get(control) in marked)
+    return TableCell(text, mark=bool(row.marks) or row.twins.get(control) in marked)
 
 
 def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
-    """What the mark means, and which rows have it: those shown, and those that they are compared with."""
+    """The meaning of the mark, and the marked rows among those shown and those that they are compared with."""
     keys = {row.key for row in rows}
     keys |= {score.against for row in rows for score in row.scores.values() if score.against}
     keys |= {twin for row in rows for twin in row.twins.values()}
@@ -280,7 +280,7 @@ def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
-    """What a reader must know to judge the figures."""
+    """The remarks below a table, needed to judge its figures."""
     counts = {len(score.seeds) for row in rows for score in row.scores.values()} - {0}
     if counts:
         few, many = min(counts), max(counts)
@@ -323,7 +323,7 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
 
 
 def as_markdown(table: Table) -> str:
-    """GitHub's Markdown, aligned so that it also reads well as it is."""
+    """A table in GitHub's Markdown, aligned to be readable as plain text too."""
     header = [_md(name) for name in (*table.labels, *table.columns)]
     body = [
         [
@@ -344,7 +344,7 @@ def _md(text: str) -> str:
     return "".join(f"\\{character}" if character in "\\`*_[]<>|&~$#" else character for character in text)
 
 
-def _md_cell(cell: Cell) -> str:
+def _md_cell(cell: TableCell) -> str:
     text = f"**{cell.text}**" if cell.bold else cell.text
     text += ("\\*" if cell.star else "") + (MARK if cell.mark else "")
     return text + (f" ({cell.note})" if cell.note else "")
@@ -368,7 +368,7 @@ TEX = {
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs table to be input by a document; one longer than a page is a longtable. Needs no other package."""
+    """A booktabs table to \\input in a document; a longtable if it is longer than a page. Needs no other package."""
     long = len(table.lines) > LONG
     shape = "l" * len(table.labels) + "r" * len(table.columns)
     caption = f"\\caption{{{_tex(table.caption)}}}"
@@ -411,11 +411,11 @@ def as_latex(table: Table) -> str:
 
 
 def _tex(text: str) -> str:
-    """With the escapes of LaTeX; a character that its plain fonts may lack is named by its number."""
+    """Text escaped for LaTeX; a character that its default fonts may lack is printed as its code point."""
     return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
 
 
-def _tex_cell(cell: Cell, *, italic: bool) -> str:
+def _tex_cell(cell: TableCell, *, italic: bool) -> str:
     text = _tex(cell.text)
     if cell.bold:
         text = rf"\textbf{{{text}}}"
@@ -429,7 +429,7 @@ def _tex_cell(cell: Cell, *, italic: bool) -> str:
 
 
 def as_html(table: Table) -> str:
-    """A table element and its notes, without a style: for a page of one's own."""
+    """A table element and its notes, without style, to put into any page."""
     names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in (*table.labels, *table.columns))
     lines = [
         f"<table>\n<caption>{html.escape(table.caption)}</caption>",
@@ -443,7 +443,7 @@ def as_html(table: Table) -> str:
     return "\n".join([*lines, "</tbody>\n</table>", *(f"<p>{note}</p>" for note in notes), ""])
 
 
-def _html_cell(cell: Cell) -> str:
+def _html_cell(cell: TableCell) -> str:
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.bold else text
     text += ("*" if cell.star else "") + (MARK if cell.mark else "")
@@ -454,7 +454,7 @@ def _html_cell(cell: Cell) -> str:
 
 
 def as_csv(board: Leaderboard, rows: Sequence[Row], published: Published) -> str:
-    """One line for each row and metric; what doesn't exist is empty."""
+    """One line for each row and metric; missing values are empty."""
     controls = _controls(rows)
     return csv_text(
         _csv_line(board, row, metric, published(row).get(metric), controls) for row in rows for metric in board.metrics

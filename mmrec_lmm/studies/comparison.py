@@ -1,9 +1,9 @@
-"""From finished runs to a Leaderboard: what each row of a study scored on test, and which differences are real.
+"""Makes a Leaderboard from finished runs: the test scores of a study's rows, and which differences are significant.
 
-Winners are picked before, on validation; nothing here chooses anything by test. All rows of a data set must have been
-tested on the same users, and are compared user by user (statistics.py; docs/statistics.md explains it to readers).
+Winners have been selected on validation; nothing here selects by test. All rows of a data set must be tested on the
+same users, and are compared user by user (statistics.py; docs/statistics.md explains it to readers).
 
-Shapes: S seeds, U users that test evaluates, R resamples.
+Shapes: S seeds, U users in the test split, R resamples.
 """
 
 import dataclasses
@@ -38,13 +38,15 @@ from ..running.slices import Slicer
 from ..types import AXES, PRE_TRAINED, Axes, RunResult
 from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, ReproducibilityRecord, Row, Score
 
-SPLIT, USERS = "test/", "test/users"  # of a run's numbers by user
+SPLIT, USERS = "test/", "test/users"  # names in a run's per-user metrics
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One combination of a study's axes, and the runs of its winner in order of the seeds; none where there is a
-    reason for it. Its modalities may be None where there are no runs: all that the data set has."""
+    """One combination of a study's axes, and the runs of its winner in the order of the seeds.
+
+    An entry without runs has a `reason`, and may have modalities None: all that the data set has.
+    """
 
     axes: Axes
     runs: Sequence[RunResult] = ()
@@ -73,21 +75,25 @@ def compare(
 ) -> Leaderboard:
     """The Leaderboard of a study's entries, in their order.
 
-    A row is tested against the one that has the values of `baseline` and otherwise its own or, where that is a model
-    without item features, against that model's row; a baseline that is several rows is refused. Without a `baseline`
-    it is the ID-only model that is best on validation, if there is one. Controls are not tested: they are what content
-    gain is measured by. p is corrected over all tested rows and metrics that agree on the axes `family`, of all data
-    sets where there are none; a star also asks for STAR_SEEDS on both sides, and one seed on either side gives neither
-    p nor interval. The best is marked among rows that agree on `best_within`. `slicers`, by data set, ask for slices;
-    `load` gives the numbers by user of a run's folder. Raises ConfigError for an unknown test, axis or metric and for a
-    baseline that no row is, DataError where rows of a data set were tested on different users.
+    Baseline: a row is tested against the row that has the values of `baseline` and agrees with it on all other axes.
+    If the baseline is a model without item features, that is the model's one row on the data set. Without a `baseline`,
+    it is the ID-only model that is best on validation, if there is one. Control runs are not tested; content gain is
+    measured over them.
+
+    Significance: p is corrected over all tested rows and metrics that agree on the axes `family`, or over all of them
+    if `family` is empty. A star also needs STAR_SEEDS on both sides. If either side has one seed, there is neither p
+    nor interval. The best is marked among rows that agree on `best_within`.
+
+    `slicers`, by data set, add slices. `load` returns the per-user metrics of a run's folder. Raises ConfigError for an
+    unknown test, axis or metric and for a baseline that matches no row or several, DataError if rows of a data set were
+    tested on different users.
     """
     if test not in TESTS:
-        raise ConfigError(f"unknown test {test}; there are {', '.join(TESTS)}{did_you_mean(test, TESTS)}")
+        raise ConfigError(f"test: expected one of {', '.join(TESTS)}, got {test}{did_you_mean(test, TESTS)}")
     baseline = baseline or {}
     for axis in (*baseline, *best_within, *family):
         if axis not in AXES:
-            raise ConfigError(f"unknown axis {axis}; axes are {', '.join(AXES)}{did_you_mean(axis, AXES)}")
+            raise ConfigError(f"axis: expected one of {', '.join(AXES)}, got {axis}{did_you_mean(axis, AXES)}")
     names = tuple(metric.lower() for metric in metrics)
     ranked_by, notes = _ranked_by(entries, names)
     if baseline:
@@ -136,7 +142,7 @@ def _in_words(baseline: Mapping[str, str | None]) -> str:
 
 
 def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, list[str]]:
-    """The metric by which rows rank, which is the one that selected their runs, and a note where it can't be."""
+    """The metric that ranks rows: the one that selected their runs, else the first metric and a note that says so."""
     selected = Counter(metric for entry in entries if entry.runs and (metric := _valid_metric(entry.runs[0])))
     if not selected:
         return metrics[0], []
@@ -156,11 +162,11 @@ def _valid_metric(run: RunResult) -> str:
 
 
 def _check_baseline(entries: Sequence[Entry], baseline: Mapping[str, str | None], study: str) -> None:
-    """ConfigError where no row of the study, finished or not, is the baseline."""
+    """Raise ConfigError if no row of the study, finished or not, is the baseline."""
     own = [entry for entry in entries if entry.axes.control == baseline.get("control")] or entries
 
     def has(entry: Entry, axis: str) -> bool:
-        unknown = axis == "modalities" and entry.axes.modalities is None  # all that its data set has: a run will tell
+        unknown = axis == "modalities" and entry.axes.modalities is None  # known only from a run
         return unknown or entry.axes.has(axis, baseline[axis])
 
     if not entries or any(all(has(entry, axis) for axis in baseline) for entry in own):
@@ -174,8 +180,11 @@ def _check_baseline(entries: Sequence[Entry], baseline: Mapping[str, str | None]
 
 
 def _id_only(entries: Sequence[Entry]) -> tuple[dict[str, str | None], list[str]]:
-    """The baseline of a study that names none: its model without item features that is best on validation, mean over
-    runs and data sets, among those on most data sets; and the note that says so. Nothing where there is none."""
+    """The baseline of a study that names none, and a note about it; nothing if the study has no ID-only model.
+
+    It is the ID-only model with the best mean on validation, over runs and data sets, among those on the most data
+    sets.
+    """
     found: dict[str, list[float]] = {}
     for entry in entries:
         if entry.runs and entry.axes.modalities == () and entry.axes.control is None:
@@ -194,7 +203,7 @@ def _id_only(entries: Sequence[Entry]) -> tuple[dict[str, str | None], list[str]
 def _why_untested(
     entries: Sequence[Entry], comparisons: Sequence["_Comparison"], baseline: Mapping[str, str | None]
 ) -> str:
-    """Why a study without any p has none."""
+    """The reason why a study has no p at all."""
     finished = [entry for entry in entries if entry.runs]
     if not finished:
         return "no row is finished yet"
@@ -225,12 +234,12 @@ class _Comparison:
     paired: Paired
     interval: Interval
     seeds: int  # of the side that has fewer
-    p: float | None  # None where that is one
-    above: bool  # whether the test, if it finds a difference, finds one in favor of the row
+    p: float | None  # None if that is one
+    above: bool  # True if the difference that the test measures is in favor of the row
 
 
 class _Board:
-    """The rows of one data set, and what their users say."""
+    """The rows of one data set with their per-user metrics, and the statistics over these."""
 
     def __init__(
         self,
@@ -248,17 +257,17 @@ class _Board:
 
     @cached_property
     def _means(self) -> np.ndarray:
-        """The means over resampled users (R, rows, metrics), the same users for all."""
+        """The means over resampled users (R, rows, metrics); each resample is the same for all rows."""
         columns = [values[metric].mean(axis=0) for values in self.values for metric in self.metrics]
         means = bootstrap(np.stack(columns, axis=1))  # (R, rows x metrics)
         return means.reshape(len(means), len(self.entries), len(self.metrics))
 
     def seeds_of(self, *places: int) -> int:
-        """How many seeds the row has that has fewest."""
+        """The number of seeds of the row that has the fewest."""
         return min(len(self.entries[place].runs) for place in places)
 
     def score(self, place: int, metric: str) -> Score:
-        """What a row scored, untested; its interval counts seeds where it has several."""
+        """The untested score of a row; its interval is over seeds too if the row has several."""
         by_seed = self.values[place][metric].mean(axis=1)  # (S,)
         mean, seeds = float(by_seed.mean()), self.seeds[metric]
         if seeds is not None and len(by_seed) > 1:
@@ -268,8 +277,10 @@ class _Board:
         return Score(mean, interval, tuple(by_seed.tolist()))
 
     def difference(self, ours: int, theirs: int, metric: str) -> tuple[Paired, Interval]:
-        """Of two rows; the interval counts what the test counts: seeds too, or users alone. Where either
-        row has one seed, there is none."""
+        """The paired difference of two rows and its interval, over the same as the test: users and seeds, or users.
+
+        If either row has one seed, the interval has no ends.
+        """
         seeds = self.seeds[metric] if self.test == "t-test" else None
         found = paired(self.values[ours][metric], self.values[theirs][metric], seeds)
         if self.seeds_of(ours, theirs) < 2:
@@ -280,7 +291,7 @@ class _Board:
         return found, _interval(found.mean, means[:, ours] - means[:, theirs])
 
     def comparisons(self, baseline: Mapping[str, str | None], family: Sequence[str]) -> Iterator[_Comparison]:
-        """Each row that has a baseline, on each metric."""
+        """Compare each row that has a baseline with it, on each metric."""
         pairs = [
             (ours, theirs)
             for ours, row in enumerate(self.rows)
@@ -308,8 +319,11 @@ class _Board:
                 )
 
     def twins(self, place: int) -> dict[str, int]:
-        """Control -> the place of a row's twin. Without features a model is one row whatever the encoder and how that
-        is trained, so that the twin `none` of any is that row, where there is none of its own."""
+        """Control -> the place of a row's control run.
+
+        Without features a model has one row for all encoders and paradigms: it is the control `none` of each row that
+        has none of its own.
+        """
         row = self.rows[place]
         if row.axes.control is not None:
             return {}
@@ -324,14 +338,14 @@ class _Board:
         return found
 
     def content_gain(self, place: int) -> dict[str, dict[str, Interval]]:
-        """A row less each of its control twins: control -> metric -> gain."""
+        """Control -> metric -> gain: the row's score minus that of its control run."""
         return {
             control: {metric: self.difference(place, twin, metric)[1] for metric in self.metrics}
             for control, twin in self.twins(place).items()
         }
 
     def slices(self, slicer: Slicer) -> dict[int, dict[str, dict[str, Interval]]]:
-        """Place of a row -> slice -> metric -> mean over the slice's users, each averaged over the seeds."""
+        """Place of a row -> slice -> metric -> mean over the slice's users, after averaging each over the seeds."""
         found = [[slicer.values(run, self.metrics) for run in entry.runs] for entry in self.entries]
         sliced: dict[int, dict[str, dict[str, Interval]]] = {place: {} for place in range(len(found))}
         for name in [part.name for part in slicer.slices[1:]]:  # the first is all of test
@@ -351,7 +365,7 @@ class _Board:
     def _tested(
         self, pairs: Sequence[tuple[int, int]], found: Sequence[tuple[Paired, Interval]], metric: str
     ) -> list[tuple[float, bool]]:
-        """By the study's test the uncorrected p of each pair, and whether it speaks for the first of them."""
+        """For each pair the uncorrected p by the study's test, and True if it favors the first row of the pair."""
         if self.test not in ("wilcoxon", "permutation"):
             return [(one.p, one.mean > 0) for one, _ in found]
         rows = [(self.values[ours][metric], self.values[theirs][metric]) for ours, theirs in pairs]
@@ -361,7 +375,10 @@ class _Board:
         return list(zip(permutation(differences).tolist(), (differences.sum(axis=0) > 0).tolist(), strict=True))
 
     def _values(self, entry: Entry) -> dict[str, np.ndarray]:
-        """Metric -> an entry's values by seed and user (S, U), after a look whether these are the others' users."""
+        """Metric -> an entry's values by seed and user (S, U).
+
+        Raises DataError if its users or data differ from the other entries', ConfigError if it lacks a metric.
+        """
         first, tables = self.entries[0].runs[0], []
         for run in entry.runs:
             table = self._load(run.path)
@@ -369,22 +386,22 @@ class _Board:
             if run.record.data != first.record.data or not same_users:
                 what = "other data" if same_users else f"other users ({len(table[USERS]):,}, not {len(self.users):,})"
                 raise DataError(
-                    f"{run.run_id} was tested on {what} than {first.run_id}: {self.dataset} or its settings changed "
-                    "between them, so that they can't be compared; run the older one again"
+                    f"{run.run_id}: expected the test split of {first.run_id}, got {what}: {self.dataset} or its "
+                    "settings changed between them, and they can't be compared; try running the older one again"
                 )
             for metric in self.metrics:
                 if SPLIT + metric not in table:
                     known = [name.removeprefix(SPLIT) for name in table if name.startswith(SPLIT) and name != USERS]
                     raise ConfigError(
-                        f"{run.run_id} has no {metric}{did_you_mean(metric, known)}; its metrics and topk give "
-                        f"{', '.join(sorted(known))}"
+                        f"{run.run_id}: expected a metric that the run measured ({', '.join(sorted(known))}), got "
+                        f"{metric}{did_you_mean(metric, known)}"
                     )
             tables.append(table)
         return {metric: np.stack([table[SPLIT + metric] for table in tables]) for metric in self.metrics}
 
 
 def _row(entry: Entry) -> Row:
-    """The row of an entry: its axes, its cost and its reproducibility record, without numbers of test."""
+    """The row of an entry, with its axes, cost and reproducibility record but no scores."""
     runs = entry.runs
     row = Row(
         dataclasses.replace(entry.axes, modalities=entry.axes.modalities or ()),
@@ -419,7 +436,7 @@ def _row(entry: Entry) -> Row:
 
 
 def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | None]) -> int | None:
-    """The place among `rows` of what a row is tested against; None where it is a baseline itself or has none."""
+    """The place in `rows` of the row's baseline; None if it is a baseline itself or has none."""
     control = baseline.get("control")
     candidates = [
         place for place, other in enumerate(rows) if other.axes.control == control and other.axes.matches(baseline)
@@ -433,7 +450,8 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
     if len(alike) > 1:
         named = ", ".join(f"{axis} {value}" for axis, value in baseline.items())
         raise ConfigError(
-            f"baseline {named} is several rows: {', '.join(rows[place].key for place in alike)}; name one of them"
+            f"baseline: expected values of one row, got {named}, which {len(alike)} rows have; try naming one of them: "
+            f"{', '.join(rows[place].key for place in alike)}"
         )
     if alike or not {"model", "encoder"} & baseline.keys():
         return next(iter(alike), None)
@@ -442,13 +460,13 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
 
 
 def _interval(mean: float, means: np.ndarray) -> Interval:
-    """The percentile interval of resampled means (R,)."""
+    """The interval around `mean` by the percentiles of resampled means (R,)."""
     low, high = percentile_interval(means[:, None])[:, 0].tolist()
     return Interval(mean, low, high)
 
 
 def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tuple[_Comparison, Score]]:
-    """Each comparison with its score, p corrected within its family, to which it belongs if it has a p."""
+    """Each comparison with its score, p corrected within its family; those without p don't count in a family."""
     corrected: dict[int, float] = {}
     for group in dict.fromkeys(found.family for found in comparisons):
         members = [found for found in comparisons if found.family == group and found.p is not None]
@@ -471,7 +489,7 @@ def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tup
 
 
 def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
-    """The rows with the highest of each group marked, metric by metric; controls don't compete."""
+    """The rows, with the highest score of each group and metric marked as best; control runs don't compete."""
     highest: dict[tuple[str, ...], float] = {}
     groups = [tuple(row.axes.value(axis) or "-" for axis in best_within) for row in rows]
     for row, group in zip(rows, groups, strict=True):
@@ -494,8 +512,10 @@ def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
 def _detectable(
     comparisons: Sequence[_Comparison], families: Mapping[tuple[str, ...], int], alpha: float
 ) -> dict[str, dict[str, float]]:
-    """Data set -> metric -> the smallest true difference that the test finds with the chance POWER, at the level of
-    Holm's first step (alpha / comparisons): the median over the data set's comparisons."""
+    """Data set -> metric -> the smallest true difference that the test detects with probability POWER.
+
+    At the level of Holm's first step (alpha / comparisons); the median over the data set's comparisons.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for one in comparisons:
         if one.p is None:
@@ -510,7 +530,7 @@ def _detectable(
 
 
 def _of_few_seeds(board: _Board) -> str:
-    """What the rows of a data set lack that have fewer than STAR_SEEDS seeds."""
+    """A note on what rows with fewer than STAR_SEEDS seeds lack; empty if there are none."""
     counts = Counter(len(entry.runs) for entry in board.entries)
     total = len(board.entries)
 
@@ -540,7 +560,7 @@ def _notes(
     test: str,
     baseline: Mapping[str, str | None],
 ) -> Iterator[str]:
-    """What a reader of the table must know."""
+    """The notes for readers of the table."""
     states = Counter(row.state for row in rows if row.state != FINISHED)
     if states:
         counts = ", ".join(f"{count} {state}" for state, count in states.items())

@@ -1,9 +1,9 @@
-"""What a study would take, before it is done: the artifacts that its runs share, and time, memory and disk by probes.
+"""Estimates a study before it runs: the cached files that its runs share, and time, memory and disk by probes.
 
-A probe is a run of a few epochs for each model, data set, paradigm and width of features, in a process and a folder of
-its own. Where features aren't there yet it has random ones of their width, so that no encoder runs for it but one that
-trains along. What making the features, and tuning encoders for them, takes is told from some of the items. What nobody
-can tell before is how many epochs a run takes: those of the finished runs of its model, or at most `epochs`.
+A probe is a run of a few epochs for each model, data set, paradigm and width of features, in its own process and
+folder. Features that don't exist yet are replaced by random ones of the same width: no encoder runs for a probe, except
+one that trains with the recommender. The time to make features, and to tune encoders, is measured on some of the items.
+The number of epochs can't be measured: it is the mean of the model's finished runs, or else `epochs`, as a maximum.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ from .leaderboard import FINISHED
 
 EPOCHS = 2  # of a probe
 LIMIT = 300.0  # seconds that a probe may take
-SAMPLE = 16  # items that an encoder is measured on at once
-BATCHES = 4  # of them, the first of which isn't counted
-LONG_ENOUGH = 5.0  # seconds of measuring it
-TUNED = "tuned"  # the part that is an encoder's weights, as `cached_files` calls it
+SAMPLE = 16  # items per batch when measuring an encoder
+BATCHES = 4  # batches to measure; the first isn't counted
+LONG_ENOUGH = 5.0  # seconds after which measuring stops
+TUNED = "tuned"  # the part with an encoder's weights, as `cached_files` calls it
 
 
 _T = TypeVar("_T")
@@ -53,7 +53,7 @@ _Step = Callable[[Mapping[str, Tensor]], object]
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A file of the store that runs share, there or to be made; `reason` says why it can't be named."""
+    """A file of the cache that runs share. `there`: it exists already. `reason`: why its name isn't known."""
 
     what: str
     there: bool
@@ -64,21 +64,21 @@ class CachedFile:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast an encoder encodes, or is tuned on, some items."""
+    """The speed of an encoder, when encoding or when tuned, measured on some items."""
 
-    items: int = 0  # that there are in all
-    passes: int = 1  # over the items: of tuning its epochs, at most
+    items: int = 0  # in all
+    passes: int = 1  # over the items; for tuning, its maximum of epochs
     seconds_per_item: float = 0.0  # of one pass
 
 
 @dataclass(frozen=True)
 class Making:
-    """What making an artifact would take, told from some of its items; a `reason` says why there is no telling."""
+    """The estimated time to make a cached file; `reason` says why there is no estimate."""
 
     what: str
     pace: Pace
     reason: str = ""
-    together: str = ""  # equal for what one process makes, one after the other
+    together: str = ""  # equal for files that one process makes one after the other
 
     @property
     def minutes(self) -> float:
@@ -87,7 +87,7 @@ class Making:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run of a few epochs took."""
+    """The measured cost of a run of a few epochs."""
 
     seconds_per_epoch: float = 0.0
     memory: int = 0  # bytes, the peak of the process
@@ -96,13 +96,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a run would cost, told from a few epochs; a `reason` says why there is no telling."""
+    """The estimated cost of a run, from a few epochs; `reason` says why there is no estimate."""
 
     title: str
-    keys: tuple[str, ...]  # of the jobs, still to be done, that it speaks for
+    keys: tuple[str, ...]  # of the unfinished jobs that it estimates
     cost: Cost
     epochs: float  # of a run
-    at_most: bool = True  # `epochs` is the limit, as no run of the model is finished
+    at_most: bool = True  # True if `epochs` is the limit, because no run of the model is finished
     reason: str = ""
 
     @property
@@ -111,7 +111,7 @@ class Probe:
 
 
 def shared_files(plan: Plan, registry: Registry) -> list[CachedFile]:
-    """The tables and tuned encoders of all runs, each once."""
+    """The feature tables and tuned encoders of all runs, each once."""
     found: dict[str, CachedFile] = {}
     seen: set[str] = set()
     for job in plan.jobs.values():
@@ -136,8 +136,10 @@ def shared_files(plan: Plan, registry: Registry) -> list[CachedFile]:
 def measure(
     shared: Sequence[CachedFile], plan: Plan, call: Call, *, on_progress: Callable[[Making], None] | None = None
 ) -> list[Making]:
-    """What making those artifacts would take that aren't there. An encoder takes as long tuned as untuned, so
-    that its tables are measured once."""
+    """Estimate the time to make each cached file that doesn't exist yet.
+
+    Tuning doesn't change how long an encoder takes, so its tables are measured once for both.
+    """
     answers: dict[str, Pace | str] = {}
     found = []
     for one in shared:
@@ -159,11 +161,13 @@ def measure(
 def probe(
     plan: Plan, call: Call, registry: Registry, *, on_progress: Callable[[Probe], None] | None = None
 ) -> list[Probe]:
-    """Probe one of the runs of each kind that are still to be done. It takes a while: `on_progress` gets each probe.
-    The memory that they need is kept beside the study's records."""
+    """Probe one unfinished run of each kind. This takes minutes: `on_progress` gets each probe as it ends.
+
+    Writes the memory that the runs need to the study's folder, as MEMORY.
+    """
     records = {key: plan.record(job) for key, job in plan.expected.items()}
     kinds: dict[str, list[Job]] = {}
-    widths: dict[str, Mapping[str, int] | str] = {}  # by features; the reason where they can't be told
+    widths: dict[str, Mapping[str, int] | str] = {}  # by features; the reason where they are unknown
     for key, job in plan.expected.items():
         record = records[key]
         if record is None or record.state != FINISHED:
@@ -171,7 +175,7 @@ def probe(
             if features not in widths:
                 try:
                     widths[features] = _widths(job.spec, registry)
-                except Exception as error:  # a plugin may raise anything; the probe tells it
+                except Exception as error:  # a plugin may raise anything; the probe reports it
                     widths[features] = str(error)
             kinds.setdefault(_kind(job, widths[features], registry), []).append(job)
     lengths: dict[str, list[int]] = {}
@@ -201,7 +205,7 @@ def probe(
 
 
 def _kind(job: Job, widths: Mapping[str, int] | str, registry: Registry) -> str:
-    """Equal for runs that one probe speaks for: frozen features cost what their width does, whoever made them."""
+    """Equal for runs that one probe estimates: the cost of frozen features depends only on their width."""
     spec = job.spec
     joint = registry.paradigms.get(spec.paradigm).joint
     trained = [spec.encoder, spec.encoder_config, spec.paradigm_config] if joint else None
@@ -209,7 +213,7 @@ def _kind(job: Job, widths: Mapping[str, int] | str, registry: Registry) -> str:
 
 
 def _widths(spec: RunSpec, registry: Registry) -> dict[str, int]:
-    """The widths of the features that an encoder makes for a run."""
+    """The widths of a run's encoded features, by modality."""
     wanted = cached_files(spec, open_dataset(spec.dataset, spec.settings, registry), registry)
     modalities = tuple(part for part in wanted if part != TUNED)
     if not modalities:
@@ -218,8 +222,10 @@ def _widths(spec: RunSpec, registry: Registry) -> dict[str, int]:
 
 
 def _alone(target: Callable[..., _T], kind: type[_T], call: Call, *arguments: Any) -> _T | str:
-    """What `target` answers, a `kind`, in a process of its own, whose peak of memory is its own, too; else why it
-    can't."""
+    """The result of `target`, a `kind`, or the reason for its failure.
+
+    It runs in a process of its own, whose peak memory is then its own too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         spawn = multiprocessing.get_context("spawn")
         process = spawn.Process(target=_answer, args=(target, call, arguments, Path(folder)))
@@ -246,7 +252,7 @@ def _answer(target: Callable[..., object], call: Call, arguments: Sequence[Any],
 
 
 def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> Cost:
-    """A run of a few epochs."""
+    """Measure a run of a few epochs."""
     spec = plan.expected[key].spec
     few = dataclasses.replace(spec.settings, epochs=EPOCHS, stopping_step=EPOCHS, eval_step=1)
     watched = _Watched()
@@ -254,7 +260,7 @@ def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> Cost:
     result = run(
         dataclasses.replace(spec, settings=few), registry, inputs=inputs, observers=watched, out=folder / "runs"
     )
-    last = watched.epochs[-1]  # the first one pays for what is loaded and allocated once
+    last = watched.epochs[-1]  # the first one also loads and allocates
     return Cost(
         seconds_per_epoch=last.train_seconds + last.valid_seconds / spec.settings.eval_step,
         memory=result.record.peak_memory_bytes,
@@ -263,7 +269,7 @@ def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> Cost:
 
 
 def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) -> Pace:
-    """Some items encoded, or some steps of tuning on them."""
+    """Measure encoding some items, or tuning on them."""
     spec = plan.expected[key].spec
     settings, tuned = spec.settings, part == TUNED
     torch.set_num_threads(cpu_threads(settings))
@@ -276,7 +282,7 @@ def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) 
         step, passes = registry.paradigm(spec).probe(encoder, device)
     else:
         step, passes = _encoding_step(encoder, part, settings, device), 1
-    spread = np.linspace(0, len(source.items) - 1, BATCHES * SAMPLE).astype(int)  # over long texts and short ones
+    spread = np.linspace(0, len(source.items) - 1, BATCHES * SAMPLE).astype(int)  # short and long texts alike
     places = np.random.default_rng(0).permutation(spread).reshape(BATCHES, SAMPLE)
     prepared = loader(source, encoder, by.name, source.items[places].tolist(), workers=0, pin=False)
     seconds: list[float] = []
@@ -292,7 +298,7 @@ def _measure(plan: Plan, registry: Registry, folder: Path, key: str, part: str) 
     return Pace(
         items=len(source.items),
         passes=passes,
-        seconds_per_item=float(np.mean(seconds[1:])) / SAMPLE,  # the first pays for what is loaded once
+        seconds_per_item=float(np.mean(seconds[1:])) / SAMPLE,  # the first one also loads
     )
 
 
@@ -317,7 +323,7 @@ class _Watched:
 
 
 def _inputs(spec: RunSpec, registry: Registry) -> Inputs:
-    """The run's own inputs where nothing has to be made for them, else random tables of the same widths."""
+    """The run's own inputs if they exist already, else random tables of the same widths."""
     dataset = open_dataset(spec.dataset, spec.settings, registry)
     wanted = cached_files(spec, dataset, registry)
     if all(path.is_file() for path in wanted.values()):

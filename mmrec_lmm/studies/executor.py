@@ -1,16 +1,16 @@
-"""Doing a study: its runs one after another, or in several processes, whatever is killed meanwhile.
+"""Executes a study: its runs one after another, or in several processes, any of which may be killed.
 
     runs/study/<study>/
-        <16 hex>.json            of each run that was tried: state, run_id or reason, seconds
-        runs.claims.lock         who is at what: claims on its bytes, which end with their process
-        memory.json              what memory the runs need, if a dry run has probed it
+        <16 hex>.json            a record of each run that was tried: state, run_id or reason, seconds
+        runs.claims.lock         which process does which run: locks on its bytes, which end with their process
+        memory.json              the memory that runs need, if a dry run has probed it
 
-A run's own result.json stays the truth; a record says where it is, under a name that changes with all that the run
-reads and computes, its data included. So what is finished is found again without its inputs, and nothing stale is.
+A run's own result.json holds its results; its record only points there. The record's name is a hash of all that the run
+reads and computes, its data included. So finished runs are found again without their inputs, and stale ones are not.
 
-Every process does the same: it goes through the runs that are not settled, in an order in which those that share their
-inputs follow each other, does each that nobody else is at, and leaves what others are making, a run, a table of
-features or a tuned encoder, for later. Two commands on one study therefore share its runs, and `--jobs` is no more.
+Every process goes through the runs that are not settled, ordered by shared inputs, and does each one that no other
+process is doing. It skips what others are making (a run, a feature table, a tuned encoder) and comes back to it later.
+Two commands on one study therefore share its runs; `--jobs` starts several such processes.
 """
 
 import dataclasses
@@ -48,15 +48,17 @@ from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
 
 logger = logging.getLogger(__name__)
 
-MEMORY = "memory.json"  # bytes that runs need by their keys, where a dry run has probed them
+MEMORY = "memory.json"  # key of a run -> bytes it needs, as probed by a dry run
 RETRIES = 5  # of a process or task that was killed
-PAUSE = 0.5  # seconds between two looks at what other processes are doing
+PAUSE = 0.5  # seconds between two checks of what other processes have done
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a study: `title` for people, `key` for its record. Jobs of one `group` train on the same inputs, and
-    those of one `encoded` share what an encoder makes for these."""
+    """A run of a study: `title` is for people, `key` names its record.
+
+    Jobs with the same `group` train on the same inputs; those with the same `encoded` share an encoder's output.
+    """
 
     title: str
     key: str
@@ -68,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a run when it was last tried; `at` is in seconds since 1970."""
+    """The outcome of a run's last try; `at` is its time in seconds since 1970."""
 
     state: str  # FINISHED, FAILED or NOT_APPLICABLE
     run_id: str | None = None
@@ -79,7 +81,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell and what is there of it: results in the order of its runs, None where there is none."""
+    """A cell's state and results, in the order of its runs; None where a run isn't finished."""
 
     cell: Cell
     state: str
@@ -89,39 +91,40 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's cells, and their runs as jobs in the order in which they are done.
+    """A study's cells, and their runs as jobs in order of execution.
 
-    Twins of winners (`controls_at: winner`) wait until their cell's grid is done; a plan made then has them as jobs.
-    Until then one point of the grid stands for them."""
+    Control runs of winners (`controls_at: winner`) wait until their cell's grid is done: a plan made after that has
+    them as jobs. Until then, the first point of the grid takes their place.
+    """
 
     study: Study
     cells: tuple[Cell, ...]
     jobs: Mapping[str, Job]  # by key
-    keys: tuple[tuple[str, ...], ...]  # of the jobs of each cell, in the order of its runs
+    keys: tuple[tuple[str, ...], ...]  # for each cell the keys of its jobs, in the order of its runs
     out: Path
-    waiting: Mapping[str, Job] = dataclasses.field(default_factory=dict)  # by key: not to be done yet
+    waiting: Mapping[str, Job] = dataclasses.field(default_factory=dict)  # by key: jobs that can't start yet
 
     @property
     def folder(self) -> Path:
-        """Of the study's own records."""
+        """The folder of the study's own records."""
         return self.out / "study" / self.study.name
 
     @property
     def expected(self) -> dict[str, Job]:
-        """All runs that the study comes to, those that wait too."""
+        """All runs of the study, including those that wait."""
         return {**self.jobs, **self.waiting}
 
     def record(self, job: Job) -> Record | None:
-        """What is known of a run; None if it is still to be done, or its folder is gone."""
+        """The record of a run; None if there is none, or the run's folder is gone."""
         path = self.folder / f"{job.key}.json"
         if not path.is_file():
             return None
-        record = decode(Record, read_json(path), where=str(path), cure="try deleting it, to have the run found again")
+        record = decode(Record, read_json(path), where=str(path), cure="try deleting it: the run is then done again")
         gone = record.run_id is not None and not (self.out / record.run_id / "result.json").is_file()
         return None if gone else record
 
     def left(self, since: float) -> list[Job]:
-        """The jobs that are neither finished nor were tried after `since`."""
+        """The jobs that are not finished and were not tried after `since`."""
         return [job for job in self.jobs.values() if not is_settled(self.record(job), since)]
 
     def outcomes(self) -> list[Outcome]:
@@ -142,7 +145,7 @@ class Plan:
         return Outcome(cell, state, "; ".join(reasons), self.results(cell, [self.jobs[key] for key in keys]))
 
     def results(self, cell: Cell, jobs: Sequence[Job]) -> tuple[RunResult | None, ...]:
-        """What is there of a cell's runs, given as jobs, in their order."""
+        """The results of a cell's runs, whose jobs are `jobs`, in their order; None where a run isn't finished."""
         results = []
         for spec, job in zip(cell.runs, jobs, strict=True):
             record = self.record(job)
@@ -152,9 +155,12 @@ class Plan:
 
 
 def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:
-    """The study's cells and jobs. A data set that a plugin makes is made now; of one that can't be read, the runs will
-    say so. `threads` is what a run without `threads` computes with, the same in every process. What failed before
-    `since` is to be tried again, so that winners aren't known before that."""
+    """The study's cells and jobs.
+
+    A data set that a plugin makes is made now; if a data set can't be read, its runs report it. `threads` is used by
+    runs that don't set `threads`, and is the same in every process. Runs that failed before `since` will be tried
+    again, so a grid with such runs has no winner yet.
+    """
     stamps: dict[str, str] = {}
     found = []
     for cell in study.cells(registry):
@@ -166,7 +172,7 @@ def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TOR
 
 
 def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, waiting: Sequence[Job] = ()) -> Plan:
-    """The plan of cells with their jobs, those that wait apart."""
+    """The plan of cells with their jobs; `waiting` are those that can't start yet."""
     apart = {job.key: job for job in waiting}
     jobs = {job.key: job for _, of_cell in found for job in of_cell if job.key not in apart}
     order = {encoded: place for place, encoded in enumerate(dict.fromkeys(job.encoded for job in jobs.values()))}
@@ -183,8 +189,11 @@ def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, 
 
 
 def _seeds_at_winners(plan: Plan, since: float) -> Plan:
-    """The plan with a grid's points on the first seed alone, and its best point on all; until that is known, the other
-    seeds of the first point wait in its place. Twins of winners alone (`controls_at`) have no grid of their own."""
+    """The plan with each grid on the first seed only, and its best point on all seeds.
+
+    Until the best point is known, the other seeds of the first point wait in its place. Control runs under
+    `controls_at: winner` have no grid of their own.
+    """
     found, waiting = [], []
     for cell, keys in zip(plan.cells, plan.keys, strict=True):
         jobs = [plan.jobs[key] for key in keys]
@@ -206,8 +215,7 @@ def _seeds_at_winners(plan: Plan, since: float) -> Plan:
 
 
 def _at_winners(plan: Plan, since: float) -> Plan:
-    """The plan with twins of winners alone; where a grid isn't done yet its first point stands for the winner, and the
-    twins wait."""
+    """The plan with control runs for winners only. While a grid isn't done, they wait, at the grid's first point."""
     originals = {outcome.cell.key: (outcome, keys) for outcome, keys in zip(plan.outcomes(), plan.keys, strict=True)}
     left = {job.key for job in plan.left(since)}
     found, waiting = [], []
@@ -222,7 +230,7 @@ def _at_winners(plan: Plan, since: float) -> Plan:
                 waiting += [plan.jobs[key] for key in keys if plan.jobs[key].spec in cell.runs]
             elif best:
                 at_best = cell.like(best[0].parameters)
-                cell = at_best if at_best.runs else cell  # its grid may have other keys, of an encoder's training
+                cell = at_best if at_best.runs else cell  # else its grid has other keys, such as an encoder's
             else:
                 reasons = "; ".join(f"{key} has no winner: {originals[key][0].reason}" for key in own)
                 cell = dataclasses.replace(cell, runs=(), reason=reasons)
@@ -231,7 +239,7 @@ def _at_winners(plan: Plan, since: float) -> Plan:
 
 
 def _is_twin(cell: Cell, original: Cell) -> bool:
-    """Whether a cell is a control of another: of one cell or, without features, of all that have its modalities."""
+    """True if `cell` is a control of `original`. One without features is a control of all cells with its modalities."""
     own, others = cell.axes, original.axes
     if others.control is not None or not original.runs:
         return False
@@ -266,8 +274,10 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
 
 
 def _stamp(spec: RunSpec, registry: Registry) -> str:
-    """A hash of what a run reads: interactions, what an encoder encodes, and the user's files of features and weights;
-    empty if it can't be read."""
+    """A hash of what a run reads: interactions, an encoder's input, and the user's files of features and weights.
+
+    Empty if one of them can't be read.
+    """
     try:
         dataset = open_dataset(spec.dataset, spec.settings, registry)
         files = given_files(spec, dataset, registry)
@@ -280,7 +290,7 @@ def _stamp(spec: RunSpec, registry: Registry) -> str:
 
 
 class Worker:
-    """Does jobs of a plan, beside whoever else does. `since`: what failed before that time is tried again."""
+    """Does the jobs of a plan; other workers may do so at the same time. Jobs that failed before `since` run again."""
 
     def __init__(
         self,
@@ -298,11 +308,11 @@ class Worker:
             progress,
             on_progress,
         )
-        self._gathered: dict[str, Inputs] = {}  # the last group's only: tables are large
-        self._failed: dict[str, Exception] = {}  # what became of groups whose inputs couldn't be made
+        self._gathered: dict[str, Inputs] = {}  # of the last group only: tables are large
+        self._failed: dict[str, Exception] = {}  # group -> why its inputs couldn't be made
 
     def work(self, jobs: Iterable[Job] | None = None) -> None:
-        """Return when every job is settled, by this process or another. Raises Interrupted, and nothing of a run."""
+        """Return when every job is settled, by this process or another. Raises only Interrupted, no run's error."""
         jobs = list(self.plan.jobs.values() if jobs is None else jobs)
         with Claims(self.plan.folder / "runs") as claims:
             while jobs := [job for job in jobs if not self._is_settled(job)]:
@@ -313,7 +323,7 @@ class Worker:
         return is_settled(self.plan.record(job), self.since)
 
     def _attempt(self, job: Job, claims: Claims) -> bool:
-        """Do a job unless another process is at it, or at making its inputs; whether it is settled now."""
+        """Do a job unless another process is doing it or making its inputs. Return True if it is settled now."""
         if not claims.claim(_piece(job.key)):
             return False
         try:
@@ -332,7 +342,10 @@ class Worker:
         return True
 
     def _do(self, job: Job, claims: Claims) -> Record | None:
-        """Run a job whatever it raises, but for Ctrl-C; None where another process has what it needs."""
+        """Run a job and return its record, even if it fails; None if another process has what it needs.
+
+        Raises only Interrupted.
+        """
         logger.info("========= %s", job.title)
         try:
             inputs = self._inputs(job, claims)
@@ -340,31 +353,30 @@ class Worker:
                 return None
             result = run(job.spec, self.registry, inputs=inputs, out=self.plan.out, resume=True, progress=self.progress)
         except (Interrupted, KeyboardInterrupt):
-            raise Interrupted("interrupted; what is finished is kept, and the same command goes on") from None
-        except RunBusy:  # the same run, of another study or by itself
+            raise Interrupted("interrupted; finished runs are kept, and the same command continues") from None
+        except RunBusy:  # another study or a command is doing the same run
             return None
         except NotApplicable as error:
             return Record(NOT_APPLICABLE, reason=str(error))
         except MMRecError as error:
             return Record(FAILED, reason=str(error))
-        except Exception as error:  # a plugin may raise anything, and the other runs are to go on
+        except Exception as error:  # a plugin may raise anything, and the other runs continue
             logger.error("a run of %s failed", job.spec.model, exc_info=True)
             return Record(FAILED, reason=f"{type(error).__name__}: {error}")
         return Record(FINISHED, run_id=result.run_id)
 
     def _inputs(self, job: Job, claims: Claims) -> Inputs | None:
-        """The job's inputs; None while another process is making what an encoder makes for them. What they failed with
-        is raised again for each job of the group."""
+        """The job's inputs; None while another process is encoding them. If they fail, all jobs of the group do."""
         if job.group in self._failed:
             raise self._failed[job.group]
         if job.group not in self._gathered:
             if not claims.claim(_piece(job.encoded)):
                 return None
             try:
-                self._gathered = {}  # before, so that two groups' tables are never held
+                self._gathered = {}  # first free the last group's tables: memory holds one group at a time
                 self._gathered[job.group] = gather(job.spec, self.registry, progress=self.progress)
             except Exception as error:
-                self._failed[job.group] = error.with_traceback(None)  # which would hold tensors
+                self._failed[job.group] = error.with_traceback(None)  # a traceback would keep tensors alive
                 raise
             finally:
                 claims.give_up(_piece(job.encoded))
@@ -372,22 +384,21 @@ class Worker:
 
 
 def is_settled(record: Record | None, since: float) -> bool:
-    """Whether there is nothing to do: it is finished, or was tried after `since`."""
+    """True if a run is finished, or was tried after `since`."""
     return record is not None and (record.state == FINISHED or record.at >= since)
 
 
 def _piece(key: str) -> int:
-    """The byte of the claims' file that stands for a job or an artifact."""
+    """The byte to lock in the claims' file for a job or a cached file."""
     return int(key[:15], 16)
 
 
 @dataclass(frozen=True)
 class Call:
-    """What another process must know to do a study's runs: all that makes the same plan there. What failed before
-    `since` is tried again."""
+    """Everything another process needs to make the same plan. Runs that failed before `since` are tried again."""
 
     study: Study
-    folder: Path  # in which it was called
+    folder: Path  # the working directory of the command
     out: Path
     plugins: tuple[str, ...]
     since: float = 0.0
@@ -395,14 +406,16 @@ class Call:
     threads: int = TORCH_THREADS
 
     def plan(self) -> tuple[Plan, Registry]:
-        """The plan, and the registry that it was made with."""
+        """The plan, and the registry that it uses."""
         registry = load_registry(self.plugins)
         return make_plan(self.study, registry, out=self.out, threads=self.threads, since=self.since), registry
 
 
 def do_all(call: Call, plan: Plan, do: Callable[[Plan], None]) -> Plan:
-    """Have `do` do the plan, and then the twins of winners, which only the grids' results tell, until nothing is left
-    or nothing more gets done; the plan then."""
+    """Call `do` on the plan until no job is left or none gets done; return the last plan.
+
+    Where winners get more runs (`controls_at`, `seeds_at`), the plan is made again once the grids have results.
+    """
     before: list[Job] = []
     while (left := plan.left(call.since)) and left != before:
         do(plan)
@@ -415,8 +428,10 @@ def do_all(call: Call, plan: Plan, do: Callable[[Plan], None]) -> Plan:
 def in_processes(
     call: Call, plan: Plan, count: int, *, on_progress: Callable[[Job, Record], None] | None = None
 ) -> None:
-    """Do the plan with `count` processes that print nothing but to their logs. One that is killed is replaced, RETRIES
-    times for each of the `count`; what is left then stays pending."""
+    """Do the plan with `count` processes, which print only to their logs.
+
+    A killed process is replaced, up to RETRIES times `count` in all; jobs that are left after that stay pending.
+    """
     spawn = multiprocessing.get_context("spawn")
     watch = Watch(plan, call.since, on_progress)
     workers: list[Any] = []
@@ -439,7 +454,7 @@ def in_processes(
         for worker in workers:
             worker.join()
     finally:
-        for worker in workers:  # SIGTERM saves a run's state
+        for worker in workers:  # on SIGTERM a run saves its state
             if worker.is_alive():
                 worker.terminate()
         for worker in workers:
@@ -447,14 +462,14 @@ def in_processes(
 
 
 class Watch:
-    """Follows by their records what other processes do."""
+    """Follows what other processes do, by their records."""
 
     def __init__(self, plan: Plan, since: float, on_progress: Callable[[Job, Record], None] | None) -> None:
         self.plan, self.since, self.on_progress = plan, since, on_progress
         self._left = plan.left(since)
 
     def left(self) -> list[Job]:
-        """The jobs that are still to be settled; the others have been told, each once."""
+        """The jobs that are not settled. Calls `on_progress` once for each job that is."""
         left = []
         for job in self._left:
             record = self.plan.record(job)
@@ -471,7 +486,7 @@ def _process(call: Call, number: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     log = start_log(call.out / "log", f"{call.study.name}-{number}-{os.getpid()}", level=call.level, verbose=False)
     assert log is not None
-    with log.open("a") as file:  # what libraries print goes there, too
+    with log.open("a") as file:  # also for what libraries print
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     parent = multiprocessing.parent_process()
@@ -485,6 +500,6 @@ def _process(call: Call, number: int) -> None:
 
 
 def _end_with(parent: Any) -> None:
-    """Interrupt this process when its parent ends, so that a killed command leaves nobody at work."""
+    """Interrupt this process when its parent ends: a killed command leaves no process behind."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

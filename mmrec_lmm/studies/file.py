@@ -1,4 +1,4 @@
-"""Study files: one YAML file names many runs, as a product of axes, and says how their results are to be compared.
+"""Study files: one YAML file names many runs, as a product of axes, and says how to compare their results.
 
     models: [VBPR, LightGCN]
     encoders: ["clip:tiny", null]            null: the data set's own features
@@ -10,17 +10,18 @@
     for:
       - {encoder: clip, paradigm: ft, set: {ft.learning_rate: 1e-3}}
 
-A cell is one combination of the axes and, perhaps, a control. It has one run for each seed and point of its model's
-grid, and its winner is the point that is best on validation, mean over seeds. A cell that can't be run, because its
-encoder can't be tuned say, stays in the study with the reason.
+A cell is one combination of the axes, with or without a control. It has one run for each seed and each point of its
+model's grid. Its winner is the grid point with the best mean over seeds on validation. A cell that can't be run, for
+example because its encoder can't be tuned, stays in the study with the reason.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.resolve import Request, resolve_request, schema_in
@@ -37,30 +38,30 @@ FOR, SET = "for", "set"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyKeys:
-    """The keys of a study's file, and `for`."""
+    """The keys of a study's file, except `for`."""
 
     models: tuple[str, ...]
     datasets: tuple[str, ...]
     encoders: tuple[str | None, ...] = (None,)  # NAME or NAME:VARIANT; null: the data set's own features
     paradigms: tuple[str, ...] = (PRE_TRAINED,)
-    modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all that there are
-    seeds: tuple[int, ...] = ()  # none: what configuration says
-    seeds_at: Literal["grid", "winner"] = "grid"  # winner: a grid has the first seed alone, its best point then all
+    modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all available
+    seeds: tuple[int, ...] = ()  # empty: the seed of the configuration
+    seeds_at: Literal["grid", "winner"] = "grid"  # winner: grids use the first seed, their best points all seeds
     grids: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # model: a published grid, or {key: [values]}
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of all cells, and perhaps `preset`
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for all cells; may include `preset`
     title: str = ""
-    # twins and parts of every cell
+    # control runs and slices of every cell
     controls: tuple[Control, ...] = ()
-    controls_at: Literal["grid", "winner"] = "grid"  # winner: twins of the cell's best point alone, after its grid
-    each_modality: bool = False  # image alone and text alone, beside what `modalities` says
+    controls_at: Literal["grid", "winner"] = "grid"  # winner: only a cell's best point gets them, after its grid
+    each_modality: bool = False  # adds image alone and text alone to `modalities`
     slices: bool = False
     # how the results are compared
     metrics: tuple[str, ...] = ("Recall@10", "Recall@20", "NDCG@10", "NDCG@20")
-    baseline: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {axis: value} that rows are tested against
+    baseline: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {axis: value} of the row to test against
     test: Literal["t-test", "t-test-users", "wilcoxon", "permutation"] = "t-test"
     alpha: float = 0.05
-    best_within: tuple[str, ...] = ("dataset",)  # axes: of the rows that agree on them, the best is marked
-    family: tuple[str, ...] = ()  # axes: p is corrected among the rows that agree on them; none: among all rows
+    best_within: tuple[str, ...] = ("dataset",)  # axes: marks the best among rows that agree on them
+    family: tuple[str, ...] = ()  # axes: corrects p among rows that agree on them; empty: among all rows
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of a study's axes, with its runs: for each point of the grid one for each seed. A cell that isn't
-    applicable has none, and the reason."""
+    """One combination of a study's axes, with one run for each grid point and seed.
+
+    A cell that isn't applicable has no runs; `reason` says why.
+    """
 
     axes: Axes
     runs: tuple[RunSpec, ...] = ()
@@ -89,11 +92,11 @@ class Cell:
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """What the grid says of each run, but for its seed."""
+        """The grid point of each run, without the seed."""
         return [_without_seed(run.point) for run in self.runs]
 
     def like(self, point: Mapping[str, Any]) -> "Cell":
-        """The cell with its runs at one point of the grid, whatever the seeds."""
+        """The cell with only its runs at one grid point, of any seed."""
         wanted = _without_seed(point)
         runs = tuple(run for run, own in zip(self.runs, self.points, strict=True) if own == wanted)
         return dataclasses.replace(self, runs=runs)
@@ -101,7 +104,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Study(StudyKeys):
-    """A study's file as it was read."""
+    """A study as its file defines it."""
 
     name: str
     file: Layer
@@ -110,26 +113,30 @@ class Study(StudyKeys):
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the command line's, for every run
 
     def cells(self, registry: Registry) -> list[Cell]:
-        """Every cell with its runs, or why it isn't applicable. ConfigError has one line for each thing that is wrong
-        with the file; data sets are not looked at."""
+        """Every cell, with its runs or the reason why it isn't applicable. Doesn't read data sets.
+
+        Raises ConfigError with one line for each problem in the file.
+        """
         return _Expansion(self, registry).cells()
 
 
 def find_study(name: str, configs: Path | None = None) -> Path:
-    """A study's file: a path, or the name of one in the folders of configuration. ConfigError lists those."""
+    """The file of a study, given by path or by name in the configuration folders. ConfigError lists the names."""
     if Path(name).is_file():
         return Path(name)
     places = yaml_layers.folders(configs)
     found = yaml_layers.find(places, "study", f"{name}.yaml")
     if found is None:
         known = sorted({path.stem for place in places for path in yaml_layers.entries(place / "study")})
-        hint = did_you_mean(name, known) or ";"
-        raise ConfigError(f"{name}: no such file, and unknown study{hint} known: {', '.join(known) or 'none'}")
+        hint = did_you_mean(name, known)
+        raise ConfigError(
+            f"study: expected a file or the name of a study ({', '.join(known) or 'none here'}), got {name}{hint}"
+        )
     return found
 
 
 def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[str, str] | None = None) -> Study:
-    """The study of a YAML file. ConfigError has one line, with the file's, for each thing that is wrong."""
+    """The study of a YAML file. ConfigError has one line for each problem, with its place in the file."""
     file = yaml_layers.read(path, "study", sections=())
     schema = schema_of(StudyKeys, "a study").keys
     problems: list[str] = []
@@ -138,17 +145,20 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
         problems.append(f"{file.origin(name)}: unknown key {name}{did_you_mean(name, [*schema, FOR])}")
     for name in ("models", "datasets"):
         if not file.values.get(name):
-            problems.append(f"{path}: {name} is missing: a study names at least one")
+            problems.append(f"{path}: {name}: expected at least one, got none; try {name}: [NAME]")
     for name in ("best_within", "family", "baseline"):
         for axis in values.get(name) or ():
             if axis not in AXES:
-                hint = did_you_mean(axis, AXES) or f"; axes are {', '.join(AXES)}"
-                problems.append(f"{file.origin(name)}: {name} names the unknown axis {axis}{hint}")
+                hint = did_you_mean(axis, AXES) or f"; try {', '.join(AXES)}"
+                problems.append(f"{file.origin(name)}: {name}: expected an axis, got {axis}{hint}")
     values["settings"] = values.get("settings") or {}
     if "modalities" in values["settings"]:
-        problems.append(f"{file.origin('settings.modalities')}: modalities are an axis: say them beside settings")
+        problems.append(
+            f"{file.origin('settings.modalities')}: settings: expected configuration keys, got the axis modalities; "
+            "try it beside settings"
+        )
     if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
-        problems.append(f"{file.origin('alpha')}: alpha must lie between 0 and 1, got {values['alpha']}")
+        problems.append(f"{file.origin('alpha')}: alpha: expected a number between 0 and 1, got {values['alpha']}")
     parts = tuple(_parts(file, problems))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -156,8 +166,11 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
 
 
 def winner(cell: Cell, results: Sequence[RunResult | None]) -> tuple[RunResult, ...]:
-    """The runs of a cell's best grid point in order of their seeds: the highest `valid_metric` on validation, mean over
-    seeds. `results` are those of `cell.runs`, None where there is none; points compete that have the most of them."""
+    """The runs of a cell's best grid point, in order of their seeds; empty where no run is finished.
+
+    Best is the highest `valid_metric` on validation, mean over seeds, among the points with the most finished runs.
+    `results` are those of `cell.runs`; None where a run isn't finished.
+    """
     points: dict[str, list[RunResult]] = {}
     for point, result in zip(cell.points, results, strict=True):
         if result is not None:
@@ -187,24 +200,32 @@ def _read(key: Key, value: Any, file: Layer, problems: list[str]) -> Any:
 
 
 def _parts(file: Layer, problems: list[str]) -> Iterator[Part]:
-    """The entries of `for`; a value of an axis may be one or a list."""
+    """The entries of `for`; an axis may have one value or a list."""
     entries = file.values.get(FOR) or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        problems.append(f"{file.origin(FOR)}: for must be a list of {{axis: value, ..., set: {{key: value}}}}")
+        problems.append(
+            f"{file.origin(FOR)}: for: expected a list of {{axis: value, ..., set: {{key: value}}}}, got {entries!r}"
+        )
         return
     for place, entry in enumerate(entries):
         prefix = f"{FOR}.{place}."
         where = {axis: tuple(_listed(value)) for axis, value in entry.items() if axis != SET}
         for axis in where:
             if axis not in AXES:
-                hint = did_you_mean(axis, (*AXES, SET)) or f"; an entry of for has {', '.join(AXES)} and set"
-                problems.append(f"{_at(file, prefix + axis)}: unknown axis {axis}{hint}")
+                hint = did_you_mean(axis, (*AXES, SET)) or f"; try {', '.join(AXES)} or set"
+                problems.append(f"{_at(file, prefix + axis)}: for: expected an axis or set, got {axis}{hint}")
         if not isinstance(entry.get(SET), dict) or not entry[SET]:
-            problems.append(f"{_at(file, prefix + next(iter(entry), ''))}: set is missing: {{key: value, ...}}")
+            got = repr(entry[SET]) if SET in entry else "none"
+            problems.append(
+                f"{_at(file, prefix + next(iter(entry), ''))}: set: expected {{key: value, ...}}, got {got}"
+            )
             continue
         inner = f"{prefix}{SET}."
         if not isinstance(entry[SET].get("modalities", ""), str | None):
-            problems.append(f"{_at(file, inner + 'modalities')}: modalities must be a text such as image+text, or null")
+            problems.append(
+                f"{_at(file, inner + 'modalities')}: modalities: expected text such as image+text, or null, "
+                f"got {entry[SET]['modalities']!r}"
+            )
             continue
         lines = {name.removeprefix(inner): line for name, line in file.lines.items() if name.startswith(inner)}
         yield Part(where, entry[SET], lines, file.lines.get(prefix + next(iter(entry))))
@@ -215,7 +236,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _flat(values: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
-    """Sections' keys by their full names: {ft: {epochs: 2}} is {ft.epochs: 2}."""
+    """The values with the keys of sections under their full names: {ft: {epochs: 2}} becomes {ft.epochs: 2}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if name in sections and isinstance(value, dict):
@@ -233,8 +254,18 @@ def _modalities(text: str | None) -> tuple[str, ...] | None:
     return tuple(text.split("+")) if text else None
 
 
+class _Taken(NamedTuple):
+    """What one cell takes from the file. A place is that of an entry of `for`; None is `settings`."""
+
+    values: Mapping[str, Any]  # of configuration keys
+    lines: Mapping[str, int]
+    preset: str | None
+    places: frozenset[int | None]  # that apply to the cell
+    read: frozenset[tuple[int | None, str]]  # places and keys that its runs have
+
+
 class _Expansion:
-    """A study's cells in the making: problems are collected, and each value must be read by some cell."""
+    """Expands a study into cells. Collects all problems; each value in the file must be used by some cell."""
 
     def __init__(self, study: Study, registry: Registry) -> None:
         sections = (ENCODER, *registry.paradigms.names())
@@ -243,18 +274,28 @@ class _Expansion:
         self.registry = registry
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
-        self._read: set[tuple[int | None, str]] = set()  # (place of the part, key) that some cell reads
-        self._selecting: set[int] = set()  # places of parts that select some cell
         self._resolved: dict[str, tuple[RunSpec, ...]] = {}
         self._metrics_from: dict[str, str] = {}  # the file and line that set the metrics of a resolution
-        self._everyones: set[str] = set()  # the keys that some combination of the study's axes has
 
     def cells(self) -> list[Cell]:
-        study = self.study
         self._check_names()
         self._fail()
-        self._everyones = self._all_keys()
         cells: dict[str, Cell] = {}
+        taken: list[_Taken] = []
+        for combination in self._combinations():
+            cell, asked, parts = self._narrowed(combination)
+            if cell.key not in cells:
+                taken.append(self._taken(cell, parts))
+                cells[cell.key] = self._with_runs(cell, asked, taken[-1])
+        self._fail()
+        self._check_read(taken)
+        self._check_baseline(cells.values())
+        self._fail()
+        return list(cells.values())
+
+    def _combinations(self) -> Iterator[Cell]:
+        """Every combination of the axes. A model without features has one for each data set."""
+        study = self.study
         for model, dataset, encoder, paradigm in itertools.product(
             dict.fromkeys(map(self._model, study.models)),
             dict.fromkeys(map(self._dataset, study.datasets)),
@@ -262,51 +303,44 @@ class _Expansion:
             dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
             if not self.registry.models.get(model).uses_features:
-                places = [Axes(model, dataset, modalities=())]  # what features are, and who made them, is nothing to it
-            else:
-                name = self._encoder(encoder, dataset)
-                wanted = list(map(_modalities, study.modalities))
-                wanted += [("image",), ("text",)] if study.each_modality else []
-                controls: list[str | None] = [None, *study.controls]
-                places = [
-                    Axes(model, dataset, name, paradigm, some, control) for some in wanted for control in controls
-                ]
-            for cell in map(Cell, places):
-                if cell.axes.control == NO_FEATURES:
-                    self._add_without_features(cell, cells)
-                    continue
-                cell, parts = self._narrowed(cell)
-                if cell.key not in cells:
-                    cells[cell.key] = self._with_runs(cell, parts)
-        self._fail()
-        self._check_read()
-        self._check_baseline(cells.values())
-        self._fail()
-        return list(cells.values())
+                yield Cell(Axes(model, dataset, modalities=()))
+                continue
+            name = self._encoder(encoder, dataset)
+            wanted = list(map(_modalities, study.modalities))
+            wanted += [("image",), ("text",)] if study.each_modality else []
+            controls: list[str | None] = [None, *study.controls]
+            for some, control in itertools.product(wanted, controls):
+                yield Cell(Axes(model, dataset, name, paradigm, some, control))
 
-    def _narrowed(self, cell: Cell) -> tuple[Cell, list[Part]]:
-        """The cell with the modalities that the parts which select it leave, so that two cells may become one, and
-        these parts."""
-        parts = [part for part in self.study.parts if _selects(part, cell)]
+    def _narrowed(self, cell: Cell) -> tuple[Cell, Axes, list[Part]]:
+        """The cell as the study has it, the axes that its runs ask for, and the entries of `for` that select it.
+
+        An entry may set modalities, so two combinations may become one cell. There is one control run without features
+        for all encoders and paradigms with the same modalities: it has neither encoder nor paradigm of its own, but
+        asks for those of the first such cell.
+        """
+        if cell.axes.control == NO_FEATURES:
+            own, asked, _ = self._narrowed(_with(cell, control=None))
+            encoder = asked.encoder.name if asked.encoder else None
+            names = declared_modalities(asked.modalities, encoder, self.registry)
+            cell = _with(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
+            return cell, asked, self._parts_of(cell)
+        parts = self._parts_of(cell)
         chosen = [part.settings["modalities"] for part in parts if "modalities" in part.settings]
-        return (_with(cell, modalities=_modalities(chosen[-1])) if chosen else cell), parts
+        cell = _with(cell, modalities=_modalities(chosen[-1])) if chosen else cell
+        return cell, cell.axes, parts
 
-    def _add_without_features(self, cell: Cell, cells: dict[str, Cell]) -> None:
-        """The twin without features of a cell: one for all encoders and paradigms that give a model these modalities,
-        and charged to none of them. It is run as the twin of the first."""
-        own, _ = self._narrowed(_with(cell, control=None))
-        encoder = own.axes.encoder.name if own.axes.encoder else None
-        names = declared_modalities(own.axes.modalities, encoder, self.registry)
-        twin = _with(own, encoder=None, paradigm=PRE_TRAINED, modalities=names, control=NO_FEATURES)
-        if twin.key not in cells:
-            parts = [part for part in self.study.parts if _selects(part, twin)]
-            cells[twin.key] = self._with_runs(twin, parts, twin_of=own)
+    def _parts_of(self, cell: Cell) -> list[Part]:
+        return [part for part in self.study.parts if _selects(part, cell)]
 
-    def _with_runs(self, cell: Cell, parts: Sequence[Part], *, twin_of: Cell | None = None) -> Cell:
-        """The cell with its runs. Those that differ only in modalities and control share one resolution. A twin without
-        features asks for the encoder and the modalities of the cell that it is the twin of."""
-        axes, asked = cell.axes, (twin_of or cell).axes
-        layer, preset = self._layer(cell, parts)
+    def _with_runs(self, cell: Cell, asked: Axes, taken: _Taken) -> Cell:
+        """The cell with runs that ask for the encoder and modalities of `asked`.
+
+        Cells that differ only in modalities and control share one resolved configuration.
+        """
+        axes, preset = cell.axes, taken.preset
+        self._check_single_values(axes.model, taken)
+        layer = self._layer(axes.model, taken)
         grid = self._grid(axes.model)
         known = repr((axes.model, axes.dataset, asked.encoder, axes.paradigm, preset, layer.values))
         if known not in self._resolved:
@@ -337,14 +371,14 @@ class _Expansion:
                 self._check_measured(run)
         except NotApplicable as error:
             return dataclasses.replace(cell, reason=str(error))
-        except PluginError:  # a library is missing, say: the run tells, and the other cells go on
+        except PluginError:  # such as a missing library: the run reports it, and other cells continue
             pass
         except ConfigError as error:
             self.problems.append(str(error))
         return dataclasses.replace(cell, runs=runs)
 
     def _check_metrics(self, run: RunSpec, where: str) -> None:
-        """Those that the runs measure, which `where` has set."""
+        """Note the run's metrics that don't exist; `where` is the place that set them."""
         for metric in run.settings.metrics:
             try:
                 self.registry.metrics.get(metric)
@@ -354,67 +388,79 @@ class _Expansion:
                 self.problems.append(f"{where}: {error}")
 
     def _check_measured(self, run: RunSpec) -> None:
-        """Tables and slices are made from what the runs keep, so what they don't is refused before any is done."""
+        """Note what the study reports but its runs don't keep, before any run starts."""
         study, settings = self.study, run.settings
         measured = [f"{name}@{k}" for name in settings.metrics for k in settings.topk]
         for metric in study.metrics:
             if metric.lower() not in map(str.lower, measured):
                 self.problems.append(
-                    f"{_at(study.file, 'metrics')}: metrics names {metric}, which runs of {run.model} don't measure"
-                    f"{did_you_mean(metric, measured)}; their metrics and topk give {', '.join(measured)}"
+                    f"{_at(study.file, 'metrics')}: metrics: expected a metric that runs of {run.model} measure, got "
+                    f"{metric}{did_you_mean(metric, measured)}; their metrics and topk give {', '.join(measured)}"
                 )
         if study.slices and not settings.save_recommended_topk:
-            self.problems.append(f"{_at(study.file, 'slices')}: slices need save_recommended_topk: true")
+            self.problems.append(
+                f"{_at(study.file, 'slices')}: slices: expected runs that save their lists, got "
+                "save_recommended_topk: false; try save_recommended_topk: true"
+            )
 
-    def _layer(self, cell: Cell, parts: Sequence[Part]) -> tuple[Layer, str | None]:
-        """What the file says of a cell's runs, as a layer of their configuration, and the preset. Keys that only other
-        cells read are left out."""
-        study = self.study
-        model = cell.axes.model
-        mine, others = self._keys_of(model, cell.axes.encoder, cell.axes.paradigm), self._everyones
+    def _taken(self, cell: Cell, parts: Sequence[Part]) -> _Taken:
+        """The settings of a cell. Keys that only other cells of the study have are left out."""
+        study, axes = self.study, cell.axes
+        mine = self._keys_of(axes.model, axes.encoder, axes.paradigm)
         preset = study.settings.get("preset")
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
+        read: set[tuple[int | None, str]] = set()
         of_all = {name.removeprefix("settings."): line for name, line in study.file.lines.items()}
-        said: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]] = [(None, study.settings, of_all)]
-        for part in parts:
-            said.append((study.parts.index(part), part.settings, part.lines))
-            self._selecting.add(study.parts.index(part))
-            preset = part.settings.get("preset", preset)
-        for _, settings, where in said:
+        sources: list[tuple[int | None, Mapping[str, Any], Mapping[str, int]]] = [(None, study.settings, of_all)]
+        sources += [(study.parts.index(part), part.settings, part.lines) for part in parts]
+        for place, settings, where in sources:
+            preset = settings.get("preset", preset)
             if "preset" in settings and "preset" in where:
                 lines["preset"] = where["preset"]
-        for place, settings, where in said:
             for key in settings.keys() - {"preset", "modalities"}:
-                if key in mine or key not in others:  # what no cell knows is an error, which configuration words
+                if key in mine or key not in self._all_keys:  # configuration reports the keys that no cell has
                     values[key] = settings[key]
                     if key in mine:
-                        self._read.add((place, key))
+                        read.add((place, key))
                     if key in where:
                         lines[key] = where[key]
+        places = frozenset(place for place, _, _ in sources)
+        return _Taken(values, lines, None if preset is None else str(preset), places, frozenset(read))
+
+    def _layer(self, model: str, taken: _Taken) -> Layer:
+        """What a cell takes from the file, with the seeds and the model's grid, as a layer of configuration."""
+        file, axes = self.study.file, self._axes(model)
+        lines = dict(taken.lines)
+        for key in axes:
+            lines[key] = file.lines.get(f"grids.{model}.{key}", file.lines.get("seeds", 0))
+        lines["grid"] = file.lines.get(f"grids.{model}", file.lines.get("grids", 0))
+        listed = {key: axis if isinstance(axis, list) else [axis] for key, axis in axes.items()}
+        return Layer("study", file.source, {**taken.values, **listed, GRID: list(axes)}, lines)
+
+    def _axes(self, model: str) -> dict[str, Any]:
+        """The keys that the file gives several values in a model's runs: the seed, and those of its grid."""
         grid = self._grid(model)
-        axes = grid if isinstance(grid, Mapping) else {}
-        if study.seeds:
-            axes = {"seed": list(study.seeds), **axes}
-        for key, axis in axes.items():
-            if key in values:
-                line = lines.get(key)
+        seeds = {"seed": list(self.study.seeds)} if self.study.seeds else {}
+        return {**seeds, **(grid if isinstance(grid, Mapping) else {})}
+
+    def _check_single_values(self, model: str, taken: _Taken) -> None:
+        """Note settings of keys that have several values already."""
+        for key in self._axes(model):
+            if key in taken.values:
+                line = taken.lines.get(key)
+                by = "seeds" if key == "seed" else "grids"
                 self.problems.append(
-                    f"{study.file.source}{f':{line}' if line else ''}: {key} is an axis of {model}, by "
-                    f"{'seeds' if key == 'seed' else 'grids'}, so that one value can't be set beside it"
+                    f"{self.study.file.source}{f':{line}' if line else ''}: {key}: expected one source of values for "
+                    f"{model}, got a setting and {by}; try leaving one out"
                 )
-            values[key] = axis if isinstance(axis, list) else [axis]
-            lines[key] = study.file.lines.get(f"grids.{model}.{key}", study.file.lines.get("seeds", 0))
-        lines["grid"] = study.file.lines.get(f"grids.{model}", study.file.lines.get("grids", 0))
-        layer = Layer("study", study.file.source, {**values, GRID: list(axes)}, lines)
-        return layer, None if preset is None else str(preset)
 
     def _grid(self, model: str) -> Any:
-        """What the file says under `grids` of a model, whatever the case of its name there."""
+        """The model's entry under `grids`, ignoring the case of its name."""
         return {name.lower(): grid for name, grid in self.study.grids.items()}.get(model.lower())
 
     def _keys_of(self, model: str, encoder: EncoderName | None, paradigm: str) -> set[str]:
-        """The keys that a run of these has."""
+        """The configuration keys of a run of this model, encoder and paradigm."""
         name = encoder.name if encoder else None
         which = (model, name, paradigm)
         if which not in self._keys:
@@ -425,8 +471,9 @@ class _Expansion:
             self._keys[which] = keys | (of_paradigm.keys.keys() if of_paradigm else set())
         return self._keys[which]
 
+    @cached_property
     def _all_keys(self) -> set[str]:
-        """The keys that any combination of the study's models, encoders and paradigms has."""
+        """The configuration keys of all combinations of the study's models, encoders and paradigms."""
         study = self.study
         axes = itertools.product(study.models, study.encoders, study.datasets, study.paradigms)
         sets = (
@@ -452,12 +499,17 @@ class _Expansion:
         for name in study.grids:
             if name.lower() not in map(str.lower, study.models):
                 hint = did_you_mean(name, study.models)
-                self.problems.append(f"{_at(study.file, f'grids.{name}')}: {name} is no model of this study{hint}")
+                self.problems.append(
+                    f"{_at(study.file, f'grids.{name}')}: grids: expected a model of this study, got {name}{hint}"
+                )
             if not isinstance(study.grids[name], str | Mapping):
-                self.problems.append(f"{_at(study.file, f'grids.{name}')}: must name a grid, or hold key: [values]")
+                self.problems.append(
+                    f"{_at(study.file, f'grids.{name}')}: grids: expected a grid's name or {{key: [values]}}, got "
+                    f"{study.grids[name]!r}"
+                )
 
     def _check_modalities(self) -> None:
-        """A modality that none of the study's encoders makes; what files hold beside, nobody knows yet."""
+        """Note modalities that none of the study's encoders makes. Skipped if some come from unread feature files."""
         study, encoders = self.study, self.registry.encoders
         names = [EncoderName.parse(name or "").name for name in study.encoders]
         specs = [encoders.get(name) for name in names if name in encoders]
@@ -470,25 +522,35 @@ class _Expansion:
         for where, text in said:
             for name in _modalities(text) or ():
                 if name not in known:
-                    hint = did_you_mean(name, known) or f"; these make {', '.join(sorted(known))}"
-                    self.problems.append(f"{where}: no encoder of this study makes the modality {name}{hint}")
+                    hint = did_you_mean(name, known) or f"; try {', '.join(sorted(known))}"
+                    self.problems.append(
+                        f"{where}: modalities: expected one that an encoder of this study makes, got {name}{hint}"
+                    )
 
-    def _check_read(self) -> None:
-        """What no cell reads was meant for one: each part must select a cell, and each of its keys must serve one."""
+    def _check_read(self, taken: Collection[_Taken]) -> None:
+        """Note parts that select no cell, and keys that no cell uses: each was meant for one."""
         study = self.study
-        said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "no cell")]
+        selecting = {place for one in taken for place in one.places}
+        read = {entry for one in taken for entry in one.read}
+        said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "a cell")]
         for number, part in enumerate(study.parts):
-            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "no cell that this entry of for selects"))
-            if number not in self._selecting:
-                self.problems.append(f"{study.file.source}:{part.line}: this entry of for selects no cell")
+            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "a cell that this entry of for selects"))
+            if number not in selecting:
+                self.problems.append(
+                    f"{study.file.source}:{part.line}: for: expected an entry that selects a cell, got one that "
+                    "selects none"
+                )
         for place, settings, prefix, who in said:
-            if place is None or place in self._selecting:
+            if place is None or place in selecting:
                 for key in settings.keys() - {"preset", "modalities"}:
-                    if (place, key) not in self._read:
-                        self.problems.append(f"{_at(study.file, f'{prefix}.{key}')}: {who} reads {key}")
+                    if (place, key) not in read:
+                        self.problems.append(
+                            f"{_at(study.file, f'{prefix}.{key}')}: {key}: expected a key that {who} reads, got one "
+                            "that none reads"
+                        )
 
     def _check_baseline(self, cells: Collection[Cell]) -> None:
-        """A baseline that no cell is; which modalities there are, only the data tell."""
+        """Note a baseline that matches no cell. Modalities are skipped: only the data determine them."""
         wanted = {axis: value for axis, value in self.study.baseline.items() if axis != "modalities"}
         if any(cell.axes.matches(wanted) for cell in cells):
             return
@@ -515,7 +577,7 @@ class _Expansion:
         return self.registry.datasets.get(name).name if name in self.registry.datasets else name
 
     def _encoder(self, text: str | None, dataset: str) -> EncoderName | None:
-        """The encoder's own spelling; null is the data set's default encoder, if it has one, as in `run`."""
+        """The encoder in its own spelling. null is the data set's default encoder, if it has one, as in `run`."""
         if text is None:
             known = self.registry.datasets.get(dataset) if dataset in self.registry.datasets else None
             return EncoderName.parse(known.default_encoder) if known and known.default_encoder else None
@@ -524,10 +586,10 @@ class _Expansion:
 
 
 def _selects(part: Part, cell: Cell) -> bool:
-    """Whether a cell has one of the part's values on each axis that it names."""
+    """True if the cell has one of the part's values on each axis that the part names."""
     return all(any(cell.axes.has(axis, value) for value in values) for axis, values in part.where.items())
 
 
 def _with(cell: Cell, **values: Any) -> Cell:
-    """The cell with other values on some axes."""
+    """The cell with these values on its axes."""
     return dataclasses.replace(cell, axes=dataclasses.replace(cell.axes, **values))

@@ -1,4 +1,4 @@
-"""What a study has found so far, as a leaderboard: of each cell the winner on validation, compared on test."""
+"""The leaderboard of a study so far: the winner of each cell on validation, compared on test."""
 
 from dataclasses import replace
 
@@ -15,15 +15,15 @@ LEADERBOARD = "leaderboard.json"  # in the study's folder
 
 
 def find(plan: Plan, registry: Registry) -> Leaderboard:
-    """The leaderboard of what is finished; cells that are pending, failed or not applicable stay, with the reason.
+    """The leaderboard of the finished runs, also written to the study's folder.
 
-    It is also written to the study's folder. Raises ConfigError where the runs lack a metric that the study compares,
-    DataError where runs on one data set were tested on different users.
+    Cells that are pending, failed or not applicable stay, with the reason. Raises ConfigError if runs lack a metric
+    that the study compares, DataError if runs on one data set were tested on different users.
     """
     study, outcomes = plan.study, plan.outcomes()
     entries: dict[str, Entry] = {}
     for entry in map(_entry, outcomes):
-        # Where a data set has one modality, "all that there are" and that one are one row: of whichever got further
+        # On a data set with one modality, "all" and that one are the same row: keep the entry with more runs
         entries[entry.key] = max(entries.get(entry.key, entry), entry, key=lambda one: len(one.runs))
     board = compare(
         [*entries.values()],
@@ -49,7 +49,7 @@ def _entry(outcome: Outcome) -> Entry:
 
 
 def _slicers(outcomes: list[Outcome], registry: Registry) -> dict[str, Slicer]:
-    """For each data set on which something is finished."""
+    """A slicer for each data set with a finished run."""
     slicers: dict[str, Slicer] = {}
     for outcome in outcomes:
         name = outcome.cell.axes.dataset

@@ -1,7 +1,7 @@
-"""What a study found: one row for each combination that it compares, with intervals and corrected tests.
+"""The results of a study: one row for each combination that it compares, with intervals and corrected tests.
 
-`comparison.py` makes a Leaderboard from finished runs; tables, the HTML page and plots are made from it alone. It is
-plain data: `document` and `from_document` are its form as JSON, one file that can be mailed.
+`comparison.py` makes a Leaderboard from finished runs; tables, the HTML page and plots need nothing else. It is plain
+data: `document` and `from_document` convert it to and from one JSON file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from ..types import Axes
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
 
 
-STAR_SEEDS = 3  # that both rows of a starred difference have
+STAR_SEEDS = 3  # seeds that each side of a starred difference needs
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its 95 % interval; None where a single seed can't tell them."""
+    """An estimate and the ends of its 95 % interval; None where a single seed gives none."""
 
     mean: float
     low: float | None
@@ -31,25 +31,25 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one row, on test. `mean` is over users, each of whom is first averaged over the seeds."""
+    """One metric of one row, on test. `mean` is over users, after averaging each user over the seeds."""
 
     mean: float
-    interval: Interval  # of users and seeds; of users alone (bootstrap) where the row has one seed
+    interval: Interval  # over users and seeds; over users alone (bootstrap) if the row has one seed
     seeds: tuple[float, ...]  # the mean over users, seed by seed
-    best: bool = False  # the highest of its data set, as the study's `best_within` groups rows
-    against: str | None = None  # the `key` of the row that it was tested against: the declared baseline
-    difference: Interval | None = None  # to that row, same users; it counts what the test counts
+    best: bool = False  # the highest in its group of rows, by the study's `best_within`
+    against: str | None = None  # the `key` of the row that it was tested against: its baseline
+    difference: Interval | None = None  # to that row on the same users; over users, and over seeds if the test is
     effect: float | None = None  # difference / standard deviation of the users' differences (Cohen's d_z)
-    #: of the paired test, corrected over the declared family (Holm-Bonferroni); None where either has a single seed
+    #: of the paired test, corrected over the family (Holm-Bonferroni); None if either row has a single seed
     p: float | None = None
-    star: bool = False  # p below the study's alpha, the difference above 0, and three seeds on both sides
+    star: bool = False  # p below the study's alpha, the difference above 0, and STAR_SEEDS on both sides
 
 
 @dataclass(frozen=True)
 class ReproducibilityRecord:
-    """What one needs to make a row's numbers again: commands, and what its first run depended on."""
+    """How to reproduce a row's numbers: the commands, and everything its first run depended on."""
 
-    replay: tuple[str, ...]  # commands, in order of the seeds
+    replay: tuple[str, ...]  # commands, in the order of the seeds
     config: Mapping[str, Any]  # every value, as in `config.json`
     data: str  # fingerprint of the interactions
     features: Mapping[str, str]  # modality -> fingerprint
@@ -63,19 +63,19 @@ class ReproducibilityRecord:
 class Row:
     """One combination of the study's axes: its winner on validation, over all seeds."""
 
-    axes: Axes = field(metadata=FLAT)  # with the modalities that the runs have
+    axes: Axes = field(metadata=FLAT)  # with the modalities of the runs
     state: str = FINISHED
     reason: str = ""  # why it failed or isn't applicable
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the winning point of the grid
     scores: Mapping[str, Score] = field(default_factory=dict)  # "recall@20" -> Score
     slices: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # "cold items" -> "recall@20" -> mean
     content_gain: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # control -> metric -> gain
-    twins: Mapping[str, str] = field(default_factory=dict)  # control -> `key` of the row that its gain is over
-    marks: tuple[str, ...] = ()  # why its numbers may say more of its budget than of its model (marks.py)
-    runs: tuple[str, ...] = ()  # ids of the winner's runs, in order of the seeds
+    twins: Mapping[str, str] = field(default_factory=dict)  # control -> `key` of the control run's row
+    marks: tuple[str, ...] = ()  # why its numbers may reflect the training budget more than the model (marks.py)
+    runs: tuple[str, ...] = ()  # ids of the winner's runs, in the order of the seeds
     seeds: tuple[int, ...] = ()
     seconds: float | None = None  # of training, mean over seeds
-    encoder_seconds: float | None = None  # of encoding and tuning, shared by rows
+    encoder_seconds: float | None = None  # of encoding and tuning, which rows share
     memory: int | None = None  # peak bytes
     parameters_trained: int | None = None
     reproducibility: ReproducibilityRecord | None = None  # "ticket" in JSON
@@ -88,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A study's rows and how they were compared."""
+    """The rows of a study, and how they were compared."""
 
     study: str
     title: str
@@ -96,18 +96,18 @@ class Leaderboard:
     rows: Sequence[Row]
     test: str = "t-test"  # one of statistics.TESTS
     alpha: float = 0.05
-    ranked_by: str = ""  # the metric by which runs were selected on validation, and rows rank; "": the first
-    baseline: str = ""  # in words: what each row was tested against
-    untested: str = ""  # why no row was tested, where none was: the first thing that a reader must know
-    comparisons: int = 0  # of the family over which p was corrected; of several the largest
-    #: data set -> metric -> the smallest true difference that the test finds four times in five, p corrected
+    ranked_by: str = ""  # the metric that selected runs on validation and ranks rows; "": the first
+    baseline: str = ""  # in words: the baseline of the tests
+    untested: str = ""  # why no row was tested; "" if some were. Readers must see this first
+    comparisons: int = 0  # in the family over which p was corrected; in the largest of several
+    #: data set -> metric -> the smallest true difference that the test detects with a chance of 80 %, p corrected
     detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    users: Mapping[str, int] = field(default_factory=dict)  # data set -> users that test evaluates
-    notes: tuple[str, ...] = ()  # what a reader must know: what failed, what differs from the paper
+    users: Mapping[str, int] = field(default_factory=dict)  # data set -> users in the test split
+    notes: tuple[str, ...] = ()  # for readers: what failed, what differs from the paper
 
     @property
     def main_metric(self) -> str:
-        """The metric by which rows rank."""
+        """The metric that ranks rows."""
         return self.ranked_by or self.metrics[0]
 
     def marked(self) -> dict[str, tuple[str, ...]]:
@@ -115,34 +115,34 @@ class Leaderboard:
         return {row.key: row.marks for row in self.rows if row.marks}
 
     def document(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The leaderboard as JSON values."""
         return {**plain(self), "rows": [_row_document(row) for row in self.rows]}
 
 
 def from_document(document: Mapping[str, Any], *, where: str = "leaderboard") -> Leaderboard:
-    """The Leaderboard whose `document` this is; DataError says what in it isn't right, and `where` it is from."""
+    """The Leaderboard of a `document`. DataError names `where` it is from, the key, and what was expected."""
     rows = document.get("rows") if isinstance(document, dict) else None
     if isinstance(rows, list):
         document = {**document, "rows": [_renamed(row) for row in rows]}
-    return decode(Leaderboard, document, where=where, cure="try having the study write it again")
+    return decode(Leaderboard, document, where=where, cure="try `study table`, which writes it again")
 
 
 def read_leaderboard(path: Path) -> Leaderboard:
-    """The Leaderboard in a JSON file; DataError where there is none."""
+    """The Leaderboard in a JSON file. DataError if there is no such file."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; a study writes its leaderboard as JSON")
+        raise DataError(f"{path}: no such file; try `study table`, which writes a leaderboard as JSON")
     return from_document(read_json(path), where=str(path))
 
 
 def _row_document(row: Row) -> dict[str, Any]:
-    """A row's document: its reproducibility record is called ticket, and is empty where there is none."""
+    """A row as JSON values. Its reproducibility record is called ticket there; {} where there is none."""
     document: dict[str, Any] = plain(row)
     record = document.pop("reproducibility")
     return {**document, "ticket": record or {}}
 
 
 def _renamed(document: Any) -> Any:
-    """A row's document with its reproducibility record, if it has one, under the name of the field."""
+    """A row's document with the key ticket renamed to the field's name, reproducibility."""
     return (
         document if not isinstance(document, dict) else {**document, "reproducibility": document.get("ticket") or None}
     )

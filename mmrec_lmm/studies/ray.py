@@ -1,8 +1,8 @@
-"""A study on Ray: one task a run, on as many machines as the cluster has. They share the folder of runs and the cache.
+"""A study on Ray: one task per run, on all machines of the cluster. They share the folder of runs and the cache.
 
-A task does what a process of `--jobs` does with one run, and its result is the run's own files: a task is tried again
-where its worker is killed, and finds the run's checkpoint. What runs share, features and tuned encoders, is made by
-tasks of their own, for which theirs wait without holding a CPU. Only this module imports Ray.
+A task does what a process of `--jobs` does with one run; its result is the run's own files. If its worker is killed,
+the task starts again and continues from the run's checkpoint. Features and tuned encoders, which runs share, have tasks
+of their own; the runs wait for these without holding a CPU. Only this module imports Ray.
 """
 
 import logging
@@ -21,22 +21,23 @@ from .executor import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
 
 logger = logging.getLogger(__name__)
 
-#: Ray reads these when it is imported: it is to report nothing to anybody, and to listen to this machine alone.
+#: Ray reads these on import: no usage reports, and a server that only this machine can reach.
 SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def on_ray(call: Call, plan: Plan, *, on_progress: Callable[[Job, Record], None] | None = None) -> None:
-    """Do the plan on the cluster that RAY_ADDRESS names, or on one that is started here and ends with the study.
+    """Run the plan on the cluster at RAY_ADDRESS, or else on one that starts here and ends with the study.
 
-    A task asks for its run's CPUs, GPU and, where a dry run has probed it, memory. ConfigError where Ray isn't
-    installed.
+    A task asks for its run's CPUs, GPU and, if a dry run has probed it, memory. ConfigError if Ray isn't installed.
     """
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
-        raise ConfigError("--on ray needs Ray, which isn't installed: pip install 'mmrec-lmm[ray]'") from None
+        raise ConfigError(
+            "--on ray: expected Ray to be installed, got no module ray; try pip install 'mmrec-lmm[ray]'"
+        ) from None
     here: dict[str, Any] = (
         {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": 100 << 20}
     )
@@ -67,14 +68,14 @@ def on_ray(call: Call, plan: Plan, *, on_progress: Callable[[Job, Record], None]
 
 
 def _resources(spec: RunSpec, memory: int | None) -> dict[str, Any]:
-    name = spec.settings.device  # a GPU asked for by name may be another machine's alone
+    name = spec.settings.device  # a GPU may be on another machine only
     cuda = name.startswith("cuda") or (name == "auto" and choose_device(spec.settings).type == "cuda")
     known = {"memory": memory} if memory else {}
     return {"num_cpus": cpu_threads(spec.settings), "num_gpus": int(cuda), "max_retries": RETRIES, **known}
 
 
 def _prepare(call: Call, key: str) -> None:
-    """Make what a job shares with others; why it can't be made is for the runs to tell."""
+    """Make what a job shares with others. If that fails, only log it: the runs report it."""
     plan, registry = _plan(call, key)
     try:
         gather(plan.jobs[key].spec, registry)
@@ -83,18 +84,18 @@ def _prepare(call: Call, key: str) -> None:
 
 
 def _do(call: Call, key: str, prepared: None) -> None:
-    """One run, unless it is settled; `prepared` makes the task wait for what it needs."""
+    """Do one run, unless it is settled. `prepared` makes the task wait for what the run shares."""
     plan, registry = _plan(call, key)
     Worker(plan, registry, since=call.since).work([plan.jobs[key]])
 
 
-_plans: dict[float, tuple[Plan, Registry]] = {}  # of this worker, which does many tasks of one call
+_plans: dict[float, tuple[Plan, Registry]] = {}  # of this worker, for its next tasks of the same call
 
 
 def _plan(call: Call, key: str) -> tuple[Plan, Registry]:
-    """A plan that has a job of that key: of twins of winners only one made after their grid."""
+    """A plan that has the job `key`. Control runs of a winner are only in plans made after its grid is done."""
     if call.since not in _plans or key not in _plans[call.since][0].jobs:
-        os.chdir(call.folder)  # data, configurations and runs are named from there
+        os.chdir(call.folder)  # relative paths of data, configuration and runs start there
         start_log(call.out / "log", f"{call.study.name}-ray-{os.getpid()}", level=call.level, verbose=False)
         _plans.clear()
         _plans[call.since] = call.plan()

@@ -1,9 +1,9 @@
-"""The verbs, a file for each group. A handler stands below its flags, returns an exit code, and imports what it needs.
+"""The verbs, one file per group. A handler follows its flags, returns an exit code, and imports what it needs.
 
-To add a verb: call `add_verb` in a group's `add`, and write its handler in that file.
+To add a verb, call `add_verb` in a group's `add` and write its handler in that file.
 """
 
 from . import data, doctor, encode, look, run, runs, study, tables
 
-#: Each group's function that adds its verbs to the command, in the order of `--help`.
+#: The functions that add each group's verbs to the command, in the order of `--help`.
 GROUPS = (run.add, look.add, encode.add, tables.add, doctor.add, data.add, study.add, runs.add)

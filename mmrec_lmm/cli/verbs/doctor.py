@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine is ready."""
+"""`doctor`: checks if this machine is ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`encode`: features, without a run."""
+"""`encode`: makes features without a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
         "--paradigm",
         default=PRE_TRAINED,
         metavar="NAME",
-        help=f"how the encoder is trained before; `list paradigms` shows them (default: {PRE_TRAINED})",
+        help=f"how the encoder is trained first; `list paradigms` shows them (default: {PRE_TRAINED})",
     )
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")

@@ -1,4 +1,4 @@
-"""`config show`, `list` and `info`: what a run would be configured with, and what there is to run."""
+"""`config show`, `list` and `info`: show a run's configuration, and what is available."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def add(verbs: Verbs) -> None:
     what_to_run(show)
     show.add_argument("--grid", metavar="NAME", help="with a published grid")
 
-    listing = add_verb(verbs, "list", _list, "List what there is.")
+    listing = add_verb(verbs, "list", _list, "List models, encoders, data sets, runs and more.")
     listing.add_argument("kind", choices=KINDS, help="what to list")
     runs_folder(listing)
     as_json(listing)
 
     info = add_verb(verbs, "info", _info, "Describe a model, encoder, data set or metric and its configuration keys.")
-    info.add_argument("name", help="of a model, encoder, data set or metric; `list` shows them")
+    info.add_argument("name", help="name of a model, encoder, data set or metric; `list` shows them")
 
 
 def _config_show(options: argparse.Namespace) -> int:

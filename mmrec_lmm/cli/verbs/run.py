@@ -1,4 +1,4 @@
-"""`run` and `demo`: train and evaluate."""
+"""`run` and `demo`: train and evaluate models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add(verbs: Verbs) -> None:
         verbs,
         "demo",
         _demo,
-        "Make the demo data and show what content is worth on it: VBPR with its own, no and shuffled features.",
+        "Make the demo data and show the content gain on it: VBPR with its own, no and shuffled features.",
         keys=True,
     )
     demo.add_argument("--data-path", default="data", metavar="DIR", help="folder of data sets (default: data)")
@@ -35,12 +35,12 @@ def add(verbs: Verbs) -> None:
 
 
 def _how_to_run(parser: argparse.ArgumentParser) -> None:
-    """The flags that change no number."""
+    """Add the flags that change no result."""
     runs_folder(parser)
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
-    parser.add_argument("--force", action="store_true", help="run again what is finished")
+    parser.add_argument("--force", action="store_true", help="run finished runs again")
     parser.add_argument(
-        "--protocol", choices=PROTOCOLS, help="mmrec: also show what selecting on test, as there, would give"
+        "--protocol", choices=PROTOCOLS, help="mmrec: also show the result of selecting on test, as MMRec does"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
 
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
 
     registry, resolved = runs_of(options)
     if not is_first_process():
-        start_log(None, "help", level="ERROR", verbose=False)  # the first process speaks for all
+        start_log(None, "help", level="ERROR", verbose=False)  # the first process prints for all
         help_grid(resolved.runs, registry)
         return 0
     if options.plots:

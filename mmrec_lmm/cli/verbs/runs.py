@@ -1,4 +1,4 @@
-"""`recommend`, `replay`, `results` and `slices`: what to do with finished runs."""
+"""`recommend`, `replay`, `results` and `slices`: use finished runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    recommend = add_verb(verbs, "recommend", _recommend, "The best items for users, from a finished run.")
+    recommend = add_verb(verbs, "recommend", _recommend, "Print the best items for users, from a finished run.")
     _which_run(recommend)
     recommend.add_argument("--users", type=users, required=True, metavar="0,1,2", help="internal user ids")
     _data_of_run(recommend)
@@ -22,20 +22,18 @@ def add(verbs: Verbs) -> None:
     runs_folder(recommend)
     as_json(recommend)
 
-    again = add_verb(
-        verbs, "replay", _replay, "Make a finished run again and compare: identical, or what differs first."
-    )
+    again = add_verb(verbs, "replay", _replay, "Repeat a finished run and compare: identical, or what differs first.")
     _which_run(again)
     _data_of_run(again)
     again.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: the run's)")
     runs_folder(again)
     as_json(again)
 
-    results = add_group(verbs, "results", "Ask, export and index finished runs.")
-    index = add_verb(results, "index", _index, "Make the index over finished runs anew.")
-    export = add_verb(results, "export", _export, "Finished runs as a table, one row a run.")
+    results = add_group(verbs, "results", "Query, export and index finished runs.")
+    index = add_verb(results, "index", _index, "Rebuild the index of finished runs.")
+    export = add_verb(results, "export", _export, "Export finished runs as a table, one row per run.")
     export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
-    export.add_argument("-o", dest="file", type=Path, metavar="FILE", help="write there instead of to stdout")
+    export.add_argument("-o", dest="file", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
     export.add_argument(
         "--where", type=condition, action="extend", nargs="+", default=[], metavar="KEY=VALUE",
         help="only runs with these values",
@@ -47,7 +45,7 @@ def add(verbs: Verbs) -> None:
         runs_folder(verb)
 
     slices = add_verb(
-        verbs, "slices", _slices, "A finished run on parts of test: cold items, long tail, idle and busy users."
+        verbs, "slices", _slices, "Show a finished run on parts of test: cold items, long tail, idle and busy users."
     )
     _which_run(slices)
     _data_of_run(slices)
@@ -68,7 +66,7 @@ def _recommend(options: argparse.Namespace) -> int:
     from ...running.recommend import recommend
     from ..text import table
 
-    start_log(None, "recommend", level="ERROR", verbose=False)  # the run has told what the data lacks
+    start_log(None, "recommend", level="ERROR", verbose=False)  # the run has warned about its data
     registry = registry_of(options)
     rows = recommend(options.run, options.users, options.k, registry, out=options.out, data_path=options.data_path)
     if options.json:
@@ -84,7 +82,7 @@ def _replay(options: argparse.Namespace) -> int:
     from ...running.replay import replay
     from ..text import replay_text
 
-    start_log(None, "replay", level="ERROR", verbose=False)  # the run has told what the data lacks
+    start_log(None, "replay", level="ERROR", verbose=False)  # the run has warned about its data
     found = replay(
         options.run, registry_of(options), out=options.out,
         data_path=options.data_path, device=options.device, progress=True,

@@ -19,36 +19,36 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     board = add_verb(
-        verbs, "leaderboard", _leaderboard, "Make one HTML page of a leaderboard, to be opened, mailed or published."
+        verbs, "leaderboard", _leaderboard, "Make one HTML page of a leaderboard, to open, mail or publish."
     )
     board.add_argument("file", type=Path, metavar="FILE", help="a leaderboard as JSON")
     _which_page(board)
 
     study = add_group(verbs, "study", "Run a study: many runs from one file, and their tables.")
-    run = add_verb(study, "run", _run, "Do a study's runs; the same command goes on where it was stopped.")
+    run = add_verb(study, "run", _run, "Do a study's runs; the same command continues where it stopped.")
     _which_study(run)
     who = run.add_mutually_exclusive_group()
-    who.add_argument("--jobs", type=count, default=1, metavar="N", help="processes that share the runs")
-    who.add_argument("--on", choices=("ray",), help="a Ray cluster instead: RAY_ADDRESS's, or one started here")
-    run.add_argument("--dry-run", action="store_true", help="list what would be done, and what it would take")
-    run.add_argument("--no-probe", action="store_true", help="with --dry-run: no estimate, which takes minutes")
+    who.add_argument("--jobs", type=count, default=1, metavar="N", help="number of processes that share the runs")
+    who.add_argument("--on", choices=("ray",), help="use a Ray cluster: RAY_ADDRESS's, or one started here")
+    run.add_argument("--dry-run", action="store_true", help="list the runs, and estimate time, memory and disk")
+    run.add_argument("--no-probe", action="store_true", help="with --dry-run: skip the estimate, which takes minutes")
     run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
     status = add_verb(study, "status", _status, "Show how far a study is.")
     _which_study(status)
     as_json(status)
-    table = add_verb(study, "table", _table, "Print what a study has found so far as a table.")
+    table = add_verb(study, "table", _table, "Print a study's results so far as a table.")
     _which_study(table)
     which_layout(table)
     how_to_print(table)
-    table.add_argument("--plots", type=Path, metavar="DIR", help="also draw seeds and cost against quality there")
-    page = add_verb(study, "page", _page, "Make one HTML page of what a study has found so far.")
+    table.add_argument("--plots", type=Path, metavar="DIR", help="also draw seeds, and quality against cost, there")
+    page = add_verb(study, "page", _page, "Make one HTML page of a study's results so far.")
     _which_study(page)
     _which_page(page)
 
 
 def _which_study(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which study, on what, and where its runs are."""
-    parser.add_argument("study", help="a study's file, or the name of one in a folder study of configs")
+    """Add the flags that choose the study, its data and device, and the folder of its runs."""
+    parser.add_argument("study", help="a study's file, or its name in the folder `study` of configs")
     parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the study's)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     configs_folder(parser)
@@ -56,7 +56,7 @@ def _which_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _which_page(parser: argparse.ArgumentParser) -> None:
-    """The flag that says where a page is written."""
+    """Add the flag for the page's file."""
     parser.add_argument(
         "-o",
         "--output",
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     from ..text import job_line, study_text
 
     if processes() > 1:
-        raise ConfigError("study run shares its runs by --jobs or --on ray, and not by torchrun: leave that out")
+        raise ConfigError("study run: expected one process, got torchrun; try --jobs N or --on ray to share the runs")
     call = dataclasses.replace(_call(options), since=time.time())
     if options.dry_run:
         return _dry_run(options, call)
@@ -122,7 +122,7 @@ def _dry_run(options: argparse.Namespace, call: executor.Call) -> int:
     from ...studies.estimate import measure, probe, shared_files
     from ..text import estimate_text, making_line, making_text, probe_line, shared_text, study_text
 
-    start_log(None, call.study.name, level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    start_log(None, call.study.name, level="ERROR", verbose=False)  # the runs will warn about their data
     plan, registry = call.plan()
     print(study_text(plan.outcomes()))
     shared = shared_files(plan, registry)
@@ -170,16 +170,16 @@ def _page(options: argparse.Namespace) -> int:
 
 
 def _findings(options: argparse.Namespace) -> Leaderboard:
-    """What the study has found so far."""
+    """The leaderboard of the study so far."""
     from ...logs import start_log
     from ...studies.findings import find
 
-    start_log(None, "study", level="ERROR", verbose=False)  # what the data lacks is for the runs to tell
+    start_log(None, "study", level="ERROR", verbose=False)  # the runs warn about their data
     return find(*_call(options).plan())
 
 
 def _call(options: argparse.Namespace) -> executor.Call:
-    """What the flags ask for, as every process of a study gets it."""
+    """The study and folders that the flags name, for every process of the study."""
     from ...studies.executor import Call
     from ...studies.file import find_study, load_study
 

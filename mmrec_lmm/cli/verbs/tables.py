@@ -1,4 +1,4 @@
-"""`table` and `paper`: leaderboards as tables."""
+"""`table` and `paper`: print leaderboards as tables."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def add(verbs: Verbs) -> None:
     which_layout(table)
     how_to_print(table)
 
-    paper = add_verb(verbs, "paper", _paper, "Print the paper's own tables, recounted.")
-    paper.add_argument("--table", type=int, choices=TABLES, help="one of them (default: all)")
+    paper = add_verb(verbs, "paper", _paper, "Print the paper's own tables, with its claims recounted.")
+    paper.add_argument("--table", type=int, choices=TABLES, help="one table (default: all)")
     how_to_print(paper)
 
 
@@ -42,7 +42,7 @@ def _paper(options: argparse.Namespace) -> int:
     from ...report.tables import render
 
     if options.format == "csv" and options.table is None:
-        raise ConfigError("a CSV file holds one table: say which, as in --table 3")
+        raise ConfigError("--format csv: expected one table, as CSV holds no more, got all; try --table 3")
     texts = [
         render(paper.leaderboard(table), layout=f"table{table}", format=options.format, published=lambda row: {})
         for table in ([options.table] if options.table else paper.tables())

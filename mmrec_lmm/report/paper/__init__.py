@@ -1,7 +1,7 @@
-"""The published figures that this benchmark was built to check: as a Leaderboard, beside our own rows, and recounted.
+"""The published results that this benchmark was built to check: as a Leaderboard, beside our rows, and recounted.
 
-`results.csv` has the figures, `paper.yaml` what they compare and what the paper's text says of them, `README.md` their
-source and terms. The names of encoders and models are data here: this code knows none.
+`results.csv` has the figures, `paper.yaml` what they compare and what the paper's text claims, `README.md` their source
+and terms. Names of encoders and models are only in the data, not in this code.
 """
 
 import csv
@@ -24,7 +24,7 @@ PRINTED = tuple(axis for axis in AXES if axis != "control")  # the axes of a fig
 
 @dataclass(frozen=True)
 class Figure:
-    """One printed number: its place on the axes PRINTED, and whether the paper stars it."""
+    """One printed number: its place on the axes PRINTED, and True in `starred` if the paper stars it."""
 
     table: int
     place: tuple[str, ...]  # one value for each of PRINTED
@@ -35,13 +35,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Count:
-    """In how many cells of a table one side beats the other, recounted from the printed figures."""
+    """The number of cells of a table in which one side beats the other, recounted from the printed figures."""
 
     table: int
     what: str
     won: int
     of: int
-    text: str | None  # what the paper's text says
+    text: str | None  # the share that the paper's text states
 
     def __str__(self) -> str:
         share = f"{self.won} of {self.of} cells ({100 * self.won / self.of:.3g} %)"
@@ -51,12 +51,12 @@ class Count:
 
 @functools.cache
 def about() -> Mapping[str, Any]:
-    """`paper.yaml`: source, tables, claims."""
+    """The content of `paper.yaml`: source, tables, claims."""
     return yaml.safe_load((HERE / "paper.yaml").read_text(encoding="utf-8"))
 
 
 def tables() -> list[int]:
-    """The paper's numbers of the tables that are here."""
+    """The numbers, in the paper, of the tables in `results.csv`."""
     return list(about()["tables"])
 
 
@@ -77,13 +77,13 @@ def figures() -> tuple[Figure, ...]:
 
 
 def published(row: Row) -> Mapping[str, float]:
-    """The paper's figures for what a row compares: {"recall@20": 0.0740, ...}; empty where it has none."""
+    """The paper's figures for a row's combination: {"recall@20": 0.0740, ...}; empty if it has none."""
     return {} if row.axes.control else _by_place().get(_place(row), {})
 
 
 @functools.cache
 def _by_place() -> Mapping[tuple[str, ...], Mapping[str, float]]:
-    """Figures by place in lower case. Where tables repeat a figure, they agree."""
+    """The figures by place, in lower case. Tables that repeat a figure agree on it."""
     found: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     for figure in figures():
         found[tuple(name.lower() for name in figure.place)][figure.metric] = figure.value
@@ -128,7 +128,7 @@ def leaderboard(table: int) -> Leaderboard:
 
 
 def counts(table: int | None = None) -> list[Count]:
-    """What the paper's text says of its tables, counted in the tables themselves; of one table, or of all."""
+    """The claims of the paper's text about its tables, recounted from the tables; for one table, or for all."""
     return [_count(**claim) for claim in about()["claims"] if table in (None, claim["table"])]
 
 
@@ -142,7 +142,7 @@ def _count(
     text: str | None = None,
     **only: str,
 ) -> Count:
-    """How many cells of `table` with `better` (None: any other value) on `axis` beat the one that has `than` there."""
+    """Count the cells of `table` with `better` (None: any other value) on `axis` that beat the one with `than`."""
     at = PRINTED.index(axis)
 
     def rest(figure: Figure) -> tuple[str, ...]:
