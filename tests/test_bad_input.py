@@ -200,23 +200,23 @@ def test_without_features_and_encoder_it_is_said_how_to_come_by_them(toy: Path) 
     for path in toy.glob("*.npy"):
         path.unlink()
     assert refusal(call(*RUN), 2) == (
-        "data set toy has no item features among its files (none are available): --encoder NAME (basic, beit3, "
-        "clip, cnn_sbert, vlmo) makes them from its catalog, --features image=FILE.npy reads them from a file"
+        "data set toy: expected item features among its files, got none; try --encoder NAME (basic, beit3, clip, "
+        "cnn_sbert, vlmo), or --features image=FILE.npy"
     )
     (toy / "items.tsv").unlink()
-    assert "it has no catalog (items.tsv) that an encoder could read; --features image=" in refusal(call(*RUN), 2)
+    assert "try a catalog (items.tsv) for an encoder to read, or --features image=" in refusal(call(*RUN), 2)
     assert "the data set has no catalog (items.tsv)" in refusal(call(*RUN, "--encoder", "basic"), 2)
 
 
 def test_a_modality_that_is_not_there_is_refused_with_those_that_are(toy: Path) -> None:
     message = refusal(call(*RUN, "--modalities", "audio"), 2)
     assert message.startswith(
-        "data set toy has no audio features among its files (available: image, text): --features audio="
+        "data set toy: expected audio features among its files, got image, text; try --features audio="
     )
     message = refusal(call(*RUN, "--modalities", "text,joint", "--encoder", "basic"), 2)
     assert message.startswith(
-        "encoder basic can't make joint features for data set toy (available: image, text): it encodes image, text, "
-        "and the data set has 16 items, 15 of them with an image, 15 with text in title"
+        "encoder basic: expected joint features for data set toy, got image, text, as it encodes image, text, and the "
+        "data set has 16 items, 15 of them with an image, 15 with text in title"
     )
     assert refusal(call(*RUN, "--features", "image=nowhere.npy"), 4) == "nowhere.npy: no such file"
 
@@ -344,7 +344,7 @@ def test_a_run_that_starts_over_says_that_it_could_have_been_resumed(toy: Path) 
     call(*run, "-p", plugin(Path("interrupt.py"), INTERRUPT.format("SIGINT")))
     answer = call(*run)
     assert answer.code == 0
-    assert re.search(r"VBPR-toy-\w{8} starts over; --resume would have continued it where it was stopped", answer.err)
+    assert re.search(r"VBPR-toy-\w{8} starts over; --resume would have continued it from its checkpoint", answer.err)
 
 
 @pytest.mark.slow

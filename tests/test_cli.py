@@ -249,7 +249,7 @@ def test_a_point_that_fails_is_told_and_the_others_count() -> None:
     assert [point["parameters"]["learning_rate"] for point in grid["points"]] == [0.001]
     (failure,) = grid["failures"]
     assert failure["parameters"]["learning_rate"] == 1e38
-    assert "a smaller learning_rate is the usual cure" in failure["error"]
+    assert "; try a smaller learning_rate" in failure["error"]
     assert answer.err.count("error: ") == 1
 
 
@@ -536,7 +536,10 @@ def test_recommend_refuses_when_the_data_changed_since() -> None:
     features = np.load("data/toy/text_feat.npy")
     np.save("data/toy/text_feat.npy", features + 1)
     answer = call("recommend", run_id, "--users", "0")
-    assert (answer.code, answer.err) == (4, f"error: {run_id}: the features changed since this run; run it again\n")
+    assert (answer.code, answer.err) == (
+        4,
+        f"error: {run_id}: the features changed since this run; try running it again\n",
+    )
 
 
 def test_output_that_nobody_reads_on_is_no_error() -> None:
@@ -560,8 +563,8 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--epochs", "3"], "expected a flag of mmrec-lmm run, or a configuration key as --epochs=VALUE, "),
         ([*RUN, "stray"], ", or a configuration key as --KEY=VALUE, got stray"),
         (["list", "models", "--epochs=3"], "unknown argument: expected a flag of mmrec-lmm list, got --epochs=3"),
-        ([*RUN, "--paradigm", "ft"], "--paradigm ft tunes an encoder, and none was asked for: name one with --encoder"),
-        ([*RUN, "--paradigm=ete"], "--paradigm ete trains an encoder, and none was asked for: name one with --encoder"),
+        ([*RUN, "--paradigm", "ft"], "--paradigm ft: expected an encoder to tune, got none; try --encoder NAME"),
+        ([*RUN, "--paradigm=ete"], "--paradigm ete: expected an encoder to train, got none; try --encoder NAME"),
         ([*RUN, "--metrics=[Recall,Recal]"], "command line: unknown metric Recal; did you mean Recall?"),
         ([*RUN, "--grid", "mmrek"], "command line: unknown grid of model VBPR: mmrek; did you mean mmrec? known: lmm,"),
         ([*RUN, "--preset", "mmrek"], "command line: unknown preset: mmrek; did you mean mmrec? known: lmm, mmrec, "),
@@ -594,8 +597,10 @@ def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(arguments: list[str]
 def test_recommend_for_an_unknown_user_or_run_says_so() -> None:
     run_id = document(call(*RUN, "--json"))["run_id"]
     answer = call("recommend", run_id, "--users", "0,12")
-    assert (answer.code, answer.err) == (2, "error: user 12 is unknown; ids run from 0 to 11\n")
-    assert "no finished run of that name in runs" in call("recommend", "VBPX", "--users", "0").err
+    assert (answer.code, answer.err) == (2, "error: --users: expected ids from 0 to 11, got 12\n")
+    assert (
+        "VBPX: expected a finished run in runs, got none of that name" in call("recommend", "VBPX", "--users", "0").err
+    )
     assert call("recommend", "VBPX", "--users", "0").code == 4
 
 
@@ -720,10 +725,10 @@ def test_results_are_exported_queried_and_indexed(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["export", "--where", "sed=1"], 2, "--where sed: no such column; did you mean seed?"),
+        (["export", "--where", "sed=1"], 2, ", stamp), got sed; did you mean seed?"),
         (["export", "--where", "seed"], 2, "expected KEY=VALUE, got 'seed'"),
-        (["query", "DROP TABLE runs"], 2, "query: not authorized; it must be one SELECT over runs (run, model, "),
-        (["index", "--out", "nowhere"], 4, "nowhere: no such folder of runs; --out names another"),
+        (["query", "DROP TABLE runs"], 2, "query: expected one SELECT over runs (run, model, "),
+        (["index", "--out", "nowhere"], 4, "--out: expected a folder of runs, got nowhere, which doesn't exist"),
     ],
 )
 def test_questions_that_have_no_answer_are_refused(arguments: list[str], code: int, message: str) -> None:

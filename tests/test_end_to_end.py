@@ -430,7 +430,7 @@ class Sealed(Tiny):
 @pytest.mark.parametrize(("model", "encoder"), [(Detaching, Tiny), (GCN, Sealed)], ids=["model", "encoder"])
 def test_a_run_whose_encoder_gets_no_gradient_fails_loudly(model: type[GCN], encoder: type[Tiny]) -> None:
     with pytest.raises(
-        RunError, match="no gradient of model's loss reached encoder encoder in epoch 0: it is not being trained"
+        RunError, match="no gradient of model's loss reached encoder encoder in epoch 0: it isn't trained"
     ):
         World(model=model, encoder=encoder).trainer.fit()
 
@@ -469,7 +469,7 @@ def test_a_frozen_part_stays_as_it_is_and_a_pattern_that_matches_nothing_is_refu
     world.trainer.fit()
     change = world.callback.report().weight_change
     assert change["image"] == 0 < change["text"]
-    with pytest.raises(ConfigError, match=r"encoder encoder: ete.freeze: layer.image.\* matches no parameter"):
+    with pytest.raises(ConfigError, match=r"encoder encoder: ete.freeze: expected a pattern .* got layer.image.\*"):
         World(EndToEnd(freeze=("layer.image.*",)))
 
 
@@ -486,7 +486,7 @@ def test_the_contrastive_loss_is_added_over_those_rows_of_a_step_that_have_both_
     for without, added, parameter in zip(gradient(0.0), gradient(0.5), encoder.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(added, without + 0.5 * parameter.grad, rtol=0, atol=1e-12)
-    with pytest.raises(ConfigError, match=r"no contrastive loss of its own, so ete.itc must be 0"):
+    with pytest.raises(ConfigError, match=r"ete.itc: expected an encoder with a contrastive loss, got encoder"):
         World(EndToEnd(itc=0.5), encoder=TinyEncoder).trainer.fit()
 
 
@@ -653,23 +653,23 @@ def test_at_a_rate_of_zero_a_run_ends_where_that_on_the_encoders_stored_features
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        ("BPR", (), "--paradigm ete is not applicable: BPR uses no item features to train an encoder by"),
-        ("LightGCN", (), "--paradigm ete is not applicable: LightGCN uses no item features"),
-        ("VBPR", ("--encoder", "precomputed"), "not applicable: encoder precomputed reads features from files"),
-        ("VBPR", ("--encoder", "Bare"), "not applicable: encoder Bare has no parameters, so there is nothing to train"),
+        ("BPR", (), "--paradigm ete: expected a model that uses item features, got BPR; try --paradigm pt"),
+        ("LightGCN", (), "--paradigm ete: expected a model that uses item features, got LightGCN"),
+        ("VBPR", ("--encoder", "precomputed"), "got precomputed, which reads features from files; try --paradigm pt"),
+        ("VBPR", ("--encoder", "Bare"), "expected an encoder with parameters to train, got Bare, which has none"),
         (
             "VBPR",
             ("--features", "image=data/toy/image_feat.npy"),
-            "can't stand beside --features image: leave that out",
+            "--features: expected none under --paradigm ete, which trains the encoder of all features, got image; try",
         ),
-        ("VBPR", ("--control", "random"), "whose features --control random replaces"),
-        ("VBPR", ("--missing=mean",), "those of absent items are zero: --missing=zero"),
-        ("VBPR", ("--ete.warm_epochs=3",), "ete.warm_epochs 3 of 3 epochs leave none to train the encoder"),
-        ("VBPR", ("--ete.freeze=[visual.*]",), "ete.freeze: visual.* matches no parameter"),
+        ("VBPR", ("--control", "random"), "features in training, got random; try --ete.learning_rate=0"),
+        ("VBPR", ("--missing=mean",), "absent items are zero, got mean; try --missing=zero"),
+        ("VBPR", ("--ete.warm_epochs=3",), "ete.warm_epochs: expected less than epochs (3), to leave one that trains"),
+        ("VBPR", ("--ete.freeze=[visual.*]",), "any part), got visual.*, which matches none"),
         (
             "VBPR",
             ("--ete.itc=1", "--modalities=text"),
-            "ete.itc contrasts images with texts, but this run has features",
+            "ete.itc: expected features of image and text, got those of text; try --ete.itc=0",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def test_joint_features_are_made_only_if_they_are_asked_for(made):
 
 
 def test_an_encoder_without_a_joint_pass_is_asked_for_joint_features_in_vain(made):
-    with pytest.raises(ConfigError, match="encoder basic can't make joint features for data set toy"):
+    with pytest.raises(ConfigError, match="encoder basic: expected joint features for data set toy, got image, text"):
         made("basic", modalities="joint")
 
 
@@ -65,7 +65,7 @@ def test_what_an_encoder_makes_is_not_normalized_and_the_log_says_so(specs, regi
     before, after = (inputs.gather(spec, registry).tables["text"] for spec in (plain, scaled))
     assert before.fingerprint == after.fingerprint
     np.testing.assert_array_equal(before.values, after.values)
-    assert "normalize: standard changes nothing: it is for feature files, and this run reads none" in caplog.text
+    assert "normalize: standard has no effect: it is for feature files, and this run reads none" in caplog.text
 
 
 def test_runs_of_unlike_seeds_share_a_constant_and_not_a_draw(specs, registry):

@@ -61,7 +61,7 @@ def test_missing_files_are_said_with_what_to_type(specs, registry, data_path):
     (run,) = specs(encoder="precomputed")
     with pytest.raises(ConfigError) as caught:
         encode_dataset(run, registry)
-    assert "data set toy has no item features among its files" in str(caught.value)
+    assert "data set toy: expected item features among its files, got none" in str(caught.value)
     assert "--encoder NAME (basic," in str(caught.value)
     assert "precomputed" not in str(caught.value)
 

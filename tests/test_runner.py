@@ -295,7 +295,7 @@ def test_the_history_of_a_run_is_what_observers_saw_of_its_epochs(
 def test_a_damaged_history_is_named(finished: RunResult) -> None:
     path = finished.path / "history.jsonl"
     path.write_text(path.read_text()[:-5])
-    with pytest.raises(DataError, match=re.escape(f"{path}: not a run's history")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: expected a run's history, got an unreadable file")):
         run_folder.load_history(finished.path)
 
 
@@ -619,7 +619,7 @@ def test_a_checkpoint_of_other_code_is_refused_with_what_to_do(
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
     save_file({f"of_old.{name}": value for name, value in load_file(path).items()}, path, metadata=about)
-    with pytest.raises(DataError, match=r"checkpoint: the checkpoint there was written by other code .* start over"):
+    with pytest.raises(DataError, match=r"checkpoint: expected a checkpoint of this code, got .* start over"):
         run_grid(specs(), toys, out=out, resume=True)
 
 
@@ -716,12 +716,14 @@ def test_a_name_that_fits_no_run_or_several_is_an_error(
     with pytest.raises(DataError) as caught:
         run_folder.find_run(out, finished.run_id[1:])
     assert str(caught.value) == (
-        f"{finished.run_id[1:]}: no finished run of that name in {out}; did you mean {finished.run_id}?; "
-        "`list runs` shows them"
+        f"{finished.run_id[1:]}: expected a finished run in {out}, got none of that name; did you mean "
+        f"{finished.run_id}?; try `list runs`"
     )
     other = run_grid(specs(seed="5"), registry, out=out).best
     names = ", ".join(sorted([finished.run_id, other.run_id]))
-    with pytest.raises(ConfigError, match=re.escape(f"VBPR: 2 runs start so; give more of the id: {names}")):
+    with pytest.raises(
+        ConfigError, match=re.escape(f"VBPR: expected the start of one run's id, got that of 2; try {names}")
+    ):
         run_folder.find_run(out, "VBPR")
 
 
@@ -768,7 +770,7 @@ def test_recommendations_leave_out_training_items_and_end_where_candidates_do(
 
 
 def test_recommendations_for_an_unknown_user_are_refused(finished: RunResult, registry: Registry, out: Path) -> None:
-    with pytest.raises(ConfigError, match="user 12 is unknown; ids run from 0 to 11"):
+    with pytest.raises(ConfigError, match="--users: expected ids from 0 to 11, got 12"):
         recommend(finished.run_id, [0, 12], 2, registry, out=out)
 
 
@@ -781,5 +783,5 @@ def test_recommendations_from_changed_inputs_are_refused(
             file.write("0\t3\t0\n")
     else:
         np.save(data_path / "toy" / "image_feat.npy", np.ones((16, 5)))
-    with pytest.raises(DataError, match=f"{finished.run_id}: the {part} changed since this run; run it again"):
+    with pytest.raises(DataError, match=f"{finished.run_id}: the {part} changed since this run; try running it again"):
         recommend(finished.run_id, [0], 2, registry, out=out)

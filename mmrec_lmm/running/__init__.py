@@ -1,1 +1,1 @@
-"""Runs: one from its inputs to its folder, grids of them, and what is done with finished ones."""
+"""Runs: one run from its inputs to its folder, grids of runs, and the use of finished runs."""

@@ -1,4 +1,4 @@
-"""Many runs from one request: a grid in MMRec's order, its inputs made once, its winner picked on validation."""
+"""Grids of runs, in MMRec's order: inputs are made once, and the winner is selected on validation."""
 
 import logging
 import platform
@@ -26,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a grid: `parameters` without the seed, and its runs, one for each seed. A seed is a replicate: none
-    is ever selected."""
+    """One point of a grid: `parameters` without the seed, and its runs, one for each seed.
+
+    Seeds are replicates: no seed is ever selected.
+    """
 
     parameters: Mapping[str, Any]
     runs: tuple[RunResult, ...]
@@ -41,7 +43,7 @@ class Point:
         return {name: float(np.mean(values)) for name, values in self._by_metric(split).items()}
 
     def deviation(self, split: str) -> dict[str, float] | None:
-        """The standard deviation of each metric over the seeds; None where there is one."""
+        """The standard deviation of each metric over the seeds; None for a single seed."""
         if len(self.runs) == 1:
             return None
         return {name: float(np.std(values, ddof=1)) for name, values in self._by_metric(split).items()}
@@ -53,10 +55,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """Finished runs in order, the points that they belong to, those that failed with the reason, and the winner: the
-    point that is best on validation, mean over its seeds.
+    """Finished runs in order, failed points with reasons, and the winner: the point with the best validation score,
+    mean over its seeds.
 
-    `best_on_test` is what MMRec's protocol would report, selected on TEST: None unless `protocol: mmrec` asks for it.
+    `best_on_test` is the point that MMRec's protocol reports, selected on TEST; None unless `protocol: mmrec` is set.
     """
 
     results: Sequence[RunResult]
@@ -70,12 +72,12 @@ class Grid:
 
     @property
     def best(self) -> RunResult:
-        """The winner's run; of several seeds the first, which nothing prefers."""
+        """The winner's run; of several seeds that of the first, not of the best."""
         return self.winner.runs[0]
 
     @property
     def is_replicated(self) -> bool:
-        """Whether some point has several seeds."""
+        """True if some point has several seeds."""
         return len(self.points) < len(self.results)
 
 
@@ -88,7 +90,7 @@ def run_grid(
     force: bool = False,
     progress: bool = False,
 ) -> Grid:
-    """Run every point in turn. One that fails is logged and the rest goes on; RunError only if all fail."""
+    """Run all points in turn. A failed one is logged, and the others still run; RunError only if all fail."""
     results: list[RunResult] = []
     failures: list[tuple[Mapping[str, Any], str]] = []
     logger.info("██Server: \t%s", platform.node())
@@ -105,7 +107,7 @@ def run_grid(
                 )
         except Interrupted:
             raise
-        except (RunError, RuntimeError, MemoryError) as error:  # torch's errors are RuntimeErrors, out of memory too
+        except (RunError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError, also when out of memory
             if len(specs) == 1:
                 raise
             logger.error("Parameters: %s failed: %s", _point(spec.point), error)
@@ -124,8 +126,10 @@ def run_grid(
 
 
 def help_grid(specs: Sequence[RunSpec], registry: Registry) -> None:
-    """What another process than the first does where torchrun started several: its part of the work on encoders. The
-    runs are the first process' alone."""
+    """Do the share of a process after the first under torchrun: help with the encoders.
+
+    Only the first process makes the runs.
+    """
     for spec, inputs in _with_inputs(specs, registry):
         if registry.paradigms.get(spec.paradigm).joint:
             registry.paradigm(spec).help(spec, inputs, registry)
@@ -134,7 +138,7 @@ def help_grid(specs: Sequence[RunSpec], registry: Registry) -> None:
 def _with_inputs(
     specs: Sequence[RunSpec], registry: Registry, *, progress: bool = False
 ) -> Iterator[tuple[RunSpec, Inputs]]:
-    """Each run with what it trains on."""
+    """Each run with its inputs."""
     held: dict[str, Inputs] = {}
     for spec in specs:
         key = shared_keys(spec, registry).inputs
@@ -145,7 +149,7 @@ def _with_inputs(
 
 
 def points_of(results: Sequence[RunResult]) -> list[Point]:
-    """The points that runs belong to, in the order of their first runs."""
+    """The points of a grid's runs, in the order of their first runs."""
     found: dict[str, tuple[dict[str, Any], list[RunResult]]] = {}
     for result in results:
         parameters = {name: value for name, value in result.parameters.items() if name != "seed"}
@@ -154,15 +158,20 @@ def points_of(results: Sequence[RunResult]) -> list[Point]:
 
 
 def best_point(results: Sequence[RunResult], spec: RunSpec) -> Point:
-    """The point with the highest `valid_metric` on validation, mean over its seeds; of equals the first. Points compete
-    that have the most seeds: one whose runs failed in part has a mean of fewer."""
+    """The point with the highest `valid_metric` on validation, mean over its seeds; the first of equals.
+
+    Only points with the most seeds are compared: those with failed runs have means of fewer.
+    """
     metric = spec.settings.valid_metric.lower()
     return max(_complete(results), key=lambda point: point.mean("valid")[metric])
 
 
 def best_on_test(results: Sequence[RunResult], spec: RunSpec) -> Point:
-    """The point that MMRec's quick_start calls BEST: the highest `valid_metric` on TEST, rounded to 4 decimals; of
-    equals the first. It leaks test into the choice, and serves only to place published numbers."""
+    """The point that MMRec's quick_start calls BEST: the highest `valid_metric` on TEST, rounded to 4 decimals; the
+    first of equals.
+
+    Selecting on test leaks it; this is only for comparison with published numbers.
+    """
     metric = spec.settings.valid_metric.lower()
     return max(_complete(results), key=lambda point: round(point.mean("test")[metric], 4))
 
@@ -174,7 +183,7 @@ def _complete(results: Sequence[RunResult]) -> list[Point]:
 
 
 def _log_best_on_test(title: str, results: Sequence[RunResult], spec: RunSpec) -> Point | None:
-    """Log and return what MMRec's protocol selects, where that is asked for."""
+    """Log and return the point that MMRec's protocol selects; None if `protocol` isn't mmrec."""
     if spec.settings.protocol != "mmrec":
         return None
     best = best_on_test(results, spec)
@@ -183,8 +192,10 @@ def _log_best_on_test(title: str, results: Sequence[RunResult], spec: RunSpec) -
 
 
 def document_of(grid: Grid) -> dict[str, Any]:
-    """A grid as `--json` prints it: its points and the winner. Where seeds are all that differs, there is one point,
-    its mean and deviation, and no winner."""
+    """A grid as `--json` prints it: its points and the winner.
+
+    If only seeds differ, it is the single point with mean and deviation, without a winner.
+    """
     failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
     if len(grid.points) == 1 and grid.is_replicated:
         return {**_point_document(grid.winner), "failures": failures}
@@ -205,7 +216,7 @@ def _point_document(point: Point) -> dict[str, Any]:
 
 
 def _dump(specs: Sequence[RunSpec]) -> str:
-    """All that was asked for as `key=value` lines; a grid's axes with all their values."""
+    """The configuration as `key=value` lines; a grid's axes with all their values."""
     first = specs[0]
     values: dict[str, Any] = {name: getattr(first, name) for name in ("model", "dataset", "encoder", "paradigm")}
     values |= plain(first.settings) | plain(first.model_config)
@@ -219,7 +230,7 @@ def _dump(specs: Sequence[RunSpec]) -> str:
 
 
 def _point(parameters: Mapping[str, Any]) -> str:
-    """A grid point as MMRec writes it: `['seed', 'reg_weight']=(999, 0.1)`."""
+    """A grid point in MMRec's format: `['seed', 'reg_weight']=(999, 0.1)`."""
     return f"{list(parameters)}={tuple(parameters.values())}"
 
 

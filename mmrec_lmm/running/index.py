@@ -1,11 +1,11 @@
-"""The index over a folder of runs: SQLite, for questions that one file a run can't answer quickly.
+"""The index over a folder of runs: an SQLite file for fast queries over all runs.
 
-Each run's `result.json` is the truth. `index.sqlite` follows from them and can be deleted at any time: whoever asks it
-first brings it up to date, and makes it anew where it is missing, damaged or of another version. A run never writes it,
-so no run can fail because of it.
+The results are in each run's `result.json`. `index.sqlite` is derived from them and can be deleted at any time: a query
+first brings it up to date, and rebuilds it if it is missing, damaged or of another version. Runs never write it, so
+none can fail because of it.
 
-The file is replaced whole, under a lock that lets one process write, and is read into memory: SQLite's own locks and
-its WAL don't hold on network folders. Where it can't be written, the answer comes from memory alone.
+The file is replaced as a whole, under a lock for a single writer, and is read into memory: SQLite's own locks and WAL
+aren't reliable on network folders. If it can't be written, queries are answered from memory.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from ..cache import locked, plain, write_bytes
 from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
 from ..formatting import csv_text
 from ..types import AXES, RunResult
-from .run_folder import PER_USER, RESULT, load_result
+from .run_folder import CURE, PER_USER, RESULT, load_result
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.sqlite"
-VERSION = 1  # of the tables; rises when they change
+VERSION = 1  # of the tables; increase it when they change
 
-#: Columns of `runs`. Those that hold JSON are marked, and are objects again in an export to JSONL.
+#: Columns of `runs`. Columns marked JSON become objects again in an export to JSONL.
 JSON = "TEXT /* JSON */"
 COLUMNS: Mapping[str, str] = {
     "run": "TEXT PRIMARY KEY",  # the folder's name
@@ -38,7 +38,7 @@ COLUMNS: Mapping[str, str] = {
     "modalities": "TEXT",  # image,text
     "control": "TEXT",
     "seed": "INTEGER",
-    "parameters": JSON,  # of the grid that it was first a point of
+    "parameters": JSON,  # of the first grid that had the run as a point
     "best_epoch": "INTEGER",
     "epochs": "INTEGER",
     "stopped": "TEXT",
@@ -57,7 +57,7 @@ COLUMNS: Mapping[str, str] = {
     "parameters_trained": "INTEGER",
     "finished": "TEXT",  # ISO 8601, UTC
     "per_user": "TEXT",  # the file of per-user metrics, within the folder of runs
-    "stamp": "TEXT",  # size and time of change of result.json, by which the index knows whether it is up to date
+    "stamp": "TEXT",  # size and modification time of result.json; another stamp means another result
 }
 TABLES = f"""
     CREATE TABLE runs ({", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())});
@@ -65,12 +65,12 @@ TABLES = f"""
     PRAGMA user_version = {VERSION};
 """
 
-#: All that a query may do: nothing that writes, and no other file.
+#: The operations that a query may use: none that writes or opens another file.
 _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 
 
 def rebuild(out: Path) -> int:
-    """Make the index over the runs in `out` anew; how many it has. RunError where it can't be written."""
+    """Rebuild the index over the runs in `out`, and return their number. RunError if it can't be written."""
     _check_folder(out)
     with locked(out / INDEX):
         connection = _empty()
@@ -83,7 +83,7 @@ def rebuild(out: Path) -> int:
 def open_index(out: Path) -> sqlite3.Connection:
     """The index over the runs in `out`, up to date and read-only: tables `runs` and `metrics`.
 
-    A damaged `result.json` is logged by name and left out. Raises DataError where there is no such folder.
+    A damaged `result.json` is logged by name and left out. Raises DataError if there is no such folder.
     """
     _check_folder(out)
     connection = _stored(out / INDEX)
@@ -94,27 +94,29 @@ def open_index(out: Path) -> sqlite3.Connection:
 
 
 def query(out: Path, sql: str) -> list[dict[str, Any]]:
-    """The rows that a SELECT finds in the index over `out`. ConfigError where it isn't one, or isn't right."""
+    """The rows that a SELECT finds in the index over `out`. ConfigError if it isn't a valid SELECT."""
     with contextlib.closing(open_index(out)) as connection:
         try:
             return _rows(connection.execute(sql))
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise ConfigError(
-                f"query: {error}; it must be one SELECT over runs ({', '.join(COLUMNS)}) and metrics "
-                "(run, split, metric, value)"
+                f"query: expected one SELECT over runs ({', '.join(COLUMNS)}) and metrics (run, split, metric, value), "
+                f"got {sql!r}: {error}"
             ) from None
 
 
 def find_runs(out: Path, where: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """One row a run: the columns of the index, then each metric as "valid/recall@20", "test/recall@20".
+    """One row per run: the columns of the index, then each metric as "valid/recall@20", "test/recall@20".
 
-    `where` keeps the runs whose columns have these values, in any case; an empty one stands for "none". ConfigError
+    `where` selects the runs whose columns have these values, ignoring case; an empty value means "none". ConfigError
     names an unknown column.
     """
     where = where or {}
     for name in where:
         if name not in COLUMNS:
-            raise ConfigError(f"--where {name}: no such column{did_you_mean(name, COLUMNS)}; {', '.join(COLUMNS)}")
+            raise ConfigError(
+                f"--where: expected a column ({', '.join(COLUMNS)}), got {name}{did_you_mean(name, COLUMNS)}"
+            )
     conditions = " AND ".join(f"CAST(ifnull({name}, '') AS TEXT) = ? COLLATE NOCASE" for name in where) or "1"
     with contextlib.closing(open_index(out)) as connection:
         rows = _rows(connection.execute(f"SELECT * FROM runs WHERE {conditions} ORDER BY run", [*where.values()]))
@@ -129,12 +131,12 @@ def find_runs(out: Path, where: Mapping[str, str] | None = None) -> list[dict[st
 
 
 def as_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as one JSON object a line."""
+    """Rows as one JSON object per line."""
     return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; what is nested, as JSON."""
+    """Rows as CSV, with nested values as JSON."""
     return csv_text(
         {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()} for row in rows
     )
@@ -142,29 +144,29 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _check_folder(out: Path) -> None:
     if not out.is_dir():
-        raise DataError(f"{out}: no such folder of runs; --out names another")
+        raise DataError(f"--out: expected a folder of runs, got {out}, which doesn't exist; try another")
 
 
 def _refreshed(out: Path) -> sqlite3.Connection:
-    """The index brought up to date, and written where that is possible."""
+    """Bring the index up to date, and write it if possible."""
     try:
         with locked(out / INDEX):
-            connection = _stored(out / INDEX) or _empty()  # again: another process may have been quicker
+            connection = _stored(out / INDEX) or _empty()  # read again: another process may have updated it
             if _update(connection, out):
                 write_bytes(out / INDEX, connection.serialize())
     except (OSError, RunError) as error:
-        logger.info("%s isn't kept: %s", out / INDEX, error)
+        logger.info("%s isn't written: %s", out / INDEX, error)
         connection = _stored(out / INDEX) or _empty()
         _update(connection, out)
     return connection
 
 
 def _stored(path: Path) -> sqlite3.Connection | None:
-    """The index in a file, read into memory; None where it is missing, damaged or of another version."""
+    """The index in a file, read into memory; None if it is missing, damaged or of another version."""
     connection = sqlite3.connect(":memory:")
     try:
         content = path.read_bytes()
-        connection.deserialize(content or b"damaged")  # of nothing at all, Python makes a MemoryError
+        connection.deserialize(content or b"damaged")  # Python raises MemoryError for empty bytes
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == VERSION and connection.execute("PRAGMA quick_check").fetchone()[0] == "ok":
             return connection
@@ -181,7 +183,7 @@ def _empty() -> sqlite3.Connection:
 
 
 def _stamps(out: Path) -> dict[str, str]:
-    """Of each finished run's `result.json`: size and time of change."""
+    """Size and modification time of each finished run's `result.json`, by run."""
     stamps = {}
     for path in sorted(out.glob(f"*/{RESULT}")):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -199,7 +201,7 @@ def _stale(connection: sqlite3.Connection, out: Path) -> bool:
 
 
 def _update(connection: sqlite3.Connection, out: Path) -> bool:
-    """Bring the tables to what the folder holds; whether that changed anything."""
+    """Bring the tables up to date with the folder; return True if that changed anything."""
     known, stamps = _known(connection), _stamps(out)
     outdated = [run for run in known if known[run] != stamps.get(run)]
     for table in ("runs", "metrics"):
@@ -230,7 +232,10 @@ def _row(result: RunResult, stamp: str) -> list[Any]:
     """A run's values of COLUMNS."""
     record = result.record
     if record.resolved is None:
-        raise DataError(f"{result.path / RESULT}: made by a version that kept less; --force runs it again")
+        raise DataError(
+            f"{result.path / RESULT}: expected a run that recorded its configuration, got one of an earlier version; "
+            f"{CURE}"
+        )
     values = {
         "run": result.path.name,
         **{axis: record.axes.value(axis) for axis in AXES},

@@ -1,4 +1,4 @@
-"""What a run trains on: the data set, and a feature table per modality, from files or from an encoder."""
+"""The inputs of a run: the data set, and a feature table per modality, from files or from an encoder."""
 
 import dataclasses
 import logging
@@ -47,7 +47,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
     if spec.control == NO_FEATURES and settings.missing == "mean":
-        logger.info("missing: mean fills nothing under --control none, where all items lack all modalities")
+        logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
     made_in = sum(table.seconds for table in tables.values()) + (tuned.record.seconds if tuned else 0.0)
     if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
@@ -59,7 +59,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
 
 
 def without_encoder(spec: RunSpec, inputs: Inputs) -> RunSpec:
-    """The run as it is recorded: a twin without features is one run, whatever encoder it is the twin of."""
+    """The run as it is recorded: a control run without features is the same run for every encoder."""
     if spec.control != NO_FEATURES:
         return spec
     return dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=tuple(sorted(inputs.tables)))
@@ -67,14 +67,14 @@ def without_encoder(spec: RunSpec, inputs: Inputs) -> RunSpec:
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """Equal for runs that share what an encoder makes (`cached_files`), and all that they train on (`inputs`)."""
+    """Keys that are equal for runs with the same cached files of an encoder (`encoded`) and the same `inputs`."""
 
     encoded: str
     inputs: str
 
 
 def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
-    """What a run has in common with others, told from its spec alone: no file is looked at."""
+    """The keys of what a run shares with others, from its spec alone: no file is read."""
     if spec.control == NO_FEATURES and not spec.features:
         names = declared_modalities(spec.modalities, spec.encoder, registry)
         if names is not None:
@@ -93,8 +93,10 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
 def declared_modalities(
     named: tuple[str, ...] | None, encoder_name: str | None, registry: Registry
 ) -> tuple[str, ...] | None:
-    """The modalities that a run names or, where it names none, that its encoder makes of a catalog that has them all;
-    None where files decide."""
+    """The modalities that a run names or, if it names none, those that its encoder makes of a complete catalog.
+
+    None if they depend on files.
+    """
     if named is not None:
         return tuple(sorted(named))
     encoder = registry.encoders.get(encoder_name) if encoder_name is not None else None
@@ -104,7 +106,7 @@ def declared_modalities(
 
 
 def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
-    """Just the features of a run: one table per modality. ConfigError for a paradigm that has none without a model."""
+    """The features of a run alone: one table per modality. ConfigError for a paradigm that trains them with a model."""
     if registry.paradigms.get(spec.paradigm).joint:
         raise ConfigError(
             f"--paradigm {spec.paradigm}: expected a paradigm that makes features without a recommender, got one that "
@@ -119,8 +121,11 @@ def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False)
 def files_behind(
     spec: RunSpec, dataset: Dataset, modalities: Sequence[str], registry: Registry
 ) -> dict[str, dict[str, str]]:
-    """Hashes of the files that the inputs come from, for telling which one changed: "data" and each modality -> file
-    -> hash. Files are named within the data set's folder where they lie there; its images count as one."""
+    """Hashes of the files that the inputs come from, to find out later which changed: "data" or modality -> file ->
+    hash.
+
+    Files in the data set's folder are named relative to it. All images of a catalog count as one file.
+    """
     folder = Path(spec.settings.data_path) / spec.dataset
     inter = folder / (spec.settings.inter_file_name or f"{spec.dataset}.inter")
     found = {"data": {inter.name: hash_file(inter)} if inter.is_file() else {}}
@@ -140,40 +145,45 @@ def files_behind(
 
 
 def prepared_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, progress: bool) -> Tuned | None:
-    """The encoder that the run's paradigm makes before there are features; None where it makes none. Raises ConfigError
-    where it would be for nothing, and what `Paradigm.check` and `Paradigm.prepare` raise."""
+    """The encoder that the run's paradigm prepares before there are features; None if it prepares none.
+
+    Raises ConfigError if nothing would use it, and what `Paradigm.check` and `Paradigm.prepare` raise.
+    """
     paradigm = registry.paradigms.get(spec.paradigm)
     if not paradigm.prepares:
         return None
     check_applicable(spec, registry)
     if dataset.catalog is None:
         raise ConfigError(
-            f"--paradigm {paradigm.name} tunes on images and texts, but data set {dataset.name} has {_content(dataset)}"
+            f"--paradigm {paradigm.name}: expected a data set with images and texts to tune on, got {dataset.name}, "
+            f"which has {_content(dataset)}; try --paradigm {PRE_TRAINED}"
         )
     files, to_encode = _wanted(spec, dataset, registry)
     if not to_encode:
         raise ConfigError(
-            f"--paradigm {paradigm.name} tunes encoder {spec.encoder} for nothing where all features, of "
-            f"{', '.join(files)}, come from files: leave out --features of a modality that it is to encode, or take "
-            f"--paradigm {PRE_TRAINED}"
+            f"--paradigm {paradigm.name}: expected a modality for encoder {spec.encoder} to encode, got all features "
+            f"({', '.join(files)}) from files; try leaving out --features of a modality, or --paradigm {PRE_TRAINED}"
         )
-    with _telling_content(dataset):
+    with _naming_content(dataset):
         return registry.paradigm(spec).prepare(spec, dataset.catalog, registry, progress=progress)
 
 
 def feature_tables(
     spec: RunSpec, dataset: Dataset, registry: Registry, *, tuned: Tuned | None = None, progress: bool
 ) -> Iterator[tuple[str, FeatureTable]]:
-    """One table per modality: from the encoder (as `tuned`, if it was) where the run names one, else from the data
-    set's own files; a file given by `--features` comes first of all. `--modalities` picks among what there is; an
-    encoder makes `joint` only if that names it. Those from files are scaled as `normalize` says."""
+    """One table per modality: from the encoder (as `tuned`, if given) if the run names one, else from the data set's
+    feature files.
+
+    A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
+    `joint` only if it is named there. Tables from files are scaled by `normalize`.
+    """
     files, to_encode = _wanted(spec, dataset, registry)
     if spec.control == NO_FEATURES:  # nothing is read or encoded for it
         yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
         return
     how = spec.settings.normalize
     if how != "none" and not files:
-        logger.warning("normalize: %s changes nothing: it is for feature files, and this run reads none", how)
+        logger.warning("normalize: %s has no effect: it is for feature files, and this run reads none", how)
     for modality, file in files.items():
         table = read_feature_file(file, modality=modality, n_items=dataset.n_items)
         yield modality, normalized(table, how)
@@ -181,7 +191,7 @@ def feature_tables(
         assert spec.encoder is not None
         assert dataset.catalog is not None
         settings = spec.settings
-        with _telling_content(dataset):
+        with _naming_content(dataset):
             tables = encode(
                 dataset.catalog,
                 encoder_spec(spec, registry),
@@ -202,8 +212,8 @@ def feature_tables(
 
 
 @contextmanager
-def _telling_content(dataset: Dataset) -> Iterator[None]:
-    """Whoever is asked to fetch weights should know for how many items."""
+def _naming_content(dataset: Dataset) -> Iterator[None]:
+    """Add to WeightsMissing how many items the weights are for."""
     try:
         yield
     except WeightsMissing as error:
@@ -211,12 +221,14 @@ def _telling_content(dataset: Dataset) -> Iterator[None]:
 
 
 def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """The modalities that a run uses: those read from files, and those to be encoded. NotApplicable where one of them
-    is neither, or there are none."""
+    """The modalities that a run uses: those read from files, and those to encode.
+
+    Raises NotApplicable if one is available from neither, or there are none.
+    """
     files = {**_ready_files(spec, dataset, registry), **spec.features}
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
     if spec.control == NO_FEATURES and spec.encoder is None and spec.modalities and dataset.catalog is not None:
-        of_catalog = {"image": dataset.catalog.has_images, "text": dataset.catalog.has_text}  # for whichever encoder
+        of_catalog = {"image": dataset.catalog.has_images, "text": dataset.catalog.has_text}  # for any encoder
         encodable = tuple(name for name, there in of_catalog.items() if there)
         encodable += (JOINT,) if len(encodable) == len(of_catalog) else ()
     available = sorted({*files, *encodable})
@@ -230,8 +242,10 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
 
 
 def cached_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
-    """The store's files, there or not, that the run's inputs are made of: the tuned encoder under "tuned", tables by
-    modality. Raises NotApplicable as `gather`, and WeightsMissing, since weights are part of the names."""
+    """The cached files of the run's inputs, existing or not: the tuned encoder under "tuned", tables by modality.
+
+    Raises NotApplicable as `gather` does, and WeightsMissing, as file names depend on the weights.
+    """
     check_applicable(spec, registry)
     if not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES:
         return {}
@@ -252,7 +266,7 @@ def cached_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[st
 
 
 def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping[str, Path]:
-    """The feature files that need no encoding: the data set's own or, of an encoder that names some, those."""
+    """The feature files that need no encoding: those of the encoder, if it names any, else the data set's own."""
     if spec.encoder is None:
         return dataset.feature_files
     if registry.encoders.get(spec.encoder).feature_files is None:
@@ -262,8 +276,10 @@ def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping
 
 
 def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
-    """The user's files that features come from: of features, by modality, and of weights (`--weights`), by name.
-    Weights that were downloaded aren't among them, as these are held to the hash that they had at first."""
+    """The user's files that features come from: feature files by modality, and weights (`--weights`) by name.
+
+    Downloaded weights aren't among them, as their hash is checked.
+    """
     if not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES:
         return {}
     found = {**_ready_files(spec, dataset, registry), **spec.features}
@@ -281,13 +297,13 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
 
 
 def check_applicable(spec: RunSpec, registry: Registry) -> None:
-    """NotApplicable where model, encoder or control has no part in the run's paradigm; ConfigError where another value
-    contradicts it. Nothing is read but the plugins' code."""
+    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, ConfigError if another value
+    doesn't. Only the plugins' code is read."""
     registry.paradigm(spec).check(spec, registry)
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:
-    """The modalities that the run's encoder can encode and that this catalog has at all."""
+    """The modalities that the run's encoder can encode and that some item of the catalog has."""
     assert spec.encoder is not None
     catalog = dataset.catalog
     has = {"image": catalog is not None and catalog.has_images, "text": catalog is not None and catalog.has_text}
@@ -299,32 +315,32 @@ def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) ->
 def _no_features(
     spec: RunSpec, dataset: Dataset, missing: Sequence[str], available: Sequence[str], registry: Registry
 ) -> str:
-    """Why a run has no features of a modality, and what to type."""
+    """The message about modalities without features, with the flags that would give them."""
     what = f"{', '.join(missing)} features" if missing else "item features"
-    there = f"available: {', '.join(available)}" if available else "none are available"
-    by_file = f"--features {missing[0] if missing else 'image'}=FILE.npy reads them from a file"
+    there = f"got {', '.join(available) or 'none'}"
+    by_file = f"--features {missing[0] if missing else 'image'}=FILE.npy"
     catalog = dataset.catalog
     if spec.encoder is None or registry.encoders.get(spec.encoder).cls is None:
         encoders = [one for one in registry.encoders if one.cls is not None]
         able = [one.name for one in encoders if not missing or {*missing} <= {*one.modalities}]
         if catalog is None:
-            by_encoder = "it has no catalog (items.tsv) that an encoder could read; "
+            by_encoder = "a catalog (items.tsv) for an encoder to read, or "
         else:
-            by_encoder = f"--encoder NAME ({', '.join(able)}) makes them from its catalog, " if able else ""
-        return f"data set {dataset.name} has no {what} among its files ({there}): {by_encoder}{by_file}"
+            by_encoder = f"--encoder NAME ({', '.join(able)}), or " if able else ""
+        return f"data set {dataset.name}: expected {what} among its files, {there}; try {by_encoder}{by_file}"
     encoder = registry.encoders.get(spec.encoder)
     return (
-        f"encoder {encoder.name} can't make {what} for data set {dataset.name} ({there}): it encodes "
-        f"{', '.join(encoder.modalities)}, and the data set has {_content(dataset)}; {by_file}"
+        f"encoder {encoder.name}: expected {what} for data set {dataset.name}, {there}, as it encodes "
+        f"{', '.join(encoder.modalities)}, and the data set has {_content(dataset)}; try {by_file}"
     )
 
 
 def _content(dataset: Dataset) -> str:
-    """What a data set holds for an encoder, in words."""
+    """The content of a data set that encoders read, in words."""
     catalog = dataset.catalog
     if catalog is None:
         return "no catalog (items.tsv)"
     images = sum(image is not None for image in catalog.images)
-    where = "" if images else " (they belong in its folder images, named in the column image of items.tsv)"
+    where = "" if images else " (put them into its folder images, and name them in the column image of items.tsv)"
     texts = [f"{sum(map(bool, column)):,} with text in {field}" for field, column in catalog.fields.items()]
     return ", ".join([f"{len(catalog):,} items, {images:,} of them with an image{where}", *texts])

@@ -1,8 +1,8 @@
-"""Marks: why a run's numbers may say more of its budget than of its model.
+"""Marks: warnings that a run's numbers may reflect its budget, and not its model.
 
-A run whose best epoch is the first or the last that was evaluated has learned nothing after the first, or was still
-learning when the budget ended; one whose score is at chance has learned nothing that ranks items. Such a result is
-shown, with the mark, and so is everything that is compared with it.
+If the best epoch is the first that was evaluated, the run has learned nothing after it; if it is the last, the run was
+still learning when the budget ended; if the score is at chance, it has learned nothing that ranks items. Such a result
+is shown with its mark, and so is everything that is compared with it.
 """
 
 from collections import Counter
@@ -14,26 +14,26 @@ from .run_folder import load_settings
 UNTRAINED = "not trained"
 FIRST = "best epoch is the first evaluated"
 LAST = "best epoch is the last: still rising when the budget ended"
-DEVIATIONS = 3  # above the mean of random rankings, from where on a score is no chance
+DEVIATIONS = 3  # above the mean of random rankings; a score up to there is at chance
 
 
 def marks(result: RunResult) -> tuple[str, ...]:
-    """The reasons why a finished run is marked, in plain words; none where it isn't."""
+    """The marks of a finished run, in plain words, if any."""
     found = [reason for reason in (_epoch_mark(result),) if reason]
     chance = result.record.chance
-    if chance is not None:  # earlier runs don't say
+    if chance is not None:  # None in earlier runs
         splits = [name for name, found in (("validation", chance.valid), ("test", chance.test)) if at_chance(found)]
         found += [f"{chance.metric} at chance on {' and '.join(splits)}"] if splits else []
     return tuple(found)
 
 
 def at_chance(found: Chance) -> bool:
-    """Whether a score is no better than random rankings may well be."""
+    """True if random rankings could well reach the score."""
     return found.score <= found.mean + DEVIATIONS * found.deviation
 
 
 def marks_of(results: Sequence[RunResult]) -> tuple[str, ...]:
-    """The marks of a row, from the runs of its seeds; with how many of them where not all share one."""
+    """The marks of a row, from the runs of its seeds; each with the number of runs if not all have it."""
     counts = Counter(reason for result in results for reason in marks(result))
     return tuple(
         reason if count == len(results) else f"{reason} ({count} of {len(results)} seeds)"
@@ -42,7 +42,7 @@ def marks_of(results: Sequence[RunResult]) -> tuple[str, ...]:
 
 
 def _epoch_mark(result: RunResult) -> str:
-    """What the best epoch's place says; nothing where it lies between the first and the last."""
+    """The mark for the position of the best epoch; empty if it is between the first and the last."""
     if result.stopped == "untrained":
         return UNTRAINED
     settings = load_settings(result.path)

@@ -1,4 +1,4 @@
-"""What a result depends on, and what merely surrounded it: hashes, versions, machine."""
+"""The provenance of a result: its identity, and hashes, versions, machine and cost for its record."""
 
 import dataclasses
 import inspect
@@ -21,29 +21,31 @@ from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
 from ..types import RECORD_VERSION, ChanceBySplit, Inputs, RunRecord, RunSeconds, RunSpec
 
-NUMERICS_VERSION = 3  # rises when the same run would give other numbers; CHANGELOG says why
+NUMERICS_VERSION = 3  # increase it when the same run would give other numbers, and say why in CHANGELOG
 
 
 def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
-    """<model>-<data set>-<8 hex>: the hash of all that can change a number, and of nothing else."""
+    """<model>-<data set>-<8 hex>: a hash of exactly the inputs and settings that can change a number."""
     paradigm = registry.paradigms.get(spec.paradigm)
-    # The fingerprints of features tell of an encoder that was prepared; one in training makes other features from these
-    told = spec.paradigm_config is None or (paradigm.prepares and not paradigm.joint)
+    # The fingerprints of features depend on a prepared encoder's settings, but not on those of joint training
+    in_features = spec.paradigm_config is None or (paradigm.prepares and not paradigm.joint)
     settings = {key: value for key, value in plain(spec.settings).items() if key not in NOT_IDENTITY}
     identity = {
         "numerics_version": NUMERICS_VERSION,
         "model": [spec.model.lower(), spec.model_config],
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
-        "paradigm": spec.paradigm if told else [spec.paradigm, spec.paradigm_config],
+        "paradigm": spec.paradigm if in_features else [spec.paradigm, spec.paradigm_config],
         "settings": {**settings, "threads": cpu_threads(spec.settings)},
     }
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
 
 def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
-    """One hash of the host's source files, and one of each plugin's that takes part: of its module, or of all the
-    files in its package's folder."""
+    """Hashes of source code: of the host, and of the run's model and encoder.
+
+    A plugin's hash is that of its module or, for a package, of all files in its folder.
+    """
     classes = {"model": registry.models.load(spec.model, "cls")}
     if spec.encoder is not None and registry.encoders.get(spec.encoder).cls is not None:
         classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
@@ -56,17 +58,17 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run's numbers may depend on, beside the code that is hashed."""
+    """The versions of libraries that a run's numbers may depend on."""
     return {
         "mmrec_lmm": __version__,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # its own class compares 2.1 and 2.1.0 as equal
+        "torch": str(torch.__version__),  # torch's own version class takes 2.1 and 2.1.0 as equal
         "numpy": np.__version__,
     }
 
 
 def device_name(device: torch.device) -> str:
-    """What a run computes on, in words: the GPU's name, or "cpu"."""
+    """The device's name: that of the GPU, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -82,7 +84,7 @@ def run_record(
     chance: ChanceBySplit,
     reports: Mapping[str, Any],
 ) -> RunRecord:
-    """What a result depends on and what merely surrounded it: hashes, versions, machine, cost."""
+    """The record of a run: hashes, versions, machine, cost."""
     return RunRecord(
         axes=dataclasses.replace(spec.axes, modalities=tuple(sorted(inputs.tables))),
         seed=spec.settings.seed,

@@ -1,4 +1,4 @@
-"""Recommendations from a finished run: its model is built again, takes its best weights, and ranks."""
+"""Recommendations from a finished run: its model is built again with its best weights, and ranks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from .runner import build_model
 def recommend(
     run: str, users: Sequence[int], k: int, registry: Registry, *, out: Path, data_path: str | None = None
 ) -> list[dict[str, Any]]:
-    """The best `k` items of each user, training items left out: rows of user, rank, item, its own id and title.
+    """The best `k` items of each user, without training items: rows of user, rank, item, the item's raw id and title.
 
-    Raises DataError where the data or features are no longer those of the run, ConfigError for unknown users.
+    Raises DataError if the data or features changed since the run, ConfigError for unknown users.
     """
     folder = run_folder.find_run(out, run)
     spec = run_folder.load_config(folder, registry)
@@ -35,7 +35,7 @@ def recommend(
     run_folder.check_unchanged(result, inputs.dataset, inputs.tables)
     unknown = [user for user in users if not 0 <= user < inputs.dataset.n_users]
     if unknown:
-        raise ConfigError(f"user {unknown[0]} is unknown; ids run from 0 to {inputs.dataset.n_users - 1}")
+        raise ConfigError(f"--users: expected ids from 0 to {inputs.dataset.n_users - 1}, got {unknown[0]}")
     device = choose_device(spec.settings)
     model = build_model(spec, inputs, registry, device)
     model.load_state_dict(load_weights(folder / run_folder.WEIGHTS))

@@ -1,9 +1,9 @@
-"""Replay: a finished run is made again from its `config.json`, and compared with what it left.
+"""Replay: run a finished run again from its `config.json`, and compare the results.
 
-First comes what it depended on: data, features, configuration, code, versions, machine; what differs is told in words.
-Where the differences make it another run (its id wouldn't be the same), it isn't trained. Otherwise it is, in a
-temporary folder, and the files are compared by hash; where they differ, the history tells the first epoch and term
-that departs.
+First the run's data, features, configuration, code, versions and machine are compared with the present ones, and the
+differences listed in words. If they would change the run's id, nothing is trained. Otherwise the run is trained in a
+temporary folder, and its files are compared by hash; if they differ, the history shows the first epoch and term that
+does.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from .runner import Interrupted, run
 
 IDENTICAL, WITHIN, DIVERGED, ANOTHER = "identical", "within tolerance", "diverged", "another run"
 
-#: Of a metric's mean over users, relative and absolute, on another machine or a GPU: rounding moves some users' lists.
+#: Tolerances of a metric's mean over users on another machine or a GPU, where rounding changes some users' lists.
 RELATIVE, ABSOLUTE = 0.01, 0.0005
 
 TENSOR_FILES = (run_folder.WEIGHTS, run_folder.ENCODER, run_folder.FEATURES, run_folder.PER_USER)
@@ -38,18 +38,18 @@ TENSOR_FILES = (run_folder.WEIGHTS, run_folder.ENCODER, run_folder.FEATURES, run
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of a replay. `verdict` is IDENTICAL, WITHIN, DIVERGED or, where nothing was trained, ANOTHER.
+    """The result of a replay. `verdict` is IDENTICAL, WITHIN, DIVERGED or, if nothing was trained, ANOTHER.
 
-    `differences` has each file whose hash differs, with the largest difference of a number or, of the lists, how many
-    differ (None: not comparable, since one lacks the file or a tensor has another shape), and "means", the largest
-    difference of a metric's mean.
+    `differences` has an entry for each file whose hash differs: the largest difference of two numbers or, for top-K
+    lists, the number of lists that differ (None if a file is missing or shapes differ). Its entry "means" is the
+    largest difference of a metric's mean.
     """
 
     run_id: str
     verdict: str
-    changed: Sequence[str]  # what isn't as it was, in words, in the order of the way of the data
+    changed: Sequence[str]  # what differs, in words: data, features, configuration, code, versions, machine
     differences: Mapping[str, float | None] = field(default_factory=dict)
-    departs: str | None = None  # the first epoch and loss term or metric that isn't the same
+    departs: str | None = None  # the first epoch and loss term or metric that differs
 
     @property
     def reproduced(self) -> bool:
@@ -65,16 +65,19 @@ def replay(
     device: str | None = None,
     progress: bool = False,
 ) -> Replay:
-    """Make a finished run again, with as many threads as it had, and compare. `data_path` and `device` replace its own.
+    """Run a finished run again with its number of threads, and compare. `data_path` and `device` replace its own.
 
-    Raises DataError where the run or its data is missing or damaged.
+    Raises DataError if the run or its data is missing or damaged.
     """
     folder = run_folder.find_run(out, name)
     stored = run_folder.load_result(folder)
     assert stored is not None
     record = stored.record
     if record.resolved is None:
-        raise DataError(f"{folder}: made by a version that kept less than a replay needs; --force runs it again")
+        raise DataError(
+            f"{folder}: expected a run that recorded its configuration, got one of an earlier version; "
+            f"{run_folder.CURE}"
+        )
     spec = run_folder.load_config(folder, registry)
     wanted = {"data_path": data_path, "device": device, "threads": spec.settings.threads or record.threads}
     spec = _with_settings(spec, **{key: value for key, value in wanted.items() if value is not None})
@@ -95,7 +98,7 @@ def replay(
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between a run's record and here, in words. `machine` can change sums by rounding, no more."""
+    """The differences between a run's record and the present, in words. `machine` changes sums only by rounding."""
 
     data: Sequence[str]
     features: Sequence[str]
@@ -105,7 +108,7 @@ class Changes:
 
 
 def changes(record: RunRecord, spec: RunSpec, inputs: Inputs, registry: Registry) -> Changes:
-    """What of a run's `record` no longer holds, but for its configuration."""
+    """Compare all that a run's `record` says, except for its configuration, with the present."""
     data, features = [], []
     if inputs.dataset.fingerprint != record.data:
         data.append(f"data: the interactions changed{_changed_files(record, inputs, 'data')}")
@@ -140,7 +143,7 @@ def changes(record: RunRecord, spec: RunSpec, inputs: Inputs, registry: Registry
 
 
 def changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys of two resolved runs (`config.json`) whose values differ, as users write them, with both values."""
+    """The keys of two resolved runs (`config.json`) whose values differ, in the user's spelling, with both values."""
     before, after = dict(_keys(then)), dict(_keys(now))
     return [
         _was(f"configuration: {key}", before.get(key), after.get(key))
@@ -150,7 +153,7 @@ def changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def departure(then: Sequence[EpochReport], now: Sequence[EpochReport]) -> str | None:
-    """The first epoch and loss term or metric of two histories that isn't the same; None where all are."""
+    """The first epoch and loss term or metric that differs between two histories; None if none does."""
     for one, other in zip(then, now, strict=False):
         for kind, before, after in (
             ("loss term", one.losses, other.losses),
@@ -165,7 +168,7 @@ def departure(then: Sequence[EpochReport], now: Sequence[EpochReport]) -> str | 
 
 
 def _compared(stored: RunResult, again: RunResult, changed: Sequence[str], *, excused: bool) -> Replay:
-    """The verdict on a replay that ran; `excused` says that rounding may differ here."""
+    """The verdict on a replay that was trained; `excused` is True if rounding may differ here."""
     differences: dict[str, float | None] = dict(_differences(stored.path, again.path))
     departs = departure(run_folder.load_history(stored.path), run_folder.load_history(again.path))
     means = [
@@ -182,7 +185,7 @@ def _compared(stored: RunResult, again: RunResult, changed: Sequence[str], *, ex
 
 
 def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]]:
-    """The files of two runs whose hashes differ, and by how much."""
+    """The files of two runs whose hashes differ, each with the size of its difference."""
     for name in (*TENSOR_FILES, run_folder.TOPK):
         paths = [folder / name for folder in (stored, again)]
         present = [path.is_file() for path in paths]
@@ -198,7 +201,7 @@ def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]
 
 
 def _largest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float | None:
-    """The largest difference between equally named tensors; None where names or shapes differ."""
+    """The largest difference between equally named tensors; None if names or shapes differ."""
     if {name: value.shape for name, value in one.items()} != {name: value.shape for name, value in other.items()}:
         return None
     filled = [name for name, value in one.items() if value.numel()]
@@ -206,16 +209,16 @@ def _largest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
 
 
 def _changed_files(record: RunRecord, inputs: Inputs, part: str) -> str:
-    """The end of a message: which of the files behind a part of the inputs changed."""
+    """The end of a message: the changed files that a part of the inputs comes from."""
     then, now = record.files.get(part, {}), inputs.files.get(part, {})
     files = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if files:
         return f" ({', '.join(files)})"
-    return " (its files are as they were: the encoder, its weights or what was asked of it differ)" if now else ""
+    return " (its files are the same: the encoder, its weights or its settings differ)" if now else ""
 
 
 def _keys(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each key of a resolved run by the name that users write: seed, reg_weight, encoder.variant, ft.epochs."""
+    """The keys of a resolved run in the user's spelling, with values: seed, reg_weight, encoder.variant, ft.epochs."""
     sections = {
         "settings": "",
         "model_config": "",

@@ -1,15 +1,15 @@
-"""The folder of a run: what is kept, how it is written and read back.
+"""The folder of a run: its files, and the functions that write and read them.
 
     runs/<model>-<data set>-<8 hex of the run's identity>/
-        config.json              the resolved run: every value, enough to build it again
+        config.json              the resolved run: every value, sufficient to build it again
         best.safetensors         the weights of the best epoch
         encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch
-        features.safetensors     of an end-to-end run, what that encoder makes of all items: (I, D) by modality
+        features.safetensors     of an end-to-end run, that encoder's features of all items: (I, D) by modality
         per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user
-        history.jsonl            one line an epoch: losses, validation metrics, seconds (types.EpochReport)
+        history.jsonl            one line per epoch: losses, validation metrics, seconds (types.EpochReport)
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
-        checkpoint/              while it trains: the state after the last evaluation
-        result.json              written last: where it stands, the run is finished
+        checkpoint/              during training: the state after the last evaluation
+        result.json              written last: a run that has it is finished
 
 Shapes: U evaluated users, K listed items, I items, D feature width.
 """
@@ -49,13 +49,13 @@ RESULT = "result.json"
 
 CURE = "try --force, which runs it again"
 
-#: What a setting was, in effect, in runs from before it existed, where that isn't its default.
+#: The effective values of settings, if not the default, in runs made before those settings existed.
 BEFORE = {"min_steps": 0}
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; RunBusy at once if another process does."""
+    """Lock the run's folder; RunBusy at once if another process has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
     try:
@@ -63,7 +63,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
     try:
-        for leftover in folder.rglob(".*.tmp"):  # what a killed process was writing
+        for leftover in folder.rglob(".*.tmp"):  # unfinished files of a killed process
             leftover.unlink(missing_ok=True)
         yield
     finally:
@@ -76,7 +76,7 @@ def save_config(folder: Path, spec: RunSpec) -> None:
 
 
 def load_config(folder: Path, registry: Registry) -> RunSpec:
-    """The run that `folder` is of, with the plugins' own configuration classes."""
+    """The resolved run in `folder`, with the plugins' own configuration classes."""
     record = read_json(folder / CONFIG)
     model_class = registry.models.load(record["model"], "config")
     encoder = record["encoder"]
@@ -95,12 +95,14 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
             }
         )
     except TypeError as error:
-        raise DataError(f"{folder / CONFIG}: not a run of this version ({error}); --force runs it again") from None
+        raise DataError(f"{folder / CONFIG}: expected a run of this version, got {error}; {CURE}") from None
 
 
 def load_settings(folder: Path) -> Settings | None:
-    """The host's settings of the run in `folder`, to judge it by; None where it has no `config.json`. Keys that this
-    version doesn't know are left out."""
+    """The host's settings of the run in `folder`; None if it has no `config.json`.
+
+    Keys that this version doesn't know are left out.
+    """
     path = folder / CONFIG
     if not path.is_file():
         return None
@@ -111,14 +113,14 @@ def load_settings(folder: Path) -> Settings | None:
 
 
 def save_result(folder: Path, result: RunResult) -> None:
-    """Write `result.json`; from then on the run is finished."""
+    """Write `result.json`, which makes the run finished."""
     content = plain(result)
     del content["path"]
     write_json(folder / RESULT, content)
 
 
 def load_result(folder: Path) -> RunResult | None:
-    """The finished run in `folder`, or None. DataError where its file isn't one, or a later version's."""
+    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version."""
     path = folder / RESULT
     if not path.is_file():
         return None
@@ -135,12 +137,12 @@ def load_result(folder: Path) -> RunResult | None:
 
 
 def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, FeatureTable] | None = None) -> None:
-    """DataError where the data set, or the features if given, are no longer those of the run."""
+    """Raise DataError if the data set, or the features if given, changed since the run."""
     record = result.record
     now = None if tables is None else {name: table.fingerprint for name, table in tables.items()}
     for part, same in (("data", record.data == dataset.fingerprint), ("features", now in (None, record.features))):
         if not same:
-            raise DataError(f"{result.run_id}: the {part} changed since this run; run it again")
+            raise DataError(f"{result.run_id}: the {part} changed since this run; try running it again")
 
 
 def list_results(out: Path) -> list[RunResult]:
@@ -159,8 +161,10 @@ def find_run(out: Path, name: str) -> Path:
         return matches[0]
     if matches:
         starts = ", ".join(sorted(path.name for path in matches))
-        raise ConfigError(f"{name}: {len(matches)} runs start so; give more of the id: {starts}")
-    raise DataError(f"{name}: no finished run of that name in {out}{did_you_mean(name, runs)}; `list runs` shows them")
+        raise ConfigError(f"{name}: expected the start of one run's id, got that of {len(matches)}; try {starts}")
+    raise DataError(
+        f"{name}: expected a finished run in {out}, got none of that name{did_you_mean(name, runs)}; try `list runs`"
+    )
 
 
 def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -184,17 +188,17 @@ def save_history(folder: Path, reports: Sequence[EpochReport]) -> None:
 
 
 def load_history(folder: Path) -> list[EpochReport]:
-    """The reports of a finished run's epochs, in order; DataError where the file is missing or damaged."""
+    """The reports of a finished run's epochs, in order; DataError if the file is missing or damaged."""
     path = folder / HISTORY
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a run's history ({error}); --force runs it again") from None
+        raise DataError(f"{path}: expected a run's history, got an unreadable file ({error}); {CURE}") from None
     return [decode(EpochReport, line, where=f"{path}:{at}", cure=CURE) for at, line in enumerate(lines, start=1)]
 
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
-    """Write the best items (U, K) of users (U,) as a table; -1 where a user ran out of candidates."""
+    """Write the best items (U, K) of users (U,) as a table; -1 fills the row of a user with too few candidates."""
     columns = ["id", *(f"top_{rank}" for rank in range(items.shape[1]))]
     table = pd.DataFrame(np.column_stack([users, items]), columns=columns)
     write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
@@ -210,8 +214,8 @@ def save_run(
     rankings: Mapping[str, Ranking],
     per_user: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write all that is kept of a finished run; `result.json` comes last, and makes it finished."""
-    from ..training.resume import save_weights  # not above: listing runs needs no torch
+    """Write all files of a finished run; `result.json` comes last, and makes it finished."""
+    from ..training.resume import save_weights  # here, as listing runs shouldn't import torch
 
     save_weights(folder / WEIGHTS, model.state_dict())
     if callback is not None and (trained_beside := callback.weights()):
@@ -226,7 +230,7 @@ def save_run(
 
 
 def document(result: RunResult) -> dict[str, Any]:
-    """A result as `--json` prints it: run_id, path, parameters, valid, test, ..., and the record of its making."""
+    """A result as `--json` prints it: run_id, path, parameters, valid, test, ..., and the run's record."""
     return dict(plain(result))
 
 

@@ -1,6 +1,6 @@
 """One run, top to bottom, in `run`. Read this file first.
 
-A grid (grid.py) is the same for every point, with the inputs gathered once for all that share them.
+A grid (grid.py) does the same for each of its points, and gathers inputs once for all points that share them.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
 
 
 class Observers(Protocol):
-    """Who is notified of a run's epochs and result: the registry's plugins, unless a caller says otherwise."""
+    """Receives a run's epochs and result: by default the registry, which notifies its plugins."""
 
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
     def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
@@ -74,10 +74,10 @@ def run(
     force: bool = False,
     progress: bool = False,
 ) -> RunResult:
-    """Encode, train, rank and record one run under `out`; a finished one is returned as it is unless `force`.
+    """Encode, train, rank and record one run under `out`; return a finished run's stored result unless `force`.
 
-    `inputs` are what `gather` gave for this run, where several share it. `resume` continues from the checkpoint of a
-    run that was killed. Raises RunBusy if another process is at this run, Interrupted at Ctrl-C (the state is saved),
+    `inputs` are the result of `gather`, if several runs share it. `resume` continues from the checkpoint of a run that
+    was killed. Raises RunBusy if another process makes this run, Interrupted at Ctrl-C (the state is saved),
     TrainingDiverged if the loss is NaN before any evaluation.
     """
     inputs = inputs or gather(spec, registry, progress=progress)  # the data set, and the encoder's tables of features
@@ -110,7 +110,7 @@ def run(
 
 
 def prepare_machine(settings: Settings) -> torch.device:
-    """The device of a run; threads and memory of this process are set for it."""
+    """Set threads and memory options of this process for a run, and return the run's device."""
     torch.set_num_threads(cpu_threads(settings))
     keep_freed_memory()
     device = choose_device(settings)
@@ -119,7 +119,7 @@ def prepare_machine(settings: Settings) -> torch.device:
 
 
 def as_stored(finished: RunResult, spec: RunSpec, registry: Registry) -> RunResult:
-    """A finished run's result, as of a point of this grid: it may have been one of another."""
+    """A finished run's result with the parameters of this grid's point; it may come from another grid."""
     logger.info("%s is finished: its stored result is returned (--force runs it again)", finished.run_id)
     _warn_of_other_code(finished, spec, registry)
     return dataclasses.replace(finished, parameters=spec.point)
@@ -157,7 +157,7 @@ def train(
         logger.info("continuing %s after epoch %d", name, state.numbers.epoch - 1)
     else:
         if (checkpoint / STATE).is_file():
-            logger.warning("%s starts over; --resume would have continued it where it was stopped", name)
+            logger.warning("%s starts over; --resume would have continued it from its checkpoint", name)
         remove_checkpoint(checkpoint)
     logger.info("%s\nTrainable parameters: %d", model, sum(parameter.numel() for parameter in model.parameters()))
     done = state.numbers.epoch if state is not None else 0
@@ -180,7 +180,7 @@ def train(
 def validate(
     model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
 ) -> Validation:
-    """All metrics on validation, and the one that selects epochs and grid points. Nothing is rounded."""
+    """All metrics on validation, unrounded, and the one that selects epochs and grid points."""
     found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
     means = _means(metric_values(found, metrics, settings.topk))
     return Validation(means[settings.valid_metric.lower()], means)
@@ -189,17 +189,19 @@ def validate(
 def watch_test(
     model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
 ) -> dict[str, float]:
-    """Test at the weights of the moment, for the log of MMRec's protocol: nothing is selected by it, and training goes
-    on as if it hadn't been ranked."""
+    """Test metrics with the current weights, for the log of MMRec's protocol.
+
+    They select nothing, and training continues with the same random state.
+    """
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a scorer may draw
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a model's scores may use random numbers
         found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
     return _means(metric_values(found, metrics, settings.topk))
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and what it took."""
+    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took."""
 
     rankings: Mapping[str, Ranking]
     per_user: Mapping[str, Mapping[str, np.ndarray]]
@@ -214,7 +216,7 @@ def rank(
     metrics: Mapping[str, MetricFunction],
     settings: Settings,
 ) -> Ranked:
-    """Rank validation once more, and test for the only time that anything is kept of, with the model as it is."""
+    """Rank validation and test with the model's best weights, for the run's result."""
     started = time.perf_counter()
     k = int(settings.valid_metric.partition("@")[2])
     rankings, chances = {}, []
@@ -238,7 +240,7 @@ def result_of(
 ) -> RunResult:
     """The result of a run, with its record."""
     device = next(model.parameters()).device
-    in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # before a kill, too
+    in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # resumed ones too
     return RunResult(
         run_id=folder.name,
         path=folder,
@@ -272,7 +274,7 @@ def announce(spec: RunSpec, result: RunResult, observers: Observers) -> None:
 
 
 def reports_of(spec: RunSpec, inputs: Inputs, callback: TrainerCallback | None) -> dict[str, Any]:
-    """What the paradigm says, under its name, of the encoder that it prepared and of what trained beside the model."""
+    """The paradigm's report under its name: on the encoder that it prepared, and on the callback's training."""
     report: dict[str, Any] = {}
     if inputs.tuned is not None:
         report |= {"fingerprint": inputs.tuned.fingerprint, **plain(inputs.tuned.record)}
@@ -290,7 +292,7 @@ def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
 
 
 def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) -> None:
-    """The code is no part of a run's identity, so that a plugin under work would go on answering from its old runs."""
+    """Warn if a plugin's code changed since the run: code isn't part of a run's id, so an old result is returned."""
     then, now = finished.record.code, code_hashes(spec, registry)
     changed = [part for part in now if part != "host" and now[part] != then.get(part)]
     if changed:
@@ -302,7 +304,7 @@ def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) 
 
 
 def _where_stopped(folder: Path) -> str:
-    """What to tell the user who stopped the run in `folder`."""
+    """The message to a user who stopped the run in `folder`."""
     saved = load_checkpoint(folder / CHECKPOINT, TrainerNumbers)
     if saved is None:
         return f"{folder.name}: interrupted before the first evaluation; nothing is saved, the same command starts over"

@@ -1,8 +1,9 @@
-"""How good one trained run is on parts of test: cold and rare items, items that lack a modality, busy and idle users.
+"""Metrics of a trained run on slices of test: cold and rare items, items that lack a modality, more or less active
+users.
 
-A slice belongs to the data set, so that all runs on it are asked about the same users. A slice of items counts, of each
-user's held-out items, those in the slice alone, and leaves out users without any; a hit is read from the run's
-`topk.tsv`, so that no model is loaded and no cutoff beyond that list can be answered.
+Slices are defined by the data set, so all runs on it are measured on the same users. A slice of items counts only those
+of each user's held-out items that are in the slice, and leaves out users without any. Hits are read from the run's
+`topk.tsv`, so no model is loaded, and cutoffs beyond the length of its lists aren't available.
 
 Shapes: I items, U tested users, K listed items.
 """
@@ -28,7 +29,7 @@ from ..plugin.registry import Registry
 from ..types import Dataset, RunResult
 from . import run_folder
 
-HEAD = 0.8  # share of the training interactions that the items outside the long tail hold
+HEAD = 0.8  # share of the training interactions that belong to the items outside the long tail
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,13 @@ class Slice:
     """A part of test: the held-out rows of some users or of some items."""
 
     name: str
-    about: str  # what belongs to it, in words
+    about: str  # its definition, in words
     items: np.ndarray  # (I,) bool
     users: np.ndarray  # (n_users,) bool
 
 
 def data_slices(dataset: Dataset, text_fields: Sequence[str]) -> list[Slice]:
-    """The slices of a data set. Which items lack image or text the catalog says or, where there is none, the data
-    set's own feature files."""
+    """The slices of a data set. Its catalog or, without one, its feature files say which items lack a modality."""
     every_item, every_user = np.ones(dataset.n_items, bool), np.ones(dataset.n_users, bool)
     of_items = np.bincount(dataset.train.items, minlength=dataset.n_items)  # (I,) training interactions
     parts = {
@@ -63,7 +63,7 @@ def data_slices(dataset: Dataset, text_fields: Sequence[str]) -> list[Slice]:
 
 
 def _head(interactions: np.ndarray) -> np.ndarray:
-    """The most popular items (I,) bool, as few as hold the share HEAD; of equally popular ones those of lower id."""
+    """A mask (I,) of the fewest items with the share HEAD of interactions; of equally popular ones, lower ids first."""
     order = np.argsort(-interactions, kind="stable")
     held = np.cumsum(interactions[order])
     head = np.zeros(len(interactions), bool)
@@ -72,7 +72,7 @@ def _head(interactions: np.ndarray) -> np.ndarray:
 
 
 def _modalities(dataset: Dataset, text_fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """Modality -> which items (I,) have it, of modalities that some item has."""
+    """Modality -> a mask (I,) of the items that have it, for modalities that some item has."""
     catalog = dataset.catalog
     if catalog is None:
         tables = (
@@ -88,7 +88,7 @@ def _modalities(dataset: Dataset, text_fields: Sequence[str]) -> dict[str, np.nd
 
 
 def _activity(dataset: Dataset) -> Iterable[tuple[str, str, np.ndarray]]:
-    """Thirds of the tested users by training interactions. Equally active users stay together, so that sizes differ."""
+    """Thirds of the tested users by training interactions; equally active users stay together, so sizes differ."""
     counts = np.bincount(dataset.train.users, minlength=dataset.n_users)  # (n_users,)
     tested = counts[np.unique(dataset.test.users)]
     low, high = np.quantile(tested, [1 / 3, 2 / 3], method="inverted_cdf")
@@ -98,7 +98,7 @@ def _activity(dataset: Dataset) -> Iterable[tuple[str, str, np.ndarray]]:
 
 
 class Slicer:
-    """Answers for any run on one data set. `text_fields` as of `data_slices`."""
+    """Computes metrics by slice, for any run on one data set. `text_fields` as in `data_slices`."""
 
     def __init__(self, dataset: Dataset, text_fields: Sequence[str], registry: Registry) -> None:
         self.dataset, self.slices = dataset, data_slices(dataset, text_fields)
@@ -107,8 +107,8 @@ class Slicer:
     def values(self, run: RunResult, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
         """Slice -> metric ("recall@20") -> one value for each user who has held-out items in it, ascending by id.
 
-        Raises DataError where the run was made on other data or kept no lists, ConfigError where a metric is unknown or
-        needs longer lists.
+        Raises DataError if the run was made on other data or has no lists, ConfigError if a metric is unknown or needs
+        longer lists.
         """
         run_folder.check_unchanged(run, self.dataset)
         users, items = _lists(run.path)  # (U,), (U, K)
@@ -131,27 +131,30 @@ class Slicer:
         """A metric's function, and its cutoff."""
         name, _, cutoff = metric.partition("@")
         if not cutoff.isdecimal() or int(cutoff) == 0:
-            raise ConfigError(f"{metric} is no metric at a cutoff, such as recall@20")
+            raise ConfigError(f"metric: expected a name and a cutoff, got {metric}; try recall@20")
         if int(cutoff) > listed:
             raise ConfigError(
-                f"{run_id} keeps the best {listed} items of each user, so {metric} can't be told from them; "
-                f"run it again with --topk=[{cutoff}]"
+                f"metric: expected a cutoff of at most {listed}, the length of {run_id}'s lists, got {metric}; try "
+                f"running it again with --topk=[{cutoff}]"
             )
         return self._registry.metrics.load(name, "fn"), int(cutoff)
 
 
 def _lists(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The tested users (U,) of a run and their best items (U, K), -1 where candidates ran out."""
+    """The tested users (U,) of a run and their best items (U, K), -1 for lack of candidates."""
     path = folder / run_folder.TOPK
     if not path.is_file():
-        raise DataError(f"{path}: no such file; run it again with --force --save_recommended_topk=true")
+        raise DataError(
+            f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
+            "--save_recommended_topk=true"
+        )
     table = pd.read_csv(path, sep="\t").to_numpy()
     return table[:, 0], table[:, 1:]
 
 
 def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None = None) -> list[dict[str, Any]]:
-    """A finished run on each slice of its data set: rows of slice, what that is, numbers of items and users, and by
-    metric the mean with the ends of its 95 % bootstrap interval over users. Errors as of `Slicer.values`."""
+    """A finished run on each slice of its data set: rows of the slice's name, definition, numbers of items and users,
+    and by metric the mean with its 95 % bootstrap interval over users. Raises the errors of `Slicer.values`."""
     folder = run_folder.find_run(out, name)
     spec, run = run_folder.load_config(folder, registry), run_folder.load_result(folder)
     assert run is not None
@@ -173,7 +176,7 @@ def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """By metric, the mean of users' values with its interval; nothing where a slice has no user."""
+    """By metric, the mean of users' values with its interval; empty if a slice has no user."""
     columns = np.stack(list(values.values()), axis=1)  # (U, M)
     if not len(columns):
         return {}

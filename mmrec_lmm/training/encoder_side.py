@@ -1,12 +1,11 @@
-"""An encoder in training and its work on some items: a step on the gradient of their features, and their features.
+"""The encoder's side of end-to-end training: it encodes items, and takes steps on the gradient of their features.
 
-Where torchrun started several processes, each has a copy. What the first one asks of its own happens in all: a step's
-micro-batches are dealt out and their gradients summed, so that all copies make the same step; items to encode are
-split. A step takes its micro-batches one after the other in one process too, so that their number changes nothing but
-the order in which gradients are added.
+Under torchrun each process has a copy of the encoder. A call in the first process runs in all of them: they share a
+step's micro-batches and sum the gradients, which keeps the copies equal, and they split the items to encode. One
+process runs the same micro-batches in turn, so the number of processes changes only the order of the sum.
 
-The encoder stays in eval mode, in the pass with gradient too: under dropout it would make other features than those at
-which the gradient was taken.
+The encoder stays in eval mode, also in the pass with gradient: dropout would make other features than those at which
+the gradient was taken.
 
 Shapes: I items, R rows of a step, B micro-batch, D feature width.
 """
@@ -29,8 +28,10 @@ from .trainer import load_optimizer_state, optimizer_state
 
 
 class EncoderWorker:
-    """`encoder` with its optimizer, and the prepared `items` that it encodes, of which `present` (I,) by modality are
-    there; it works on their device. `name` is for messages."""
+    """`encoder` with its optimizer, and the prepared `items` that it encodes.
+
+    `present` (I,) marks by modality the items that have it; its device is the encoder's. `name` is for messages.
+    """
 
     def __init__(
         self,
@@ -42,7 +43,9 @@ class EncoderWorker:
         name: str = "encoder",
     ) -> None:
         if options.itc and not {"image", "text"} <= {*present}:
-            raise ConfigError(f"ete.itc contrasts images with texts, but this run has features of {', '.join(present)}")
+            raise ConfigError(
+                f"ete.itc: expected features of image and text, got those of {', '.join(present)}; try --ete.itc=0"
+            )
         self.name = name
         self._items, self._present, self._options = items, present, options
         self._device = next(iter(present.values())).device
@@ -53,9 +56,9 @@ class EncoderWorker:
 
     @everywhere
     def step(self, rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
-        """One step at learning rate `rate` down the gradient (R, D) by modality of the features of items `rows` (R,).
+        """Take one step at learning rate `rate`; `gradients` (R, D) by modality are those of items `rows` (R,).
 
-        Gives the norm of the encoder's gradient before clipping; where that is 0 or not finite, no weight moves.
+        Return the norm of the encoder's gradient before clipping. If it is 0 or not finite, no weight changes.
         """
         rows = rows.to(self._device)
         gradients = {name: gradient.to(self._device) for name, gradient in gradients.items()}
@@ -76,8 +79,7 @@ class EncoderWorker:
         return norm
 
     def _objective(self, items: Tensor, gradients: Mapping[str, Tensor], n_rows: int) -> Tensor:
-        """What is sent back for a micro-batch of the step's `n_rows` rows: sum(Z * G), and the contrastive loss in its
-        share of them."""
+        """The loss of a micro-batch: sum(Z * G), plus the contrastive loss times its share of the `n_rows` rows."""
         batch = self._batch(items)
         with precision(self._device, self._options.dtype):
             features = self._encoder(batch)
@@ -91,14 +93,17 @@ class EncoderWorker:
     def _contrast(self, pairs: dict[str, Tensor]) -> Tensor:
         terms = [term for name, term in self._encoder.tuning_losses(pairs).items() if name.startswith("itc")]
         if not terms:
-            raise ConfigError(f"encoder {self.name} has no contrastive loss of its own, so ete.itc must be 0")
+            raise ConfigError(
+                f"ete.itc: expected an encoder with a contrastive loss, got {self.name}, which has none; try "
+                "--ete.itc=0"
+            )
         return torch.stack(terms).sum()
 
     @everywhere
     @torch.no_grad()
     def encode(self, items: Tensor) -> dict[str, Tensor]:
         """The features (B, D) by modality of items (B,)."""
-        with sharing() if len(items) >= processes() else nullcontext():  # no process may be left without a row
+        with sharing() if len(items) >= processes() else nullcontext():  # each process needs a row
             batch = self._batch(items[local_slice(len(items))].to(self._device))
             with precision(self._device, self._options.dtype):
                 features = self._encoder(batch)
@@ -106,16 +111,16 @@ class EncoderWorker:
 
     def _batch(self, items: Tensor) -> dict[str, Tensor]:
         tensors = self._items.batch(items.cpu().numpy())
-        if items.device.type == "cuda":  # pinned, the copy needn't be waited for
+        if items.device.type == "cuda":  # from pinned memory the copy is asynchronous
             return {key: tensor.pin_memory().to(items.device, non_blocking=True) for key, tensor in tensors.items()}
         return {key: tensor.to(items.device) for key, tensor in tensors.items()}
 
     def parameters(self) -> dict[str, Tensor]:
-        """The encoder's, by name, those that stay frozen too."""
+        """The encoder's parameters by name, frozen ones included."""
         return {name: parameter.detach() for name, parameter in self._encoder.named_parameters()}
 
     def weights(self) -> dict[str, Tensor]:
-        """All of the encoder's, live."""
+        """The encoder's live state: parameters and buffers."""
         return self._encoder.state_dict()
 
     @everywhere
@@ -123,7 +128,7 @@ class EncoderWorker:
         self._encoder.load_state_dict(weights)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """What the optimizer remembers, live."""
+        """The optimizer's live state."""
         return optimizer_state(self._optimizer)
 
     @everywhere

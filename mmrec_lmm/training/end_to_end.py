@@ -1,18 +1,17 @@
-"""An encoder trained together with a recommender (`--paradigm ete`), by two passes that meet in the feature table.
+"""An encoder trained together with a recommender (`--paradigm ete`), in two passes through the feature table F.
 
-1. The recommender's batches leave G = dL/dF in the table F, which is a leaf of their graphs; it adds up over
-   `encoder_every` of them.
-2. For the rows R where G isn't zero, or some drawn of them, Z = encoder(items) is computed again with gradient, and
-   sum(Z * G_R) sent back: by the chain rule that is dL/d(encoder). One step of AdamW.
-3. Only then R is encoded once more, without gradient, and written into F. (Z itself is that of the old weights.)
+1. The recommender's batches leave G = dL/dF in F, a leaf of their graphs; G is summed over `encoder_every` batches.
+2. For the rows R where G isn't zero, or a sample of them, Z = encoder(items) is computed again with gradient, and
+   sum(Z * G_R) is back-propagated: by the chain rule that gives dL/d(encoder). AdamW takes one step.
+3. Then R is encoded once more, without gradient, and written into F, as Z is that of the old weights.
 
-With all rows and a step per batch this is ordinary back-propagation through model and encoder, as a test shows. It
-takes the memory of one micro-batch, however large the catalog, and reaches items whose gradient came through a graph.
-What differs otherwise: rows outside R are stale until the next full refresh, and one step of the encoder serves
-several of the recommender.
+With all rows and a step per batch this equals back-propagation through model and encoder, as a test shows. It takes
+the memory of one micro-batch, however large the catalog, and reaches items whose gradient came through a graph.
+With other settings, rows outside R are stale until the next full refresh, and one step of the encoder serves several
+steps of the recommender.
 
-Of several processes that torchrun started the first one is the run: recommender, draws, files. The others help with the
-encoder alone (trainee.py), which is most of the work; the recommender is replicated nowhere.
+Under torchrun the first process holds the run: recommender, random draws, files. The others help with the encoder only
+(encoder_side.py), which is most of the work.
 
 Shapes: I items, R rows of a step, D feature width.
 """
@@ -53,29 +52,29 @@ class TrainedEndToEnd(Paradigm):
         encoder = registry.encoders.get(run.encoder) if run.encoder is not None else None
         if not registry.models.get(run.model).uses_features:
             raise NotApplicable(
-                f"--paradigm ete is not applicable: {run.model} uses no item features to train an encoder by"
+                f"--paradigm ete: expected a model that uses item features, got {run.model}; try --paradigm pt"
             )
         if encoder is not None and (encoder.cls is None or encoder.feature_files is not None):
             raise NotApplicable(
-                f"--paradigm ete is not applicable: encoder {encoder.name} reads features from files, so there is "
-                "nothing to train"
+                f"--paradigm ete: expected an encoder with weights to train, got {encoder.name}, which reads features "
+                "from files; try --paradigm pt"
             )
         if encoder is None:
-            raise NotApplicable("--paradigm ete trains an encoder, and none was asked for: name one with --encoder")
+            raise NotApplicable("--paradigm ete: expected an encoder to train, got none; try --encoder NAME")
         if run.features:
             raise ConfigError(
-                f"--paradigm ete trains the encoder of all features, which can't stand beside --features "
-                f"{', '.join(run.features)}: leave that out"
+                "--features: expected none under --paradigm ete, which trains the encoder of all features, got "
+                f"{', '.join(run.features)}; try leaving it out"
             )
         if run.control is not None:
             raise NotApplicable(
-                f"--paradigm ete can't train an encoder whose features --control {run.control} replaces; its own "
-                "control is --ete.learning_rate=0"
+                "--control: expected none under --paradigm ete, as a control replaces the features in training, got "
+                f"{run.control}; try --ete.learning_rate=0, the control of ete"
             )
         if run.settings.missing != "zero":
             raise ConfigError(
-                f"missing: {run.settings.missing} is for features that stand still; under --paradigm ete those of "
-                "absent items are zero: --missing=zero"
+                "missing: expected zero under --paradigm ete, where features of absent items are zero, got "
+                f"{run.settings.missing}; try --missing=zero"
             )
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
@@ -86,21 +85,21 @@ class TrainedEndToEnd(Paradigm):
 
 
 def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: ItemFeatures) -> "JointEncoder":
-    """The encoder of an end-to-end run, which will train on what reaches the model's joint `features`.
+    """The encoder of an end-to-end run, which trains on the gradient of the model's joint `features`.
 
-    Raises NotApplicable where it has nothing to train, ConfigError where it has no epoch to train in.
+    Raises NotApplicable if it has nothing to train, ConfigError if it has no epoch to train in.
     """
     options: EndToEnd = spec.paradigm_config
     if must_learn(options) and spec.settings.epochs <= options.warm_epochs:
         raise ConfigError(
-            f"ete.warm_epochs {options.warm_epochs} of {spec.settings.epochs} epochs leave none to train the encoder; "
-            "lower it, or raise epochs"
+            f"ete.warm_epochs: expected less than epochs ({spec.settings.epochs}), to leave one that trains the "
+            f"encoder, got {options.warm_epochs}; try lowering it, or raising epochs"
         )
     return JointEncoder(
         _worker(spec, inputs, registry, features.present),
         features,
         options,
-        # Another stream than that of the batches, whose gradients it draws among; the generator reads 32 bits
+        # A random stream independent of the batches' one; the generator reads 32 bits of the seed
         generator=torch.Generator().manual_seed(2**32 - 1 - spec.settings.seed),
         batch_size=spec.settings.encode_batch_size,
         model=spec.model,
@@ -108,8 +107,10 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
 
 
 def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
-    """What another process than the first does in an end-to-end run: its share of the encoder's work, to the end of
-    the run, be there any (one that is finished needs none)."""
+    """Do the share of a process after the first: help with the encoder until the run ends.
+
+    A run that is finished needs no help, and this returns at once.
+    """
     torch.set_num_threads(cpu_threads(spec.settings))
     device = choose_device(spec.settings)
     present = {name: torch.as_tensor(table.present, device=device) for name, table in inputs.tables.items()}
@@ -117,7 +118,7 @@ def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
 
 
 def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> EncoderWorker:
-    """The run's encoder, with the weights that it starts from and all that it may be asked to encode."""
+    """The run's encoder with its initial weights, and all items that it may encode."""
     known = encoder_spec(spec, registry)
     assert inputs.dataset.catalog is not None  # the features came from there
     encoder = build_encoder(known, spec.encoder_config, [*present])
@@ -125,7 +126,8 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
         recompute_blocks(encoder)
     if not any(True for _ in encoder.parameters()):
         raise NotApplicable(
-            f"--paradigm ete is not applicable: encoder {known.name} has no parameters, so there is nothing to train"
+            f"--paradigm ete: expected an encoder with parameters to train, got {known.name}, which has none; try "
+            "--paradigm pt"
         )
     items = prepared_items(
         inputs.dataset.catalog,
@@ -139,14 +141,16 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
 
 
 def must_learn(options: EndToEnd) -> bool:
-    """Whether a run in which no gradient reaches the encoder is a failure. A rate of 0 makes the control: everything
-    runs, and no weight changes."""
+    """True if a run fails when no gradient reaches the encoder.
+
+    With learning_rate 0, the control, everything runs and no weight changes.
+    """
     return options.mode != "released" and options.learning_rate > 0
 
 
 @dataclass(frozen=True)
 class EncoderNumbers:
-    """Where the training of an encoder stands."""
+    """The progress of an encoder's training, as a checkpoint saves it."""
 
     steps: int
     rows: int  # encoded with gradient, in all steps
@@ -156,7 +160,7 @@ class EncoderNumbers:
 
 @dataclass(frozen=True)
 class GradientNorm:
-    """The norm of the gradient that reached an encoder, before clipping: mean over steps, and of the last one."""
+    """The norm of an encoder's gradient before clipping: the mean over steps, and the last one."""
 
     mean: float
     last: float
@@ -164,7 +168,7 @@ class GradientNorm:
 
 @dataclass(frozen=True)
 class EndToEndReport:
-    """What the record of an end-to-end run says of its encoder's training."""
+    """The part of an end-to-end run's record about its encoder's training."""
 
     mode: str
     frozen: tuple[str, ...]
@@ -175,14 +179,14 @@ class EndToEndReport:
 
 
 class JointEncoder(TrainerCallback):
-    """The callback of a model with joint features: collects their gradient, and trains the encoder.
+    """The callback that collects the gradient of a model's joint features, and trains the encoder with it.
 
-    `model` is its name, for messages; `batch_size` is how many items are encoded at once without gradient.
+    `model` is the model's name, for messages; `batch_size` is the number of items encoded at once without gradient.
     """
 
     def __init__(
         self,
-        trainee: EncoderWorker,
+        worker: EncoderWorker,
         features: ItemFeatures,
         options: EndToEnd,
         *,
@@ -190,14 +194,14 @@ class JointEncoder(TrainerCallback):
         batch_size: int = 64,
         model: str = "model",
     ) -> None:
-        self._worker, self._features, self._options = trainee, features, options
+        self._worker, self._features, self._options = worker, features, options
         self._generator, self._batch_size, self._model = generator, batch_size, model
         self._present = torch.stack([*features.present.values()]).any(dim=0)  # (I,)
-        self._initial = {key: value.cpu().clone() for key, value in trainee.parameters().items()}
-        self._collecting = False  # whether the model's batches are to leave a gradient
+        self._initial = {key: value.cpu().clone() for key, value in worker.parameters().items()}
+        self._collecting = False  # True if the model's batches leave a gradient
         self._pending: dict[str, Tensor] = {}  # modality -> G (I, D) so far
-        self._batches = 0  # that have gone into it
-        self._stale = True  # whether F has rows that are not of the encoder as it is now
+        self._batches = 0  # summed in G
+        self._stale = True  # True if F has rows of an earlier state of the encoder
         self._age = math.inf  # epochs since the last full refresh
         self._steps, self._rows = 0, 0  # rows: encoded with gradient, in all steps
         self._norm_sum, self._norm_last = 0.0, 0.0
@@ -226,17 +230,19 @@ class JointEncoder(TrainerCallback):
             self._step()
 
     def epoch_finished(self, epoch: int) -> None:
-        """What is pending makes a last step, so that nothing is when the state is saved. RunError where by the end of
-        the first epoch that trains the encoder no gradient has reached it."""
+        """Take a step on the pending gradient, as the saved state has no place for it.
+
+        Raises RunError if no gradient has reached the encoder by the end of the first epoch that trains it.
+        """
         if self._batches:
             self._step()
         self._age += 1
-        self._stale = self._stale or self._options.mode == "released"  # encodes anew every epoch, to no effect
+        self._stale = self._stale or self._options.mode == "released"  # this mode encodes all again each epoch
         if self._collecting and not self._steps and must_learn(self._options):
             raise RunError(
-                f"no gradient of {self._model}'s loss reached encoder {self._worker.name} in epoch {epoch}: it is not "
-                "being trained, and the result would be that of --paradigm pt. Does the model detach or copy its "
-                "features, do its settings give them no weight, or does the encoder detach its output?"
+                f"no gradient of {self._model}'s loss reached encoder {self._worker.name} in epoch {epoch}: it isn't "
+                "trained, and the result would be that of --paradigm pt. Does the model detach or copy its features, "
+                "do its settings give them no weight, or does the encoder detach its output?"
             )
         if self._steps:
             logger.info("encoder %s: %d steps, gradient norm %.3g", self._worker.name, self._steps, self._norm_last)
@@ -266,11 +272,12 @@ class JointEncoder(TrainerCallback):
         self._norm_sum, self._norm_last = known.norm_sum, known.norm_last
 
     def report(self) -> EndToEndReport:
-        """For the run's record. RunError where training ended before the encoder had its first step."""
+        """The report for the run's record. RunError if training ended before the encoder's first step."""
         if not self._steps and must_learn(self._options):
             raise RunError(
-                f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so that training "
-                f"ended before encoder {self._worker.name} joined; lower them, or raise stopping_step"
+                f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so training "
+                f"ended before encoder {self._worker.name} joined; try a lower ete.warm_epochs, or a higher "
+                "stopping_step"
             )
         steps = max(1, self._steps)
         return EndToEndReport(
@@ -283,7 +290,7 @@ class JointEncoder(TrainerCallback):
         )
 
     def _step(self) -> None:
-        """One step of the encoder on the pending gradient, and the rows that it touched encoded anew."""
+        """Take one step of the encoder on the pending gradient, and encode the step's rows again."""
         present = self._features.present
         gradients = {name: value * present[name].unsqueeze(1) for name, value in self._pending.items()}  # (I, D)
         self._pending, self._batches = {}, 0
@@ -301,8 +308,10 @@ class JointEncoder(TrainerCallback):
         self._write(rows, partial=True)
 
     def _draw(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The rows R of a step, each once, and their weights (R, 1): all that have a gradient, where these are not
-        more than the budget."""
+        """The rows R of a step, each once, and their weights (R, 1).
+
+        They are all rows with a gradient, or a sample if there are more than the budget.
+        """
         norms = torch.zeros(len(self._present), dtype=torch.float64)  # (I,)
         for gradient in gradients.values():
             norms += torch.linalg.vector_norm(gradient, dim=1).cpu()
@@ -321,7 +330,7 @@ class JointEncoder(TrainerCallback):
         return self._options.learning_rate * min(1.0, rising)
 
     def _refresh(self) -> None:
-        """Encode all items, so that F is what this encoder makes of them."""
+        """Encode all items with the encoder's current weights, and write them into F."""
         self._write(self._present.nonzero().squeeze(1), partial=False)
         self._stale, self._age = False, 0
 
@@ -332,9 +341,11 @@ class JointEncoder(TrainerCallback):
 
 
 def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`budget` draws with replacement by p_i = norms_i / sum, norms (I,): the rows drawn, each once, and weights n_i /
-    (budget p_i) of those drawn n_i times. The weights' mean is 1, so sums over the rows so weighted are unbiased; with
-    gradients' norms for p, rows that matter are drawn most, and no gradient is blown up.
+    """Draw `budget` rows with replacement by p_i = norms_i / sum, norms (I,).
+
+    Return the rows drawn, each once, and the weights n_i / (budget p_i) of rows drawn n_i times. The expected weight is
+    1, so weighted sums over the rows are unbiased. With p from gradient norms, rows with large gradients are drawn
+    most, and no weighted gradient becomes large.
     """
     p = norms / norms.sum()
     rows, counts = torch.multinomial(p, budget, replacement=True, generator=generator).unique(return_counts=True)
@@ -342,8 +353,10 @@ def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[T
 
 
 def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """|after - before| / |before| by block: the first two parts of parameters' names, after what all have in common.
-    Of a block of zeros, |after|."""
+    """|after - before| / |before| by block; |after| for a block of zeros.
+
+    A block is the first two parts of parameter names, after the prefix that all names share.
+    """
     paths = {name: name.split(".") for name in before}
     shortest = min(map(len, paths.values()))
     common = next((at for at in range(shortest) if len({path[at] for path in paths.values()}) > 1), shortest - 1)
@@ -358,7 +371,7 @@ def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
 
 
 def _only(gradient: Tensor, items: Tensor) -> Tensor:
-    """The gradient (I, D) with zeros but for `items`."""
+    """The gradient (I, D) of `items`, with zeros elsewhere."""
     kept = torch.zeros_like(gradient)
     kept[items] = gradient[items]
     return kept

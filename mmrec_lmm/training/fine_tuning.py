@@ -1,17 +1,16 @@
-"""Two-stage training, stage one: an encoder is tuned on a catalog, before any recommender is trained.
+"""Fine-tuning of an encoder on a catalog (`--paradigm ft`), before any recommender is trained.
 
-    tuned = tune(catalog, spec, config, FineTuning(), text_fields=["title"])      from the store, or made and stored
+    tuned = tune(catalog, spec, config, FineTuning(), text_fields=["title"])      from the cache, or tuned and cached
     tables = encode(catalog, spec, config, modalities=["image"], tuned=tuned)
 
-It minimizes the sum of the losses that the encoder itself offers (`tuning_losses`) over the items that have both an
-image and a text. It sees items alone: a catalog has no field for interactions.
+Tuning minimizes the sum of the encoder's own losses (`tuning_losses`) over the items that have both an image and a
+text. It sees only items: a catalog has no interactions.
 
-All that is random in an epoch follows from the seed and the epoch's number. So nothing of it needs saving, and tuning
-that was killed goes on after its last epoch and ends with the same weights.
+The random numbers of an epoch follow from the seed and the epoch's number. No generator needs saving, and tuning that
+was killed continues after its last epoch and ends with the same weights.
 
-Processes that torchrun started train together: each computes its rows of every batch, of held-out items too, and all
-know the whole batch's losses and gradients, so that they decide alike (parallel.py). The first alone looks whether the
-encoder is in the store, and writes.
+Processes of torchrun train together: each computes its rows of every batch, held-out ones included. All get the whole
+batch's losses and gradients, so they decide alike (distributed.py). Only the first process reads and writes the cache.
 
 Shapes: N items that have image and text, B batch, Q queries, D feature width.
 """
@@ -67,7 +66,7 @@ from .trainer import TrainingState, load_optimizer_state, optimizer_state
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same encoder, items and settings would give other weights
+FORMAT = 1  # increase it when the same encoder, items and settings would give other weights
 PAIR = ("image", "text")
 
 
@@ -78,14 +77,16 @@ class FineTuned(Paradigm):
 
     def check(self, run: RunSpec, registry: Registry) -> None:
         if run.model and not registry.models.get(run.model).uses_features:
-            raise NotApplicable(f"--paradigm ft is not applicable: {run.model} uses no item features")
+            raise NotApplicable(
+                f"--paradigm ft: expected a model that uses item features, got {run.model}; try --paradigm pt"
+            )
         if run.encoder is None:
-            raise NotApplicable("--paradigm ft tunes an encoder, and none was asked for: name one with --encoder")
+            raise NotApplicable("--paradigm ft: expected an encoder to tune, got none; try --encoder NAME")
         encoder = registry.encoders.get(run.encoder)
         if encoder.cls is None or not is_tunable(encoder_spec(run, registry), run.encoder_config):
             raise NotApplicable(
-                f"--paradigm ft is not applicable to encoder {encoder.name}, which has no losses over images and "
-                f"texts; encoders that can be tuned: {', '.join(tunable_encoders(registry))}"
+                f"--paradigm ft: expected an encoder with losses over images and texts, got {encoder.name}; try one of "
+                f"{', '.join(tunable_encoders(registry))}"
             )
 
     def prepare(self, run: RunSpec, catalog: ItemCatalog, registry: Registry, *, progress: bool) -> Tuned:
@@ -123,10 +124,10 @@ class FineTuned(Paradigm):
 
 
 def tunable_encoders(registry: Registry) -> list[str]:
-    """The encoders that can be tuned, or those of their variants that can; less those whose libraries are missing."""
+    """The encoders that can be tuned, or their variants that can; without encoders whose libraries are missing."""
     names = []
     for encoder in registry.encoders:
-        with suppress(MMRecError, ImportError, TypeError, ValueError):  # the last two: it has keys without defaults
+        with suppress(MMRecError, ImportError, TypeError, ValueError):  # the last two: a key without a default
             config = registry.encoders.load(encoder.name, "config")
             if is_tunable(encoder, config()):
                 names.append(encoder.name)
@@ -137,7 +138,7 @@ def tunable_encoders(registry: Registry) -> list[str]:
 
 
 def is_tunable(spec: EncoderSpec, config: Any) -> bool:
-    """Whether an encoder of this configuration encodes images and texts and has losses of its own to be tuned by."""
+    """True if an encoder of this configuration encodes images and texts, and has tuning losses."""
     encoder_class = resolve(spec.cls)
     return encoder_class is not None and encoder_class.is_tunable(config) and {*PAIR} <= {*spec.modalities}
 
@@ -154,24 +155,26 @@ def tune(
     recompute: bool = False,
     progress: bool = False,
 ) -> Tuned:
-    """The encoder as tuned on the catalog: from the store where it is, else tuned and stored.
+    """The encoder tuned on the catalog: from the cache if it is there, else tuned and cached.
 
-    Its file is named by all that its weights depend on: encoder, configuration, `tuning`, and what the items hold. The
-    device and the numbers of threads and processes change them by rounding and are recorded in it; `recompute` saves
-    memory and changes nothing (`optim.recompute_blocks`). Raises NotApplicable for an encoder without losses, DataError
-    where too few items have an image and a text, ConfigError where `freeze` or the processes don't fit the encoder,
-    TrainingDiverged, and RunError where memory doesn't suffice or another process has failed.
+    Its file is named by everything that determines its weights: encoder, configuration, `tuning`, and the items'
+    content. The device and the numbers of threads and processes change the weights by rounding, and are recorded in the
+    file; `recompute` saves memory and changes nothing (`optim.recompute_blocks`).
+
+    Raises NotApplicable for an encoder without losses, DataError if too few items have an image and a text, ConfigError
+    if `freeze` or the number of processes doesn't fit the encoder, TrainingDiverged, and RunError if memory runs out
+    or another process has failed.
     """
     if not is_tunable(spec, config):
         raise NotApplicable(
-            f"--paradigm ft is not applicable to encoder {spec.name}: it has no losses over images and texts"
+            f"--paradigm ft: expected an encoder with losses over images and texts, got {spec.name}; try --paradigm pt"
         )
     try:
         source = source_of(catalog, JOINT, text_fields)
     except DataError:
         raise DataError(
-            f"encoder {spec.name} can't be tuned: no item has both an image and a text in the fields "
-            f"{', '.join(text_fields)}; --paradigm pt takes it as it is"
+            f"--paradigm ft: expected items with both an image and a text in the fields {', '.join(text_fields)}, to "
+            f"tune encoder {spec.name} on, got none; try --paradigm pt"
         ) from None
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
     path = tuned_path(source, spec, config, tuning)
@@ -179,7 +182,7 @@ def tune(
     join(device)
     with cache.locked(path) if is_first_process() else nullcontext():
         if broadcast(path.exists()):
-            logger.info("%s: tuned before, found in the store, %s", spec.name, path)
+            logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
         else:
             encoder = build_encoder(spec, config, PAIR)
             _check_shareable(encoder, name=spec.name)
@@ -188,7 +191,7 @@ def tune(
                 recompute_blocks(encoder)
             prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
             train, held_out, sizes = split(source, prepared.unreadable, tuning, name=spec.name)
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's state is left alone
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # keeps the caller's random state
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
                 with sharing():
                     made = tuner.tune(
@@ -205,24 +208,23 @@ def tune(
 
 
 def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
-    """The file of the store for the encoder as tuned on a catalog's pairs, there or not; its stem is the
-    fingerprint."""
+    """The cached file of the encoder tuned on a catalog's pairs, existing or not; its stem is the fingerprint."""
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
     name = cache.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
     return cache.home() / "tuned" / f"{name}.safetensors"
 
 
 def _check_shareable(encoder: nn.Module, *, name: str) -> None:
-    """ConfigError where several processes would train an encoder otherwise than one."""
+    """Raise ConfigError if several processes would train an encoder to other weights than one process."""
     if processes() > 1 and has_batch_norms(encoder):
         raise ConfigError(
-            f"encoder {name} can't be tuned by {processes()} processes: its batch norms would each see their own rows "
-            "of a batch alone; tune it without torchrun, which serves to encode again"
+            f"torchrun: expected one process to tune encoder {name}, as its batch norms need all rows of a batch, got "
+            f"{processes()} processes; try tuning it without torchrun, and then encoding with it"
         )
 
 
 def summary(record: TuningRecord) -> str:
-    """A tuning in one line: the epoch that was picked, and what became of the held-out items' recall."""
+    """A tuning in one line: the epoch selected, and the held-out items' recall before and after."""
     losses = [epoch.held_out for epoch in record.epochs]
     line = (
         f"epoch {record.best_epoch} of {len(losses)} has the lowest loss on {record.sizes.held_out:,} items "
@@ -236,12 +238,15 @@ def summary(record: TuningRecord) -> str:
 
 
 def load_record(path: Path) -> TuningRecord:
-    """The record in a tuned encoder's file; DataError where it is damaged."""
+    """The record in a tuned encoder's file; DataError if the file is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it to have the encoder tuned again") from None
+        raise DataError(
+            f"{path}: expected a tuned encoder, got a damaged file ({error}); try deleting it, to have the encoder "
+            "tuned again"
+        ) from None
     return decode(TuningRecord, about, where=str(path), cure="try deleting it, to have the encoder tuned again")
 
 
@@ -250,7 +255,7 @@ def load_record(path: Path) -> TuningRecord:
 
 @dataclass(frozen=True)
 class TunerNumbers:
-    """Where a tuning stands."""
+    """The progress of a tuning, as a checkpoint saves it."""
 
     best_epoch: int
     best_loss: float
@@ -259,8 +264,10 @@ class TunerNumbers:
 
 
 class _Tuner(EpochLoop):
-    """An encoder in training on some items and judged by others. Epochs are counted from 1; the score is the mean
-    contrastive loss of the held-out items, negated."""
+    """Trains an encoder on some items and scores it on others, the held-out items.
+
+    Epochs are counted from 1. The score is the mean contrastive loss of the held-out items, negated.
+    """
 
     first_epoch = 1
 
@@ -285,13 +292,12 @@ class _Tuner(EpochLoop):
         smallest = min(len(places) for places in [*self._judged, *self._make_batches(self._random(1))])
         if smallest < processes():
             raise ConfigError(
-                f"encoder {name} can't be tuned by {processes()} processes: the smallest batch has {smallest} items, "
-                f"and each process takes some of every batch; start no more than that, or raise ft.batch_size or "
-                "ft.held_out"
+                f"torchrun: expected at most {smallest} processes to tune encoder {name}, as each takes items of the "
+                f"smallest batch, got {processes()}; try fewer, or a larger ft.batch_size or ft.held_out"
             )
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
-        self._epochs: list[TuningEpoch] = []  # the mean of each loss by epoch, and that of the held-out items
+        self._epochs: list[TuningEpoch] = []  # by epoch, the mean of each loss, and the loss of the held-out items
         self._seconds = 0.0
         self._checkpoint: Path | None = None  # the folder of the state, in the process that writes it
         self._bar: tqdm[Any] | None = None
@@ -299,17 +305,19 @@ class _Tuner(EpochLoop):
     def tune(
         self, checkpoint: Path, *, made_by: Sequence[Any], sizes: TuningSizes, frozen: Sequence[str], progress: bool
     ) -> TuningRecord:
-        """Train, or continue from the folder `checkpoint`; `best_weights` has the weights then. The record has what is
-        given beside."""
+        """Train, or continue from the folder `checkpoint`; return the record, and leave the weights in `best_weights`.
+
+        `made_by`, `sizes` and `frozen` go into the record.
+        """
         ranks, held_out_before = self._ranks(), self._held_out_loss()
         try:
             stopped = self._fit(checkpoint, progress=progress)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise RunError(
-                    f"encoder {self.name}: {self._device} has no memory to train on {self.tuning.batch_size} items at "
-                    "once; --recompute=true takes much less and a third more time, ft.dtype=bfloat16 half of it on a "
-                    "GPU, and a smaller ft.batch_size less, which is another loss"
+                    f"encoder {self.name}: {self._device} ran out of memory in training on {self.tuning.batch_size} "
+                    "items at once; try --recompute=true (much less memory, a third more time), ft.dtype=bfloat16 "
+                    "(half of it on a GPU), or a smaller ft.batch_size (another loss)"
                 ) from None
             raise
         self.encoder.load_state_dict(self.best_weights)
@@ -341,12 +349,12 @@ class _Tuner(EpochLoop):
         )
 
     def _fit(self, checkpoint: Path, *, progress: bool) -> str:
-        """All epochs; why they ended: "epochs", "patience" or "diverged"."""
+        """Run all epochs, and return why they ended: "epochs", "patience" or "diverged"."""
         state = load_checkpoint(checkpoint, TunerNumbers)
         if state is not None:
             with restoring(checkpoint):
                 self._restore(state)
-            logger.info("%s: tuning goes on after epoch %d", self.name, self.epoch)
+            logger.info("%s: tuning continues after epoch %d", self.name, self.epoch)
         self._checkpoint = checkpoint if is_first_process() else None
         quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal
         with tqdm(
@@ -365,7 +373,7 @@ class _Tuner(EpochLoop):
         return {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
 
     def cure(self) -> str:
-        return "a smaller ft.learning_rate is the usual cure"
+        return "try a smaller ft.learning_rate"
 
     def epoch_finished(
         self, losses: dict[str, float], validation: Validation | None, train_seconds: float, valid_seconds: float
@@ -382,7 +390,7 @@ class _Tuner(EpochLoop):
             self._bar.set_postfix_str(shown)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass; the mean of each loss over its batches. TrainingDiverged where one isn't finite."""
+        """Make one pass; return the mean of each loss over the batches. TrainingDiverged if one isn't finite."""
         tuning, first = self.tuning, (epoch - 1) * self._steps
         batches = self._loaded(self._train.items[places] for places in self._make_batches(self._random(epoch)))
         self.encoder.train()
@@ -414,16 +422,18 @@ class _Tuner(EpochLoop):
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        """The mean contrastive loss of the held-out items, each time in the same batches."""
+        """The mean contrastive loss of the held-out items, always in the same batches."""
         self._random(0)
         self.encoder.eval()
         total = torch.zeros((), device=self._device)
         batches = self._loaded(self._held_out.items[places] for places in self._judged)
         for places, batch in zip(self._judged, batches, strict=True):
-            contrastive = [term for key, term in self._losses(batch).items() if key.startswith("itc")]
+            losses = self._losses(batch)
+            contrastive = [term for key, term in losses.items() if key.startswith("itc")]
             if not contrastive:
                 raise PluginError(
-                    f"encoder {self.name}: its tuning_losses must have one called itc, by which the epoch is chosen"
+                    f"encoder {self.name}: tuning_losses: expected one called itc, which selects the epoch, got "
+                    f"{', '.join(losses) or 'none'}"
                 )
             total += torch.stack(contrastive).mean() * len(places)
         loss = all_reduce(total).item() / sum(map(len, self._judged))
@@ -439,14 +449,16 @@ class _Tuner(EpochLoop):
             return self.encoder.tuning_losses(batch)
 
     def _loaded(self, parts: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-        """This process' rows of batches of items, on the encoder's device."""
+        """This process's rows of batches of items, on the encoder's device."""
         for items in parts:
             tensors = self._prepared.batch(items, local_slice(len(items)))
             yield {key: rows.to(self._device) for key, rows in tensors.items()}
 
     def _random(self, epoch: int) -> np.random.Generator:
-        """The epoch's own generator; torch's default ones, from which masks and dropout are drawn, are seeded by it, in
-        each process otherwise."""
+        """Return the epoch's generator, and seed torch's default generators from it, differently in each process.
+
+        Masks and dropout are drawn from torch's generators.
+        """
         rng = np.random.default_rng([self.tuning.seed, 1, epoch])
         torch.default_generator.manual_seed(int(rng.integers(2**62)) + rank())
         if self._device.type == "cuda":
@@ -475,8 +487,10 @@ class _Tuner(EpochLoop):
 
     @torch.no_grad()
     def _ranks(self) -> dict[str, np.ndarray] | None:
-        """In both directions the rank (Q,) of each held-out item's own counterpart; None where vectors of image and
-        text differ in width, so that nothing compares them."""
+        """The rank (Q,) of each held-out item's counterpart, in both directions.
+
+        None if vectors of image and text differ in width and can't be compared.
+        """
         if self.encoder.dims["image"] != self.encoder.dims["text"]:
             return None
         self.encoder.eval()

@@ -1,7 +1,7 @@
-"""The loop that every training shares: epochs until patience or their number ends it, and the best weights so far.
+"""The training loop of recommenders and encoders: epochs, early stopping by patience, and the best weights so far.
 
-A recommender (trainer.py) and an encoder that is tuned (fine_tuning.py) differ in what an epoch is and in what scores
-it; when training stops, what is kept of it and what happens where it diverges is decided here.
+A recommender (trainer.py) and an encoder in tuning (fine_tuning.py) define an epoch and its score. This loop decides
+when training stops, which weights are kept, and what happens if training diverges.
 """
 
 import logging
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """What one evaluation found: the score that selects the epoch (larger is better), and all metrics for the log."""
+    """The result of one evaluation: the score that selects the epoch (larger is better), and all metrics."""
 
     score: float
     metrics: Mapping[str, float]
 
 
 class EpochLoop(ABC):
-    """Trains for at most `epochs` epochs, and ends after more than `patience` evaluations without a better score.
+    """Trains for at most `epochs` epochs; stops after more than `patience` evaluations without a better score.
 
-    `epoch` is how many are done, `best_epoch` the one with the best score, counted from `first_epoch`.
+    `epoch` is the number of epochs done; `best_epoch`, counted from `first_epoch`, has the best score.
     """
 
     first_epoch = 0
@@ -43,11 +43,10 @@ class EpochLoop(ABC):
         self.best_weights: dict[str, Tensor] = {}
 
     def run(self) -> str:
-        """Train; why it ended: "epochs", "patience" or "diverged".
+        """Train, and return why it ended: "epochs", "patience" or "diverged".
 
-        A loss or a score that isn't finite raises TrainingDiverged in `train_epoch` or `validate`. It ends training
-        and keeps the best weights so far (an epoch's last step can break weights that no loss has met yet); without
-        any, TrainingDiverged is raised.
+        `train_epoch` and `validate` raise TrainingDiverged for a loss or score that isn't finite. That ends training
+        with the best weights so far (the current ones may be broken), or raises TrainingDiverged if there are none.
         """
         while self.epoch < self.epochs:
             if self.misses > self.patience:
@@ -67,7 +66,7 @@ class EpochLoop(ABC):
         return "epochs"
 
     def evaluate(self) -> Validation:
-        """Validate, and keep the weights where they are the best so far. Only a strictly higher score is better."""
+        """Validate, and keep the weights if they are the best so far. Only a strictly higher score is better."""
         validation = self.validate()
         if math.isnan(validation.score):
             raise TrainingDiverged("the metric that selects the epoch is NaN, so no epoch can be the best")
@@ -81,7 +80,7 @@ class EpochLoop(ABC):
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training data; each loss term, summed or averaged over the batches."""
+        """Make one pass over the training data; return each loss term, summed or averaged over the batches."""
 
     @abstractmethod
     def validate(self) -> Validation:
@@ -95,7 +94,7 @@ class EpochLoop(ABC):
     def epoch_finished(
         self, losses: dict[str, float], validation: Validation | None, train_seconds: float, valid_seconds: float
     ) -> None:
-        """Report the epoch, and save the state where it was evaluated."""
+        """Report the epoch, and save the state if it was evaluated."""
 
     def is_due(self) -> bool:
         """True if the epoch just trained is to be evaluated."""
@@ -106,5 +105,5 @@ class EpochLoop(ABC):
         return True
 
     def cure(self) -> str:
-        """What is likely to mend training that diverged before any evaluation."""
-        return "a smaller learning_rate is the usual cure"
+        """Advice for training that diverged before any evaluation."""
+        return "try a smaller learning_rate"

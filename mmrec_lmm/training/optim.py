@@ -1,5 +1,4 @@
-"""How an encoder's weights are trained, whether it is tuned by itself or together with a recommender: by AdamW, what
-it decays, what stays frozen, at which rate, and in how much memory."""
+"""Optimizing an encoder, alone or with a recommender: AdamW, weight decay, freezing, learning rate, recomputation."""
 
 import functools
 import logging
@@ -17,38 +16,44 @@ from ..errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-#: Names of tables in which a row is looked up for a place or a kind, and not for a word: usually not decayed.
+#: Names of position and type embeddings, which are usually not decayed.
 _PLACES = re.compile(r"(^|[._])pos(_|ition)|type_embed")
 
 
 def freeze(encoder: nn.Module, patterns: Sequence[str], *, owner: str) -> tuple[str, ...]:
-    """Take the parameters that match any of the patterns (fnmatch) out of training; the names of these.
+    """Freeze the parameters that match any of the patterns (fnmatch), and return their names.
 
-    Raises ConfigError, which begins with `owner` (encoder and key), for a pattern that matches nothing, and where
-    nothing is left to train.
+    Raises ConfigError, which begins with `owner` (encoder and key), if a pattern matches nothing or nothing is left to
+    train.
     """
     names = [name for name, _ in encoder.named_parameters()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
-                f"{owner}: {pattern} matches no parameter; they are called {', '.join(names[:3])}, ...; a * stands for "
-                f"any part of a name{did_you_mean(pattern, names)}"
+                f"{owner}: expected a pattern of parameter names ({', '.join(names[:3])}, ...; * matches any part), "
+                f"got {pattern}, which matches none{did_you_mean(pattern, names)}"
             )
     frozen = tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
     if {name for name in names if encoder.get_parameter(name).requires_grad} <= {*frozen}:
-        raise ConfigError(f"{owner}: {', '.join(patterns)} match every parameter in training, so nothing is left")
+        raise ConfigError(
+            f"{owner}: expected patterns that leave a parameter to train, got {', '.join(patterns)}, which match all; "
+            "try fewer"
+        )
     for name in frozen:
         encoder.get_parameter(name).requires_grad_(False)
     return frozen
 
 
 def adamw(encoder: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """VLMo's AdamW over what isn't frozen. Decay shrinks matrices alone: neither vectors (biases, norms, CLS) and
-    scales, nor tables of positions and types."""
+    """VLMo's AdamW over the parameters that aren't frozen.
+
+    Weight decay applies to matrices, except position and type embeddings, and not to vectors (biases, norms, CLS) or
+    scales.
+    """
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
-            is_vector = parameter.numel() == max(parameter.shape, default=1)  # also one of shape (1, 1, D)
+            is_vector = parameter.numel() == max(parameter.shape, default=1)  # shape (1, 1, D) counts as one
             groups[is_vector or _PLACES.search(name) is not None].append(parameter)
     decays = [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in encoder.parameters())
@@ -56,8 +61,11 @@ def adamw(encoder: nn.Module, *, learning_rate: float, weight_decay: float) -> t
 
 
 def rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
-    """What the learning rate is multiplied by in `step` of `total`, from 0: up to 1 during the share `warmup` of all
-    steps, and then down, linear or by a cosine, to 0 after the last."""
+    """The factor of the learning rate in `step` (from 0) of `total`.
+
+    It rises linearly to 1 during the share `warmup` of all steps, then falls, linear or by a cosine, to 0 after the
+    last.
+    """
     rising = round(warmup * total)
     if step < rising:
         return (step + 1) / rising
@@ -66,16 +74,16 @@ def rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float
 
 
 def has_batch_norms(module: nn.Module) -> bool:
-    """Whether a part of it normalizes by a batch's own statistics, and counts them."""
+    """True if a submodule is a batch norm."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
 def recompute_blocks(encoder: nn.Module) -> None:
-    """Have an encoder's repeated blocks keep their inputs alone: what they compute on the way is computed again, from
-    the same random state, when its gradient is asked for. No number changes; a step takes a third longer.
+    """Checkpoint the activations of an encoder's repeated blocks: each keeps only its inputs.
 
-    Blocks are the members of a ModuleList or Sequential that are all of one class, the outermost such list. Blocks with
-    batch norms are left as they are: these would count each batch twice.
+    The backward pass runs the block again from the same random state. No number changes; a step takes a third longer.
+    Blocks are the members of the outermost ModuleList or Sequential whose members are all of one class. Blocks with
+    batch norms aren't checkpointed: they would count each batch twice.
     """
     blocks = [block for block in _repeated(encoder) if not has_batch_norms(block)]
     for block in blocks:

@@ -1,9 +1,9 @@
-"""The items that an encoder is tuned on: which train, which are held out, and which form a batch.
+"""The items that an encoder is tuned on: which are trained on, which are held out, and which form a batch.
 
-Duplicates. Items that share an image file or a text, or are linked by others that do, are duplicates: the one's image
-belongs to the other's text. No batch holds two of them, so whatever losses an encoder has, none takes a true pair for a
-false one; of duplicates more numerous than the batches of an epoch, others are drawn in each. And duplicates are held
-out together or not at all: the items that select the epoch have never been seen.
+Items that share an image file or a text, directly or through other items, are duplicates: the image of one belongs to
+the text of another. No batch has two duplicates, so no loss takes a true pair for a false one. An epoch can't use more
+duplicates of a group than it has batches; each epoch draws others. Duplicates are held out together or not at all, so
+the items that select the epoch are never trained on.
 
 Shapes: N items that have image and text.
 """
@@ -24,7 +24,7 @@ from .paradigms import FineTuning
 
 @dataclass(frozen=True)
 class Pairs:
-    """Items that have an image and a text (N,), and the group (N,) of each: equal for twins, from 0."""
+    """Items that have an image and a text (N,), and the group (N,) of each, from 0: duplicates share one."""
 
     items: np.ndarray
     groups: np.ndarray
@@ -39,7 +39,7 @@ class Pairs:
 def split(
     source: Source, unreadable: Collection[int], tuning: FineTuning, *, name: str
 ) -> tuple[Pairs, Pairs, TuningSizes]:
-    """What trains, what is held out, and how many of what there are."""
+    """The pairs to train on, those held out, and their numbers. DataError if there are too few."""
     items = np.array([item for item in np.sort(source.items).tolist() if item not in unreadable], np.int64)
     hashes = cache.hash_readable(source.images)
     pairs = Pairs(
@@ -49,16 +49,16 @@ def split(
     parts = pairs.where(~held_out), pairs.where(held_out)
     if min(len(np.unique(part.groups)) for part in parts) < 2:
         raise DataError(
-            f"encoder {name} can't be tuned: of {len(pairs)} items with a readable image and a text {len(parts[0])} "
-            f"are left to train on and {len(parts[1])} to be held out (ft.held_out={tuning.held_out}); each takes two "
-            "items that share neither image nor text"
+            f"ft.held_out: expected two items that share neither image nor text to train encoder {name} on, and two to "
+            f"hold out, got {len(parts[0])} and {len(parts[1])} of {len(pairs)} items with a readable image and a text "
+            f"(ft.held_out={tuning.held_out}); try another ft.held_out, or --paradigm pt"
         )
-    twins = int((np.bincount(pairs.groups)[pairs.groups] > 1).sum())
-    return *parts, TuningSizes(len(parts[0]), len(parts[1]), twins, len(source.items) - len(items))
+    duplicates = int((np.bincount(pairs.groups)[pairs.groups] > 1).sum())
+    return *parts, TuningSizes(len(parts[0]), len(parts[1]), duplicates, len(source.items) - len(items))
 
 
 def duplicate_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-    """Groups (N,) of twins: the connected parts of the graph that joins each image to each text by an item."""
+    """Groups (N,) of duplicates: the connected components of the graph whose edges, the items, join image and text."""
     ends = [np.unique(np.asarray(names, dtype=str), return_inverse=True)[1] for names in (images, texts)]
     n_images, n_texts = (int(end.max(initial=-1)) + 1 for end in ends)
     edges = (np.ones(len(images)), (ends[0], ends[1] + n_images))
@@ -67,8 +67,10 @@ def duplicate_groups(images: Sequence[str], texts: Sequence[str]) -> np.ndarray:
 
 
 def hold_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which items (N,) are held out: whole groups in random order, each that still fits into the share. A group larger
-    than that, such as of all items with a placeholder for an image, is never."""
+    """A mask (N,) of the items held out: whole groups in random order, each that still fits into the share.
+
+    A group larger than the share, such as all items with one placeholder image, is never held out.
+    """
     members = np.bincount(groups)
     room = max(2, round(share * len(groups)))
     chosen = np.zeros(len(members), bool)
@@ -80,7 +82,7 @@ def hold_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def count_batches(groups: np.ndarray, size: int) -> int:
-    """How many batches of `size` items an epoch has, none with two of a group; 1 where there are too few for any."""
+    """The number of batches of `size` items in an epoch, none with two of a group; 1 if there are too few items."""
     members = np.bincount(groups)
     count = max(1, len(groups) // size)
     while count > 1 and np.minimum(members, count).sum() < count * size:
@@ -89,10 +91,10 @@ def count_batches(groups: np.ndarray, size: int) -> int:
 
 
 def make_batches(groups: np.ndarray, count: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Places of items in `count` random batches of at most `size`, no two of a group in one.
+    """Draw `count` random batches of at most `size` positions of items, no two of a group in one batch.
 
-    Like cards: a group's items lie together and go round, so that no batch gets two of them as long as they are no
-    more than the batches; those beyond are left out, as are those that exceed the batches' size.
+    Like dealing cards: items are ordered by group and dealt to the batches in turn. Items of a group beyond `count` are
+    left out, and so are items beyond the batches' size.
     """
     shuffled = rng.permutation(len(groups))
     turn = rng.permutation(int(groups.max()) + 1)[groups]  # (N,): of the item's group

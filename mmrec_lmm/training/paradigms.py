@@ -1,7 +1,7 @@
-"""The paradigms pt, ft and ete: what each is called, its section of configuration, and where it is implemented.
+"""The paradigms pt, ft and ete: the name, configuration section and class of each.
 
-They are registered by the hook that a plugin's paradigms come by; their entry point is `paradigms`. Nothing here
-imports torch.
+They are registered by the same hook as a plugin's paradigms, under the entry point `paradigms`. Nothing here imports
+torch.
 """
 
 import math
@@ -19,10 +19,10 @@ _ABOVE_0 = Limit("above 0", lambda value: value > 0)
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Section `ft`: how an encoder is tuned on a catalog's images and texts, before any recommender is trained.
+    """Section `ft`: the tuning of an encoder on a catalog's images and texts, before any recommender is trained.
 
-    The LMM paper searches learning_rate in {1e-5, 3e-5, 5e-5, 1e-4, 1e-3} and batch_size in {32, 64, 128, 256, 1024}
-    and states nothing else; the rest is VLMo's recipe, or usual.
+    The LMM paper searches learning_rate in {1e-5, 3e-5, 5e-5, 1e-4, 1e-3} and batch_size in {32, 64, 128, 256, 1024},
+    and states no other setting; the other defaults are those of VLMo's recipe, or common ones.
     """
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
@@ -39,23 +39,23 @@ class FineTuning:
     }
 
     learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
-    batch_size: int = 256  # items whose images and texts are told apart: a smaller one is another loss
-    accumulate: int = 1  # batches whose mean loss a step lowers; items are told apart within each
+    batch_size: int = 256  # items contrasted with each other: another size is another loss
+    accumulate: int = 1  # batches per step, which takes their mean loss; items are contrasted within each batch
     epochs: int = 10  # at most
     patience: int = 3  # epochs without a lower loss on the held-out items
-    weight_decay: float = 0.01  # not of biases, norms, positions, CLS and scales
+    weight_decay: float = 0.01  # not on biases, norms, positions, CLS and scales
     warmup: float = 0.1  # share of all steps in which the learning rate rises to its value
-    schedule: Literal["linear", "cosine"] = "linear"  # of its fall to zero afterwards
+    schedule: Literal["linear", "cosine"] = "linear"  # of the learning rate's fall to zero after that
     clip_grad_norm: float = 1.0  # of all parameters together
     held_out: float = 0.05  # share of items that select the epoch and are never trained on
-    freeze: tuple[str, ...] = ()  # patterns of parameter names that stay as they are
+    freeze: tuple[str, ...] = ()  # patterns of the names of parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
     seed: int = 999  # of the held-out items, the batches and the losses' masks
 
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Section `ete`: how an encoder is trained together with a recommender."""
+    """Section `ete`: the training of an encoder together with a recommender."""
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         "encoder_every": at_least(1),
@@ -72,16 +72,16 @@ class EndToEnd:
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
     learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
-    warmup_steps: int = 0  # in which that rate is risen to; it never falls, as patience ends training at no known step
+    warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
     encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
-    rows: int = 256  # items encoded with gradient in a step, drawn so that it is unbiased; 0: all that have a gradient
-    micro_batch: int = 32  # items computed at once, 0: all; sets the memory and, but for `itc`, not the result
+    rows: int = 256  # items encoded with gradient in a step, an unbiased sample; 0: all that have a gradient
+    micro_batch: int = 32  # items computed at once, 0: all; it sets the memory, and changes no result except by `itc`
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
-    refresh_epochs: int = 1  # epochs between two encodings of all items; before an evaluation there is always one
+    refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
-    freeze: tuple[str, ...] = ()  # patterns of the encoder's parameter names that stay as they are
+    freeze: tuple[str, ...] = ()  # patterns of the names of the encoder's parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
 
 

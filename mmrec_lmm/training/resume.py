@@ -1,8 +1,8 @@
 """Training states and weights on disk: safetensors, with the plain numbers as JSON in the header. No pickle.
 
-A checkpoint is two files: `state.safetensors`, and the best weights under a name that carries their epoch, written
-before the state that refers to them. Both appear whole or not at all, so a kill at any moment leaves the newest
-complete pair.
+A checkpoint is two files: `state.safetensors`, and the best weights, whose file name has their epoch. The best weights
+are written first, as the state refers to them, and both atomically: a kill at any moment leaves the newest complete
+pair.
 """
 
 import json
@@ -24,21 +24,23 @@ STATE = "state.safetensors"
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors atomically, whatever device they are on."""
+    """Write tensors of any device atomically."""
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=dict(metadata) if metadata else None))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors onto the CPU; DataError names the file where it is missing or damaged."""
+    """Read tensors onto the CPU; DataError names the file if it is missing or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: can't be read as safetensors ({error})") from None
+        raise DataError(
+            f"{path}: expected a file of safetensors, got an unreadable one ({error}); try deleting it, and --force"
+        ) from None
 
 
 def save_checkpoint(folder: Path, state: TrainingState[N]) -> None:
-    """Make `state` the checkpoint in `folder`."""
+    """Write `state` as the checkpoint in `folder`."""
     best = folder / f"best-{state.numbers.best_epoch}.safetensors"
     if not best.exists():
         save_weights(best, state.best)
@@ -49,8 +51,10 @@ def save_checkpoint(folder: Path, state: TrainingState[N]) -> None:
 
 
 def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
-    """The checkpoint in `folder` with its numbers as `kind`, or None if there is none. DataError where they don't fit:
-    other code wrote them."""
+    """The checkpoint in `folder` with its numbers as `kind`, or None if there is none.
+
+    Raises DataError if the numbers don't fit `kind`: other code wrote them.
+    """
     path = folder / STATE
     if not path.is_file():
         return None
@@ -63,18 +67,18 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
 
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """While a state from `folder` is taken over: DataError where other code wrote it, so that something doesn't fit."""
+    """Restore a state from `folder` within this context: what doesn't fit, as other code wrote it, is a DataError."""
     try:
         yield
     except (DataError, KeyError, TypeError, ValueError, RuntimeError) as error:  # the last is load_state_dict's
         raise DataError(
-            f"{folder}: the checkpoint there was written by other code or another version of it "
-            f"({type(error).__name__}: {first_line(error)}); delete the folder to start over"
+            f"{folder}: expected a checkpoint of this code, got one of other code or another version of it "
+            f"({type(error).__name__}: {first_line(error)}); try deleting the folder to start over"
         ) from None
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Delete the checkpoint in `folder`, if any: the state first, so that no state ever lacks its best weights."""
+    """Delete the checkpoint in `folder`, if any: the state first, so no state ever lacks its best weights."""
     (folder / STATE).unlink(missing_ok=True)
     for path in folder.glob("best-*.safetensors"):
         path.unlink()

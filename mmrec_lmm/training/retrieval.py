@@ -1,4 +1,4 @@
-"""Image-text retrieval of held-out items: ranks of the right counterparts, and recall before and after tuning.
+"""Image-text retrieval of held-out items: the ranks of true counterparts, and recall before and after tuning.
 
 Shapes: Q queries, D feature width.
 """
@@ -17,8 +17,11 @@ _BLOCK = 1024  # queries compared with all candidates at once
 
 
 def own_ranks(queries: Tensor, candidates: Tensor, groups: np.ndarray) -> np.ndarray:
-    """The rank (Q,), from 0, of the best candidate of each query's own group, among rows (Q, D) whose dot product is
-    the similarity. A candidate of another group that is as similar goes before it: constant vectors find nothing."""
+    """The rank (Q,), from 0, of the best candidate of each query's own group.
+
+    Queries and candidates are rows (Q, D); similarity is the dot product. An equally similar candidate of another group
+    is ranked first, so constant vectors find nothing.
+    """
     names = torch.from_numpy(groups)
     ranks = []
     for rows, own in zip(queries.split(_BLOCK), names.split(_BLOCK), strict=True):
@@ -30,10 +33,11 @@ def own_ranks(queries: Tensor, candidates: Tensor, groups: np.ndarray) -> np.nda
 
 
 def compared(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) -> RecallChange:
-    """The shares of hits among the same queries (Q,) bool, and their difference, each with its 95 % interval.
+    """The shares of hits before and after among the same queries (Q,) bool, and their difference, each with its 95 %
+    interval.
 
-    Percentiles over bootstrap resamples of the queries. A query is one of four kinds, hit or missed before and after,
-    and a resample's numbers of them are multinomial, so none has to be drawn one by one.
+    The intervals are percentiles over bootstrap resamples of the queries. A query is one of four kinds: hit or missed,
+    before and after. The numbers of each kind in a resample are multinomial, so queries aren't drawn one by one.
     """
     kinds = np.bincount(2 * before + after, minlength=4) / len(before)  # missed twice, gained, lost, hit twice
     resamples = rng.multinomial(len(before), kinds, size=RESAMPLES) / len(before)  # (RESAMPLES, 4)

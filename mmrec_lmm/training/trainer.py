@@ -1,10 +1,10 @@
-"""The training of a recommender: epochs of steps on its loss. It knows no metric and no file format.
+"""The training of a recommender: epochs of steps on its loss, without knowledge of metrics or file formats.
 
-The one thing it promises beyond learning: `state()` taken after an epoch and given to another trainer's `restore()`
-continues to the same weights, bit for bit, on the CPU at an equal number of threads. For that it owns every source of
-randomness: the generator of batches and negatives, and torch's default generator (dropout, sampling in models).
+A trainer that restores the `state()` of another after an epoch ends with the same weights, bit for bit, on the CPU with
+the same number of threads. The state therefore has every source of randomness: the generator of batches and negatives,
+and torch's default generator (dropout, sampling in models).
 
-What trains beside the model (an encoder, say) is a TrainerCallback: the trainer tells it when, and knows no more of it.
+A TrainerCallback trains beside the model (an encoder, for example); the trainer calls it and knows nothing else of it.
 """
 
 import logging
@@ -46,8 +46,8 @@ N = TypeVar("N", bound=Numbers)
 
 @dataclass(frozen=True)
 class TrainingState(Generic[N]):
-    """All that continues a training run: `tensors` (weights, optimizer, generators), plain `numbers`, and the best
-    weights so far, those of `numbers.best_epoch`."""
+    """A training run's checkpoint: `tensors` (weights, optimizer, generators), plain `numbers`, and the best weights so
+    far, those of `numbers.best_epoch`."""
 
     tensors: Mapping[str, Tensor]
     numbers: N
@@ -56,7 +56,7 @@ class TrainingState(Generic[N]):
 
 @dataclass(frozen=True)
 class TrainerNumbers:
-    """Where a Trainer stands."""
+    """The progress of a Trainer, as a checkpoint saves it."""
 
     epoch: int  # epochs done
     misses: int  # evaluations since the last improvement
@@ -64,13 +64,16 @@ class TrainerNumbers:
     best_score: float
     best_metrics: Mapping[str, float]
     history: tuple[EpochReport, ...] = ()
-    companion: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # what it gave as its own
+    companion: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # the callback's own numbers
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """The outcome: the model holds the best weights. `stopped` is "patience", "epochs", "diverged" or "untrained";
-    `history` has the report of each epoch, also of those before a resumption."""
+    """The outcome of training, which leaves the best weights in the model.
+
+    `stopped` is "patience", "epochs", "diverged" or "untrained"; `history` has the report of each epoch, including
+    those before a resumption.
+    """
 
     best_epoch: int
     epochs: int
@@ -80,9 +83,9 @@ class FitResult:
 
 
 class Trainer(EpochLoop):
-    """Trains `model` on `rows`; `validate()` scores the model as it is, on validation data that only it can see.
+    """Trains `model` on `rows`; `validate()` scores the model on validation data, which the trainer doesn't see.
 
-    A `callback` steps after the model in every batch, and its best weights are those of the model's best epoch.
+    A `callback` takes its step after the model's in every batch; its best weights are those of the model's best epoch.
     """
 
     def __init__(
@@ -111,8 +114,8 @@ class Trainer(EpochLoop):
     ) -> FitResult:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
-        `on_epoch` gets a report of each epoch, `on_checkpoint` the state after each evaluation. TrainingDiverged where
-        the loss or the score is NaN or infinite before any evaluation; later, the best weights so far are kept.
+        `on_epoch` gets a report of each epoch, `on_checkpoint` the state after each evaluation. Raises TrainingDiverged
+        if the loss or the score is NaN or infinite before any evaluation; later, the best weights so far are kept.
         """
         self._on_epoch, self._on_checkpoint = on_epoch, on_checkpoint
         self._note_patience()
@@ -146,7 +149,7 @@ class Trainer(EpochLoop):
             self._on_checkpoint(self.state())
 
     def _note_patience(self) -> None:
-        """Say where patience can't end training, though it was asked to begin at some step."""
+        """Log it if training has fewer steps than min_steps, so patience can't end it."""
         settings, steps = self._settings, self._settings.epochs * len(self._rows)
         if 0 < steps < settings.min_steps:
             asked = settings.min_steps != Settings.min_steps
@@ -159,7 +162,10 @@ class Trainer(EpochLoop):
             )
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over all rows; the sum of each loss term over its batches. TrainingDiverged if one isn't finite."""
+        """Make one pass over all rows; return the sum of each loss term over the batches.
+
+        Raises TrainingDiverged if a sum isn't finite.
+        """
         model, settings, optimizer = self._model, self._settings, self._optimizer
         s0, s1 = settings.learning_rate_scheduler
         for group in optimizer.param_groups:
@@ -197,7 +203,7 @@ class Trainer(EpochLoop):
         return {name: value.clone() for name, value in self._weights().items()}
 
     def cure(self) -> str:
-        """As ever, but where no item has a modality that the model takes the mean of."""
+        """Advice for training that diverged; it names a modality that no item has, as a mean over it is NaN."""
         nowhere = [modality for modality, present in self._model.features.present.items() if not present.any()]
         if nowhere:
             return (
@@ -207,7 +213,7 @@ class Trainer(EpochLoop):
         return super().cure()
 
     def _weights(self) -> dict[str, Tensor]:
-        """What the model and its callback have learned, live."""
+        """The live weights of the model and its callback."""
         weights = {f"model.{name}": value for name, value in self._model.state_dict().items()}
         if self._callback is not None:
             weights |= {f"companion.{name}": value for name, value in self._callback.weights().items()}
@@ -219,7 +225,7 @@ class Trainer(EpochLoop):
             self._callback.load_weights(_under("companion.", weights))
 
     def state(self) -> TrainingState[TrainerNumbers]:
-        """A snapshot that shares memory with the live tensors: write it down before the next step."""
+        """The state of training; it shares memory with the live tensors, so save it before the next step."""
         tensors = self._weights()
         tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
         tensors |= {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
@@ -257,7 +263,7 @@ class Trainer(EpochLoop):
 
 
 def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:
-    """MMRec's learners over all parameters in one group. Adam is torch's fused one: the same step in one pass."""
+    """MMRec's optimizers, over all parameters in one group. Adam is torch's fused one: the same step, faster."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = {"fused": True} if settings.learner == "adam" and parameters[0].device.type in ("cpu", "cuda") else {}
     return LEARNERS[settings.learner](
@@ -266,7 +272,7 @@ def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optim
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers of each parameter, as `<number of the parameter>.<slot>`, live."""
+    """An optimizer's live state by `<number of the parameter>.<slot>`."""
     return {
         f"{index}.{slot}": value
         for index, slots in optimizer.state_dict()["state"].items()
@@ -276,7 +282,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Have an optimizer of the same parameters remember what `optimizer_state` gave."""
+    """Load the result of `optimizer_state` into an optimizer of the same parameters."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, slot = name.partition(".")
