@@ -575,7 +575,7 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: expected a Python file"),
         (["info", "vbp"], "paradigm, data set or metric, got vbp; did you mean VBPR?"),
         (["encode", "-d", "toy", "--encoder", "basic", "--encoder.txt_dim=9"], "did you mean encoder.text_dim?"),
-        (["encode", "-d", "toy", "--encoder", "basic", "--modalities", "audio"], "can't make audio features"),
+        (["encode", "-d", "toy", "--encoder", "basic", "--modalities", "audio"], "expected audio features for data set toy, got image, text"),
         (["run", "-m", "VBPR"], "the following arguments are required: -d/--dataset"),
         (["frob"], "invalid choice: 'frob'"),
         (["run", "-m", "VBPR", "-d", "../toy"], "expected a data set's name, got '../toy'; try --data-path"),
@@ -783,4 +783,4 @@ def test_the_demo_is_the_shipped_study_of_content(registry: Registry) -> None:
 def test_the_demo_refuses_what_its_table_could_not_show() -> None:
     answer = call("demo", "--topk=[10]", "--valid_metric=Recall@10")
     assert answer.code == 2
-    assert "content.yaml:10: metrics names Recall@20, which runs of VBPR don't measure" in answer.err
+    assert "content.yaml:10: metrics: expected a metric that runs of VBPR measure, got Recall@20" in answer.err
