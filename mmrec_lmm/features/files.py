@@ -204,7 +204,7 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
     shuffled: each item gets all rows of another item that has the same modalities, so modalities still agree with
     each other, and only the link between items and content is cut; which items are present doesn't change. random:
     Gaussian rows with each column's mean and deviation. constant: every item that has the modality gets the mean row
-    of them all, whatever the seed. none: `absent_table`, whatever the tables were, so any model runs, with its ids alone.
+    of them all, whatever the seed. none: `absent_table`, whatever the tables were: any model then runs on ids alone.
     """
     if control not in CONTROLS:
         raise ConfigError(
