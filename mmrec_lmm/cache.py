@@ -49,7 +49,7 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 def hash_readable(paths: Sequence[Path | None]) -> list[str | None]:
-    """SHA-256 of each file's content; None where there is no path, or no plain file that this process may read."""
+    """SHA-256 of each file's content; None without a path, or if it isn't a plain file that this process may read."""
     files = [path for path in paths if path is not None and is_readable(path)]
     hashes = dict(zip(files, _remembered_hashes(files, _try_read_hash), strict=True))
     return [hashes.get(path) if path is not None else None for path in paths]

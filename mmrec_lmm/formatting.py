@@ -21,7 +21,7 @@ def first_few(names: Collection[Any], most: int = 5) -> str:
 
 
 def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
-    """The object that a module's old name stood for, with a DeprecationWarning; for the module's `__getattr__`."""
+    """The object that a module's old name means, with a DeprecationWarning; for the module's `__getattr__`."""
     new = names[name]
     warnings.warn(f"{module}.{name} is now {new}; the next version drops the old name", DeprecationWarning, 3)
     return getattr(sys.modules[module], new)

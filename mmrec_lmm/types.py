@@ -337,7 +337,7 @@ class ChanceBySplit:
     test: Chance
 
 
-RECORD_VERSION = 1  # raised when readers must tell versions apart; 0: records without the field
+RECORD_VERSION = 1  # raised when readers must distinguish versions; 0: records without the field
 
 
 @dataclass(frozen=True, kw_only=True)

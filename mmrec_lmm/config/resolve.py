@@ -67,7 +67,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Resolved:
-    """All runs of a request: the grid's points in product order, or the one run where there is no grid.
+    """All runs of a request: the grid's points in product order, or the one run without a grid.
 
     `origins` has every key, `axes` the values of the grid's keys in order, `unused` the keys of MMRec that a
     file has and nothing here reads, with that file. `notes` list what was left out of the request.

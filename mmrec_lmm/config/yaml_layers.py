@@ -158,5 +158,5 @@ def _entry(folder: Path, name: str) -> Path | None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds; nothing if there is no such folder."""
+    """The entries of a folder, sorted; none if it doesn't exist."""
     return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -164,7 +164,7 @@ def normalized(table: FeatureTable, how: str) -> FeatureTable:
     """The table on a common scale (`normalize`); absent items stay zero.
 
     unit: each row to length 1. centered: less the mean row, then each to length 1. standard: each column to mean 0 and
-    deviation 1 over the present items. A row, or a column, that float32 can't tell from the mean becomes zero.
+    deviation 1 over the present items. A row, or a column, that equals the mean in float32 becomes zero.
     """
     if how == "none":
         return table
@@ -222,11 +222,10 @@ def mean_filled(table: FeatureTable) -> FeatureTable:
 def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) -> dict[str, FeatureTable]:
     """Features without their items' content, to compare real ones with.
 
-    shuffled: each item gets all rows of another item that has the same modalities, so that modalities still agree
-    with each other, and only the link between items and content is cut; which items are present doesn't change. random:
+    shuffled: each item gets all rows of another item that has the same modalities, so modalities still agree with
+    each other, and only the link between items and content is cut; which items are present doesn't change. random:
     Gaussian rows with each column's mean and deviation. constant: every item that has the modality gets the mean row
-    of them all, whatever the seed. none: `absent_table`, whatever the tables were, so that any model runs, with its ids
-    alone.
+    of them all, whatever the seed. none: `absent_table`, whatever the tables were: any model then runs on ids alone.
     """
     if control not in CONTROLS:
         raise ConfigError(

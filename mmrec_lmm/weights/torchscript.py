@@ -3,7 +3,7 @@
 OpenAI publishes CLIP as one. It is a zip: `data.pkl` pickles the tree of modules, `data/N` hold the tensors' bytes, and
 the classes in `code/` name the parameters and buffers among a module's attributes. `torch.jit.load` would run that
 code. Here the pickle may name modules, tensors, storages and the tags of lists, each of which becomes an inert
-stand-in of this file; the tensors are built afterwards, within the bytes that the archive has.
+placeholder of this file; the tensors are built afterwards, within the bytes that the archive has.
 """
 
 import ast
@@ -92,7 +92,7 @@ class _Module:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads `data.pkl` into modules and records. Stand-ins are made afresh, so no pickle alters another's reading."""
+    """Reads `data.pkl` into modules and records. Placeholders are made anew, so no pickle alters another's reading."""
 
     def __init__(self, file: io.BytesIO, path: Path) -> None:
         super().__init__(file)
