@@ -534,7 +534,7 @@ class _Expansion:
         read = {entry for one in taken for entry in one.read}
         said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "a cell")]
         for number, part in enumerate(study.parts):
-            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "a cell that this entry of for selects"))
+            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "a cell of this entry"))
             if number not in selecting:
                 self.problems.append(
                     f"{study.file.source}:{part.line}: for: expected an entry that selects a cell, got one that "
