@@ -778,4 +778,4 @@ def test_the_demo_is_the_shipped_study_of_content(registry: Registry) -> None:
 def test_the_demo_refuses_what_its_table_could_not_show() -> None:
     answer = call("demo", "--topk=[10]", "--valid_metric=Recall@10")
     assert answer.code == 2
-    assert "content.yaml:10: metrics names Recall@20, which runs of VBPR don't measure" in answer.err
+    assert "content.yaml:10: metrics: expected a metric that runs of VBPR measure, got Recall@20" in answer.err
