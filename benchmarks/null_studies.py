@@ -25,7 +25,7 @@ import numpy as np
 
 from mmrec_lmm.cache import write_json
 from mmrec_lmm.running.run_folder import CONFIG
-from mmrec_lmm.studies.comparison import SPLIT, USERS, Entry, compare
+from mmrec_lmm.studies.comparison import SPLIT, USERS, Entry, Method, compare
 from mmrec_lmm.types import UNRECORDED, Axes, EncoderName, RunResult
 
 METRIC = "recall@20"
@@ -91,8 +91,8 @@ class Studies:
             for seed, run in enumerate(entry.runs)
         }
         board = compare(
-            self.entries, study="null", metrics=[METRIC], baseline={"encoder": "encoder0"}, test=test,
-            load=tables.__getitem__,
+            self.entries, Method(metrics=[METRIC], baseline={"encoder": "encoder0"}, test=test),
+            study="null", load=tables.__getitem__,
         )  # fmt: skip
         scores = [row.scores[METRIC] for row in board.rows[1 : 2 if lift else None]]
         losses = [score.p is not None and score.p < board.alpha and _below(score.difference) for score in scores]

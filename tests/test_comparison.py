@@ -18,7 +18,7 @@ from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running import run_folder
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.slices import Slicer
-from mmrec_lmm.studies.comparison import Entry, compare
+from mmrec_lmm.studies.comparison import Entry, Method, compare
 from mmrec_lmm.studies.leaderboard import FAILED, NOT_APPLICABLE, Leaderboard, from_document
 from mmrec_lmm.types import UNRECORDED, Axes, EncoderName, RunResult, RunSeconds, RunSpec
 
@@ -81,8 +81,11 @@ def make(tmp_path: Path) -> Make:
 
 
 def board(*entries: Entry, **options: Any) -> Leaderboard:
-    options = {"study": "small", "metrics": ["Recall@20"], "baseline": {"encoder": "basic"}} | options
-    return compare(entries, **options)
+    options = {"metrics": ["Recall@20"], "baseline": {"encoder": "basic"}} | options
+    names = {field.name for field in dataclasses.fields(Method)}
+    method = Method(**{name: value for name, value in options.items() if name in names})
+    rest = {name: value for name, value in options.items() if name not in names}
+    return compare(entries, method, **{"study": "small", **rest})
 
 
 def noise(seed: int, seeds: int = 3, users: int = USERS) -> np.ndarray:
@@ -302,7 +305,7 @@ IDS = {"encoder": None, "modalities": ()}
 
 
 def test_a_study_without_a_baseline_takes_its_id_only_model(make: Make) -> None:
-    found = board(make(noise(1)), make(noise(2), model="BPR", **IDS), baseline=None)
+    found = board(make(noise(1)), make(noise(2), model="BPR", **IDS), baseline={})
     assert found.rows[0].scores[METRIC].against == found.rows[1].key
     assert (found.baseline, found.untested) == ("model BPR", "")
     assert "The study names no baseline: rows are tested against BPR, its only ID-only model." in found.notes
@@ -328,12 +331,12 @@ def test_over_data_sets_the_id_only_model_is_best_in_the_mean_of_all(make: Make)
         for (model, dataset), score in valid.items()
     ]
     entries.append(make(noise(2), model="MF", dataset="demo", data="demo", valid=0.9, **IDS))  # on one of two alone
-    assert board(*entries, baseline=None).baseline == "model LightGCN"
+    assert board(*entries, baseline={}).baseline == "model LightGCN"
 
 
 def test_controls_and_unfinished_rows_are_no_id_only_baseline(make: Make) -> None:
     pending = Entry(Axes("BPR", "demo", modalities=()), state="pending")
-    found = board(make(noise(1)), make(noise(2), control="none", encoder=None), pending, baseline=None)
+    found = board(make(noise(1)), make(noise(2), control="none", encoder=None), pending, baseline={})
     assert found.baseline == ""
     assert found.untested == (
         "Nothing was tested: the study names no baseline, and no ID-only model of it is finished (BPR)."
@@ -341,13 +344,13 @@ def test_controls_and_unfinished_rows_are_no_id_only_baseline(make: Make) -> Non
 
 
 def test_without_any_baseline_the_board_says_that_nothing_was_tested(make: Make) -> None:
-    found = board(make(noise(1)), make(noise(2) + 1, encoder="a"), baseline=None)
+    found = board(make(noise(1)), make(noise(2) + 1, encoder="a"), baseline={})
     assert (found.baseline, found.comparisons) == ("", 0)
     assert found.untested == (
         "Nothing was tested: the study names no baseline and has no ID-only model; `baseline: {axis: value}` in its "
         "file names one."
     )
-    assert board(Entry(Axes("BPR", "demo", modalities=()), state="pending"), baseline=None).untested == (
+    assert board(Entry(Axes("BPR", "demo", modalities=()), state="pending"), baseline={}).untested == (
         "Nothing was tested: no row is finished yet."
     )
 
@@ -558,9 +561,8 @@ def test_real_runs_make_a_leaderboard_with_slices_that_survives_as_json(
     entries = [entry(), entry(encoder="basic"), entry(control="none")]
     [spec] = specs()
     slicer = Slicer(open_dataset("toy", spec.settings, registry), spec.settings.text_fields, registry)
-    found = compare(
-        entries, study="toy", metrics=["Recall@5", "NDCG@5"], baseline={"encoder": None}, slicers={"toy": slicer}
-    )
+    method = Method(metrics=["Recall@5", "NDCG@5"], baseline={"encoder": None})
+    found = compare(entries, method, study="toy", slicers={"toy": slicer})
     for row, one in zip(found.rows, entries, strict=True):
         for metric, score in row.scores.items():
             assert score.mean == pytest.approx(np.mean([run.test[metric] for run in one.runs]))

@@ -535,4 +535,4 @@ def test_a_study_under_torchrun_is_refused_before_its_processes_wait_for_each_ot
     monkeypatch.setenv("WORLD_SIZE", "2")
     answer = call("study", "run", "small.yaml")
     assert (answer.code, answer.out) == (2, "")
-    assert "by --jobs or --on ray" in answer.err
+    assert "expected one process, got torchrun; try --jobs N or --on ray" in answer.err

@@ -181,7 +181,7 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ),
         (
             "models: [VBPR, LATTICE]\ndatasets: toy\nfor:\n  - model: VBPR\n    set: {knn_k: 3}",
-            ["mine.yaml:5: knn_k: expected a key that a cell that this entry of for selects reads, got one that none"],
+            ["mine.yaml:5: knn_k: expected a key that a cell of this entry reads, got one that none"],
         ),
         (
             "models: VBPR\ndatasets: toy\nfor:\n  - {encoder: clip, set: {preset: mmrec}}",

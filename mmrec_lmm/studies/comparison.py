@@ -59,21 +59,9 @@ class Entry:
         return self.axes.key
 
 
-def compare(
-    entries: Sequence[Entry],
-    *,
-    study: str,
-    title: str = "",
-    metrics: Sequence[str],
-    baseline: Mapping[str, str | None] | None = None,
-    test: str = "t-test",
-    alpha: float = 0.05,
-    best_within: Sequence[str] = ("dataset",),
-    family: Sequence[str] = (),
-    slicers: Mapping[str, Slicer] | None = None,
-    load: Callable[[Path], Mapping[str, np.ndarray]] = run_folder.load_per_user,
-) -> Leaderboard:
-    """The Leaderboard of a study's entries, in their order.
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a study compares its rows.
 
     Baseline: a row is tested against the row that has the values of `baseline` and agrees with it on all other axes.
     If the baseline is a model without item features, that is the model's one row on the data set. Without a `baseline`,
@@ -83,58 +71,108 @@ def compare(
     Significance: p is corrected over all tested rows and metrics that agree on the axes `family`, or over all of them
     if `family` is empty. A star also needs STAR_SEEDS on both sides. If either side has one seed, there is neither p
     nor interval. The best is marked among rows that agree on `best_within`.
+    """
+
+    metrics: Sequence[str]
+    baseline: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    test: str = "t-test"
+    alpha: float = 0.05
+    best_within: Sequence[str] = ("dataset",)
+    family: Sequence[str] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics in lower case, as results name them."""
+        return tuple(metric.lower() for metric in self.metrics)
+
+    def check(self) -> None:
+        """Raise ConfigError for an unknown test or axis."""
+        if self.test not in TESTS:
+            hint = did_you_mean(self.test, TESTS)
+            raise ConfigError(f"test: expected one of {', '.join(TESTS)}, got {self.test}{hint}")
+        for axis in (*self.baseline, *self.best_within, *self.family):
+            if axis not in AXES:
+                raise ConfigError(f"axis: expected one of {', '.join(AXES)}, got {axis}{did_you_mean(axis, AXES)}")
+
+
+def compare(
+    entries: Sequence[Entry],
+    method: Method,
+    *,
+    study: str,
+    title: str = "",
+    slicers: Mapping[str, Slicer] | None = None,
+    load: Callable[[Path], Mapping[str, np.ndarray]] = run_folder.load_per_user,
+) -> Leaderboard:
+    """The Leaderboard of a study's entries, in their order. Their keys must differ.
 
     `slicers`, by data set, add slices. `load` returns the per-user metrics of a run's folder. Raises ConfigError for an
     unknown test, axis or metric and for a baseline that matches no row or several, DataError if rows of a data set were
     tested on different users.
     """
-    if test not in TESTS:
-        raise ConfigError(f"test: expected one of {', '.join(TESTS)}, got {test}{did_you_mean(test, TESTS)}")
-    baseline = baseline or {}
-    for axis in (*baseline, *best_within, *family):
-        if axis not in AXES:
-            raise ConfigError(f"axis: expected one of {', '.join(AXES)}, got {axis}{did_you_mean(axis, AXES)}")
-    names = tuple(metric.lower() for metric in metrics)
-    ranked_by, notes = _ranked_by(entries, names)
-    if baseline:
-        _check_baseline(entries, baseline, study)
-    else:
-        baseline, chosen = _id_only(entries)
-        notes += chosen
-    boards = [
-        _Board([entry for entry in entries if entry.axes.dataset == dataset and entry.runs], names, test, load)
-        for dataset in dict.fromkeys(entry.axes.dataset for entry in entries if entry.runs)
-    ]
-    comparisons = [found for board in boards for found in board.comparisons(baseline, family)]
-    tested = {(found.row, found.metric): score for found, score in _corrected(comparisons, alpha)}
-    measured: dict[int, Row] = {}
+    method.check()
+    ranked_by, notes = _ranked_by(entries, method.names)
+    method, baseline_notes = _with_baseline(method, entries, study)
+    boards = _boards(entries, method, load)
+    comparisons = [found for board in boards for found in board.comparisons(method.baseline, method.family)]
+    families = Counter(found.family for found in comparisons if found.p is not None)
+    rows = _rows(entries, boards, _tested_scores(comparisons, method.alpha), slicers or {})
+    return Leaderboard(
+        study=study,
+        title=title or study,
+        metrics=method.names,
+        rows=_with_best(rows, method.best_within),
+        test=method.test,
+        alpha=method.alpha,
+        ranked_by=ranked_by,
+        baseline=_in_words(method.baseline),
+        untested="" if families else f"Nothing was tested: {_why_untested(entries, comparisons, method.baseline)}.",
+        comparisons=max(families.values(), default=0),
+        detectable=_detectable(comparisons, families, method.alpha),
+        users={board.dataset: len(board.users) for board in boards},
+        notes=(*_notes(rows, boards, comparisons, families, method), *notes, *baseline_notes),
+    )
+
+
+def _with_baseline(method: Method, entries: Sequence[Entry], study: str) -> tuple[Method, list[str]]:
+    """The method with a baseline: its own, which is checked, or else one chosen on validation, with a note."""
+    if method.baseline:
+        _check_baseline(entries, method.baseline, study)
+        return method, []
+    chosen, notes = _id_only(entries)
+    return dataclasses.replace(method, baseline=chosen), notes
+
+
+def _boards(
+    entries: Sequence[Entry], method: Method, load: Callable[[Path], Mapping[str, np.ndarray]]
+) -> list["_Board"]:
+    """One board for each data set with finished runs."""
+    by_dataset: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.runs:
+            by_dataset.setdefault(entry.axes.dataset, []).append(entry)
+    return [_Board(own, method.names, method.test, load) for own in by_dataset.values()]
+
+
+def _rows(
+    entries: Sequence[Entry],
+    boards: Sequence["_Board"],
+    tested: Mapping[tuple[str, str], Score],
+    slicers: Mapping[str, Slicer],
+) -> list[Row]:
+    """The row of each entry; those with runs have the scores that were `tested`, or else untested ones."""
+    measured: dict[str, Row] = {}
     for board in boards:
-        slices = board.slices(slicers[board.dataset]) if slicers and board.dataset in slicers else {}
+        slices = board.slices(slicers[board.dataset]) if board.dataset in slicers else {}
         for place, row in enumerate(board.rows):
-            measured[id(board.entries[place])] = dataclasses.replace(
+            measured[board.entries[place].key] = dataclasses.replace(
                 row,
-                scores={name: tested.get((row.key, name)) or board.score(place, name) for name in names},
+                scores={name: tested.get((row.key, name)) or board.score(place, name) for name in board.metrics},
                 content_gain=board.content_gain(place),
                 twins={control: board.rows[twin].key for control, twin in board.twins(place).items()},
                 slices=slices.get(place, {}),
             )
-    rows = [measured.get(id(entry)) or _row(entry) for entry in entries]
-    families = Counter(found.family for found in comparisons if found.p is not None)
-    return Leaderboard(
-        study=study,
-        title=title or study,
-        metrics=names,
-        rows=_with_best(rows, best_within),
-        test=test,
-        alpha=alpha,
-        ranked_by=ranked_by,
-        baseline=_in_words(baseline),
-        untested="" if families else f"Nothing was tested: {_why_untested(entries, comparisons, baseline)}.",
-        comparisons=max(families.values(), default=0),
-        detectable=_detectable(comparisons, families, alpha),
-        users={board.dataset: len(board.users) for board in boards},
-        notes=(*_notes(rows, boards, comparisons, families, test=test, baseline=baseline), *notes),
-    )
+    return [measured[entry.key] if entry.runs else _row(entry) for entry in entries]
 
 
 def _in_words(baseline: Mapping[str, str | None]) -> str:
@@ -236,6 +274,11 @@ class _Comparison:
     seeds: int  # of the side that has fewer
     p: float | None  # None if that is one
     above: bool  # True if the difference that the test measures is in favor of the row
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Row and metric."""
+        return self.row, self.metric
 
 
 class _Board:
@@ -465,27 +508,33 @@ def _interval(mean: float, means: np.ndarray) -> Interval:
     return Interval(mean, low, high)
 
 
-def _corrected(comparisons: Sequence[_Comparison], alpha: float) -> Iterator[tuple[_Comparison, Score]]:
-    """Each comparison with its score, p corrected within its family; those without p don't count in a family."""
-    corrected: dict[int, float] = {}
-    for group in dict.fromkeys(found.family for found in comparisons):
-        members = [found for found in comparisons if found.family == group and found.p is not None]
+def _tested_scores(comparisons: Sequence[_Comparison], alpha: float) -> dict[tuple[str, str], Score]:
+    """The score of each comparison by its key, with p corrected within its family."""
+    p = _corrected(comparisons)
+    return {found.key: _starred(found, p.get(found.key), alpha) for found in comparisons}
+
+
+def _corrected(comparisons: Sequence[_Comparison]) -> dict[tuple[str, str], float]:
+    """The corrected p of each comparison that has one, by its key. The others don't count in a family."""
+    corrected: dict[tuple[str, str], float] = {}
+    for family in dict.fromkeys(found.family for found in comparisons):
+        members = [found for found in comparisons if found.family == family and found.p is not None]
         values = holm(np.array([found.p for found in members])).tolist()
-        corrected |= {id(found): value for found, value in zip(members, values, strict=True)}
-    for found in comparisons:
-        p = corrected.get(id(found))
-        above = found.above and found.paired.mean > 0
-        yield (
-            found,
-            dataclasses.replace(
-                found.score,
-                against=found.against,
-                difference=found.interval,
-                effect=found.paired.effect,
-                p=p,
-                star=p is not None and p < alpha and above and found.seeds >= STAR_SEEDS,
-            ),
-        )
+        corrected |= {found.key: value for found, value in zip(members, values, strict=True)}
+    return corrected
+
+
+def _starred(found: _Comparison, p: float | None, alpha: float) -> Score:
+    """The score of a comparison with its corrected p, starred if it is significantly above the baseline."""
+    above = found.above and found.paired.mean > 0
+    return dataclasses.replace(
+        found.score,
+        against=found.against,
+        difference=found.interval,
+        effect=found.paired.effect,
+        p=p,
+        star=p is not None and p < alpha and above and found.seeds >= STAR_SEEDS,
+    )
 
 
 def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
@@ -556,9 +605,7 @@ def _notes(
     boards: Sequence[_Board],
     comparisons: Sequence[_Comparison],
     families: Mapping[tuple[str, ...], int],
-    *,
-    test: str,
-    baseline: Mapping[str, str | None],
+    method: Method,
 ) -> Iterator[str]:
     """The notes for readers of the table."""
     states = Counter(row.state for row in rows if row.state != FINISHED)
@@ -566,15 +613,15 @@ def _notes(
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         yield f"Of {len(rows)} rows, {counts}; each says why."
     yield from filter(None, map(_of_few_seeds, boards))
-    if test != "t-test" and families:
+    if method.test != "t-test" and families:
         yield (
             "p, stars and intervals of differences are over users only, for the seeds at hand; the test `t-test` "
             "counts seeds too."
         )
-    if baseline:
+    if method.baseline:
         done = {found.row for found in comparisons} | {found.against for found in comparisons}
         own = [row for board in boards for row in board.rows if row.axes.control is None and row.key not in done]
-        left = [row.key for row in own if not row.axes.matches(baseline)]
+        left = [row.key for row in own if not row.axes.matches(method.baseline)]
         if left:
             yield f"Not tested, as no row of their data set is their baseline: {', '.join(left)}."
     if len(families) > 1:

@@ -255,7 +255,7 @@ def _modalities(text: str | None) -> tuple[str, ...] | None:
 
 
 class _Taken(NamedTuple):
-    """What one cell takes from the file. A place is that of an entry of `for`; None is `settings`."""
+    """The settings of one cell in the file. A place is that of an entry of `for`; None is `settings`."""
 
     values: Mapping[str, Any]  # of configuration keys
     lines: Mapping[str, int]
@@ -429,7 +429,7 @@ class _Expansion:
         return _Taken(values, lines, None if preset is None else str(preset), places, frozenset(read))
 
     def _layer(self, model: str, taken: _Taken) -> Layer:
-        """What a cell takes from the file, with the seeds and the model's grid, as a layer of configuration."""
+        """The settings of a cell, with the seeds and the model's grid, as a layer of configuration."""
         file, axes = self.study.file, self._axes(model)
         lines = dict(taken.lines)
         for key in axes:
@@ -534,7 +534,7 @@ class _Expansion:
         read = {entry for one in taken for entry in one.read}
         said: list[tuple[int | None, Mapping[str, Any], str, str]] = [(None, study.settings, "settings", "a cell")]
         for number, part in enumerate(study.parts):
-            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "a cell that this entry of for selects"))
+            said.append((number, part.settings, f"{FOR}.{number}.{SET}", "a cell of this entry"))
             if number not in selecting:
                 self.problems.append(
                     f"{study.file.source}:{part.line}: for: expected an entry that selects a cell, got one that "

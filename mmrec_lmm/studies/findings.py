@@ -6,7 +6,7 @@ from ..cache import write_json
 from ..data.opening import open_dataset
 from ..plugin.registry import Registry
 from ..running.slices import Slicer
-from .comparison import Entry, compare
+from .comparison import Entry, Method, compare
 from .executor import Outcome, Plan
 from .file import winner
 from .leaderboard import Leaderboard
@@ -25,18 +25,16 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
     for entry in map(_entry, outcomes):
         # On a data set with one modality, "all" and that one are the same row: keep the entry with more runs
         entries[entry.key] = max(entries.get(entry.key, entry), entry, key=lambda one: len(one.runs))
-    board = compare(
-        [*entries.values()],
-        study=study.name,
-        title=study.title,
+    method = Method(
         metrics=study.metrics,
         baseline=study.baseline,
         test=study.test,
         alpha=study.alpha,
         best_within=study.best_within,
         family=study.family,
-        slicers=_slicers(outcomes, registry) if study.slices else None,
     )
+    slicers = _slicers(outcomes, registry) if study.slices else None
+    board = compare([*entries.values()], method, study=study.name, title=study.title, slicers=slicers)
     write_json(plan.folder / LEADERBOARD, board.document())
     return board
 
