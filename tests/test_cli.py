@@ -575,7 +575,7 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: there is no file"),
         (["info", "vbp"], "nothing is called vbp; did you mean VBPR?"),
         (["encode", "-d", "toy", "--encoder", "basic", "--encoder.txt_dim=9"], "did you mean encoder.text_dim?"),
-        (["encode", "-d", "toy", "--encoder", "basic", "--modalities", "audio"], "can't make audio features"),
+        (["encode", "-d", "toy", "--encoder", "basic", "--modalities", "audio"], "expected audio features for data"),
         (["run", "-m", "VBPR"], "the following arguments are required: -d/--dataset"),
         (["frob"], "invalid choice: 'frob'"),
         (["run", "-m", "VBPR", "-d", "../toy"], "'../toy' is no name of a data set"),

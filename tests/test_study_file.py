@@ -88,7 +88,7 @@ def test_a_cell_that_cannot_be_stays_with_its_reason(tmp_path: Path, registry: R
         "VBPR/toy/basic/ft/-", "VBPR/toy/basic/ft/-/shuffled", "VBPR/toy/basic/ete/-/shuffled",
         "VBPR/toy/-/ft/-", "VBPR/toy/-/ft/-/shuffled", "VBPR/toy/-/ete/-", "VBPR/toy/-/ete/-/shuffled",
     }  # fmt: skip
-    assert "no losses over images and texts" in reasons["VBPR/toy/basic/ft/-"]
+    assert "expected an encoder with losses over images and texts, got basic" in reasons["VBPR/toy/basic/ft/-"]
 
 
 def test_null_is_the_default_encoder_of_a_data_set_that_has_one(tmp_path: Path, registry: Registry) -> None:
