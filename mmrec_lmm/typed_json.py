@@ -8,14 +8,13 @@ import dataclasses
 import functools
 import hashlib
 import reprlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
-
-import numpy as np
 
 from .errors import DataError
 
@@ -47,12 +46,13 @@ def plain(value: Any) -> Any:
         return _plain_fields(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        content: Any = np.ascontiguousarray(value)
+    numpy: Any = sys.modules.get("numpy")  # without it there are no values of its types, and importing it takes time
+    if numpy and isinstance(value, numpy.ndarray):
+        content = numpy.ascontiguousarray(value)
         return {"array": [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, np.generic):
+    if numpy and isinstance(value, numpy.generic):
         return value.item()
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 

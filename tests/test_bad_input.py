@@ -215,7 +215,7 @@ def test_a_modality_that_is_not_there_is_refused_with_those_that_are(toy: Path) 
     )
     message = refusal(call(*RUN, "--modalities", "text,joint", "--encoder", "basic"), 2)
     assert message.startswith(
-        "encoder basic: expected joint features for data set toy, got image, text, as it encodes image, text, and the "
+        "encoder basic: expected joint features for data set toy, got image, text; it encodes image, text, and the "
         "data set has 16 items, 15 of them with an image, 15 with text in title"
     )
     assert refusal(call(*RUN, "--features", "image=nowhere.npy"), 4) == "nowhere.npy: no such file"

@@ -139,13 +139,13 @@ def _with_inputs(
     specs: Sequence[RunSpec], registry: Registry, *, progress: bool = False
 ) -> Iterator[tuple[RunSpec, Inputs]]:
     """Each run with its inputs."""
-    held: dict[str, Inputs] = {}
+    latest: dict[str, Inputs] = {}  # only one: tables are large
     for spec in specs:
         key = shared_keys(spec, registry).inputs
-        if key not in held:
-            held = {key: gather(spec, registry, progress=progress)}  # the last one only: tables are large
-            log_statistics(held[key].dataset)
-        yield spec, held[key]
+        if key not in latest:
+            latest = {key: gather(spec, registry, progress=progress)}
+            log_statistics(latest[key].dataset)
+        yield spec, latest[key]
 
 
 def points_of(results: Sequence[RunResult]) -> list[Point]:
@@ -199,9 +199,10 @@ def document_of(grid: Grid) -> dict[str, Any]:
     failures = [{"parameters": dict(point), "error": reason} for point, reason in grid.failures]
     if len(grid.points) == 1 and grid.is_replicated:
         return {**_point_document(grid.winner), "failures": failures}
-    of = _point_document if grid.is_replicated else lambda point: document(point.runs[0])
-    found = {"winner": of(grid.winner), "points": [of(point) for point in grid.points], "failures": failures}
-    return found | ({"best_on_test": of(grid.best_on_test)} if grid.best_on_test is not None else {})
+    as_document = _point_document if grid.is_replicated else lambda point: document(point.runs[0])
+    points = [as_document(point) for point in grid.points]
+    found = {"winner": as_document(grid.winner), "points": points, "failures": failures}
+    return found | ({"best_on_test": as_document(grid.best_on_test)} if grid.best_on_test is not None else {})
 
 
 def _point_document(point: Point) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def rebuild(out: Path) -> int:
 def open_index(out: Path) -> sqlite3.Connection:
     """The index over the runs in `out`, up to date and read-only: tables `runs` and `metrics`.
 
-    A damaged `result.json` is logged by name and left out. Raises DataError if there is no such folder.
+    A damaged `result.json` is logged by name and left out. Raises DataError if the folder is missing.
     """
     _check_folder(out)
     connection = _stored(out / INDEX)

@@ -43,17 +43,18 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
     tuned = prepared_encoder(spec, dataset, registry, progress=progress)
-    had = time.perf_counter()
+    prepared = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
-    made_in = sum(table.seconds for table in tables.values()) + (tuned.record.seconds if tuned else 0.0)
+    encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.record.seconds if tuned else 0.0)
     if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
     if spec.control is not None:
         tables = control_tables(tables, spec.control, settings.seed)
-    seconds = RunSeconds(load=loaded - started, tune=had - loaded, encode=time.perf_counter() - had, encoder=made_in)
+    encoded_in = time.perf_counter() - prepared
+    seconds = RunSeconds(load=loaded - started, tune=prepared - loaded, encode=encoded_in, encoder=encoder_seconds)
     encoded = () if spec.control == NO_FEATURES else tuple(tables)
     return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, encoded, registry))
 
@@ -178,7 +179,7 @@ def feature_tables(
     `joint` only if it is named there. Tables from files are scaled by `normalize`.
     """
     files, to_encode = _wanted(spec, dataset, registry)
-    if spec.control == NO_FEATURES:  # nothing is read or encoded for it
+    if spec.control == NO_FEATURES:  # reads no file and encodes nothing
         yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
         return
     how = spec.settings.normalize
@@ -232,8 +233,8 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
         encodable = tuple(name for name, there in of_catalog.items() if there)
         encodable += (JOINT,) if len(encodable) == len(of_catalog) else ()
     available = sorted({*files, *encodable})
-    unasked = [modality for modality in available if modality != JOINT or modality in files]
-    wanted = spec.modalities if spec.modalities is not None else unasked
+    default = [modality for modality in available if modality != JOINT or modality in files]
+    wanted = spec.modalities if spec.modalities is not None else default
     missing = [modality for modality in wanted if modality not in available]
     if missing or not wanted:
         raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
@@ -330,7 +331,7 @@ def _no_features(
         return f"data set {dataset.name}: expected {what} among its files, {there}; try {by_encoder}{by_file}"
     encoder = registry.encoders.get(spec.encoder)
     return (
-        f"encoder {encoder.name}: expected {what} for data set {dataset.name}, {there}, as it encodes "
+        f"encoder {encoder.name}: expected {what} for data set {dataset.name}, {there}; it encodes "
         f"{', '.join(encoder.modalities)}, and the data set has {_content(dataset)}; try {by_file}"
     )
 

@@ -118,12 +118,12 @@ class Slicer:
         hits = np.isin(users[:, None] * self.dataset.n_items + items, keys) & (items >= 0)  # (U, K)
         found = {}
         for part in self.slices:
-            mine = part.items[test.items] & part.users[test.users]
-            positives = np.bincount(test.users[mine], minlength=self.dataset.n_users)[users]  # (U,)
-            there = positives > 0
-            kept = (hits & part.items[items])[there]
+            in_slice = part.items[test.items] & part.users[test.users]
+            positives = np.bincount(test.users[in_slice], minlength=self.dataset.n_users)[users]  # (U,)
+            kept = positives > 0  # users with held-out items in the slice
+            part_hits = (hits & part.items[items])[kept]
             found[part.name] = {
-                metric: function(kept, positives[there], k) for metric, (function, k) in functions.items()
+                metric: function(part_hits, positives[kept], k) for metric, (function, k) in functions.items()
             }
         return found
 

@@ -152,9 +152,9 @@ class Trainer(EpochLoop):
         """Log it if training has fewer steps than min_steps, so patience can't end it."""
         settings, steps = self._settings, self._settings.epochs * len(self._rows)
         if 0 < steps < settings.min_steps:
-            asked = settings.min_steps != Settings.min_steps
+            is_explicit = settings.min_steps != Settings.min_steps
             logger.log(
-                logging.WARNING if asked else logging.INFO,
+                logging.WARNING if is_explicit else logging.INFO,
                 "min_steps: expected at most the %d steps of %d epochs, got %d; stopping_step never counts here",
                 steps,
                 settings.epochs,
