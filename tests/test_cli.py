@@ -784,3 +784,13 @@ def test_the_demo_refuses_what_its_table_could_not_show() -> None:
     answer = call("demo", "--topk=[10]", "--valid_metric=Recall@10")
     assert answer.code == 2
     assert "content.yaml:10: metrics: expected a metric that runs of VBPR measure, got Recall@20" in answer.err
+
+
+def test_help_imports_neither_numpy_nor_torch() -> None:
+    code = (
+        "import sys\nfrom mmrec_lmm.cli import main\n"
+        "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(sorted({'numpy', 'pandas', 'scipy', 'torch'} & {*sys.modules}) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

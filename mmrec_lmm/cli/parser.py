@@ -16,7 +16,6 @@ from .. import __version__
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
 from ..report.layouts import FORMATS, LAYOUTS
-from ..types import PRE_TRAINED
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -96,9 +95,8 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
     how_to_encode(parser)
     parser.add_argument(
         "--paradigm",
-        default=PRE_TRAINED,
         metavar="NAME",
-        help=f"how the encoder is trained; `list paradigms` shows them (default: {PRE_TRAINED})",
+        help="how the encoder is trained; `list paradigms` shows them (default: pt)",
     )
     parser.add_argument(
         "--features",

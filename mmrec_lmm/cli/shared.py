@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..types import PRE_TRAINED, EncoderName
 
 if TYPE_CHECKING:
     from ..config.resolve import Resolved
@@ -25,6 +24,7 @@ def registry_of(options: argparse.Namespace) -> Registry:
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
     from ..config.resolve import Request, resolve_request
+    from ..types import PRE_TRAINED, EncoderName
 
     registry = registry_of(options)
     typed = vars(options)
@@ -34,7 +34,7 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
         model=options.model,
         dataset=options.dataset,
         encoder=EncoderName.parse(options.encoder) if options.encoder else None,
-        paradigm=typed.get("paradigm", PRE_TRAINED),
+        paradigm=typed.get("paradigm") or PRE_TRAINED,
         modalities=typed.get("modalities"),
         features=dict(typed.get("features", [])),
         control=typed.get("control"),

@@ -8,24 +8,21 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..config.resolve import as_yaml
 from ..config.schema import Key, describe_type, schema_of
 from ..errors import ConfigError, did_you_mean
-from ..features.files import scale_note
 from ..formatting import aligned
-from ..plugin.registry import NamedSpecs, Registry
 from ..plugin.specs import EncoderSpec, WeightFile
-from ..types import SPLITS, Dataset, FeatureTable, RunResult
 from ..weights.download import place_of, present
 
-if TYPE_CHECKING:  # these import torch, which would slow down `list`
+if TYPE_CHECKING:  # these take time to import, which would slow down `list`
+    from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
+    from ..types import Dataset, FeatureTable, RunResult
 
 WIDTHS = {"summary": 72, "license": 32}  # column -> most characters in a listing; `info` prints all
 
@@ -404,6 +401,11 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
 
 def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
     """`data check`: counts by split, contents of the catalog and the feature files, and notes from loading."""
+    import numpy as np
+
+    from ..features.files import scale_note
+    from ..types import SPLITS
+
     rows = []
     for split in SPLITS:
         interactions = getattr(dataset, split)

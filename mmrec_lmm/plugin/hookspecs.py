@@ -5,12 +5,17 @@ Register hooks return specs; they never receive a registry. Observer hooks recei
 Arguments are only ever added.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from ..types import EpochReport, RunResult, RunSpec
 from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec
+
+if TYPE_CHECKING:
+    from ..types import EpochReport, RunResult, RunSpec
 
 NAMESPACE = "mmrec_lmm"
 API_VERSION = 1

@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import pluggy
 
 from ..errors import ConfigError, PluginError, did_you_mean
-from ..types import EpochReport, RunResult, RunSpec
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
 from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, resolve
 
 if TYPE_CHECKING:
+    from ..types import EpochReport, RunResult, RunSpec
     from .contracts import Paradigm
 
 logger = logging.getLogger(__name__)

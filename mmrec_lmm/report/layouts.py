@@ -6,10 +6,8 @@ They are choices of the command line: this module imports almost nothing.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..types import AXES, PRE_TRAINED
-
 FORMATS = ("markdown", "latex", "csv", "html")
-TABLE_AXES = ("dataset", *(axis for axis in AXES if axis != "dataset"))  # data sets are outermost in a table
+ALL = "all"  # in the rows of a layout: all axes but the control, data sets outermost
 
 
 class Layout(NamedTuple):
@@ -19,13 +17,13 @@ class Layout(NamedTuple):
     rows: tuple[str, ...]  # axes whose values label a line, outermost first
     compares: str | None = None  # only rows for which another differs in this axis alone; no control runs
     across: str = "metric"  # the axis whose values are the columns
-    paradigm: str | None = None  # only rows of this paradigm
+    pre_trained: bool = False  # only rows whose encoder nothing trains
     table: int | None = None  # number of the table in the paper
     gains: bool = False  # also columns for content gain, if some row has control runs
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "plain": Layout("all rows", rows=TABLE_AXES[:-1], gains=True),
+    "plain": Layout("all rows", rows=(ALL,), gains=True),
     "table1": Layout(
         "modalities side by side",
         rows=("dataset", "metric", "model"),
@@ -37,7 +35,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "encoders as pre-trained",
         rows=("dataset", "model", "encoder"),
         compares="encoder",
-        paradigm=PRE_TRAINED,
+        pre_trained=True,
         table=3,
     ),
     "table4": Layout(
@@ -53,5 +51,5 @@ LAYOUTS: Mapping[str, Layout] = {
         across="dataset",
         table=5,
     ),
-    "slices": Layout("parts of test", rows=("metric", *TABLE_AXES[:-1]), across="slice"),
+    "slices": Layout("parts of test", rows=("metric", ALL), across="slice"),
 }

@@ -18,8 +18,7 @@ from ..errors import ConfigError, DataError
 from ..running.run_folder import CONFIG, load_history, load_result, load_settings
 from ..studies.leaderboard import Leaderboard, Row
 from ..types import EpochReport
-from .layouts import TABLE_AXES
-from .tables import MARK, NONE, label
+from .tables import MARK, NONE, TABLE_AXES, label
 
 WIDTH = 3.3  # inches: a column of a two-column page
 SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX

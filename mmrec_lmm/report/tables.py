@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..formatting import aligned, csv_text, first_few
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
-from ..types import PRE_TRAINED
+from ..types import AXES, PRE_TRAINED
 from . import paper
-from .layouts import LAYOUTS, TABLE_AXES, Layout
+from .layouts import ALL, LAYOUTS, Layout
 
+TABLE_AXES = ("dataset", *(axis for axis in AXES if axis != "dataset"))  # data sets are outermost in a table
 DASH = "–"  # for a missing figure
 MINUS = "−"
 MARK = "†"  # after figures that may reflect the training budget more than the model, and figures compared with them
@@ -75,12 +76,12 @@ def render(
 
     Raises ConfigError if there are no rows, or none that the layout can compare.
     """
-    plan = LAYOUTS[layout]
+    plan = _with_axes(LAYOUTS[layout])
     rows = _kept(board.rows, plan)
     if not board.rows:
         raise ConfigError(f"{board.study}: expected a leaderboard with rows, got none yet; try `study run`")
     if not rows:
-        only = f" (of paradigm {plan.paradigm})" if plan.paradigm else ""
+        only = f" (of paradigm {PRE_TRAINED})" if plan.pre_trained else ""
         raise ConfigError(
             f"{board.study}: --layout {layout}: expected rows that differ in {plan.compares} alone{only}, got no two; "
             "try --layout plain, which shows all rows"
@@ -100,7 +101,7 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
     if plan.compares is None:
         return list(rows)
     others = [axis for axis in TABLE_AXES if axis != plan.compares]
-    fit = [row for row in rows if not row.axes.control and plan.paradigm in (None, row.axes.paradigm)]
+    fit = [row for row in rows if not (row.axes.control or (plan.pre_trained and row.axes.paradigm != PRE_TRAINED))]
     alike = Counter(_labels(row, others) for row in fit)
     return [row for row in fit if alike[_labels(row, others)] > 1]
 
@@ -197,6 +198,12 @@ def _order(axis: str, rows: Sequence[Row]) -> list[str]:
     """The values of an axis in the order of the study, but with the pre-trained paradigm first."""
     found = dict.fromkeys(label(row, axis) for row in rows)
     return sorted(found, key=lambda value: value != PRE_TRAINED) if axis == "paradigm" else list(found)
+
+
+def _with_axes(plan: Layout) -> Layout:
+    """The layout with the axes that ALL stands for among its rows."""
+    rows = [axis for name in plan.rows for axis in (TABLE_AXES[:-1] if name == ALL else (name,))]
+    return plan._replace(rows=tuple(rows))
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:

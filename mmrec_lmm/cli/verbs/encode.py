@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...types import PRE_TRAINED
 from ..parser import add_verb, how_to_encode, which_data
 from ..shared import runs_of
 
@@ -23,9 +22,8 @@ def add(verbs: Verbs) -> None:
     how_to_encode(encode)
     encode.add_argument(
         "--paradigm",
-        default=PRE_TRAINED,
         metavar="NAME",
-        help=f"how the encoder is trained first; `list paradigms` shows them (default: {PRE_TRAINED})",
+        help="how the encoder is trained first; `list paradigms` shows them (default: pt)",
     )
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
