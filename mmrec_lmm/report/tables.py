@@ -201,7 +201,7 @@ def _order(axis: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _with_axes(plan: Layout) -> Layout:
-    """The layout with the axes that ALL stands for among its rows."""
+    """The layout with all axes among its rows in place of ALL."""
     rows = [axis for name in plan.rows for axis in (TABLE_AXES[:-1] if name == ALL else (name,))]
     return plan._replace(rows=tuple(rows))
 
