@@ -197,63 +197,14 @@ class FeatureTable:
 
 
 @dataclass(frozen=True)
-class TuningSizes:
-    """Numbers of items in a tuning: trained on, held out, duplicates in both (`twins`), and unreadable ones."""
-
-    train: int
-    held_out: int
-    twins: int
-    unreadable: int
-
-
-@dataclass(frozen=True)
-class TuningEpoch:
-    """An epoch of tuning: the mean of each loss over its batches, and that of the items held out."""
-
-    losses: Mapping[str, float] = field(metadata=FLAT)
-    held_out: float
-
-
-@dataclass(frozen=True)
-class RecallChange:
-    """A recall before and after tuning, and the difference, each with the ends of its 95 % interval."""
-
-    before: tuple[float, float, float]
-    after: tuple[float, float, float]
-    difference: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class TuningRecord:
-    """The record of a tuning: its encoder, settings, sizes and results."""
-
-    encoder: str
-    made_by: tuple[Any, ...]  # by modality: the identity of the encoder before
-    ft: Mapping[str, Any]  # the FineTuning
-    sizes: TuningSizes
-    frozen: tuple[str, ...]
-    best_epoch: int  # from 1
-    stopped: str  # "epochs", "patience" or "diverged"
-    epochs: tuple[TuningEpoch, ...]
-    held_out_before: float
-    recall: Mapping[str, Mapping[str, RecallChange]] | None  # "image to text" -> "recall@1"; None: not comparable
-    batches_per_epoch: int
-    steps_per_epoch: int
-    parameters_trained: int
-    seconds: float
-    device: str
-    threads: int
-    processes: int = 1  # that of earlier records, which lack the field
-
-
-@dataclass(frozen=True)
 class Tuned:
-    """An encoder that was tuned on a catalog: the file of its weights (safetensors), the hash of all that these
-    depend on, and the record of the tuning."""
+    """An encoder that a paradigm prepared on a catalog: the file of its weights (safetensors), the hash of all that
+    these depend on, a record of it, as a mapping or dataclass that JSON can hold, and the seconds that it took."""
 
     path: Path
     fingerprint: str
-    record: TuningRecord
+    record: Any
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

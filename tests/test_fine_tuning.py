@@ -30,11 +30,11 @@ from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
 from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training import fine_tuning
-from mmrec_lmm.training.fine_tuning import tune
-from mmrec_lmm.training.pairs import count_batches, duplicate_groups, hold_out, make_batches
+from mmrec_lmm.training.fine_tuning import TuningRecord, tune
+from mmrec_lmm.training.pairs import TuningSizes, count_batches, duplicate_groups, hold_out, make_batches
 from mmrec_lmm.training.paradigms import FineTuning
 from mmrec_lmm.training.retrieval import compared, own_ranks
-from mmrec_lmm.types import ItemCatalog, Tuned, TuningRecord, TuningSizes
+from mmrec_lmm.types import ItemCatalog, Tuned
 
 COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")
 REGISTRY = load_registry()

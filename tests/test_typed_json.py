@@ -15,7 +15,7 @@ from mmrec_lmm.errors import DataError
 from mmrec_lmm.studies.executor import Record
 from mmrec_lmm.studies.leaderboard import Leaderboard
 from mmrec_lmm.training.end_to_end import EncoderNumbers, EndToEndReport
-from mmrec_lmm.training.fine_tuning import TunerNumbers
+from mmrec_lmm.training.fine_tuning import TunerNumbers, TuningRecord
 from mmrec_lmm.training.paradigms import EndToEnd, FineTuning
 from mmrec_lmm.training.trainer import TrainerNumbers
 from mmrec_lmm.typed_json import FLAT, OPTIONAL, decode, plain
@@ -30,7 +30,6 @@ from mmrec_lmm.types import (
     RunRecord,
     RunResult,
     RunSeconds,
-    TuningRecord,
 )
 
 

@@ -48,7 +48,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     tables = dict(features)
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
-    encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.record.seconds if tuned else 0.0)
+    encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.seconds if tuned else 0.0)
     if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
     if spec.control is not None:

@@ -20,7 +20,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,20 +54,51 @@ from ..machine import choose_device, precision
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..typed_json import decode
-from ..types import ItemCatalog, RecallChange, RunSpec, Tuned, TuningEpoch, TuningRecord, TuningSizes
+from ..typed_json import FLAT, decode
+from ..types import ItemCatalog, RunSpec, Tuned
 from .loop import EpochLoop, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
-from .pairs import Pairs, count_batches, make_batches, split
+from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
 from .paradigms import FineTuning
 from .resume import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
-from .retrieval import CUTOFFS, compared, own_ranks
+from .retrieval import CUTOFFS, RecallChange, compared, own_ranks
 from .trainer import TrainingState, load_optimizer_state, optimizer_state
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # increase it when the same encoder, items and settings would give other weights
 PAIR = ("image", "text")
+
+
+@dataclass(frozen=True)
+class TuningEpoch:
+    """An epoch of tuning: the mean of each loss over its batches, and that of the items held out."""
+
+    losses: Mapping[str, float] = field(metadata=FLAT)
+    held_out: float
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """The record of a tuning: its encoder, settings, sizes and results."""
+
+    encoder: str
+    made_by: tuple[Any, ...]  # by modality: the identity of the encoder before
+    ft: Mapping[str, Any]  # the FineTuning
+    sizes: TuningSizes
+    frozen: tuple[str, ...]
+    best_epoch: int  # from 1
+    stopped: str  # "epochs", "patience" or "diverged"
+    epochs: tuple[TuningEpoch, ...]
+    held_out_before: float
+    recall: Mapping[str, Mapping[str, RecallChange]] | None  # "image to text" -> "recall@1"; None: not comparable
+    batches_per_epoch: int
+    steps_per_epoch: int
+    parameters_trained: int
+    seconds: float
+    device: str
+    threads: int
+    processes: int = 1  # that of earlier records, which lack the field
 
 
 class FineTuned(Paradigm):
@@ -204,7 +235,7 @@ def tune(
         record = broadcast(load_record(path) if is_first_process() else None)
     assert record is not None
     logger.info("%s: %s", spec.name, summary(record))
-    return Tuned(path, path.stem, record)
+    return Tuned(path, path.stem, record, record.seconds)
 
 
 def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:

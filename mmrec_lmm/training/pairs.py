@@ -18,8 +18,17 @@ from scipy.sparse.csgraph import connected_components
 from .. import cache
 from ..data.items import Source
 from ..errors import DataError
-from ..types import TuningSizes
 from .paradigms import FineTuning
+
+
+@dataclass(frozen=True)
+class TuningSizes:
+    """Numbers of items in a tuning: trained on, held out, duplicates in both (`twins`), and unreadable ones."""
+
+    train: int
+    held_out: int
+    twins: int
+    unreadable: int
 
 
 @dataclass(frozen=True)

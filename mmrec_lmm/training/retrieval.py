@@ -4,16 +4,24 @@ Shapes: Q queries, D feature width.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import RecallChange
-
 CUTOFFS = (1, 10)  # of the recalls that are reported
 RESAMPLES = 10_000  # of the queries, for an interval
 _BLOCK = 1024  # queries compared with all candidates at once
+
+
+@dataclass(frozen=True)
+class RecallChange:
+    """A recall before and after tuning, and the difference, each with the ends of its 95 % interval."""
+
+    before: tuple[float, float, float]
+    after: tuple[float, float, float]
+    difference: tuple[float, float, float]
 
 
 def own_ranks(queries: Tensor, candidates: Tensor, groups: np.ndarray) -> np.ndarray:
