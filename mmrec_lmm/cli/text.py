@@ -8,14 +8,14 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.resolve import as_yaml
-from ..config.schema import Key, describe_type, schema_of
+from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
 from ..formatting import aligned
 from ..plugin.specs import EncoderSpec, WeightFile
 from ..weights.download import place_of, present
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
+    from ..config.schema import Key
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
@@ -447,6 +447,8 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
 
 
 def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> str:
+    from ..config.schema import schema_of
+
     spec = specs.get(name)
     lines = [f"{kind} {spec.name}: {spec.summary}"]
     lines += [
@@ -471,6 +473,8 @@ def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> s
 
 
 def _key_line(key: Key) -> str:
+    from ..config.schema import describe_type
+
     default = "" if key.default is MISSING else as_yaml(key.default)
     return f"  --{key.name}={default:<{max(0, 30 - len(key.name))}}  {describe_type(key.hint)}"
 

@@ -28,7 +28,7 @@ from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
 from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED
-from .yaml_layers import ENCODER, GRID, Layer, Origin
+from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -167,12 +167,6 @@ def describe(resolved: Resolved) -> str:
         rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
     rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
     return "\n".join("  ".join(line).rstrip() for line in aligned(rows, right=(False, False, False)))
-
-
-def as_yaml(value: Any) -> str:
-    """A value on one line, as one would write it in a file or after --key=."""
-    plain = str(value) if isinstance(value, Path) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
 
 
 def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tuple[str, ...]]:

@@ -125,6 +125,12 @@ def _lines(node: yaml.Node | None, outer: str = "") -> Iterator[tuple[str, int]]
         yield from _lines(item, f"{outer}{place}.")
 
 
+def as_yaml(value: Any) -> str:
+    """A value on one line, as one would write it in a file or after --key=."""
+    plain = str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+
+
 def shipped() -> Path:
     """The folder of YAML that comes with mmrec-lmm: among the installed packages, or in the checkout."""
     here = Path(__file__).resolve().parents[2]  # of the package mmrec_lmm

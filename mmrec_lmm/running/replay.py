@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..cache import plain, read_hash, read_json
-from ..config.resolve import as_yaml
+from ..config.yaml_layers import as_yaml
 from ..errors import DataError
 from ..machine import choose_device, cpu_threads
 from ..plugin.registry import Registry

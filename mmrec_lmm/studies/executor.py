@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_json
-from ..config.resolve import as_yaml
 from ..config.settings import NOT_IDENTITY, OF_FEATURES
+from ..config.yaml_layers import as_yaml
 from ..data.opening import open_dataset
 from ..errors import MMRecError, NotApplicable, RunBusy
 from ..features import encoding

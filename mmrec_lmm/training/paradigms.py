@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 from ..api import ParadigmSpec, hookimpl
 from ..config.schema import SEED, Limit, at_least
-from ..types import PRE_TRAINED
 
 _NOT_NEGATIVE = Limit("at least 0 and finite", lambda value: 0 <= value < math.inf)
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)
@@ -88,7 +87,7 @@ class EndToEnd:
 @hookimpl
 def mmrec_register_paradigms() -> list[ParadigmSpec]:
     return [
-        ParadigmSpec(PRE_TRAINED, "mmrec_lmm.plugin.contracts:Paradigm", summary="the encoder as it was pre-trained"),
+        ParadigmSpec("pt", "mmrec_lmm.plugin.contracts:Paradigm", summary="the encoder as it was pre-trained"),
         ParadigmSpec(
             "ft",
             "mmrec_lmm.training.fine_tuning:FineTuned",
