@@ -12,7 +12,6 @@ from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
 from ..formatting import aligned
 from ..plugin.specs import EncoderSpec, WeightFile
-from ..weights.download import place_of, present
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..config.schema import Key
@@ -343,6 +342,8 @@ def weights_state(registry: Registry, spec: EncoderSpec) -> str:
 
 def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | None]:
     """The files of an encoder's default configuration, with their paths; None for a missing one."""
+    from ..weights.download import present
+
     if spec.files is None:
         return {}
     config = registry.encoders.load(spec.name, "config")()
@@ -448,6 +449,7 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
 
 def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> str:
     from ..config.schema import schema_of
+    from ..weights.download import place_of
 
     spec = specs.get(name)
     lines = [f"{kind} {spec.name}: {spec.summary}"]
