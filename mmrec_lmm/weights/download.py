@@ -14,8 +14,6 @@ from contextlib import suppress
 from email.message import Message
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..cache import hash_file, home, is_disk_full, locked, write_bytes
 from ..errors import DataError, RunError, WeightsMissing
 from ..plugin.specs import WeightFile
@@ -185,6 +183,8 @@ def _fetch_with_patience(url: str, part: Path, *, label: str) -> None:
 
 def _fetch(url: str, part: Path, *, label: str) -> None:
     """Append to `part` the rest of the file at `url`; write all of it if the server can't continue."""
+    from tqdm import tqdm  # late: each listing of plugins imports this module
+
     start = _size(part)
     headers = {"User-Agent": "mmrec-lmm", "Accept-Encoding": "identity"}
     if start:
