@@ -30,6 +30,7 @@ from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from ..features.controls import NO_FEATURES, Control
 from ..plugin.registry import Registry
+from ..running.grid import best_point
 from ..running.inputs import check_applicable, declared_modalities
 from ..types import AXES, PRE_TRAINED, Axes, EncoderName, RunResult, RunSpec
 
@@ -171,20 +172,12 @@ def winner(cell: Cell, results: Sequence[RunResult | None]) -> tuple[RunResult, 
     Best is the highest `valid_metric` on validation, mean over seeds, among the points with the most finished runs.
     `results` are those of `cell.runs`; None where a run isn't finished.
     """
-    points: dict[str, list[RunResult]] = {}
-    for point, result in zip(cell.points, results, strict=True):
-        if result is not None:
-            points.setdefault(repr(point), []).append(result)
-    if not points:
-        return ()
-    metric = cell.runs[0].settings.valid_metric.lower()
-    most = max(map(len, points.values()))
-    return tuple(
-        max(
-            (runs for runs in points.values() if len(runs) == most),
-            key=lambda runs: sum(run.valid[metric] for run in runs),
-        )
-    )
+    made = [
+        dataclasses.replace(result, parameters=run.point)  # a stored result may come from another grid
+        for run, result in zip(cell.runs, results, strict=True)
+        if result is not None
+    ]
+    return best_point(made, cell.runs[0]).runs if made else ()
 
 
 def _without_seed(point: Mapping[str, Any]) -> dict[str, Any]:
