@@ -285,7 +285,7 @@ import json, sys
 from pathlib import Path
 from mmrec_lmm.training.fine_tuning import tune
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.config.settings import FineTuning
+from mmrec_lmm.training.paradigms import FineTuning
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.types import ItemCatalog
 
@@ -365,7 +365,7 @@ def test_processes_that_are_killed_go_on_together_and_end_with_the_same_weights(
         answers = finish(start_together(*command), seconds=300)
         assert [answer.code for answer in answers] == [0, 0], answers
         assert answers[1].out == answers[1].err == ""
-        assert ("goes on after epoch" in answers[0].err) == (home == "killed")
+        assert ("continues after epoch" in answers[0].err) == (home == "killed")
     (one,), (other,) = (list(tmp_path.glob(f"{home}/tuned/*.safetensors")) for home in ("killed", "whole"))
     assert one.name == other.name
     assert_equal(load_file(one), load_file(other))
