@@ -144,7 +144,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"{path}: expected JSON, got a damaged file ({error}); delete it to make it anew") from None
+        raise DataError(f"{path}: expected JSON, got a damaged file ({error}); delete it to make it again") from None
 
 
 @contextmanager

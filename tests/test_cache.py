@@ -203,7 +203,7 @@ def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         cache.read_json(path)
     assert str(caught.value).startswith(f"{path}: expected JSON, got a damaged file (")
-    assert str(caught.value).endswith("); delete it to make it anew")
+    assert str(caught.value).endswith("); delete it to make it again")
 
 
 MAKE_ONCE = """

@@ -147,7 +147,7 @@ def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
         raise DataError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: expected a feature table, got a damaged one ({error}); delete it to make it anew"
+            f"{path}: expected a feature table, got a damaged one ({error}); delete it to make it again"
         ) from None
 
 

@@ -92,7 +92,7 @@ class _Module:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads `data.pkl` into modules and records. Placeholders are made anew, so no pickle alters another's reading."""
+    """Reads `data.pkl` into modules and records. Placeholders are new ones, so no pickle alters another's reading."""
 
     def __init__(self, file: io.BytesIO, path: Path) -> None:
         super().__init__(file)
