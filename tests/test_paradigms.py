@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from helpers import call, plugin
 
+from mmrec_lmm.config.resolve import Request, resolve_request
+from mmrec_lmm.plugin.registry import load_registry
+from mmrec_lmm.running.inputs import shared_keys
 from mmrec_lmm.running.run_folder import list_results
+from mmrec_lmm.types import EncoderName
 
 JITTER = '''
 import torch
@@ -67,6 +71,17 @@ def test_a_plugins_paradigm_prepares_the_encoder_of_runs_and_of_encode(
     noisy, plain = (np.load(Path(folder) / "image_feat.npy") for folder in ("noisy", "plain"))
     assert noisy.shape == plain.shape
     assert not np.array_equal(noisy, plain)
+
+
+def test_what_a_paradigm_prepares_is_never_shared_with_another_paradigm(tmp_path: Path) -> None:
+    """Not even if neither has a configuration."""
+    bare = JITTER.replace("Jitter, JitterConfig, prepares", "Jitter, None, prepares")
+    registry = load_registry([str(plugin(tmp_path / "bare.py", bare))])
+    runs = [
+        resolve_request(Request("VBPR", "toy", EncoderName("basic"), paradigm=name), registry).runs[0]
+        for name in ("pt", "jitter")
+    ]
+    assert len({shared_keys(run, registry).encoded for run in runs}) == 2
 
 
 def test_a_section_of_a_strangers_paradigm_is_refused_beside_another_paradigm(

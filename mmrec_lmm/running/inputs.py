@@ -82,8 +82,8 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
             spec = dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=names)
     settings = {name: getattr(spec.settings, name) for name in OF_INPUTS}
     uses_features = registry.models.get(spec.model).uses_features
-    tuning = spec.paradigm_config if registry.paradigms.get(spec.paradigm).prepares else None
-    encoded = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, tuning])
+    prepared_by = [spec.paradigm, spec.paradigm_config] if registry.paradigms.get(spec.paradigm).prepares else None
+    encoded = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, prepared_by])
     draws = spec.control not in (None, "constant", NO_FEATURES)
     seed = spec.settings.seed if draws else None
     return SharedKeys(
