@@ -162,12 +162,12 @@ class Copy:
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What this process, as the first of two, tells the other."""
-    told: list[Any] = []
+    sent: list[Any] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "join", lambda device: None)
-    monkeypatch.setattr(distributed, "broadcast", told.append)
+    monkeypatch.setattr(distributed, "broadcast", sent.append)
     monkeypatch.setattr(distributed, "_amid_call", type(distributed._amid_call)("amid_call", default=False))
-    return told
+    return sent
 
 
 CPU = torch.device("cpu")

@@ -49,9 +49,9 @@ def plan(registry: Registry) -> Callable[..., Plan]:
 
 
 def work(plan: Plan, registry: Registry, *, since: float = 0.0) -> list[tuple[Job, Record]]:
-    told: list[tuple[Job, Record]] = []
-    Worker(plan, registry, since=since, on_progress=lambda *what: told.append(what)).work()
-    return told
+    reported: list[tuple[Job, Record]] = []
+    Worker(plan, registry, since=since, on_progress=lambda *what: reported.append(what)).work()
+    return reported
 
 
 def states(plan: Plan) -> dict[str, str]:
@@ -253,13 +253,13 @@ def test_what_another_process_is_at_is_left_for_last(
     free = holder(plan().folder / "runs", getattr(jobs[0], held))
     done: list[str] = []
 
-    def told(job: Job, _: Record) -> None:
+    def reported(job: Job, _: Record) -> None:
         done.append(job.key)
         if len(done) == len(jobs) - len(first):
             free()
 
     monkeypatch.setattr(executor, "PAUSE", 0.01)
-    Worker(plan(), registry, since=0, on_progress=told).work()
+    Worker(plan(), registry, since=0, on_progress=reported).work()
     assert done == [job.key for job in jobs if job not in first] + [job.key for job in first]
 
 

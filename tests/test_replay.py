@@ -218,7 +218,7 @@ def test_on_another_machine_rounding_is_within_tolerance_and_the_machine_is_name
     nudge(finished, 1e-6)
     if key == "threads":
         edit(finished.path / "config.json", lambda config: config["settings"].update(threads=3))
-        told = f"machine: threads was {finished.record.threads}, is 3"
+        line = f"machine: threads was {finished.record.threads}, is 3"
     else:
         edit(
             finished.path / "result.json",
@@ -226,13 +226,13 @@ def test_on_another_machine_rounding_is_within_tolerance_and_the_machine_is_name
                 {key: {**result["record"][key], **value} if key == "versions" else value}
             ),
         )
-        told = {"device": "machine: device was NVIDIA H200, is cpu", "versions": "versions: torch was '1.13', is"}[key]
+        line = {"device": "machine: device was NVIDIA H200, is cpu", "versions": "versions: torch was '1.13', is"}[key]
     before = torch.get_num_threads()
     found = replay(finished.run_id, registry, out=out)
     torch.set_num_threads(before)
     assert found.verdict == WITHIN
     assert found.reproduced
-    assert found.changed[-1].startswith(told)
+    assert found.changed[-1].startswith(line)
     assert found.differences["best.safetensors"] == pytest.approx(1e-6, rel=0.5)
 
 
