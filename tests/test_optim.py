@@ -1,5 +1,8 @@
 """How an encoder's weights are trained: what is decayed, what is frozen, and the course of the learning rate."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from mmrec_lmm.features.encoding import build_encoder
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.training.optim import adamw, freeze, rate_factor, recompute_blocks
+from mmrec_lmm.training.trainer import LEARNERS
 from mmrec_lmm.types import RawItem
 
 VECTORS = {
@@ -123,3 +127,43 @@ def test_of_lists_of_like_blocks_the_outermost_are_computed_twice_and_none_with_
     recompute_blocks(encoder)
     twice = {name for name, module in encoder.named_modules() if "forward" in vars(module)}
     assert twice == {"deep.blocks.0", "deep.blocks.1"}
+
+
+@pytest.mark.parametrize("learner", sorted(LEARNERS))
+def test_an_eager_optimizer_steps_and_saves_as_torchs_own(learner: str) -> None:
+    eager_one, torchs = LEARNERS[learner], getattr(torch.optim, LEARNERS[learner].__name__)
+    weights = [nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(2)]
+    ours, theirs = (
+        kind([weight], lr=0.1, weight_decay=0.01) for kind, weight in zip((eager_one, torchs), weights, strict=True)
+    )
+    for step in range(3):
+        if step == 1:  # as a resumed run does
+            ours.load_state_dict(ours.state_dict())
+            theirs.load_state_dict(theirs.state_dict())
+        for optimizer, weight in ((ours, weights[0]), (theirs, weights[1])):
+            optimizer.zero_grad()
+            (weight.sin() ** 2).sum().backward()
+            optimizer.step()
+    assert isinstance(ours, torchs)
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], torch.linspace(-1, 1, 12).reshape(3, 4))
+    assert str(ours.state_dict()) == str(theirs.state_dict())
+
+
+def test_a_step_of_training_does_not_import_torchs_compiler() -> None:
+    code = """
+import sys, torch
+from mmrec_lmm.training.optim import adamw
+from mmrec_lmm.training.trainer import LEARNERS, load_optimizer_state, optimizer_state
+
+layer = torch.nn.Linear(2, 2)
+made = [learner(layer.parameters(), lr=0.1) for learner in LEARNERS.values()]
+for optimizer in (*made, adamw(layer, learning_rate=0.1, weight_decay=0.1)):
+    optimizer.zero_grad()
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    load_optimizer_state(optimizer, optimizer_state(optimizer))
+print("torch._dynamo" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"

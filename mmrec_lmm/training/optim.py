@@ -1,12 +1,13 @@
 """Optimizing an encoder, alone or with a recommender: AdamW, weight decay, freezing, learning rate, recomputation."""
 
 import functools
+import inspect
 import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,8 +17,21 @@ from ..errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
+
 #: Names of position and type embeddings, which are usually not decayed.
 _PLACES = re.compile(r"(^|[._])pos(_|ition)|type_embed")
+
+
+def eager(optimizer: type[OptimizerT]) -> type[OptimizerT]:
+    """The optimizer class without support for torch.compile, for which torch would import its compiler: 1.2 s.
+
+    Only torch's decorators are taken off, so steps and state are the same. A method without one stays as it is.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])  # as its decorator did
+    return cast(type[OptimizerT], type(optimizer.__name__, (optimizer,), methods))
 
 
 def freeze(encoder: nn.Module, patterns: Sequence[str], *, owner: str) -> tuple[str, ...]:
@@ -57,7 +71,7 @@ def adamw(encoder: nn.Module, *, learning_rate: float, weight_decay: float) -> t
             groups[is_vector or _PLACES.search(name) is not None].append(parameter)
     decays = [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in encoder.parameters())
-    return torch.optim.AdamW(decays, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=fused)
+    return eager(torch.optim.AdamW)(decays, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=fused)
 
 
 def rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:

@@ -23,14 +23,15 @@ from ..plugin.contracts import Recommender, TrainerCallback
 from ..typed_json import OPTIONAL
 from ..types import EpochReport
 from .loop import EpochLoop, Validation
+from .optim import eager
 
 logger = logging.getLogger(__name__)
 
 LEARNERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
+    "adam": eager(torch.optim.Adam),
+    "sgd": eager(torch.optim.SGD),
+    "adagrad": eager(torch.optim.Adagrad),
+    "rmsprop": eager(torch.optim.RMSprop),
 }
 
 
