@@ -1,6 +1,7 @@
 """The provenance of a result: its identity, and hashes, versions, machine and cost for its record."""
 
 import dataclasses
+import functools
 import inspect
 import platform
 import sys
@@ -49,12 +50,18 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
     classes = {"model": registry.models.load(spec.model, "cls")}
     if spec.encoder is not None and registry.encoders.get(spec.encoder).cls is not None:
         classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
-    hashes = {"host": hash_files(sorted(Path(__file__).parents[1].rglob("*.py")))}
+    hashes = {"host": _host_hash()}
     for part, plugin_class in classes.items():
         file = Path(inspect.getfile(plugin_class))
         in_package = bool(sys.modules[plugin_class.__module__].__package__)
         hashes[part] = hash_files(sorted(file.parent.glob("*.py")) if in_package else [file])
     return hashes
+
+
+@functools.cache
+def _host_hash() -> str:
+    """The hash of the host's code when this process first asked: the code that it runs doesn't change with the files."""
+    return hash_files(sorted(Path(__file__).parents[1].rglob("*.py")))
 
 
 def versions() -> dict[str, str]:
