@@ -16,6 +16,8 @@ from .formatting import first_line
 
 TORCH_THREADS = torch.get_num_threads()  # what torch chose for this machine, before any run changed it
 
+_libraries = 0  # bytes of files, such as libraries, that the process had in memory that this one was forked from
+
 
 def cpu_threads(settings: Settings) -> int:
     """The number of CPU threads that a run computes with."""
@@ -84,6 +86,21 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+        return _status("VmHWM") + max(0, _libraries - _status("RssFile"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def share_libraries_of(pid: int) -> None:
+    """Let `peak_memory` count the libraries of the process that this one was forked from.
+
+    They aren't resident here before they are used; counted, a run has the same peak however its process was started.
+    """
+    global _libraries
+    with suppress(OSError, StopIteration):
+        _libraries = _status("RssFile", pid)
+
+
+def _status(field: str, pid: int | str = "self") -> int:
+    """Bytes of a field of a process's status, on Linux."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import host
+from benchmarks import host, small_runs
 from benchmarks.counting import count
 from benchmarks.floors import EvaluationFloor, SamplingFloor, VBPRFloor
 from benchmarks.synthetic import QUICK, features, interactions
@@ -125,3 +125,19 @@ def test_the_harness_prints_a_verdict_on_each_job(capsys: pytest.CaptureFixture[
     for job in ("sampling", "evaluation", "VBPR epoch"):
         assert re.search(rf"\| {job} \|.*\| (ok|miss) \|", printed)
     assert "GFLOP/s" in printed
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_small_runs_accounts_for_all_of_their_time(capsys: pytest.CaptureFixture[str]) -> None:
+    small_runs.main(["--quick", "--jobs", "1"])
+    printed = capsys.readouterr().out
+    for model in small_runs.STARTED:
+        row = re.search(rf"\| {model} \| (.*) \|", printed)
+        assert row
+        moments = [float(cell.split()[0]) for cell in row[1].split(" | ")]
+        assert len(moments) == 4
+        assert 0 < moments[0] <= moments[1] <= moments[2] <= moments[3]
+    shares = re.search(r"\| `--jobs 1` \| [\d.]+ \| (.*) \|", printed)
+    assert shares
+    assert abs(sum(map(int, shares[1].split(" | "))) - 100) <= 3
+    assert all(int(share) >= 0 for share in shares[1].split(" | "))

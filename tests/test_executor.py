@@ -433,7 +433,7 @@ def test_processes_of_jobs_print_nothing_are_replaced_when_killed_and_end_with_t
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 60
-    while any(b"spawn_main" in command_of(worker) for worker in workers):
+    while any(b"forkserver" in command_of(worker) for worker in workers):
         assert time.monotonic() < deadline, "the command's processes are still at work"
         time.sleep(0.1)
 
@@ -468,8 +468,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes of `--jobs` that a command started."""
-    return [child for child in children_of(pid) if b"spawn_main" in command_of(child)]
+    """The processes of `--jobs` that a command started: the children of the one that they are forked from."""
+    server = next(child for child in children_of(pid) if b"forkserver" in command_of(child))
+    return children_of(server)
 
 
 def finish(process: "subprocess.Popen[str]") -> Answer:

@@ -52,3 +52,26 @@ def test_the_peak_of_a_run_is_not_that_of_the_run_before_it_in_the_same_process(
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
     first, second = map(int, done.stdout.split())
     assert 200e6 < first - second < 300e6
+
+
+FORKED = """
+import os, sys, torch
+from mmrec_lmm.machine import forget_peak_memory, peak_memory, share_libraries_of
+device = torch.device("cpu")
+if not os.fork():
+    forget_peak_memory(device)
+    before = peak_memory(device)
+    share_libraries_of(os.getppid())
+    print(before, peak_memory(device), flush=True)
+    os._exit(0)
+os.wait()
+print(peak_memory(device))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_a_forked_process_counts_the_libraries_that_it_shares() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True)
+    alone, shared, whole = map(int, done.stdout.split())
+    assert 0.8 * whole < shared < 1.2 * whole
+    assert alone <= shared

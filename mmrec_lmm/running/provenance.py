@@ -60,7 +60,7 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
 
 @functools.cache
 def _host_hash() -> str:
-    """The hash of the host's code when this process first asked: the code that it runs doesn't change with the files."""
+    """The hash of the host's code as this process first found it: a later change of the files isn't what runs here."""
     return hash_files(sorted(Path(__file__).parents[1].rglob("*.py")))
 
 

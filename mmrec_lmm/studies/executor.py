@@ -34,7 +34,7 @@ from ..errors import MMRecError, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
 from ..logs import start_log
-from ..machine import TORCH_THREADS
+from ..machine import TORCH_THREADS, share_libraries_of
 from ..plugin.registry import Registry, load_registry
 from ..running.inputs import gather, given_files, shared_keys
 from ..running.provenance import NUMERICS_VERSION
@@ -45,6 +45,7 @@ from ..typed_json import decode
 from ..types import Axes, Inputs, RunResult, RunSpec
 from .file import Cell, Study, winner
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
+from .processes import context
 
 logger = logging.getLogger(__name__)
 
@@ -432,7 +433,7 @@ def in_processes(
 
     A killed process is replaced, up to RETRIES times `count` in all; jobs that are left after that stay pending.
     """
-    spawn = multiprocessing.get_context("spawn")
+    start: Any = context()
     watch = Watch(plan, call.since, on_progress)
     workers: list[Any] = []
     started = deaths = 0
@@ -445,7 +446,7 @@ def in_processes(
                     logger.warning("%s ended with exit code %s", worker.name, worker.exitcode)
             for _ in range(min(count, len(left)) - len(workers) if deaths < RETRIES * count else 0):
                 started += 1
-                workers.append(spawn.Process(target=_process, args=(call, started), name=f"process {started}"))
+                workers.append(start.Process(target=_process, args=(call, started), name=f"process {started}"))
                 workers[-1].start()
             if not workers:
                 logger.error("%d runs are left: %d processes that tried them were killed", len(left), deaths)
@@ -484,6 +485,7 @@ class Watch:
 def _process(call: Call, number: int) -> None:
     """One of the processes of `--jobs`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    share_libraries_of(os.getppid())
     log = start_log(call.out / "log", f"{call.study.name}-{number}-{os.getpid()}", level=call.level, verbose=False)
     assert log is not None
     with log.open("a") as file:  # also for what libraries print

@@ -81,6 +81,10 @@ def _run(options: argparse.Namespace) -> int:
     import itertools
     import time
 
+    from ...studies.processes import import_ahead
+
+    if options.jobs > 1 and not options.dry_run:
+        import_ahead()
     from ...distributed import processes
     from ...logs import start_log
     from ...studies import executor
