@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...config.choices import PROTOCOLS
 from ..parser import add_verb, as_json, runs_folder, what_to_run
-from ..shared import print_json, runs_of
+from ..shared import importing, print_json, runs_of
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -48,11 +48,12 @@ def _how_to_run(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
-    from ...distributed import is_first_process
-    from ...logs import start_log
-    from ...running.grid import document_of, help_grid, run_grid
-    from ...running.run_folder import document
-    from ..text import grid_text, run_text
+    with importing():
+        from ...distributed import is_first_process
+        from ...logs import start_log
+        from ...running.grid import document_of, help_grid, run_grid
+        from ...running.run_folder import document
+        from ..text import grid_text, run_text
 
     registry, resolved = runs_of(options)
     if not is_first_process():

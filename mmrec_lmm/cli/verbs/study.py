@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, configs_folder, count, how_to_print, runs_folder, which_layout
-from ..shared import print_json, write
+from ..shared import importing, print_json, write
 
 if TYPE_CHECKING:
     from ...studies import executor
@@ -85,11 +85,12 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.jobs > 1 and not options.dry_run:
         import_ahead()
-    from ...distributed import processes
-    from ...logs import start_log
-    from ...studies import executor
-    from ...studies.leaderboard import FINISHED, NOT_APPLICABLE
-    from ..text import job_line, study_text
+    with importing():
+        from ...distributed import processes
+        from ...logs import start_log
+        from ...studies import executor
+        from ...studies.leaderboard import FINISHED, NOT_APPLICABLE
+        from ..text import job_line, study_text
 
     if processes() > 1:
         raise ConfigError("study run: expected one process, got torchrun; try --jobs N or --on ray to share the runs")
