@@ -33,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.encoders
 	$(BIN)/python -m benchmarks.joint
+	$(BIN)/python -m benchmarks.small_runs
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -451,7 +452,7 @@ def in_processes(
             if not workers:
                 logger.error("%d runs are left: %d processes that tried them were killed", len(left), deaths)
                 return
-            time.sleep(PAUSE)
+            connection.wait([worker.sentinel for worker in workers], PAUSE)
         for worker in workers:
             worker.join()
     finally:
