@@ -34,7 +34,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: free bytes at the heap's end before any go back
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest: bytes of a block that gets a mapping of its own
+        mallopt(-4, 0)  # M_MMAP_MAX: no block, however large, gets a mapping of its own, which would go back
 
 
 @contextmanager
