@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
 from mmrec_lmm import graph
+from mmrec_lmm.cache import plain
 from mmrec_lmm.config.resolve import Request, resolve
-from mmrec_lmm.errors import ConfigError
+from mmrec_lmm.errors import ConfigError, ConfigValueError
 from mmrec_lmm.plugin.contracts import DotProduct
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
@@ -375,6 +376,34 @@ def test_a_batch_of_one_and_a_user_with_one_training_row_train(registry: Registr
     numbers = loss_and_gradients(model, Batch(torch.tensor([2]), torch.tensor([4]), torch.tensor([1])))
     assert np.isfinite([*numbers.values()]).all()
     assert model.eval().scorer()(torch.arange(3)).isfinite().all()
+
+
+def test_approximate_neighbors_report_the_recall_of_every_graph_and_exact_ones_nothing(registry: Registry) -> None:
+    pytest.importorskip("faiss", reason="approximate neighbors need faiss: pip install 'mmrec-lmm[ann]'")
+    exact, near = lattice(registry), lattice(registry, knn_probes=1)
+    loss = loss_and_gradients(exact)["loss"]
+    assert loss_and_gradients(near)["loss"] == pytest.approx(loss, abs=1e-6)  # so few items are one cluster
+    recall = {"raw": 1.0, "learned": 1.0}
+    assert near.report() == {"neighbor_recall": {"image": recall, "text": recall}}
+    assert exact.report() == {}
+
+
+def test_exact_neighbors_are_no_new_part_of_a_runs_id(registry: Registry) -> None:
+    config = registry.models.load("LATTICE", "config")
+    assert "knn_probes" not in plain(config())
+    assert plain(config(knn_probes=16))["knn_probes"] == 16
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"knn_probes": 0}, "knn_probes must be 1 or more, or null: exact, got 0"),
+        ({"knn_probes": 8, "knn_ties": "topk"}, "knn_probes must be null where knn_ties is topk, got 8"),
+    ],
+)
+def test_probes_that_cant_be_searched_are_refused(registry: Registry, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigValueError, match=message):
+        registry.models.load("LATTICE", "config")(**values)
 
 
 @pytest.mark.parametrize("preset", ["mmrec", "lmm", "paper"])
