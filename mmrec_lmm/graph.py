@@ -587,6 +587,11 @@ def _recall(unit: Tensor, found: Tensor, similar: Tensor) -> float:
     return recall
 
 
+def approximate_search() -> str:
+    """The library that searches for approximate neighbors, and its version, for a run's record."""
+    return f"faiss {_faiss().__version__}"
+
+
 @cache
 def _faiss() -> Any:
     try:

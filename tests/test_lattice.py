@@ -3,7 +3,10 @@
 Shapes: U users, I items, N = U + I nodes, D embedding, k neighbors.
 """
 
+import json
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from golden import (
     training_data,
     uneven_data,
 )
+from helpers import call
 from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
@@ -384,8 +388,28 @@ def test_approximate_neighbors_report_the_recall_of_every_graph_and_exact_ones_n
     loss = loss_and_gradients(exact)["loss"]
     assert loss_and_gradients(near)["loss"] == pytest.approx(loss, abs=1e-6)  # so few items are one cluster
     recall = {"raw": 1.0, "learned": 1.0}
-    assert near.report() == {"neighbor_recall": {"image": recall, "text": recall}}
+    report = near.report()
+    assert report["neighbor_recall"] == {"image": recall, "text": recall}
+    assert re.fullmatch(r"faiss \d+\.\d+.*", report["neighbor_search"])
     assert exact.report() == {}
+
+
+def test_a_runs_record_has_the_recall_of_its_approximate_neighbors(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="approximate neighbors need faiss: pip install 'mmrec-lmm[ann]'")
+    monkeypatch.chdir(data_path.parent)
+    found = []
+    for option in ([], ["--knn_probes=1"]):
+        answer = call("run", "-m", "LATTICE", "-d", "toy", "--encoder", "basic", "--epochs=1", *option, "--json")
+        assert answer.code == 0, answer.err
+        found.append(json.loads(answer.out))
+    exact, near = found
+    assert exact["run_id"] != near["run_id"]
+    assert "LATTICE" not in exact["record"]
+    recall = near["record"]["LATTICE"]["neighbor_recall"]
+    assert set(recall) == set(near["record"]["features"])
+    assert all(0 <= share <= 1 for shares in recall.values() for share in shares.values())
 
 
 def test_exact_neighbors_are_no_new_part_of_a_runs_id(registry: Registry) -> None:

@@ -35,6 +35,7 @@ from mmrec_lmm.graph import (
     BipartiteGraph,
     Neighbors,
     SparseMatrix,
+    approximate_search,
     cosines,
     nearest_neighbors,
     neighbor_sum,
@@ -155,7 +156,9 @@ class LATTICE(DotProduct):
 
     def report(self) -> Mapping[str, Any]:
         """The recall of the item graphs that were made last, by modality, where neighbors are approximate."""
-        return {} if self.config.knn_probes is None else {"neighbor_recall": self._recall}
+        if self.config.knn_probes is None:
+            return {}
+        return {"neighbor_recall": self._recall, "neighbor_search": approximate_search()}
 
     def item_graph(self) -> tuple[Tensor, Tensor]:
         """S, with gradient: the columns (I, 2Mk) of each row's entries, and their weights; a column may occur twice."""
