@@ -446,8 +446,9 @@ def nearest_neighbors(
     item that is not `present` (I,) or whose row is zero has only itself, and is nobody else's neighbor.
 
     With `probes` the search is approximate, for large I: faiss puts the C candidates into some 4 sqrt(C) clusters and
-    compares an item with those of the `probes` clusters nearest to it, in O(probes C^1.5 D) time. `ties` is own_first
-    then. The same input and number of threads give the same result. Raises PluginError without faiss.
+    compares an item with those of the `probes` clusters nearest to it, which takes O(C^1.5 D) time. `ties` is own_first
+    then, among what was compared. The same input and number of threads give the same result. Raises PluginError
+    without faiss.
 
     `block_rows` of cosines are in memory at once; by default as many as suit the device.
     """
