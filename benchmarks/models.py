@@ -1,9 +1,10 @@
-"""The models' time and memory: `python -m benchmarks.models [table | growth | large] [--quick] [--threads 1]`.
+"""The models' time and memory: `python -m benchmarks.models [table | growth | large | neighbors] [--threads 1]`.
 
 table   a training epoch and an evaluation of each at Amazon Baby's size, the time that their arithmetic takes at the
         machine's own rates, and their peak of memory (`make bench` prints this)
 growth  a step, and the search for nearest neighbors, at 1, 2, 4 and 8 times Baby; --plot draws them as SVG
-large   LATTICE at 63,000 items with memory-mapped features
+large   LATTICE at 63,000 items with memory-mapped features; its neighbors exact, then approximate
+neighbors   exact and approximate ones of up to 1,000,000 items: time, recall and memory
 
 Data are synthetic and seeded. Each measurement is a process of its own (jobs.py): its peak is its own, and what
 importing torch takes is subtracted. docs/performance.md says how to read it.
@@ -38,6 +39,7 @@ BABY_WIDTHS = {"image": 4096, "text": 384}
 GROWTH_WIDTHS = {"image": 128, "text": 128}  # narrow, to show what grows with the graph and not with the features
 FACTORS = (1, 2, 4, 8)
 BABY_ITEMS = 7_050
+NEIGHBOR_ITEMS, PROBES, EXACT_LIMIT = (7_050, 100_000, 1_000_000), (8, 16), 100_000
 LARGE_ITEMS, LARGE_WIDTHS, LARGE_LIMIT_GB = 63_000, {"image": 512, "text": 512}, 6.0
 
 
@@ -50,10 +52,8 @@ class Bench:
 
     def train(self, row: str, *, factor: int = 1, widths: Mapping[str, int] = BABY_WIDTHS, **more: Any) -> Any:
         model, options = ROWS[row]
-        return self.job(
-            "train", model=model, options=options, steps=self._steps, factor=factor, widths=widths, quick=self._quick,
-            **more,
-        )  # fmt: skip
+        request = {"model": model, "options": options, "factor": factor, "widths": widths, **more}
+        return self.job("train", steps=self._steps, quick=self._quick, **request)
 
     def job(self, name: str, **arguments: Any) -> Any:
         """A job's result, its `peak` in GB over what importing torch takes."""
@@ -138,16 +138,42 @@ def _grown(name: str, times: Sequence[float], peaks: Sequence[float], factors: S
 
 
 def large(bench: Bench, items: int) -> None:
-    """Print LATTICE's times and peak at a size where items x items would be 16 GB."""
-    result = bench.train("LATTICE", factor=9, widths=LARGE_WIDTHS, items=items, mapped=True, steps_only=True)
-    times, peak = result["seconds"], result["peak"]
-    verdict = "ok" if peak <= LARGE_LIMIT_GB else "miss"
-    widths = " + ".join(str(width) for width in LARGE_WIDTHS.values())
-    print(
-        f"LATTICE, {items:,} items, nine times Baby's users and interactions, features {widths} memory-mapped: "
-        f"start with the fixed graphs {times['start']:.1f} s, first batch of an epoch {times['first']:.1f} s, "
-        f"step {1000 * times['step']:,.1f} ms, peak {peak:.2f} GB of {LARGE_LIMIT_GB:.0f} GB: {verdict}"
-    )
+    """Print LATTICE's times and peak at a size where items x items would be 16 GB: exact, and approximate."""
+    for options in ({}, {"knn_probes": PROBES[-1]}):
+        result = bench.train(
+            "LATTICE", options=options, factor=9, widths=LARGE_WIDTHS, items=items, mapped=True, steps_only=True
+        )
+        times, peak = result["seconds"], result["peak"]
+        verdict = "ok" if peak <= LARGE_LIMIT_GB else "miss"
+        widths = " + ".join(str(width) for width in LARGE_WIDTHS.values())
+        print(
+            f"LATTICE, {items:,} items, {options or 'exact neighbors'}, nine times Baby's users and interactions, "
+            f"features {widths} memory-mapped: "
+            f"start with the fixed graphs {times['start']:.1f} s, first batch of an epoch {times['first']:.1f} s, "
+            f"step {1000 * times['step']:,.1f} ms, peak {peak:.2f} GB of {LARGE_LIMIT_GB:.0f} GB: {verdict}",
+            flush=True,
+        )
+
+
+def neighbors(bench: Bench, sizes: Sequence[int], widths: Sequence[int]) -> None:
+    """Print a line per size, width and way of search. A size that takes too long exactly is extrapolated."""
+    print("| items | width | neighbors | s | recall | peak, GB |\n|---:|---:|---|---:|---:|---:|")
+    for width in widths:
+        exact = 0.0
+        for items in sizes:
+            for probes in (None, *PROBES):
+                name = "exact" if probes is None else f"approximate, probes {probes}"
+                if probes is None and items > EXACT_LIMIT:
+                    seconds = exact * (items / EXACT_LIMIT) ** 2
+                    print(f"| {items:,} | {width} | {name}, extrapolated | {seconds:,.0f} | | |", flush=True)
+                    continue
+                found = bench.job("neighbors", items=items, width=width, probes=probes)
+                exact = found["seconds"] if probes is None else exact
+                print(
+                    f"| {items:,} | {width} | {name} | {found['seconds']:,.2f} | {found['recall']:.4f} "
+                    f"| {found['peak']:.2f} |",
+                    flush=True,
+                )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -155,13 +181,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("table", "growth", "large"), default="table")
+    parser.add_argument("what", nargs="?", choices=("table", "growth", "large", "neighbors"), default="table")
     parser.add_argument("--models", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="default: all")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: as many as it chooses)")
     parser.add_argument(
         "--steps", type=int, default=5, help="timed in each round, after an epoch's first batch (default: %(default)s)"
     )
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="sizes of growth, in Babys")
+    parser.add_argument("--items", type=int, nargs="+", default=NEIGHBOR_ITEMS, help="sizes of neighbors")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64], help="of vectors of neighbors (default: 64)")
     parser.add_argument("--plot", type=Path, help="write growth as SVG")
     parser.add_argument("--quick", action="store_true", help="a tiny size: shows that it runs, measures nothing")
     options = parser.parse_args(argv)
@@ -178,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.what == "growth":
         items = 200 if options.quick else BABY_ITEMS
         growth(bench, options.models, options.factors, items=items, plot=options.plot)
+    elif options.what == "neighbors":
+        neighbors(bench, (200, 2_000) if options.quick else options.items, options.widths)
     else:
         large(bench, 2_000 if options.quick else LARGE_ITEMS)
 

@@ -60,6 +60,19 @@ def features(size: Size, rng: np.random.Generator) -> dict[str, FeatureTable]:
     }
 
 
+def clustered(items: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Vectors (I, F) with neighbors, as learned features have: items around centers, 50 each, and centers around 32
+    topics. The deviations are 1 of topics, 0.7 of centers and 1 of items, so clusters overlap.
+    """
+    centers = 0.7 * rng.standard_normal((-(-items // 50), width), np.float32)
+    centers += rng.standard_normal((32, width), np.float32)[rng.integers(32, size=len(centers))]
+    values = rng.standard_normal((items, width), np.float32)
+    for start in range(0, items, 4096):
+        block = values[start : start + 4096]
+        block += centers[rng.integers(len(centers), size=len(block))]
+    return values
+
+
 def _degrees(total: int, at_least: int, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Whole numbers (U,) that sum to `total`: `at_least` each, the rest in proportion to `weights`."""
     return at_least + rng.multinomial(total - at_least * len(weights), weights / weights.sum())

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .plugin.specs import ModelSpec as ModelSpec
     from .plugin.specs import ParadigmSpec as ParadigmSpec
     from .plugin.specs import WeightFile as WeightFile
+    from .typed_json import OPTIONAL as OPTIONAL
     from .types import Batch as Batch
     from .types import Dataset as Dataset
     from .types import EpochReport as EpochReport
@@ -72,6 +73,7 @@ _HOME = {
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
+    "typed_json": ("OPTIONAL",),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
         "RunResult", "RunSpec", "TrainingData", "Tuned",

@@ -14,6 +14,7 @@ Shapes: U users, I items, N = U + I nodes (users first), E edges, D embedding, k
 
 import importlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .errors import PluginError
 from .formatting import first_line, renamed
 from .types import Interactions, TrainingData
 
@@ -53,7 +55,10 @@ Normalization = Literal["symmetric", "random_walk", "random_walk_with_self", "ra
 Side = Literal["users", "items"]
 Ties = Literal["own_first", "topk"]
 
-BLOCK_ROWS = 256  # of similarities at once in the search for neighbors: a block of products that caches can hold
+BLOCK_ROWS = 256  # of similarities at once in the search for neighbors on a CPU
+BLOCK_BYTES = 256 << 20  # of them on a GPU, which wants few large products
+GROUP = 16  # similarities of which only the largest is compared at first
+SAMPLE = 1_000  # items whose exact neighbors are searched, to measure the recall of approximate ones
 
 
 class SparseMatrix(nn.Module):
@@ -79,7 +84,7 @@ class SparseMatrix(nn.Module):
         other = dict(zip(("t_crow", "t_col", "t_values"), transpose or (None, None, None), strict=True))
         for name, tensor in {**own, **other}.items():
             self.register_buffer(name, tensor, persistent=False)
-        self._scratch = _Scratch()
+        self._scratch, self._blocks = _Scratch(), _Blocks()
 
     @classmethod
     def from_entries(cls, rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> "SparseMatrix":
@@ -103,15 +108,13 @@ class SparseMatrix(nn.Module):
     def rows_of(self, side: Side, *, transposed: bool = False) -> Tensor:
         """The rows of one side of a bipartite matrix, (U, I) or (I, U), as torch's own sparse tensor."""
         assert self.n_users is not None, "only a bipartite matrix falls into two blocks"
-        whole = self.csr(transposed=transposed)
-        crow, col, values = whole.crow_indices(), whole.col_indices(), whole.values()
-        users, entries = self.n_users, len(values) // 2  # either block has each edge once
+        users, entries = self.n_users, len(self.col) // 2  # either block has each edge once
+        crow, col = self._blocks.pattern(side, self.crow, self.col, users)  # of the transpose, too
+        values = self.t_values if transposed and self.t_values is not None else self.values
         shape = users, self.shape[0] - users
         if side == "users":
-            block = crow[: users + 1], col[:entries] - users, values[:entries]
-        else:
-            block, shape = (crow[users:] - entries, col[entries:], values[entries:]), shape[::-1]
-        return _sparse(*block, shape)
+            return _sparse(crow, col, values[:entries], shape)
+        return _sparse(crow, col, values[entries:], shape[::-1])
 
     def extra_repr(self) -> str:
         kind = "symmetric" if self.t_values is None else "with transpose"
@@ -145,7 +148,7 @@ class BipartiteGraph(nn.Module):
             self.register_buffer(name, torch.from_numpy(array), persistent=False)
         for name, array in {"crow": crow, "col": col}.items():
             self.register_buffer(name, torch.from_numpy(array).to(_index_dtype(len(col))), persistent=False)
-        self._scratch = _Scratch()
+        self._scratch, self._blocks = _Scratch(), _Blocks()
 
     def __len__(self) -> int:
         """The number of edges."""
@@ -202,7 +205,7 @@ class BipartiteGraph(nn.Module):
 
     def _matrix(self, *forms: tuple[Tensor, Tensor, Tensor]) -> SparseMatrix:
         matrix = SparseMatrix(*forms)
-        matrix._scratch = self._scratch  # views made anew for every batch share one scratch
+        matrix._scratch, matrix._blocks = self._scratch, self._blocks  # views made anew for every batch share these
         return matrix
 
     def _with_loops(self, values: Tensor, loops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -369,6 +372,25 @@ class _Scratch:
         return self._buffer
 
 
+class _Blocks:
+    """The patterns of a bipartite matrix's two blocks, made once on each device that the matrix moves to."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Side, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def pattern(self, side: Side, crow: Tensor, col: Tensor, users: int) -> tuple[Tensor, Tensor]:
+        """(crow, col) of one side's rows, from those of the whole matrix, whose first rows are `users`."""
+        known = self._known.get((side, col.device))
+        if known is None:
+            entries = len(col) // 2
+            if side == "users":
+                known = crow[: users + 1], col[:entries] - users
+            else:
+                known = crow[users:] - entries, col[entries:]
+            self._known[side, col.device] = known
+        return known
+
+
 def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     """torch's own sparse tensor over these parts; on the CPU where the device has none."""
     if values.device.type == "mps":
@@ -397,16 +419,24 @@ def _notice_mps() -> None:
 @dataclass(frozen=True)
 class Neighbors:
     """Nearest neighbors of every item: `items` (I, k), their `cosines` (I, k), without gradient. `real` (I, k) bool is
-    False where an item has fewer than k; there `items` has its own id, and `cosines` zero."""
+    False where an item has fewer than k; there `items` has its own id, and `cosines` zero. `recall` is the share of the
+    exact neighbors among them, the item itself not counted: 1 of an exact search, else measured on a sample."""
 
     items: Tensor
     cosines: Tensor
     real: Tensor
+    recall: float = 1.0
 
 
 @torch.no_grad()
 def nearest_neighbors(
-    x: Tensor, k: int, *, present: Tensor | None = None, ties: Ties = "own_first", block_rows: int = BLOCK_ROWS
+    x: Tensor,
+    k: int,
+    *,
+    present: Tensor | None = None,
+    ties: Ties = "own_first",
+    probes: int | None = None,
+    block_rows: int | None = None,
 ) -> Neighbors:
     """The k items of largest cosine in `x` (I, D): exact, O(I^2 D) time, O(I) memory.
 
@@ -414,6 +444,13 @@ def nearest_neighbors(
     ids. topk: those that torch's topk picks from the row of cosines; many equal items then all have the same k
     neighbors, and most of them aren't among their own. With fewer than k candidates all of them are neighbors. An
     item that is not `present` (I,) or whose row is zero has only itself, and is nobody else's neighbor.
+
+    With `probes` the search is approximate, for large I: faiss puts the C candidates into some 4 sqrt(C) clusters and
+    compares an item with those of the `probes` clusters nearest to it, which takes O(C^1.5 D) time. `ties` is own_first
+    then, among what was compared. The same input and number of threads give the same result. Raises PluginError
+    without faiss.
+
+    `block_rows` of cosines are in memory at once; by default as many as suit the device.
     """
     norms = torch.linalg.vector_norm(x, dim=1)
     usable = norms != 0  # NaN counts as usable: it must reach the loss, where it is noticed
@@ -421,48 +458,82 @@ def nearest_neighbors(
         usable = usable & present
     ids = usable.nonzero().squeeze(1)  # (C,) the candidates
     own = torch.arange(len(x), device=x.device).unsqueeze(1)  # (I, 1)
-    k = min(k, len(x))
+    k, recall = min(k, len(x)), 1.0
     items, values = own.repeat(1, k), x.new_zeros(len(x), k)
     real = torch.zeros_like(items, dtype=torch.bool)
     values[:, 0], real[:, 0] = 1.0, True
     if len(ids):
         unit = x[ids].div_(norms[ids].unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)  # (C, D)
-        found, similar = _most_similar(unit, min(k, len(ids)), ties, block_rows)  # (C, k') both
-        width = found.shape[1]
-        items[ids, :width], values[ids, :width], real[ids, :width] = ids[found], similar, True
-    return Neighbors(items, values, real)
+        width = min(k, len(ids))
+        if probes is None:
+            found, similar = _most_similar(unit, width, ties, block_rows)  # (C, width) both
+        else:
+            found, similar = _most_similar_in_clusters(unit, width, probes)
+            recall = _recall(unit, found, similar)
+        reached = similar > -torch.inf
+        items[ids, :width], real[ids, :width] = ids[found], reached
+        values[ids, :width] = similar.clamp_(max=1.0).where(reached, 0.0)
+    return Neighbors(items, values, real, recall)
 
 
-def _most_similar(unit: Tensor, k: int, ties: Ties, block_rows: int) -> tuple[Tensor, Tensor]:
+def _most_similar(unit: Tensor, k: int, ties: Ties, block_rows: int | None) -> tuple[Tensor, Tensor]:
     """For each row of `unit` (C, D), the k rows (C, k) of largest cosine with it, ascending by row; and the cosines
-    (C, k)."""
+    (C, k), that with itself infinite if it goes first."""
     n = len(unit)
-    block = min(n, block_rows)
-    buffer, similar = unit.new_empty(block, n), unit.new_empty(n, k)
+    block = min(n, block_rows or _block_rows(unit))
+    buffer = unit.new_full((block, -(-n // GROUP) * GROUP), -torch.inf)  # whole groups
+    similar = unit.new_empty(n, k)
     found = torch.empty(n, k, dtype=torch.long, device=unit.device)
-    rows = torch.arange(block, device=unit.device)
+    tied = torch.zeros(n, dtype=torch.bool, device=unit.device)  # at the border of the k, so the choice is open
+
+    def products(start: int, stop: int) -> Tensor:
+        """The cosines (block, C) of some rows."""
+        cosines = torch.mm(unit[start:stop], unit.T, out=buffer[: stop - start, :n])
+        if ties == "own_first":
+            cosines.diagonal(start).fill_(torch.inf)  # first, despite rounding
+        return cosines
+
     for start in range(0, n, block):
         stop = min(start + block, n)
-        products = torch.mm(unit[start:stop], unit.T, out=buffer[: stop - start])  # (block, C)
+        cosines = products(start, stop)
         if ties == "topk":
-            best = products.topk(k, dim=1).indices  # exactly k: topk's choice among equals depends on it
+            best = cosines.topk(k, dim=1).indices  # exactly k: topk's choice among equals depends on it
         else:
-            products[rows[: stop - start], start + rows[: stop - start]] = torch.inf  # first, despite rounding
-            best = _lowest_of_best(products, k)
+            values, best = _largest(buffer[: stop - start], n, min(k + 1, n))  # one more, to see ties
+            best = best[:, :k]
+            if k < n:
+                tied[start:stop] = values[:, k - 1] == values[:, k]
         found[start:stop] = best.sort(dim=1).values
-        similar[start:stop] = products.gather(1, found[start:stop])
-    return found, similar.clamp_(max=1.0)
+        similar[start:stop] = cosines.gather(1, found[start:stop])
+    for number in (tied.nonzero().squeeze(1) // block).unique().tolist():  # asked once: a GPU would wait in each block
+        start, stop = number * block, min((number + 1) * block, n)
+        rows = tied[start:stop].nonzero().squeeze(1)
+        cosines = products(start, stop)[rows]
+        lowest = _lowest_of_ties(cosines, cosines.topk(k, dim=1).values[:, -1:], k)
+        found[start + rows], similar[start + rows] = lowest, cosines.gather(1, lowest)
+    return found, similar
 
 
-def _lowest_of_best(products: Tensor, k: int) -> Tensor:
-    """The k columns (R, k) that are largest in each row of `products` (R, C), the lower ones among equals."""
-    if k == products.shape[1]:
-        return products.topk(k, dim=1).indices
-    values, best = products.topk(k + 1, dim=1)  # one more, to see ties at the border
-    tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
-    best = best[:, :k]
-    best[tied] = _lowest_of_ties(products[tied], values[tied, k].unsqueeze(1), k)
-    return best
+def _block_rows(unit: Tensor) -> int:
+    if unit.device.type == "cpu":
+        return BLOCK_ROWS
+    return max(BLOCK_ROWS, BLOCK_BYTES // (unit.element_size() * len(unit)))
+
+
+def _largest(rows: Tensor, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of the first n numbers of each row (R, G x GROUP), in order, and their columns; which of equal ones
+    is left open. The other numbers of a row are -inf.
+
+    The k are in those k of the G groups whose largest numbers are largest. Column j G + g belongs to group g.
+    """
+    groups = rows.shape[1] // GROUP
+    if groups <= 2 * k:  # then this would be no less to search
+        return rows[:, :n].topk(k, dim=1)
+    best = rows.view(-1, GROUP, groups).amax(dim=1).topk(k, dim=1).indices  # (R, k)
+    members = torch.arange(GROUP, device=rows.device) * groups  # (GROUP,)
+    columns = (best.unsqueeze(2) + members).flatten(1)  # (R, k x GROUP)
+    values, places = rows.gather(1, columns).topk(k, dim=1)
+    return values, columns.gather(1, places)
 
 
 def _lowest_of_ties(products: Tensor, threshold: Tensor, k: int) -> Tensor:
@@ -471,6 +542,65 @@ def _lowest_of_ties(products: Tensor, threshold: Tensor, k: int) -> Tensor:
     room = k - above.sum(dim=1, keepdim=True)  # (R, 1)
     chosen = above | (equal & (equal.cumsum(dim=1) <= room))
     return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def _most_similar_in_clusters(unit: Tensor, k: int, probes: int) -> tuple[Tensor, Tensor]:
+    """As `_most_similar`, among the rows of the `probes` clusters nearest to each. Where these have fewer than k rows,
+    a row has itself once more, with a cosine of -inf."""
+    faiss = _faiss()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    n, width = unit.shape
+    vectors = unit.float().cpu().numpy()
+    clusters = max(1, min(round(4 * math.sqrt(n)), n // 39))  # 39 points for each, which faiss asks for
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 0, 1, 64
+    index.train(vectors)
+    index.add(vectors)
+    index.nprobe = min(probes, clusters)
+    found, similar = torch.empty(n, k, dtype=torch.long), torch.empty(n, k)
+    for start in range(0, n, 1 << 14):
+        rows = slice(start, start + (1 << 14))
+        own = torch.arange(n)[rows].unsqueeze(1)
+        values, others = (torch.from_numpy(part) for part in index.search(vectors[rows], min(k + 1, n)))
+        columns = torch.cat([own, others.where(others >= 0, own)], dim=1)
+        values = torch.cat([torch.full(own.shape, torch.inf), values.where(columns[:, 1:] != own, -torch.inf)], dim=1)
+        by_id = columns.argsort(dim=1, stable=True)
+        columns, values = columns.gather(1, by_id), values.gather(1, by_id)
+        best = values.argsort(dim=1, descending=True, stable=True)[:, :k].sort(dim=1).values
+        found[rows], similar[rows] = columns.gather(1, best), values.gather(1, best)
+    return found.to(unit.device), similar.to(unit)
+
+
+def _recall(unit: Tensor, found: Tensor, similar: Tensor) -> float:
+    """The share of a sample's rows of `found` (C, k), themselves not counted, that are exact: no closer row is left
+    out. Equal cosines are as good as each other."""
+    n, k = found.shape
+    sample = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SAMPLE].to(unit.device)
+    exact = 0
+    for rows in sample.split(64):
+        cosines = unit[rows] @ unit.T
+        cosines.scatter_(1, rows.unsqueeze(1), torch.inf)
+        least = cosines.topk(k, dim=1).values[:, -1:]
+        reached = (cosines.gather(1, found[rows]) >= least) & (similar[rows] > -torch.inf)
+        exact += int(reached.sum()) - len(rows)
+    recall = exact / max(1, len(sample) * (k - 1)) if k > 1 else 1.0
+    logger.info("approximate neighbors of %d items: recall %.4f, measured on %d of them", n, recall, len(sample))
+    return recall
+
+
+def approximate_search() -> str:
+    """The library that searches for approximate neighbors, and its version, for a run's record."""
+    return f"faiss {_faiss().__version__}"
+
+
+@cache
+def _faiss() -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise PluginError(
+            f"approximate neighbors: expected faiss, got {first_line(error)}; try pip install 'mmrec-lmm[ann]'"
+        ) from None
 
 
 def cosines(x: Tensor, neighbors: Neighbors) -> Tensor:

@@ -29,14 +29,14 @@ def keep_freed_memory() -> None:
 
     By default glibc gives blocks of some MB back to the system at once, and each new tensor then pays for fresh pages:
     up to half of a graph model's step. Settings in the environment (MALLOC_...) take precedence; a C library other than
-    glibc is left as it is. The process never holds more than its peak.
+    glibc is left as it is. The process never holds more than its peak, which holes between blocks may raise by a little.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: free bytes at the heap's end before any go back
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest: bytes of a block that gets a mapping of its own
+        mallopt(-4, 0)  # M_MMAP_MAX: no block, however large, gets a mapping of its own, which would go back
 
 
 @contextmanager

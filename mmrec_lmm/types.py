@@ -295,7 +295,7 @@ RECORD_VERSION = 1  # raised when readers must distinguish versions; 0: records 
 class RunRecord(Mapping[str, Any]):
     """All that a result depends on, and how the run went. Fields with defaults may be absent in earlier records.
 
-    `reports` keeps every key that isn't a field: what a plugin's paradigm or a later version wrote isn't lost.
+    `reports` keeps every key that isn't a field: what a plugin or a later version wrote isn't lost.
 
     As a mapping it has the keys and values of `result.json`. That is deprecated and the next version drops it: read
     the fields.
@@ -322,7 +322,7 @@ class RunRecord(Mapping[str, Any]):
     peak_memory_bytes: int
     chance: ChanceBySplit | None = field(default=None, metadata=OPTIONAL)
     record_version: int = 0
-    reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm -> its report on training
+    reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm, model -> its report on training
 
     def __getitem__(self, key: str) -> Any:
         warnings.warn(

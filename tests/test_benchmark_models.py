@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,8 @@ from benchmarks import jobs, models
 from benchmarks.counting import count
 from benchmarks.growth import Series, svg
 from benchmarks.memory import peak_bytes
-from benchmarks.synthetic import BABY, QUICK
-from mmrec_lmm.graph import SparseMatrix, neighbor_sum, propagate
+from benchmarks.synthetic import BABY, QUICK, clustered
+from mmrec_lmm.graph import SparseMatrix, nearest_neighbors, neighbor_sum, propagate
 from mmrec_lmm.plugin.registry import load_registry
 
 
@@ -128,6 +129,14 @@ def test_the_plot_is_svg_with_a_line_for_each_series_in_either_panel() -> None:
     assert {"one", "two"} <= {text.text for text in drawn.findall(f"{name}text")}
 
 
+def test_what_neighbors_are_searched_among_is_clustered_and_the_recall_is_measured() -> None:
+    pytest.importorskip("faiss", reason="approximate neighbors need faiss: pip install 'mmrec-lmm[ann]'")
+    assert jobs.neighbors(items=2_000, width=8)["recall"] == 1.0
+    assert 0.1 < jobs.neighbors(items=2_000, width=8, probes=1)["recall"] < 1.0
+    vectors = torch.from_numpy(clustered(5_000, 16, np.random.default_rng(0)))
+    assert nearest_neighbors(vectors, 10).cosines.mean() > nearest_neighbors(torch.randn(5_000, 16), 10).cosines.mean()
+
+
 @pytest.mark.slow
 def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their_own(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -136,7 +145,14 @@ def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their
     models.main([*quick, "--models", "BPR"])
     models.main(["growth", *quick, "--models", "BPR", "--factors", "1", "2", "--plot", str(tmp_path / "growth.svg")])
     models.main(["large", *quick])
+    models.main(["neighbors", *quick])
     printed = capsys.readouterr().out
-    for line in (r"\| BPR \| [\d.]+ \|", r"\| exact neighbors \|", r"LATTICE, 2,000 items, .* ok", "large product"):
+    for line in (
+        r"\| BPR \| [\d.]+ \|",
+        r"\| exact neighbors \|",
+        r"LATTICE, 2,000 items, exact .* ok",
+        "large product",
+    ):
         assert re.search(line, printed)
+    assert re.search(r"\| 2,000 \| 64 \| approximate, probes 16 \| [\d.]+ \| [\d.]+ \|", printed)
     assert (tmp_path / "growth.svg").read_text().startswith("<svg")

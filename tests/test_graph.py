@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmrec_lmm import graph
+from mmrec_lmm.errors import PluginError
 from mmrec_lmm.graph import (
     BipartiteGraph,
+    Neighbors,
     Normalization,
     Side,
     SparseMatrix,
@@ -138,6 +140,18 @@ def test_one_layer_to_one_side_needs_the_other_side_alone(normalization: Normali
     torch.testing.assert_close(to_users, block @ x)
     torch.testing.assert_close(torch.autograd.grad((to_users * weights).sum(), x)[0], block.T @ weights)
     torch.testing.assert_close(propagate_to("items", matrix, weights), dense(normalization, A)[4:, :4] @ weights)
+
+
+def test_views_of_a_graph_share_the_patterns_of_their_blocks_and_a_moved_matrix_has_its_own() -> None:
+    own = BipartiteGraph(DATA)
+    first, second = (own.adjacency(kept=own.drop_edges(0.5)) for _ in range(2))
+    for side in ("users", "items"):
+        blocks = [matrix.rows_of(side) for matrix in (first, first, second)]
+        assert len({block.col_indices().data_ptr() for block in blocks}) == 1
+        assert len({block.crow_indices().data_ptr() for block in blocks}) == 1
+        assert not torch.equal(blocks[0].values(), blocks[2].values())
+    assert second.to("meta").rows_of("users").col_indices().device.type == "meta"
+    assert first.rows_of("users").col_indices().device.type == "cpu"
 
 
 def test_results_outlive_the_next_propagation() -> None:
@@ -327,6 +341,130 @@ def test_under_the_rule_topk_equal_items_share_their_neighbors_and_absent_items_
     assert found[4] == [4]
     assert len({tuple(row) for item, row in enumerate(found) if item != 4}) == 1
     assert not any(4 in row for item, row in enumerate(found) if item != 4)
+
+
+@pytest.mark.parametrize("levels", [False, True])
+@pytest.mark.parametrize(("n", "block"), [(700, 64), (700, 1000), (704, 100)])
+def test_among_many_items_too_the_neighbors_are_those_of_a_full_sort(n: int, block: int, levels: bool) -> None:
+    generator = torch.Generator().manual_seed(n + block)
+    if levels:  # of each item dozens of twins, and a few items of which there is one
+        x = torch.eye(20)[torch.randint(0, 16, (n,), generator=generator)]
+        x[:4] = torch.eye(20)[16:]
+    else:
+        x = torch.randn(n, 20, generator=generator, dtype=torch.float64)
+    similar = torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(x, dim=1).T
+    similar.fill_diagonal_(2.0)
+    expected = similar.sort(dim=1, descending=True, stable=True).indices[:, :10].sort(dim=1).values
+    assert neighbor_sets(x, 10, block_rows=block) == expected.tolist()
+
+
+def test_a_gpu_gets_products_of_many_rows_and_a_cpu_those_that_fit_its_cache() -> None:
+    few, many = torch.empty(7_050, 4), torch.empty(10_000_000, 4, device="meta")
+    assert graph._block_rows(few) == graph._block_rows(torch.empty(10_000, 4)) == 256
+    assert graph._block_rows(few.to("meta")) == (256 << 20) // (4 * 7_050)
+    assert graph._block_rows(many) == 256
+
+
+# Approximate neighbors
+
+
+@pytest.fixture
+def faiss() -> None:
+    pytest.importorskip("faiss", reason="approximate neighbors need faiss: pip install 'mmrec-lmm[ann]'")
+
+
+def clusters(n: int, width: int = 8, size: int = 20) -> Tensor:
+    """n items of n / size kinds, each item somewhat different from its kind."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(n // size, width, generator=generator)
+    return kinds[torch.arange(n) % len(kinds)] + 0.3 * torch.randn(n, width, generator=generator)
+
+
+def found_share(near: Neighbors, exact: Neighbors) -> float:
+    """The share of exact neighbors besides an item itself that are found, of all items."""
+    own = torch.arange(len(exact.items)).unsqueeze(1)
+    others = exact.items != own
+    found = (exact.items.unsqueeze(2) == near.items.unsqueeze(1)).any(dim=2) & others
+    return (found.sum() / others.sum()).item()
+
+
+@pytest.mark.usefixtures("faiss")
+def test_a_search_of_all_clusters_finds_the_exact_neighbors() -> None:
+    x = clusters(900)
+    exact, near = nearest_neighbors(x, 6), nearest_neighbors(x, 6, probes=1000)
+    assert torch.equal(near.items, exact.items)
+    torch.testing.assert_close(near.cosines, exact.cosines)
+    assert near.real.all()
+    assert (exact.recall, near.recall) == (1.0, 1.0)
+
+
+@pytest.mark.usefixtures("faiss")
+def test_a_search_of_some_clusters_finds_a_share_that_it_reports_and_more_of_them_find_more() -> None:
+    x = torch.randn(900, 8, generator=torch.Generator().manual_seed(0))  # fewer than the sample: each is checked
+    exact = nearest_neighbors(x, 6)
+    one, four = (nearest_neighbors(x, 6, probes=probes) for probes in (1, 4))
+    assert one.recall == pytest.approx(found_share(one, exact))
+    assert four.recall == pytest.approx(found_share(four, exact))
+    assert 0.2 < one.recall < four.recall < 1.0
+
+
+@pytest.mark.usefixtures("faiss")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_approximate_neighbors_are_the_same_in_another_process(threads: int) -> None:
+    script = f"""
+        import torch
+        from mmrec_lmm.cache import hash_bytes
+        from mmrec_lmm.graph import nearest_neighbors
+
+        torch.set_num_threads({threads})
+        x = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
+        near = nearest_neighbors(x, 10, probes=2)
+        print(hash_bytes(near.items.numpy()), hash_bytes(near.cosines.numpy()), near.recall < 1)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second
+    assert first.endswith("True\n")
+
+
+@pytest.mark.usefixtures("faiss")
+def test_approximate_neighbors_leave_torchs_random_numbers_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    nearest_neighbors(clusters(100), 3, probes=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.usefixtures("faiss")
+def test_approximate_neighbors_too_begin_with_the_item_itself_and_leave_out_absent_ones() -> None:
+    x, present = clusters(300), torch.arange(300) % 7 != 0
+    x[5] = 0
+    near = nearest_neighbors(x, 4, present=present, probes=2)
+    alone = ~present | (torch.arange(300) == 5)
+    assert (near.items == torch.arange(300).unsqueeze(1)).any(dim=1).all()
+    assert near.real[~alone].all()
+    assert near.real[alone].sum(dim=1).tolist() == [1] * int(alone.sum())
+    assert not alone[near.items[~alone]].any()
+    assert neighbor_sets(torch.ones(6, 2), 3, probes=1)[4:] == [[0, 1, 4], [0, 1, 5]]
+
+
+@pytest.mark.usefixtures("faiss")
+def test_where_the_clusters_searched_have_too_few_items_the_other_places_are_empty() -> None:
+    x = torch.eye(4).repeat_interleave(torch.tensor([70, 70, 70, 2]), dim=0)
+    near = nearest_neighbors(x, 60, probes=1)
+    assert near.real.sum(dim=1).min() < 60 == near.real.sum(dim=1).max()
+    assert not near.cosines[~near.real].any()
+    assert torch.equal(near.items[~near.real], torch.arange(212).unsqueeze(1).expand(-1, 60)[~near.real])
+    assert near.recall < 1
+
+
+def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    graph._faiss.cache_clear()
+    with pytest.raises(PluginError, match=r"expected faiss, got .*; try pip install 'mmrec-lmm\[ann\]'"):
+        nearest_neighbors(torch.eye(3), 2, probes=1)
+    graph._faiss.cache_clear()
 
 
 def test_a_graph_whose_rows_sum_to_nothing_vanishes_instead_of_becoming_nan() -> None:

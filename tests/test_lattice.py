@@ -3,7 +3,10 @@
 Shapes: U users, I items, N = U + I nodes, D embedding, k neighbors.
 """
 
+import json
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +25,14 @@ from golden import (
     training_data,
     uneven_data,
 )
+from helpers import call
 from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
 from mmrec_lmm import graph
+from mmrec_lmm.cache import plain
 from mmrec_lmm.config.resolve import Request, resolve
-from mmrec_lmm.errors import ConfigError
+from mmrec_lmm.errors import ConfigError, ConfigValueError
 from mmrec_lmm.plugin.contracts import DotProduct
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
@@ -375,6 +380,54 @@ def test_a_batch_of_one_and_a_user_with_one_training_row_train(registry: Registr
     numbers = loss_and_gradients(model, Batch(torch.tensor([2]), torch.tensor([4]), torch.tensor([1])))
     assert np.isfinite([*numbers.values()]).all()
     assert model.eval().scorer()(torch.arange(3)).isfinite().all()
+
+
+def test_approximate_neighbors_report_the_recall_of_every_graph_and_exact_ones_nothing(registry: Registry) -> None:
+    pytest.importorskip("faiss", reason="approximate neighbors need faiss: pip install 'mmrec-lmm[ann]'")
+    exact, near = lattice(registry), lattice(registry, knn_probes=1)
+    loss = loss_and_gradients(exact)["loss"]
+    assert loss_and_gradients(near)["loss"] == pytest.approx(loss, abs=1e-6)  # so few items are one cluster
+    recall = {"raw": 1.0, "learned": 1.0}
+    report = near.report()
+    assert report["neighbor_recall"] == {"image": recall, "text": recall}
+    assert re.fullmatch(r"faiss \d+\.\d+.*", report["neighbor_search"])
+    assert exact.report() == {}
+
+
+def test_a_runs_record_has_the_recall_of_its_approximate_neighbors(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="approximate neighbors need faiss: pip install 'mmrec-lmm[ann]'")
+    monkeypatch.chdir(data_path.parent)
+    found = []
+    for option in ([], ["--knn_probes=1"]):
+        answer = call("run", "-m", "LATTICE", "-d", "toy", "--encoder", "basic", "--epochs=1", *option, "--json")
+        assert answer.code == 0, answer.err
+        found.append(json.loads(answer.out))
+    exact, near = found
+    assert exact["run_id"] != near["run_id"]
+    assert "LATTICE" not in exact["record"]
+    recall = near["record"]["LATTICE"]["neighbor_recall"]
+    assert set(recall) == set(near["record"]["features"])
+    assert all(0 <= share <= 1 for shares in recall.values() for share in shares.values())
+
+
+def test_exact_neighbors_are_no_new_part_of_a_runs_id(registry: Registry) -> None:
+    config = registry.models.load("LATTICE", "config")
+    assert "knn_probes" not in plain(config())
+    assert plain(config(knn_probes=16))["knn_probes"] == 16
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"knn_probes": 0}, "knn_probes must be 1 or more, or null: exact, got 0"),
+        ({"knn_probes": 8, "knn_ties": "topk"}, "knn_probes must be null where knn_ties is topk, got 8"),
+    ],
+)
+def test_probes_that_cant_be_searched_are_refused(registry: Registry, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigValueError, match=message):
+        registry.models.load("LATTICE", "config")(**values)
 
 
 @pytest.mark.parametrize("preset", ["mmrec", "lmm", "paper"])

@@ -54,6 +54,10 @@ class Recommender(nn.Module, ABC):
         then reuses its buffers. None for any other model."""
         return None
 
+    def report(self) -> Any:
+        """For the run's record, a mapping or a dataclass that JSON can hold; called once, after the last ranking."""
+        return {}
+
 
 class DotProduct(Recommender):
     """A Recommender whose score is the dot product of a user's and an item's vector: define `vectors`, get `scorer`."""

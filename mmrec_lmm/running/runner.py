@@ -259,7 +259,7 @@ def result_of(
             seconds=dataclasses.replace(inputs.seconds, train=in_epochs, rank=ranked.seconds),
             peak_memory_bytes=peak_memory(device),
             chance=ranked.chance,
-            reports=reports_of(spec, inputs, callback),
+            reports=reports_of(spec, inputs, model, callback),
         ),
     )
 
@@ -273,14 +273,16 @@ def announce(spec: RunSpec, result: RunResult, observers: Observers) -> None:
     observers.notify_run(spec, result)
 
 
-def reports_of(spec: RunSpec, inputs: Inputs, callback: TrainerCallback | None) -> dict[str, Any]:
-    """The paradigm's report under its name: on the encoder that it prepared, and on the callback's training."""
+def reports_of(spec: RunSpec, inputs: Inputs, model: Recommender, callback: TrainerCallback | None) -> dict[str, Any]:
+    """The model's report under its name, and the paradigm's: on the encoder that it prepared, and on the callback's
+    training."""
     report: dict[str, Any] = {}
     if inputs.tuned is not None:
         report |= {"fingerprint": inputs.tuned.fingerprint, **plain(inputs.tuned.record)}
     if callback is not None:
         report |= plain(callback.report())
-    return {spec.paradigm: report} if report else {}
+    reports = {spec.paradigm: report, spec.model: plain(model.report())}
+    return {name: found for name, found in reports.items() if found}
 
 
 def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:

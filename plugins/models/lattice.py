@@ -17,23 +17,25 @@ constant for the rest of it; X_m is a trainable copy of the frozen features. `re
 loss: MMRec divides by its train_batch_size in the short last batch too. `knn_ties: topk` is MMRec's rule for equal
 cosines, whatever torch's topk picks: items with equal features (texts filled in with the mean) then have the same k
 neighbors, which may leave out the item itself. `own_first`, the default, takes the item itself, then lower ids.
+`knn_probes`, for large catalogs, finds neighbors approximately; the run's record has their recall.
 Ours: an item without features (absent, or a zero row, which makes MMRec's graph NaN) has only itself as a neighbor, and
 features that train with their encoder are used directly, without a copy.
 Shapes: B batch, U users, I items, D embedding, F features, k neighbors, M modalities.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import OPTIONAL, Batch, ConfigError, ConfigValueError, DotProduct, ItemFeatures, TrainingData
 from mmrec_lmm.graph import (
     BipartiteGraph,
     Neighbors,
     SparseMatrix,
+    approximate_search,
     cosines,
     nearest_neighbors,
     neighbor_sum,
@@ -52,6 +54,7 @@ class LATTICEConfig:
     feat_embed_dim: int = 64  # of trs_m, in which learned neighbors are found
     knn_k: int = 10  # neighbors per graph, the item itself among them
     knn_ties: Literal["own_first", "topk"] = "own_first"  # equal cosines: itself, then lower ids; MMRec: torch's topk
+    knn_probes: int | None = field(default=None, metadata=OPTIONAL)  # clusters searched for neighbors; None: all items
     n_layers: int = 1  # of the item graph
     lambda_coeff: float = 0.9  # share of the fixed graphs; the learned one has the rest
     cf_model: Literal["lightgcn", "ngcf", "mf"] = "lightgcn"
@@ -63,6 +66,12 @@ class LATTICEConfig:
     def __post_init__(self) -> None:
         if self.knn_k < 1:
             raise ConfigValueError("knn_k", f"must be 1 or more, as the item itself counts, got {self.knn_k}")
+        if self.knn_probes is not None and self.knn_probes < 1:
+            raise ConfigValueError("knn_probes", f"must be 1 or more, or null: exact, got {self.knn_probes}")
+        if self.knn_probes is not None and self.knn_ties != "own_first":
+            raise ConfigValueError(
+                "knn_probes", f"must be null where knn_ties is {self.knn_ties}, got {self.knn_probes}", "knn_ties"
+            )
         if not 0 <= self.lambda_coeff <= 1:
             raise ConfigValueError("lambda_coeff", f"must be a share from 0 to 1, got {self.lambda_coeff}")
         if self.cf_model != "ngcf":
@@ -118,6 +127,7 @@ class LATTICE(DotProduct):
             self.GC_Linear = nn.ModuleList(nn.Linear(width, width) for _ in config.weight_size)
             self.Bi_Linear = nn.ModuleList(nn.Linear(width, width) for _ in config.weight_size)
         self._epoch_graph: SparseMatrix | None = None  # S without gradient, from an epoch's first batch on
+        self._recall: dict[str, dict[str, float]] = {}  # modality -> of the raw and of the learned neighbors
 
     def on_epoch_start(self, epoch: int) -> None:
         self._epoch_graph = None
@@ -144,6 +154,12 @@ class LATTICE(DotProduct):
     def vectors(self) -> tuple[Tensor, Tensor]:
         return self._vectors(self.propagate_items(*self.item_graph()))
 
+    def report(self) -> Mapping[str, Any]:
+        """The recall of the item graphs that were made last, by modality, where neighbors are approximate."""
+        if self.config.knn_probes is None:
+            return {}
+        return {"neighbor_recall": self._recall, "neighbor_search": approximate_search()}
+
     def item_graph(self) -> tuple[Tensor, Tensor]:
         """S, with gradient: the columns (I, 2Mk) of each row's entries, and their weights; a column may occur twice."""
         tables, share = self.features(), self.config.lambda_coeff
@@ -157,6 +173,7 @@ class LATTICE(DotProduct):
             trainable = tables[modality] if self.features.joint else self.get_parameter(f"{modality}_embedding.weight")
             projected = self.get_submodule(f"{modality}_trs")(trainable)  # (I, feat_embed_dim)
             learned.append(self._neighbors(projected, fixed[modality].known))
+            self._recall[modality] = {"raw": fixed[modality].neighbors.recall, "learned": learned[-1].recall}
             values.append(weight * cosines(projected, learned[-1]))  # (I, k)
         degrees = torch.stack([part.sum(1) for part in values]).sum(0)  # (I,) of all modalities together
         for neighbors, part in zip(learned, values, strict=True):
@@ -173,7 +190,8 @@ class LATTICE(DotProduct):
         return graphs
 
     def _neighbors(self, x: Tensor, known: Tensor) -> Neighbors:
-        return nearest_neighbors(x, self.config.knn_k, present=known, ties=self.config.knn_ties)
+        config = self.config
+        return nearest_neighbors(x, config.knn_k, present=known, ties=config.knn_ties, probes=config.knn_probes)
 
     def propagate_items(self, items: Tensor, weights: Tensor) -> Tensor:
         """h = S^n_layers E (I, D)."""
