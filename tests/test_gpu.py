@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,23 @@ from test_end_to_end_processes import ETE, close, launch, losses  # noqa: F401 -
 from test_syncs import DATA, SPLITS, built, syncs_of_ranking, watched_epoch
 from torch import Tensor, nn
 
+from mmrec_lmm.data.items import pad_and_stack
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator
 from mmrec_lmm.features import encoding
 from mmrec_lmm.features.inference import Inference
+from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.plugin.contracts import ItemEncoder
+from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.running import run_folder
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.runner import Interrupted
-from mmrec_lmm.testing import no_syncs, noted_syncs
+from mmrec_lmm.testing import TinyEncoder, no_syncs, noted_syncs
+from mmrec_lmm.training.encoder_side import EncoderWorker
+from mmrec_lmm.training.end_to_end import JointEncoder
+from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.types import Batch, FeatureTable, ItemCatalog, RawItem, RunResult, RunSpec
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products repeat their bits; read when the first is made
@@ -125,6 +132,44 @@ def test_no_block_of_an_evaluation_waits_for_the_gpu(
     model = built(registry, name, device=GPU)
     few, many = (syncs_of_ranking(model, block, monkeypatch, GPU) for block in (400, 40))
     assert few == many
+
+
+def joint_encoder(micro_batch: int) -> tuple[JointEncoder, ItemFeatures]:
+    """A tiny encoder on the GPU, about to take a step for each batch, on each of 24 items."""
+    options = EndToEnd(encoder_every=1, rows=0, micro_batch=micro_batch, refresh_epochs=10**9)
+    items = PreparedItems({"pixels": np.ones((24, 3), np.float32), "length": np.ones((24, 1), np.float32)}, {})
+    present = {modality: torch.ones(24, dtype=torch.bool, device=GPU) for modality in ("image", "text")}
+    features = ItemFeatures({m: torch.zeros(24, 4, device=GPU) for m in present}, present, joint=True)
+    worker = EncoderWorker(TinyEncoder(), items, present, options)
+    callback = JointEncoder(worker, features, options, generator=torch.Generator().manual_seed(0))
+    callback.epoch_started(0)
+    return callback, features
+
+
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_a_step_of_an_encoder_waits_for_the_norms_of_rows_and_of_the_gradient_alone(micro_batch: int) -> None:
+    callback, features = joint_encoder(micro_batch)
+    for watched in (False, True):
+        for leaf in features().values():
+            leaf.grad = torch.ones_like(leaf)
+        with noted_syncs(GPU) if watched else nullcontext([]) as found:
+            callback.after_batch(first_batch(GPU))
+    assert callback._steps == 2
+    assert len(found) == 2, found
+
+
+def test_a_step_of_tuning_does_not_wait(shop: ItemCatalog, registry: Registry) -> None:
+    spec = registry.encoders.get("clip")
+    encoder = encoding.build_encoder(spec, resolve(spec.config)(variant="tiny"), ("image", "text")).to(GPU)
+    batch = pad_and_stack(
+        [encoder.prepare(RawItem(item, Image.open(shop.images[item]), "blue train")) for item in range(4)],
+        padding=encoder.padding,
+        encoder="clip",
+    )
+    on_gpu = {key: rows.to(GPU) for key, rows in batch.items()}
+    for guard in (nullcontext(), no_syncs(GPU)):
+        with guard:
+            torch.stack([*encoder.train().tuning_losses(on_gpu).values()]).sum().backward()
 
 
 def test_what_waits_is_noticed() -> None:

@@ -14,6 +14,7 @@ from benchmarks.synthetic import QUICK, features, interactions
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation import ranking
+from mmrec_lmm.graph import nearest_neighbors
 from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
@@ -195,6 +196,25 @@ def test_a_step_that_asks_is_caught_in_the_trainer(registry: Registry, monkeypat
     monkeypatch.setattr(model, "training_loss", planted)
     with pytest.raises(AssertionError, match="_local_scalar_dense"):
         watched_epoch(model)
+
+
+@pytest.mark.parametrize(
+    "ties",
+    [
+        pytest.param(
+            "own_first", marks=pytest.mark.xfail(strict=True, reason="each block of the search asks for ties")
+        ),
+        "topk",
+    ],
+)
+def test_a_search_for_neighbors_waits_no_more_often_in_more_blocks(ties: Any) -> None:
+    x = torch.randn(200, 8)
+    waits = []
+    for block_rows in (200, 20):
+        with noted_syncs() as found:
+            nearest_neighbors(x, 10, ties=ties, block_rows=block_rows)
+        waits.append(len(found))
+    assert waits[0] == waits[1] < 10
 
 
 # Evaluation
