@@ -1,6 +1,7 @@
 """On a GPU the host runs ahead: a step, or a block of an evaluation, that asks for a result makes it wait. Here the
 operations that ask are refused on the CPU; tests/test_gpu.py has torch refuse them on a GPU."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -125,6 +126,15 @@ def built(registry: Registry, name: str, *, device: str = "cpu", joint: bool = F
     return model.to(device)
 
 
+@pytest.fixture(autouse=True)
+def gpus_way(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+    """Models take the way of a GPU, where they choose by device: each row of a batch is computed, equal ones too."""
+    for spec in registry.models:
+        module = sys.modules[registry.models.load(spec.name, "cls").__module__]
+        if hasattr(module, "distinct"):
+            monkeypatch.setattr(module, "distinct", lambda ids: (ids, None, None))
+
+
 def watched_epoch(model: Recommender, device: str = "cpu") -> int:
     """Train for two epochs under watch; return the number of watched steps."""
     rows = WatchedRows(TrainingRows(DATA.train, DATA.n_users, 300, device), device)
@@ -242,7 +252,9 @@ class Asking(Recommender):
 
 def syncs_of_ranking(model: Recommender, block: int, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> int:
     """How often the host waits in an evaluation in blocks of so many users."""
-    monkeypatch.setattr(ranking, "BLOCK_BYTES", 4 * block * DATA.n_items)
+    for name, size in {"BLOCK_BYTES": 4 * block * DATA.n_items, "BLOCK_USERS": 1}.items():
+        monkeypatch.setattr(ranking, name, size, raising=False)
+        monkeypatch.setattr(ranking, f"GPU_{name}", size, raising=False)
     evaluator = ranking.Evaluator(SPLITS["test"], [SPLITS["train"]], DATA.n_items)
     evaluator.rank(model, 20, batch_size=block)  # what is made once
     with noted_syncs(device) as found:
