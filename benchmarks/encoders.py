@@ -170,7 +170,7 @@ def tiny(spec: EncoderSpec, modality: str) -> ItemEncoder:
     return encoder
 
 
-def full(spec: EncoderSpec, modality: str) -> ItemEncoder:
+def full(spec: EncoderSpec, *modalities: str) -> ItemEncoder:
     """The encoder at its published size, with random weights, through a checkpoint in its official layout."""
     cls = resolve(spec.cls)
     module = sys.modules[cls.__module__]
@@ -185,7 +185,7 @@ def full(spec: EncoderSpec, modality: str) -> ItemEncoder:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "random.pt")
         torch.save(model.state_dict(), path)
-        encoder: ItemEncoder = cls(resolve(spec.config)(weights=str(path), **more), (modality,))
+        encoder: ItemEncoder = cls(resolve(spec.config)(weights=str(path), **more), modalities)
     return encoder
 
 

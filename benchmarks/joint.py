@@ -27,7 +27,7 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
 from mmrec_lmm.features.prepared import PreparedItems, prepared_items
-from mmrec_lmm.machine import keep_freed_memory
+from mmrec_lmm.machine import encode_batch, keep_freed_memory
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
@@ -131,7 +131,7 @@ def forward_twice_and_backward(encoder: ItemEncoder, items: PreparedItems, rows:
     for part in rows.split(OPTIONS.micro_batch):
         forward_and_backward(encoder, items.batch(part.numpy()))
     with torch.no_grad():
-        for part in rows.split(Settings().encode_batch_size):
+        for part in rows.split(encode_batch(Settings(), torch.device("cpu"))):
             encoder(items.batch(part.numpy()))
 
 

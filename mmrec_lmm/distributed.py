@@ -55,12 +55,16 @@ def is_first_process() -> bool:
 
 
 def join(device: torch.device) -> None:
-    """Connect to the other processes, once: tensors on GPUs are exchanged over NCCL, all others over gloo."""
+    """Connect to the other processes, once: tensors on GPUs are exchanged over NCCL, all others over gloo. Processes
+    that share a GPU have gloo alone, as NCCL wants a GPU for each."""
     if processes() > 1 and not dist.is_initialized():
+        backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)  # NCCL uses the current device
+            if int(os.environ.get("LOCAL_WORLD_SIZE", processes())) <= torch.cuda.device_count():
+                backend = "cpu:gloo,cuda:nccl"
         with _together():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_PATIENCE)
         atexit.register(dist.destroy_process_group)
 
 

@@ -1,4 +1,4 @@
-"""The machine under a run: its device, and how much memory was used."""
+"""The machine under a run: its device, what is chosen by it, and how much memory was used."""
 
 import ctypes
 import os
@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .config.settings import Settings
 from .errors import ConfigError
@@ -68,6 +69,32 @@ def choose_device(settings: Settings) -> torch.device:
         ) from None
     torch.backends.cudnn.allow_tf32 = False  # no rounding in backward passes either (see `precision`)
     return device
+
+
+def loader_processes(settings: Settings, device: torch.device) -> int:
+    """The number of processes that prepare items for an encoder on `device`.
+
+    A CPU takes longer to encode an item than to prepare it. A GPU doesn't, so it gets the cores that are left, at most
+    eight; processes of torchrun share them.
+    """
+    if settings.workers is not None:
+        return settings.workers
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+def encode_batch(settings: Settings, device: torch.device) -> int:
+    """The number of items that an encoder takes at once on `device`."""
+    return settings.encode_batch_size or (256 if device.type == "cuda" else 64)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. A copy to a GPU starts from page-locked memory, and the host doesn't wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def forget_peak_memory(device: torch.device) -> None:

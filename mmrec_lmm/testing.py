@@ -6,13 +6,17 @@
 Shapes: U users, I items, D feature width, B batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .data.sampling import TrainingRows
 from .plugin.contracts import ItemEncoder, Recommender
@@ -277,3 +281,104 @@ def scores_of(model: Recommender) -> Tensor:
     """All users' scores (U, I) in eval mode."""
     model.eval()
     return model.scorer()(torch.arange(model.n_users))
+
+
+# Waiting for a GPU
+
+_aten = torch.ops.aten
+
+#: Operations whose value, or the shape of whose result, the host must know: on a GPU it waits for all work before them.
+_SYNCING = {
+    _aten._local_scalar_dense,  # item(), int(), bool(), and `if` of a tensor
+    _aten.nonzero,
+    _aten.masked_select,
+    _aten._unique,
+    _aten._unique2,
+    _aten.unique_dim,
+    _aten.unique_consecutive,
+    _aten.equal,
+    _aten.bincount,
+    _aten.multinomial,  # it checks its probabilities
+}
+_INDEXED = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
+
+
+@contextmanager
+def no_syncs(device: torch.device | str = "cpu") -> Iterator[None]:
+    """A context in which nothing may make the host wait for a GPU: that is an AssertionError on the CPU, where the
+    operations stand for the same ones on a GPU, and torch's RuntimeError on one.
+
+    On the CPU a tensor that lies on the host also on a GPU looks like any other, so reading it counts, too.
+    """
+    if torch.device(device).type == "cuda":
+        with _debugging("error"):
+            yield
+        return
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} makes the host wait for a GPU")
+
+    with _FunctionWatch(refuse), _DispatchWatch(refuse):
+        yield
+
+
+@contextmanager
+def noted_syncs(device: torch.device | str = "cpu") -> Iterator[list[str]]:
+    """A context that notes in a list what `no_syncs` refuses; on a GPU the list is filled when the context ends."""
+    found: list[str] = []
+    if torch.device(device).type == "cuda":
+        with warnings.catch_warnings(record=True) as caught, _debugging("warn"):
+            warnings.simplefilter("always")
+            yield found
+        found += [str(each.message) for each in caught if "synchronizing CUDA operation" in str(each.message)]
+        return
+    with _FunctionWatch(found.append), _DispatchWatch(found.append):
+        yield found
+
+
+class _FunctionWatch(TorchFunctionMode):
+    """Notes copies to the host, which are no operation on the CPU."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.cpu, Tensor.tolist):
+            self._note(f"Tensor.{function.__name__}")
+        return function(*args, **(kwargs or {}))
+
+
+class _DispatchWatch(TorchDispatchMode):
+    """Notes operations that wait, in forward and backward passes."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._note = note
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _waits(function, args, kwargs):
+            self._note(str(function))
+        return function(*args, **kwargs)
+
+
+def _waits(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """True if a GPU's host waits in an operation."""
+    operation = function.overloadpacket
+    if operation in _INDEXED:  # by a mask, whose True places are counted first
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if operation is _aten.repeat_interleave:  # by a tensor, whose sum is the result's length
+        return isinstance(args[-1], Tensor) and kwargs.get("output_size") is None
+    return operation in _SYNCING
+
+
+@contextmanager
+def _debugging(mode: str) -> Iterator[None]:
+    """A context in which torch says if an operation on a GPU waits."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -37,6 +37,17 @@ def _ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need more GPUs than there are: one, or the `devices` of the mark."""
+    marker = item.get_closest_marker("gpu")
+    if marker is not None:
+        import torch
+
+        needed, found = marker.kwargs.get("devices", 1), torch.cuda.device_count()
+        if found < needed:
+            pytest.skip(f"needs {needed} CUDA device{'s' * (needed > 1)}, torch {torch.__version__} finds {found}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session_home(tmp_path_factory: "TempPathFactory") -> Iterator[None]:
     """For what is made once per session, before the first test has its own home."""
@@ -122,7 +133,7 @@ def specs(data_path: Path, registry: Registry) -> Callable[..., tuple[RunSpec, .
         request = Request(
             model=model,
             dataset="toy",
-            encoder=EncoderName(encoder) if encoder else None,
+            encoder=EncoderName.parse(encoder) if encoder else None,
             paradigm=overrides.pop("paradigm", "pt"),
             modalities=_modalities(overrides.pop("modalities", None)),
             control=overrides.pop("control", None),

@@ -444,6 +444,15 @@ def test_doctor_is_content_here_and_names_libraries_devices_plugins_encoders_dat
         assert part in answer.out
 
 
+def test_doctor_says_how_encoders_run_on_each_gpu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"Card {device.index}")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4), raising=False)
+    told = "encodes 256 items at once, prepared by 3 processes, in float32 (--encode_dtype=bfloat16 is faster)"
+    lines = call("doctor").out.splitlines()
+    assert [line for line in lines if "cuda" in line] == [f"  cuda:{n}: Card {n}; {told}" for n in range(2)]
+
+
 @pytest.mark.parametrize(
     ("weights_id", "reason"),
     [

@@ -5,6 +5,7 @@ import torch
 from helpers import finish, start_together
 from torch import nn
 
+from mmrec_lmm import distributed
 from mmrec_lmm.distributed import (
     all_gather,
     all_reduce,
@@ -128,3 +129,15 @@ def test_a_common_generator_goes_on_from_the_default_one() -> None:
     first, second = draws()
     assert not torch.equal(first, second)
     assert torch.equal(torch.stack(draws()), torch.stack([first, second]))
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "cpu:gloo,cuda:nccl")])
+def test_processes_that_share_a_gpu_meet_over_gloo(gpus: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    chosen = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **more: chosen.append(backend))
+    monkeypatch.setattr(distributed.atexit, "register", lambda work: None)
+    distributed.join(torch.device("cuda:0" if gpus else "cpu"))
+    assert chosen == [backend]

@@ -599,22 +599,3 @@ def test_the_second_of_two_processes_that_share_nothing_waits_and_finds_the_tabl
         path.write_bytes(kept)
     second.join()
     assert LengthEncoder.built == 1
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("spec", RUNNABLE, ids=lambda spec: spec.name)
-def test_a_gpu_makes_the_rows_of_the_cpu_and_in_bfloat16_nearly(spec, shop, monkeypatch, tmp_path):
-    config = resolve(spec.config)(**({"variant": "tiny"} if "tiny" in spec.variants else {}))
-
-    def encoded(way: str, **options: Any) -> dict[str, FeatureTable]:
-        monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / way))
-        monkeypatch.setattr(encoding, "SHARD", 4)
-        chosen = encoding.EncodeOptions(batch_size=2, **options)
-        return encoding.encode(shop, spec, config, modalities=spec.modalities, text_fields=["title"], options=chosen)
-
-    on_cpu, on_gpu = encoded("cpu"), encoded("gpu", device="cuda", workers=2)
-    half = encoded("half", device="cuda", dtype="bfloat16")
-    for modality, table in on_cpu.items():
-        np.testing.assert_allclose(on_gpu[modality].values, table.values, atol=1e-4, rtol=1e-4)
-        spread = np.abs(table.values).max()
-        np.testing.assert_allclose(half[modality].values, table.values, atol=0.05 * spread, rtol=0.05)

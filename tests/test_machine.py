@@ -4,8 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from typing import Any, ClassVar
 
 import pytest
+import torch
+
+from mmrec_lmm.config.settings import Settings
+from mmrec_lmm.machine import encode_batch, loader_processes, to_device
 
 FAULTS = """
 import resource, torch
@@ -75,3 +80,45 @@ def test_a_forked_process_counts_the_libraries_that_it_shares() -> None:
     alone, shared, whole = map(int, done.stdout.split())
     assert 0.8 * whole < shared < 1.2 * whole
     assert alone <= shared
+
+
+# What depends on the device
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
+
+
+def test_a_gpu_gets_larger_batches_and_the_cores_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (encode_batch(Settings(), CPU), encode_batch(Settings(), GPU)) == (64, 256)
+    assert loader_processes(Settings(), CPU) == 0
+    for cores, together, processes in ((1, 1, 0), (4, 1, 3), (16, 1, 8), (16, 2, 7), (2, 4, 0)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
+        assert loader_processes(Settings(), GPU) == processes
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_what_the_user_sets_holds_on_any_device(device: torch.device) -> None:
+    settings = Settings(workers=0, encode_batch_size=7)
+    assert (loader_processes(settings, device), encode_batch(settings, device)) == (0, 7)
+
+
+class Watched(torch.Tensor):
+    """A tensor that notes how it is moved, as no GPU is here."""
+
+    moves: ClassVar[list[Any]] = []
+
+    def pin_memory(self) -> "Watched":  # type: ignore[override]
+        Watched.moves.append("pin")
+        return self
+
+    def to(self, device: torch.device, **more: Any) -> "Watched":  # type: ignore[override]
+        Watched.moves.append((device, more))
+        return self
+
+
+def test_a_copy_to_a_gpu_starts_in_page_locked_memory_and_is_not_waited_for() -> None:
+    Watched.moves.clear()
+    tensor = torch.ones(2).as_subclass(Watched)
+    to_device(tensor, GPU)
+    assert Watched.moves == ["pin", (GPU, {"non_blocking": True})]
+    assert to_device(plain := torch.ones(2), CPU) is plain

@@ -1,7 +1,8 @@
 """Prepared items: what an encoder's `prepare` made once comes back for any items, and only for what it was made of."""
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.items import item_texts, pad_and_stack, read_image
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import PluginError
-from mmrec_lmm.features.prepared import PreparedItems, prepared_items
+from mmrec_lmm.features.prepared import PreparedItems, ahead, prepared_items
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.specs import EncoderSpec
 from mmrec_lmm.types import ItemCatalog, RawItem
@@ -152,3 +153,23 @@ def test_what_varies_though_it_may_not_is_the_encoders_fault_and_nothing_is_left
     with pytest.raises(PluginError, match=r"encoder words: prepare: expected .*, got .*\(3, 3, 3\).* for one;"):
         prepare(toy(), Uneven(Config(), ("image", "text")))
     assert not [path for path in (home() / "prepared").iterdir() if path.is_dir()]
+
+
+def test_results_ahead_come_in_order_each_made_while_its_predecessor_is_in_use() -> None:
+    made = [threading.Event() for _ in range(4)]
+
+    def results() -> Iterator[int]:
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+
+    for number in ahead(results()):
+        assert all(event.wait(10) for event in made[: number + 2]), "the next is made without being asked for"
+        assert not any(event.is_set() for event in made[number + 2 :]), "and no more"
+
+
+def test_an_error_in_what_is_made_ahead_arrives_in_its_place() -> None:
+    numbers = ahead(1 // number for number in (1, 0, 1))
+    assert next(numbers) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(numbers)

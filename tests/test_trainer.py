@@ -406,3 +406,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
     with pytest.raises(DataError, match="expected a file of safetensors"):
         load_weights(tmp_path / "none.safetensors")
+
+
+def test_the_random_state_that_is_saved_and_restored_is_that_of_the_models_own_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states, second = {"cuda:0": torch.tensor([1]), "cuda:1": torch.tensor([2])}, torch.device("cuda:1")
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device="cuda:0": states[str(device)])
+    monkeypatch.setattr(
+        "torch.cuda.set_rng_state", lambda state, device="cuda:0": states.__setitem__(str(device), state)
+    )
+    trainer, other = (trainer_of(Toy(slope)) for _ in range(2))
+    trainer._device = other._device = second  # where no tensor can be, here
+    trainer.fit()
+    state = trainer.state()
+    states["cuda:1"] = torch.tensor([3])
+    other.restore(state)
+    assert states == {"cuda:0": torch.tensor([1]), "cuda:1": torch.tensor([2])}

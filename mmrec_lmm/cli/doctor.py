@@ -4,12 +4,17 @@ import importlib
 import importlib.metadata
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cache import home
+from ..config.settings import Settings
 from ..errors import MMRecError, PluginError
 from ..formatting import first_line
 from ..plugin.registry import Registry
 from .text import weights_state
+
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = (
     "torch",
@@ -40,7 +45,7 @@ def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
     import torch
 
     lines += ["devices", f"  cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
-    lines += [f"  cuda:{index}: {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    lines += [_gpu_state(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         lines.append("  mps: available (choose it with --device mps; untested)")
 
@@ -63,6 +68,20 @@ def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
     ] or ["  none; -d demo makes one by itself"]
     lines.append(f"cache: {home()} ({'writable' if _writable(home()) else 'NOT writable: set MMREC_LMM_HOME'})")
     return "\n".join(lines), healthy and _writable(home())
+
+
+def _gpu_state(device: "torch.device") -> str:
+    """A GPU's name, and how encoders run on it by default."""
+    import torch
+
+    from ..machine import encode_batch, loader_processes
+
+    settings = Settings()
+    return (
+        f"  {device}: {torch.cuda.get_device_name(device)}; encodes {encode_batch(settings, device)} items at once, "
+        f"prepared by {loader_processes(settings, device)} processes, in {settings.encode_dtype} "
+        "(--encode_dtype=bfloat16 is faster)"
+    )
 
 
 def _encoder_state(registry: Registry, name: str) -> tuple[str, bool]:

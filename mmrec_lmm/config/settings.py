@@ -72,8 +72,8 @@ class Settings:
     use_gpu: bool = harmless(True)  # MMRec's switch: False means cpu
     gpu_id: int = harmless(0)
     threads: int = 0  # CPU threads of torch; 0: as many as torch chooses. Sums depend on it, so it is part of a run
-    workers: int = harmless(0)  # processes that prepare items for an encoder
-    encode_batch_size: int = harmless(64)  # items encoded at once, 256 at most; halved where memory runs out
+    workers: int | None = harmless(None)  # processes that prepare items for an encoder; None: by device
+    encode_batch_size: int | None = harmless(None)  # items encoded at once, 256 at most; None: by device
     encode_dtype: Literal["float32", "bfloat16", "float16"] = shaping("float32")  # of its arithmetic; halves suit a GPU
     encode_compile: bool = harmless(False)  # torch.compile it: a minute at first, then faster
     recompute: bool = harmless(False)  # an encoder in training computes its blocks twice, to keep less

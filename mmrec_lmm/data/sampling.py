@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..machine import to_device
 from ..types import Batch, Interactions
 
 
@@ -58,7 +59,7 @@ class TrainingRows:
         self._items = torch.from_numpy(train.items[order])
         self._sampler = NegativeSampler(train, n_users)
         self._batch_size = batch_size
-        self._device = device
+        self._device = torch.device(device)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -68,6 +69,8 @@ class TrainingRows:
         """One pass in random order; every row meets one fresh negative. `generator` is a CPU generator."""
         negatives = self._sampler.draw(self._users, generator)
         shuffle = torch.randperm(len(self._users), generator=generator)
-        columns = [column.index_select(0, shuffle).to(self._device) for column in (self._users, self._items, negatives)]
+        columns = [
+            to_device(column.index_select(0, shuffle), self._device) for column in (self._users, self._items, negatives)
+        ]
         for users, positives, drawn in zip(*(column.split(self._batch_size) for column in columns), strict=True):
             yield Batch(users, positives, drawn)

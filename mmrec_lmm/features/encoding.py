@@ -13,6 +13,7 @@ Shapes: I items, S items of a shard, D feature width.
 """
 
 import dataclasses
+import functools
 import logging
 import re
 import shutil
@@ -108,6 +109,8 @@ def encode(
                 if tuned:  # of image and text; an encoder of one modality may lack weights of the other
                     state, own = read_checkpoint(tuned.path), encoder.state_dict()
                     load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
+                if torch.device(options.device).type == "cuda" and options.dtype == "float32":
+                    _note_full_precision()
                 model = Inference(
                     encoder, modality, name=spec.name, device=options.device,
                     dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,
@@ -117,6 +120,15 @@ def encode(
         tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
         _report(tables[modality], header.unreadable, catalog)
     return tables
+
+
+@functools.cache
+def _note_full_precision() -> None:
+    """Log, once per process, what full precision costs on a GPU. It stays the default, since features depend on it."""
+    logger.info(
+        "encode_dtype: float32 is computed at full precision, without TF32; --encode_dtype=bfloat16 uses the GPU's "
+        "fast units, and changes features in the third digit"
+    )
 
 
 def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tuned: str | None) -> Path:

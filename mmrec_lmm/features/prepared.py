@@ -12,10 +12,11 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the same encoder and items would give other files
 UNREADABLE = "unreadable.json"
 _READ_AT_ONCE = 32  # items that a loader process hands over together
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,16 @@ def prepared_items(
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
     return PreparedItems(arrays, lengths, frozenset(cache.read_json(folder / UNREADABLE)))
+
+
+def ahead(results: Iterable[_T]) -> Iterator[_T]:
+    """The same results, each computed by a thread while its predecessor is in use."""
+    waiting, end = iter(results), object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, waiting, end)
+        while (result := following.result()) is not end:
+            following = thread.submit(next, waiting, end)
+            yield cast(_T, result)
 
 
 _Item = tuple[dict[str, Tensor], bool]

@@ -25,7 +25,7 @@ from ..features.files import (
     normalized,
     read_feature_file,
 )
-from ..machine import choose_device, cpu_threads
+from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.registry import Registry
 from ..types import PRE_TRAINED, Dataset, FeatureTable, Inputs, RunSeconds, RunSpec, Tuned
 
@@ -191,7 +191,7 @@ def feature_tables(
     if to_encode:
         assert spec.encoder is not None
         assert dataset.catalog is not None
-        settings = spec.settings
+        settings, device = spec.settings, choose_device(spec.settings)
         with _naming_content(dataset):
             tables = encode(
                 dataset.catalog,
@@ -200,9 +200,9 @@ def feature_tables(
                 modalities=to_encode,
                 text_fields=settings.text_fields,
                 options=EncodeOptions(
-                    device=choose_device(settings),
-                    batch_size=settings.encode_batch_size,
-                    workers=settings.workers,
+                    device=device,
+                    batch_size=encode_batch(settings, device),
+                    workers=loader_processes(settings, device),
                     dtype=settings.encode_dtype,
                     compile=settings.encode_compile,
                     progress=progress,

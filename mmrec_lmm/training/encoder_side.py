@@ -20,7 +20,7 @@ from torch import Tensor
 from ..distributed import all_gather, everywhere, local_slice, processes, rank, sharing, sum_gradients
 from ..errors import ConfigError
 from ..features.prepared import PreparedItems
-from ..machine import precision
+from ..machine import precision, to_device
 from ..plugin.contracts import ItemEncoder
 from .optim import adamw, freeze
 from .paradigms import EndToEnd
@@ -50,17 +50,19 @@ class EncoderWorker:
         self._items, self._present, self._options = items, present, options
         self._device = next(iter(present.values())).device
         self._encoder = encoder.eval().to(self._device)
+        if options.itc:
+            self._paired = (present["image"] & present["text"]).cpu()  # (I,)
         freeze(encoder, options.freeze, owner=f"encoder {name}: ete.freeze")
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         self._optimizer = adamw(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
 
     @everywhere
     def step(self, rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
-        """Take one step at learning rate `rate`; `gradients` (R, D) by modality are those of items `rows` (R,).
+        """Take one step at learning rate `rate`; `gradients` (R, D) by modality are those of items `rows` (R,), which
+        are on the CPU.
 
         Return the norm of the encoder's gradient before clipping. If it is 0 or not finite, no weight changes.
         """
-        rows = rows.to(self._device)
         gradients = {name: gradient.to(self._device) for name, gradient in gradients.items()}
         size = self._options.micro_batch or len(rows)
         self._optimizer.zero_grad()
@@ -84,9 +86,9 @@ class EncoderWorker:
         with precision(self._device, self._options.dtype):
             features = self._encoder(batch)
             total = torch.stack([(features[name].to(value) * value).sum() for name, value in gradients.items()]).sum()
-            both = self._present["image"] & self._present["text"] if self._options.itc else None
-            if both is not None and both[items].sum() > 1:
-                pairs = {key: tensor[both[items]] for key, tensor in batch.items()}
+            if self._options.itc and len(places := self._paired[items].nonzero().squeeze(1)) > 1:
+                paired = to_device(places, self._device)
+                pairs = {key: tensor.index_select(0, paired) for key, tensor in batch.items()}
                 total = total + self._options.itc * len(items) / n_rows * self._contrast(pairs)
         return total
 
@@ -102,18 +104,15 @@ class EncoderWorker:
     @everywhere
     @torch.no_grad()
     def encode(self, items: Tensor) -> dict[str, Tensor]:
-        """The features (B, D) by modality of items (B,)."""
+        """The features (B, D) by modality of items (B,), which are on the CPU."""
         with sharing() if len(items) >= processes() else nullcontext():  # each process needs a row
-            batch = self._batch(items[local_slice(len(items))].to(self._device))
+            batch = self._batch(items[local_slice(len(items))])
             with precision(self._device, self._options.dtype):
                 features = self._encoder(batch)
             return {modality: all_gather(features[modality]) for modality in self._present}
 
     def _batch(self, items: Tensor) -> dict[str, Tensor]:
-        tensors = self._items.batch(items.cpu().numpy())
-        if items.device.type == "cuda":  # from pinned memory the copy is asynchronous
-            return {key: tensor.pin_memory().to(items.device, non_blocking=True) for key, tensor in tensors.items()}
-        return {key: tensor.to(items.device) for key, tensor in tensors.items()}
+        return {key: to_device(tensor, self._device) for key, tensor in self._items.batch(items.numpy()).items()}
 
     def parameters(self) -> dict[str, Tensor]:
         """The encoder's parameters by name, frozen ones included."""

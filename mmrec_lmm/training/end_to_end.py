@@ -30,7 +30,7 @@ from ..distributed import processes, serve
 from ..errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.prepared import prepared_items
-from ..machine import choose_device, cpu_threads
+from ..machine import choose_device, cpu_threads, encode_batch, loader_processes, to_device
 from ..plugin.contracts import Paradigm, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
@@ -101,7 +101,7 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
         options,
         # A random stream independent of the batches' one; the generator reads 32 bits of the seed
         generator=torch.Generator().manual_seed(2**32 - 1 - spec.settings.seed),
-        batch_size=spec.settings.encode_batch_size,
+        batch_size=encode_batch(spec.settings, next(iter(features.present.values())).device),
         model=spec.model,
     )
 
@@ -135,7 +135,7 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
         spec.encoder_config,
         encoder,
         text_fields=spec.settings.text_fields,
-        workers=spec.settings.workers,
+        workers=loader_processes(spec.settings, next(iter(present.values())).device),
     )
     return EncoderWorker(encoder, items, present, spec.paradigm_config, name=known.name)
 
@@ -196,7 +196,8 @@ class JointEncoder(TrainerCallback):
     ) -> None:
         self._worker, self._features, self._options = worker, features, options
         self._generator, self._batch_size, self._model = generator, batch_size, model
-        self._present = torch.stack([*features.present.values()]).any(dim=0)  # (I,)
+        self._device = next(iter(features.present.values())).device
+        self._items = torch.stack([*features.present.values()]).any(dim=0).nonzero().squeeze(1).cpu()  # to encode
         self._initial = {key: value.cpu().clone() for key, value in worker.parameters().items()}
         self._collecting = False  # True if the model's batches leave a gradient
         self._pending: dict[str, Tensor] = {}  # modality -> G (I, D) so far
@@ -294,10 +295,14 @@ class JointEncoder(TrainerCallback):
         present = self._features.present
         gradients = {name: value * present[name].unsqueeze(1) for name, value in self._pending.items()}  # (I, D)
         self._pending, self._batches = {}, 0
+        if not gradients:
+            return
         rows, weights = self._draw(gradients)
         if not len(rows):
             return
-        norm = self._worker.step(rows, {name: value[rows] * weights for name, value in gradients.items()}, self._rate())
+        places = to_device(rows, self._device)
+        drawn = {name: value.index_select(0, places) * weights for name, value in gradients.items()}  # (R, D)
+        norm = self._worker.step(rows, drawn, self._rate())
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient of encoder {self._worker.name} became {norm}")
         if norm == 0:
@@ -308,21 +313,20 @@ class JointEncoder(TrainerCallback):
         self._write(rows, partial=True)
 
     def _draw(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The rows R of a step, each once, and their weights (R, 1).
+        """The rows R of a step, each once, on the CPU, and their weights (R, 1).
 
-        They are all rows with a gradient, or a sample if there are more than the budget.
+        They are all rows with a gradient, or a sample if there are more than the budget. The norms are all that the
+        host waits for.
         """
-        norms = torch.zeros(len(self._present), dtype=torch.float64)  # (I,)
-        for gradient in gradients.values():
-            norms += torch.linalg.vector_norm(gradient, dim=1).cpu()
+        by_modality = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients.values()])
+        norms = by_modality.cpu().double().sum(0)  # (I,)
         if not norms.isfinite().all():
             raise TrainingDiverged(f"the gradient of {self._model}'s features became NaN or infinite")
         rows = norms.nonzero().squeeze(1)
         weights = norms.new_ones(len(rows))
         if 0 < self._options.rows < len(rows):
             rows, weights = draw_rows(norms, self._options.rows, self._generator)
-        first = next(iter(self._features().values()))
-        return rows.to(first.device), weights.to(first).unsqueeze(1)
+        return rows, to_device(weights.to(by_modality.dtype).unsqueeze(1), self._device)
 
     def _rate(self) -> float:
         """The learning rate of the next step."""
@@ -331,13 +335,14 @@ class JointEncoder(TrainerCallback):
 
     def _refresh(self) -> None:
         """Encode all items with the encoder's current weights, and write them into F."""
-        self._write(self._present.nonzero().squeeze(1), partial=False)
+        self._write(self._items, partial=False)
         self._stale, self._age = False, 0
 
     def _write(self, items: Tensor, *, partial: bool) -> None:
         for part in items.split(self._batch_size * processes()):
+            rows = to_device(part, self._device)
             for modality, values in self._worker.encode(part).items():
-                self._features.refresh(modality, part, values, partial=partial)
+                self._features.refresh(modality, rows, values, partial=partial)
 
 
 def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,8 @@ from ..distributed import (
 from ..errors import ConfigError, DataError, MMRecError, NotApplicable, PluginError, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_id, encoder_spec
 from ..features.inference import OUT_OF_MEMORY
-from ..features.prepared import PreparedItems, prepared_items
-from ..machine import choose_device, precision
+from ..features.prepared import PreparedItems, ahead, prepared_items
+from ..machine import choose_device, loader_processes, precision, to_device
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
@@ -121,15 +121,15 @@ class FineTuned(Paradigm):
             )
 
     def prepare(self, run: RunSpec, catalog: ItemCatalog, registry: Registry, *, progress: bool) -> Tuned:
-        settings = run.settings
+        settings, device = run.settings, choose_device(run.settings)
         return tune(
             catalog,
             encoder_spec(run, registry),
             run.encoder_config,
             self.config,
             text_fields=settings.text_fields,
-            device=choose_device(settings),
-            workers=settings.workers,
+            device=device,
+            workers=loader_processes(settings, device),
             recompute=settings.recompute,
             progress=progress,
         )
@@ -481,9 +481,12 @@ class _Tuner(EpochLoop):
 
     def _loaded(self, parts: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         """This process's rows of batches of items, on the encoder's device."""
-        for items in parts:
-            tensors = self._prepared.batch(items, local_slice(len(items)))
-            yield {key: rows.to(self._device) for key, rows in tensors.items()}
+        batches = (
+            {key: to_device(rows, self._device) for key, rows in self._prepared.batch(items, own).items()}
+            for items, own in [(items, local_slice(len(items))) for items in parts]
+        )
+        # On a GPU one batch ahead: a loss that waits for the GPU doesn't keep the next items from being read
+        return ahead(batches) if self._device.type == "cuda" else batches
 
     def _random(self, epoch: int) -> np.random.Generator:
         """Return the epoch's generator, and seed torch's default generators from it, differently in each process.

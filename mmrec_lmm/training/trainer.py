@@ -102,6 +102,7 @@ class Trainer(EpochLoop):
         super().__init__(epochs=settings.epochs, patience=settings.stopping_step)
         self._model, self._rows, self._settings = model, rows, settings
         self._validate, self._generator, self._callback = validate, generator, callback
+        self._device = next(model.parameters()).device
         self._optimizer = build_optimizer(model, settings)
         self._history: list[EpochReport] = []
         self._on_epoch: Callable[[EpochReport], None] = lambda report: None
@@ -230,8 +231,8 @@ class Trainer(EpochLoop):
         tensors = self._weights()
         tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
         tensors |= {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["generator.cuda"] = torch.cuda.get_rng_state()
+        if self._device.type == "cuda":
+            tensors["generator.cuda"] = torch.cuda.get_rng_state(self._device)
         numbers = TrainerNumbers(
             epoch=self.epoch,
             misses=self.misses,
@@ -255,8 +256,8 @@ class Trainer(EpochLoop):
             self._callback.restore(_under("companion_state.", state.tensors), numbers.companion or {})
         self._generator.set_state(state.tensors["generator.rows"])
         torch.set_rng_state(state.tensors["generator.torch"])
-        if "generator.cuda" in state.tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state.tensors["generator.cuda"])
+        if "generator.cuda" in state.tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state.tensors["generator.cuda"], self._device)
         self.epoch, self.misses, self.best_epoch = numbers.epoch, numbers.misses, numbers.best_epoch
         self.best = Validation(numbers.best_score, numbers.best_metrics)
         self.best_weights = dict(state.best)

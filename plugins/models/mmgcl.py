@@ -61,15 +61,13 @@ class MMGCLConfig:
 class MMGCL(MultimodalGCN):
     """Needs at least one modality; takes any."""
 
-    mask_probabilities: Tensor  # (M,) by modality
-
     def __init__(self, data: TrainingData, features: ItemFeatures, config: MMGCLConfig) -> None:
         readouts = "read_user", "read_item"
         super().__init__(data, features, config, width=config.latent_dim, layers=config.layer_num, readouts=readouts)
         self.graph = BipartiteGraph(data)
         self.adjacency = self.graph.adjacency("symmetric")
-        probabilities = _mask_probabilities(self.modalities, config.mask_p)
-        self.register_buffer("mask_probabilities", probabilities, persistent=False)
+        # By modality (M,); on the host, where the draw decides what is computed
+        self.mask_probabilities = _mask_probabilities(self.modalities, config.mask_p)
         self.init_weights()
 
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
