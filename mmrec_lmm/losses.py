@@ -118,7 +118,8 @@ class _InfoNCE(torch.autograd.Function):
             torch.mm(block, candidates, out=gradient).div_(sums)
             of_candidates.addmm_(block.T, weighted / sums)
         of_anchors.sub_(own)
-        total, n = -(repeated * own).sum(), len(anchors)
+        total = -(repeated * own).sum()
+        n: Tensor | int = len(anchors)
         if repeats is not None:
             of_anchors.mul_(repeats.unsqueeze(1))
             logs, n = logs * repeats.unsqueeze(1), repeats.sum()
