@@ -10,6 +10,8 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ import torch
 from PIL import Image
 
 from mmrec_lmm.config.settings import Settings
+from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbors
 from mmrec_lmm.machine import keep_freed_memory
+from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
@@ -97,16 +101,12 @@ def _train(
     keep_freed_memory()  # as a run does
     registry = load_registry()
     metrics = {metric: registry.metrics.load(metric, "fn") for metric in SETTINGS.metrics}
-    torch.manual_seed(0)
     data = TrainingData(size.users, size.items, splits["train"])
     started = now()
-    model = registry.models.load(name, "cls")(
-        data, ItemFeatures.from_tables(tables), registry.models.load(name, "config")(**options)
-    )
+    model = _build(name, data, tables, options)
     batch = size.train // 7 if quick else SETTINGS.train_batch_size  # a few, also of a tiny size
     rows = SomeRows(TrainingRows(splits["train"], size.users, batch))
-    generator = torch.Generator().manual_seed(0)
-    trainer = Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)  # type: ignore[arg-type]
+    trainer = _trainer(model, rows)
     trainer.train_epoch(0)  # what is made once for a whole run
     start = now() - started
     evaluator = Evaluator(splits["test"], [splits["train"]], size.items)
@@ -149,6 +149,33 @@ def _train(
         "rates": rate,
         "floor": {part: floor(counted, rate) for part, counted in work.items()},
     }
+
+
+def epochs(
+    model: str,
+    *,
+    options: Mapping[str, Any],
+    number: int,
+    widths: Mapping[str, int],
+    quick: bool,
+    data_path: str | None = None,
+) -> dict[str, Any]:
+    """The seconds of each of a model's first epochs, whole, in the real trainer: does it slow down as it trains?
+
+    With `data_path` on the interactions of the data set `baby` there; features are drawn in any case.
+    """
+    keep_freed_memory()
+    size, rng = QUICK if quick else replace(BABY, widths=widths), np.random.default_rng(0)
+    train = interactions(size, rng)["train"]
+    if data_path is not None:
+        dataset = load_dataset(Path(data_path) / "baby", "baby", SETTINGS)
+        size, train = replace(size, users=dataset.n_users, items=dataset.n_items), dataset.train
+    data = TrainingData(size.users, size.items, train)
+    trainer = _trainer(
+        _build(model, data, features(size, rng), options), TrainingRows(train, size.users, SETTINGS.train_batch_size)
+    )
+    taken = [seconds(partial(trainer.train_epoch, epoch)) for epoch in range(number)]
+    return {"seconds": taken, "peak": peak_bytes()}
 
 
 def neighbors(*, items: int, width: int = WIDTH, probes: int | None = None) -> dict[str, Any]:
@@ -198,6 +225,23 @@ def floor(work: Mapping[str, Any], rates: Mapping[str, float]) -> float:
     return float(giga / 1e9)
 
 
+def _build(
+    name: str, data: TrainingData, tables: Mapping[str, FeatureTable], options: Mapping[str, Any]
+) -> Recommender:
+    """A model with fresh weights, always the same."""
+    registry = load_registry()
+    torch.manual_seed(0)
+    model: Recommender = registry.models.load(name, "cls")(
+        data, ItemFeatures.from_tables(tables), registry.models.load(name, "config")(**options)
+    )
+    return model
+
+
+def _trainer(model: Recommender, rows: Any) -> Trainer:
+    generator = torch.Generator().manual_seed(0)
+    return Trainer(model, rows, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)
+
+
 def _plain(counted: Count) -> dict[str, Any]:
     numbers = {name: getattr(counted, name) for name in ("operations", "flops", "sparse_flops", "moved", "bytes")}
     return numbers | {"selected": {str(k): n for k, n in counted.selected.items()}}
@@ -238,6 +282,7 @@ def _mapped(size: Size, rng: np.random.Generator, folder: Path) -> dict[str, Fea
 
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "train": train,
+    "epochs": epochs,
     "neighbors": neighbors,
     "joint_memory": joint_memory,
 }

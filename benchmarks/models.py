@@ -1,13 +1,15 @@
-"""The models' time and memory: `python -m benchmarks.models [table | growth | large | neighbors] [--threads 1]`.
+"""The models' time and memory: `python -m benchmarks.models [WHAT] [--quick] [--threads 1]`.
 
 table   a training epoch and an evaluation of each at Amazon Baby's size, the time that their arithmetic takes at the
         machine's own rates, and their peak of memory (`make bench` prints this)
+epochs  each of a model's first epochs, whole: does it slow down as its weights are trained? (--epochs 6)
 growth  a step, and the search for nearest neighbors, at 1, 2, 4 and 8 times Baby; --plot draws them as SVG
 large   LATTICE at 63,000 items with memory-mapped features; its neighbors exact, then approximate
 neighbors   exact and approximate ones of up to 1,000,000 items: time, recall and memory
 
-Data are synthetic and seeded. Each measurement is a process of its own (jobs.py): its peak is its own, and what
-importing torch takes is subtracted. docs/performance.md says how to read it.
+Data are synthetic and seeded; `epochs` trains on a real Baby's interactions with --data-path. Each measurement is a
+process of its own (jobs.py): its peak is its own, and what importing torch takes is subtracted. docs/performance.md
+says how to read it.
 """
 
 import argparse
@@ -55,6 +57,10 @@ class Bench:
         request = {"model": model, "options": options, "factor": factor, "widths": widths, **more}
         return self.job("train", steps=self._steps, quick=self._quick, **request)
 
+    def epochs(self, model: str, **arguments: Any) -> Sequence[float]:
+        taken: Sequence[float] = self.job("epochs", model=model, quick=self._quick, **arguments)["seconds"]
+        return taken
+
     def job(self, name: str, **arguments: Any) -> Any:
         """A job's result, its `peak` in GB over what importing torch takes."""
         request = {"job": name, "threads": self._threads, "arguments": arguments}
@@ -100,6 +106,21 @@ def table(bench: Bench, rows: Sequence[str]) -> None:
             flush=True,
         )
     print("\nRates that the machine reached beside these:", rates_line(rates))
+
+
+def epochs(
+    bench: Bench, rows: Sequence[str], number: int, *, widths: Mapping[str, int], data_path: Path | None
+) -> None:
+    """Print a line per model: the seconds of each of its first epochs, and the slowest after the first over the
+    first."""
+    print(f"| model | {' | '.join(f'epoch {epoch}' for epoch in range(1, number + 1))} | slowest / first |")
+    print("|---|" + "---:|" * (number + 1))
+    for row in rows:
+        model, options = ROWS[row]
+        place = None if data_path is None else str(data_path.resolve())
+        taken = bench.epochs(model, options=options, number=number, widths=widths, data_path=place)
+        cells = [f"{each:.2f}" for each in taken] + [f"{max(taken[1:]) / taken[0]:.2f}"]
+        print(f"| {row} | {' | '.join(cells)} |", flush=True)
 
 
 def rates_line(rates: Sequence[Mapping[str, float]]) -> str:
@@ -181,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("table", "growth", "large", "neighbors"), default="table")
+    parser.add_argument("what", nargs="?", choices=("table", "epochs", "growth", "large", "neighbors"), default="table")
     parser.add_argument("--models", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="default: all")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: as many as it chooses)")
     parser.add_argument(
@@ -190,19 +211,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="sizes of growth, in Babys")
     parser.add_argument("--items", type=int, nargs="+", default=NEIGHBOR_ITEMS, help="sizes of neighbors")
     parser.add_argument("--widths", type=int, nargs="+", default=[64], help="of vectors of neighbors (default: 64)")
+    parser.add_argument("--epochs", type=int, default=6, help="of `epochs`, 2 or more (default: %(default)s)")
+    parser.add_argument("--text-only", action="store_true", help="`epochs` without images")
+    parser.add_argument("--data-path", type=Path, help="of the folder `baby` that `epochs` trains on")
     parser.add_argument("--plot", type=Path, help="write growth as SVG")
     parser.add_argument("--quick", action="store_true", help="a tiny size: shows that it runs, measures nothing")
     options = parser.parse_args(argv)
     clock = "one thread, processor time" if options.threads == 1 else f"{options.threads or 'default'} threads"
     rounds = f"{ROUNDS} rounds" if options.what == "table" else "one round"
+    extent = "whole epochs" if options.what == "epochs" else f"{rounds} of {options.steps} steps"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(
-        f"{processor()}, {os.cpu_count()} cores{load}; {clock}; {rounds} of {options.steps} steps\n",
+        f"{processor()}, {os.cpu_count()} cores{load}; {clock}; {extent}\n",
         flush=True,
     )
     bench = Bench(threads=options.threads, steps=options.steps, quick=options.quick)
     if options.what == "table":
         table(bench, options.models)
+    elif options.what == "epochs":
+        widths = {"text": BABY_WIDTHS["text"]} if options.text_only else BABY_WIDTHS
+        epochs(bench, options.models, options.epochs, widths=widths, data_path=options.data_path)
     elif options.what == "growth":
         items = 200 if options.quick else BABY_ITEMS
         growth(bench, options.models, options.factors, items=items, plot=options.plot)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .plugin.hookspecs import API_VERSION as API_VERSION
     from .plugin.hookspecs import hookimpl as hookimpl
     from .plugin.item_features import ItemFeatures as ItemFeatures
+    from .plugin.item_features import distinct as distinct
+    from .plugin.item_features import project as project
     from .plugin.specs import DatasetSpec as DatasetSpec
     from .plugin.specs import EncoderSpec as EncoderSpec
     from .plugin.specs import MetricSpec as MetricSpec
@@ -69,7 +71,7 @@ _HOME = {
         "did_you_mean",
     ),
     "formatting": ("first_few", "first_line"),
-    "plugin.item_features": ("ItemFeatures",),
+    "plugin.item_features": ("ItemFeatures", "distinct", "project"),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),

@@ -15,6 +15,7 @@ from .distributed import all_gather, local_slice
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound on the learned scale of contrastive logits, as its logarithm
 FIRST_LOG_SCALE = math.log(1 / 0.07)  # CLIP's initial value of it
 _BLOCK_ROWS = 256  # of similarities at once: they stay in a processor's cache between product and exponential
+_BLOCK_BYTES = 2**28  # of similarities at once elsewhere: a GPU starts fewer operations on larger blocks
 _LEAST_LOGIT = -60.0  # below the row's largest: e^-60 doesn't change a float32 sum, and far smaller terms are denormal
 
 
@@ -47,14 +48,25 @@ def contrastive_scale(log_scale: Tensor, *, least: float | None = None) -> Tenso
     return log_scale.exp()
 
 
-def info_nce(anchors: Tensor, candidates: Tensor, *, temperature: float) -> Tensor:
+def info_nce(
+    anchors: Tensor,
+    candidates: Tensor,
+    *,
+    temperature: float,
+    positives: Tensor | None = None,
+    repeats: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
     """-mean_i log( exp(a_i.c_i / t) / sum_j exp(a_i.c_j / t) ) for anchors (B, D) and candidates (C, D), C >= B.
 
     van den Oord et al., 2018, arXiv:1807.03748: candidate i is anchor i's positive, every other one a negative.
     Rows aren't normalized here; for cosine similarity, normalize them first. The B x C similarities are never kept:
     loss and gradient are computed together, block by block.
+
+    Rows that occur several times can be given once: `repeats` (B,) is how many times each anchor occurs, `counts` (C,)
+    how many times each candidate. `positives` (B,) has the place of each anchor's positive, where that isn't its own.
     """
-    return _InfoNCE.apply(anchors, candidates, temperature)
+    return _InfoNCE.apply(anchors, candidates, temperature, positives, repeats, counts)
 
 
 def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tensor:
@@ -75,28 +87,59 @@ def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tenso
 
 
 class _InfoNCE(torch.autograd.Function):
-    """With P = softmax(A C' / t): dA = (P C - C_B) / (B t), dC = (P' A - A_B) / (B t)."""
+    """With P = softmax(A C' / t + log counts), the positives' rows C_+ and n anchors, each as often as it occurs:
+    dA = repeats (P C - C_+) / (n t), dC = (P' (repeats A) - sums of repeats A by positive) / (n t)."""
 
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-        scaled, n = anchors / temperature, len(anchors)
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        temperature: float,
+        positives: Tensor | None,
+        repeats: Tensor | None,
+        counts: Tensor | None,
+    ) -> Tensor:
+        scaled = anchors / temperature
+        own = candidates[: len(anchors)] if positives is None else candidates.index_select(0, positives)  # C_+ (B, D)
+        repeated = scaled if repeats is None else scaled * repeats.unsqueeze(1)
+        shift = anchors.new_zeros(()) if counts is None else counts.to(anchors.dtype).log()  # () or (C,)
         of_anchors, of_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
-        similarities = anchors.new_empty(min(n, _BLOCK_ROWS), len(candidates))
-        total = -(scaled * candidates[:n]).sum()
-        for rows, gradient in zip(scaled.split(_BLOCK_ROWS), of_anchors.split(_BLOCK_ROWS), strict=True):
-            block = torch.mm(rows, candidates.T, out=similarities[: len(rows)])  # (block, C)
+        size = _block_rows(candidates)
+        similarities = anchors.new_empty(min(len(anchors), size), len(candidates))
+        logs = anchors.new_empty(len(anchors), 1)  # of the sums over candidates
+        blocks = zip(*(rows.split(size) for rows in (scaled, repeated, of_anchors, logs)), strict=True)
+        for rows, weighted, gradient, log in blocks:
+            out = similarities[: len(rows)]
+            block = torch.addmm(shift, rows, candidates.T, beta=0 if counts is None else 1, out=out)  # (block, C)
             largest = block.amax(dim=1, keepdim=True)
             sums = block.sub_(largest).clamp_(min=_LEAST_LOGIT).exp_().sum(dim=1, keepdim=True)
-            total += (sums.log() + largest).sum()
+            torch.add(sums.log(), largest, out=log)
             torch.mm(block, candidates, out=gradient).div_(sums)
-            of_candidates.addmm_(block.T, rows / sums)
-        of_anchors.sub_(candidates[:n]).div_(n * temperature)
-        of_candidates[:n] -= scaled
+            of_candidates.addmm_(block.T, weighted / sums)
+        of_anchors.sub_(own)
+        total = -(repeated * own).sum()
+        n: Tensor | int = len(anchors)
+        if repeats is not None:
+            of_anchors.mul_(repeats.unsqueeze(1))
+            logs, n = logs * repeats.unsqueeze(1), repeats.sum()
+        of_anchors.div_(n * temperature)
+        if positives is None:
+            of_candidates[: len(anchors)] -= repeated
+        else:
+            of_candidates.index_add_(0, positives, repeated, alpha=-1)
         ctx.save_for_backward(of_anchors, of_candidates.div_(n))
-        return total / n
+        return (total + logs.sum()) / n
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_anchors, of_candidates = ctx.saved_tensors
-        return gradient * of_anchors, gradient * of_candidates, None
+        return gradient * of_anchors, gradient * of_candidates, None, None, None, None
+
+
+def _block_rows(candidates: Tensor) -> int:
+    """How many anchors are compared with all `candidates` (C, D) at once."""
+    if candidates.device.type == "cpu":
+        return _BLOCK_ROWS
+    return max(1, _BLOCK_BYTES // (len(candidates) * candidates.element_size()))

@@ -33,6 +33,22 @@ def test_a_models_first_batch_later_steps_and_evaluation_are_measured_and_have_a
     assert result["work"]["evaluation"]["selected"]["51"] == QUICK.users * QUICK.items
 
 
+def test_the_epochs_of_a_model_are_measured_whole_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+    monkeypatch.setattr(jobs.Trainer, "train_epoch", lambda self, epoch: trained.append((epoch, len(self._rows))))
+    result = jobs.epochs("SLMRec", options={}, number=3, widths={}, quick=True)
+    assert len(result["seconds"]) == 3
+    assert trained == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_epochs_can_be_measured_on_a_data_set_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "baby").mkdir()
+    rows = [f"{user}\t{(user + step) % 5}\t{label}" for user in range(6) for step, label in enumerate((0, 0, 0, 1, 2))]
+    (tmp_path / "baby" / "baby.inter").write_text("\n".join(["userID\titemID\tx_label", *rows]))
+    result = jobs.epochs("BPR", options={}, number=2, widths={}, quick=True, data_path=str(tmp_path))
+    assert len(result["seconds"]) == 2
+
+
 def test_every_model_that_ships_is_measured() -> None:
     shipped = {spec.name for spec in load_registry().models if spec.paper}
     assert {model for model, _ in models.ROWS.values()} == shipped
@@ -146,9 +162,11 @@ def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their
     models.main(["growth", *quick, "--models", "BPR", "--factors", "1", "2", "--plot", str(tmp_path / "growth.svg")])
     models.main(["large", *quick])
     models.main(["neighbors", *quick])
+    models.main(["epochs", *quick, "--models", "SLMRec", "--epochs", "2"])
     printed = capsys.readouterr().out
     for line in (
         r"\| BPR \| [\d.]+ \|",
+        r"\| SLMRec \| [\d.]+ \| [\d.]+ \| [\d.]+ \|",
         r"\| exact neighbors \|",
         r"LATTICE, 2,000 items, exact .* ok",
         "large product",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmrec_lmm.plugin.item_features import ItemFeatures
+from mmrec_lmm.plugin.item_features import ItemFeatures, distinct, project
 from mmrec_lmm.testing import checkerboard_features
 
 IMAGES = torch.arange(12.0).reshape(4, 3)
@@ -126,3 +126,39 @@ def test_joint_features_leave_the_tables_that_they_were_made_of_alone() -> None:
     made = ItemFeatures.from_tables(tables, joint=True)
     made.refresh("image", torch.arange(6), torch.ones(6, 5))
     assert tables["image"].values.tolist() == before.tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [1, 256, 600])
+def test_a_projection_is_a_product_in_value_and_gradient(n: int, threads: int) -> None:
+    torch.manual_seed(0)
+    table, weight = (torch.randn(size, 9, dtype=torch.float64, requires_grad=True) for size in (n, 4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, theirs = project(table, weight), table @ weight.T
+        torch.testing.assert_close(ours, theirs)
+        upstream = torch.randn_like(ours)
+        found = (torch.autograd.grad(out, (table, weight), upstream) for out in (ours, theirs))
+        for mine, other in zip(*found, strict=True):
+            torch.testing.assert_close(mine, other)
+        constant = project(table.detach(), weight)
+        torch.testing.assert_close(torch.autograd.grad(constant, weight, upstream)[0], upstream.T @ table)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_distinct_ids_come_with_their_places_and_counts() -> None:
+    ids = torch.tensor([5, 2, 5, 9, 5])
+    found, place, counts = distinct(ids)
+    assert place is not None
+    assert counts is not None
+    assert found[place].tolist() == ids.tolist()
+    assert dict(zip(found.tolist(), counts.tolist(), strict=True)) == {2: 1, 5: 3, 9: 1}
+
+
+def test_on_a_gpu_all_ids_are_kept_since_their_number_would_have_to_be_waited_for() -> None:
+    ids = torch.empty(5, dtype=torch.long, device="meta")
+    found, place, counts = distinct(ids)
+    assert found is ids
+    assert (place, counts) == (None, None)

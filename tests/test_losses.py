@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmrec_lmm.losses import batch_norms, bpr, contrastive_scale, info_nce, symmetric_info_nce
+from mmrec_lmm.losses import _block_rows, batch_norms, bpr, contrastive_scale, info_nce, symmetric_info_nce
 
 
 def test_bpr_of_equal_scores_is_log_two_and_falls_as_the_positive_rises() -> None:
@@ -63,6 +63,30 @@ def test_info_nce_of_trained_logits_is_a_cross_entropy_too() -> None:
     assert loss.item() == pytest.approx(expected.item())
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_rows_given_once_with_their_counts_are_worth_the_repeated_rows() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(400, (600,)).sort().values
+    _, place, counts = ids.unique(return_inverse=True, return_counts=True)
+    assert counts.max() > 2
+    once = [torch.randn(len(counts), 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    users = torch.randn(len(ids), 5, dtype=torch.float64, requires_grad=True)
+    often = [rows[place] for rows in once]
+    expected = info_nce(*often, temperature=0.3) + info_nce(users, often[1], temperature=0.3)
+    reference = torch.autograd.grad(expected, [*once, users])
+    loss = info_nce(*once, temperature=0.3, repeats=counts, counts=counts)
+    loss = loss + info_nce(users, once[1], temperature=0.3, positives=place, counts=counts)
+    assert loss.item() == pytest.approx(expected.item())
+    for mine, other in zip(torch.autograd.grad(loss, [*once, users]), reference, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_gpu_compares_a_batch_in_one_block_while_it_is_small_enough() -> None:
+    candidates = torch.empty(2048, 64, device="meta")
+    assert _block_rows(candidates) >= len(candidates)
+    assert _block_rows(torch.empty(2**24, 64, device="meta")) * 2**24 * 4 <= 2**28
+    assert _block_rows(torch.empty(2048, 64)) < 2048
 
 
 def test_contrastive_logits_are_not_rounded_under_autocast() -> None:

@@ -3,6 +3,7 @@
 Shapes: U users, I items, N = U + I, D embedding, Q width of a tower's input.
 """
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from golden import (
 from torch import Tensor
 from torch.nn.functional import leaky_relu, linear, logsigmoid, normalize
 
+from benchmarks.counting import count
 from mmrec_lmm.config.resolve import Request, resolve
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import ConfigError
+from mmrec_lmm.graph import BipartiteGraph, Side
 from mmrec_lmm.plugin.contracts import DotProduct
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry, load_registry
@@ -227,3 +230,22 @@ def test_without_any_feature_it_says_so(registry: Registry) -> None:
     model, config = (registry.models.load("MMGCN", part) for part in ("cls", "config"))
     with pytest.raises(ConfigError, match="MMGCN: expected item features, got none; try LightGCN"):
         model(data, ItemFeatures({}, {}), config())
+
+
+@pytest.mark.parametrize(("n_users", "n_items"), [(9, 4), (4, 9)])
+@pytest.mark.parametrize("side", ["users", "items"])
+@pytest.mark.parametrize("ids", [None, [2, 0, 2], [0, 1, 2, 3] * 3])
+def test_the_dense_product_of_a_convolution_takes_the_fewer_rows(
+    n_users: int, n_items: int, side: Side, ids: list[int] | None
+) -> None:
+    users = np.arange(9) % n_users
+    data = TrainingData(n_users, n_items, Interactions(users, np.arange(9) % n_items))
+    matrix = BipartiteGraph(data).adjacency("random_walk")
+    _convolve = importlib.import_module(load_registry().models.load("MMGCN", "cls").__module__)._convolve
+    here, there = (n_users, n_items) if side == "users" else (n_items, n_users)
+    x, weight = torch.randn(there, 5), torch.randn(5, 5)
+    chosen = None if ids is None else torch.tensor(ids)
+    expected = matrix.rows_of(side).to_dense() @ x @ weight
+    torch.testing.assert_close(_convolve(side, matrix, x, weight, chosen), expected if ids is None else expected[ids])
+    counted = count(lambda: _convolve(side, matrix, x, weight, chosen))
+    assert counted.flops == 2 * min(there, here if ids is None else len(ids)) * 5 * 5

@@ -11,7 +11,15 @@ from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.features.encoding import build_encoder
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
-from mmrec_lmm.training.optim import adamw, freeze, rate_factor, recompute_blocks
+from mmrec_lmm.training.optim import (
+    FAINT,
+    SWEEP_STEPS,
+    adamw,
+    drop_faint_momentum,
+    freeze,
+    rate_factor,
+    recompute_blocks,
+)
 from mmrec_lmm.training.trainer import LEARNERS
 from mmrec_lmm.types import RawItem
 
@@ -167,3 +175,25 @@ print("torch._dynamo" in sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"
+
+
+def test_faint_momentum_is_dropped_before_it_becomes_denormal_and_moves_no_weight() -> None:
+    torch.manual_seed(0)
+    swept, plain = (nn.Parameter(torch.linspace(-1.0, 1.0, 8)) for _ in range(2))
+    optimizers = [torch.optim.Adam([weights], fused=True) for weights in (swept, plain)]
+    seen = []
+    for step in range(1, 6 * SWEEP_STEPS):
+        gradient = torch.zeros(8)
+        gradient[step % 2 if step > 1 else slice(None)] = 1e-4  # the last six have a gradient in the first step alone
+        for weights, optimizer in zip((swept, plain), optimizers, strict=True):
+            weights.grad = gradient
+            optimizer.step()
+        if step % SWEEP_STEPS == 0:
+            drop_faint_momentum(optimizers[0])
+        moments = [
+            optimizer.state[weights]["exp_avg"] for weights, optimizer in zip((swept, plain), optimizers, strict=True)
+        ]
+        seen.append([bool(((m != 0) & (m.abs() < torch.finfo(m.dtype).tiny)).any()) for m in moments])
+    assert torch.equal(swept, plain)
+    assert [any(column) for column in zip(*seen, strict=True)] == [False, True]
+    assert torch.finfo(torch.float32).tiny < FAINT * 0.9**SWEEP_STEPS

@@ -22,7 +22,7 @@ from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
 from ..types import RECORD_VERSION, ChanceBySplit, Inputs, RunRecord, RunSeconds, RunSpec
 
-NUMERICS_VERSION = 3  # increase it when the same run would give other numbers, and say why in CHANGELOG
+NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG
 
 
 def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:

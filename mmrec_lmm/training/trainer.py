@@ -23,7 +23,7 @@ from ..plugin.contracts import Recommender, TrainerCallback
 from ..typed_json import OPTIONAL
 from ..types import EpochReport
 from .loop import EpochLoop, Validation
-from .optim import eager
+from .optim import SWEEP_STEPS, drop_faint_momentum, eager
 
 logger = logging.getLogger(__name__)
 
@@ -177,13 +177,15 @@ class Trainer(EpochLoop):
             self._callback.epoch_started(epoch)
         model.on_epoch_start(epoch)
         totals: dict[str, Tensor] = {}
-        for batch in self._rows.epoch(self._generator):
+        for step, batch in enumerate(self._rows.epoch(self._generator), start=1):
             optimizer.zero_grad(set_to_none=settings.zero_grad_to_none)
             terms = model.training_loss(batch)
             torch.stack([*terms.values()]).sum().backward()
             if settings.clip_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.clip_grad_norm)
             optimizer.step()
+            if step % SWEEP_STEPS == 0:
+                drop_faint_momentum(optimizer)
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
             if self._callback is not None:

@@ -15,8 +15,8 @@ presets mmrec and lmm keep them frozen. As there, three layers, whatever `n_laye
 preferences only the image's are regularized. Vectors are computed from the current parameters, not from the last
 batch's. An item that lacks a modality enters that tower as zeros.
 
-Constants are computed once: M x of frozen features and of frozen preferences. The first layer of the text's tower then
-needs no sparse product. The last layer is computed for the rows that the loss reads.
+Constants are computed once: inputs of frozen features, and M x of frozen preferences. M x W is computed in the order
+that gives the dense product fewer rows. The last layer is computed for the rows that the loss reads.
 Shapes: B batch, U users, I items, N = U + I, D embedding, F features of a modality, Q width of a tower's input.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, normalize
 
 from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData
-from mmrec_lmm.graph import BipartiteGraph, SparseMatrix, propagate_to
+from mmrec_lmm.graph import BipartiteGraph, Side, SparseMatrix, propagate_to
 from mmrec_lmm.losses import bpr
 
 from .multimodal_gcn import rows, short_name
@@ -141,50 +141,57 @@ class Tower(nn.Module):
         """The last layer's rows of some users and some items, (., D) each."""
         id_users, id_items = identity
         users, near_items = self._preferences(matrix)
-        items, near_users = self._contents(modality, features, matrix)
+        items = self._contents(modality, features)
         for layer in range(1, _LAYERS + 1):
-            if layer > 1:
-                near_users, near_items = propagate_to("users", matrix, items), propagate_to("items", matrix, users)
+            weight: Tensor = getattr(self, f"conv_embed_{layer}").weight
+            of_users, of_items = (user_ids, item_ids) if layer == _LAYERS else (None, None)
+            h_users = _convolve("users", matrix, items, weight, of_users)
+            h_items = _convolve("items", matrix, users, weight, of_items) if near_items is None else near_items @ weight
             if layer == _LAYERS:
-                near_users, users, id_users = (rows(table, user_ids) for table in (near_users, users, id_users))
-                near_items, items, id_items = (rows(table, item_ids) for table in (near_items, items, id_items))
-            users = self._convolve(layer, near_users, users, id_users)
-            items = self._convolve(layer, near_items, items, id_items)
+                users, id_users = rows(users, user_ids), rows(id_users, user_ids)
+                items, id_items = rows(items, item_ids), rows(id_items, item_ids)
+            users = self._combine(layer, h_users, users, id_users)
+            items = self._combine(layer, h_items, items, id_items)
+            near_items = None
         return users, items
 
-    def _convolve(self, layer: int, near: Tensor, own: Tensor, identity: Tensor) -> Tensor:
-        """lrelu(G [h ; x']) of some rows, from the mean of their neighbors, themselves and their ids."""
-        convolution, own_layer, joint = (
-            getattr(self, f"{name}{layer}") for name in ("conv_embed_", "linear_layer", "g_layer")
-        )
-        h = leaky_relu(near @ convolution.weight, inplace=True)  # (., Q)
+    def _combine(self, layer: int, near: Tensor, own: Tensor, identity: Tensor) -> Tensor:
+        """lrelu(G [h ; x']) of some rows, from M x W, themselves and their ids."""
+        own_layer, joint = (getattr(self, f"{name}{layer}") for name in ("linear_layer", "g_layer"))
+        h = leaky_relu(near, inplace=True)  # (., Q)
         x = leaky_relu(own_layer(own), inplace=True) + identity  # (., D)
         of_h, of_x = joint.weight.split([h.shape[1], x.shape[1]], dim=1)  # G in two blocks, which saves joining h and x
         return leaky_relu(linear(x, of_x, joint.bias).addmm(h, of_h.T), inplace=True)
 
-    def _preferences(self, matrix: SparseMatrix) -> tuple[Tensor, Tensor]:
-        """Users' inputs (U, Q), and their mean over each item's neighbors (I, Q); computed once if they are frozen."""
-
-        def compute() -> tuple[Tensor, Tensor]:
-            users = normalize(self.preference)
-            return users, propagate_to("items", matrix, users)
-
+    def _preferences(self, matrix: SparseMatrix) -> tuple[Tensor, Tensor | None]:
+        """Users' inputs (U, Q), and if they are frozen their mean over each item's neighbors (I, Q), computed once."""
         if self.trainable:
-            return compute()
+            return normalize(self.preference), None
         version = self.preference._version  # torch increases it when saved weights are loaded
         if self._frozen is None or self._frozen[0] != version:
-            self._frozen = version, compute()
+            users = normalize(self.preference)
+            self._frozen = version, (users, propagate_to("items", matrix, users))
         return self._frozen[1]
 
-    def _contents(self, modality: str, features: ItemFeatures, matrix: SparseMatrix) -> tuple[Tensor, Tensor]:
-        """Items' inputs (I, Q), and their mean over each user's neighbors (U, Q)."""
+    def _contents(self, modality: str, features: ItemFeatures) -> Tensor:
+        """Items' inputs (I, Q)."""
 
-        def compute(project: Callable[[Tensor], Tensor] = lambda table: table) -> tuple[Tensor, Tensor]:
-            items = project(features()[modality]) * features.present[modality].unsqueeze(1)
-            items = normalize(items)
-            return items, propagate_to("users", matrix, items)
+        def compute(project: Callable[[Tensor], Tensor] = lambda table: table) -> Tensor:
+            return normalize(project(features()[modality]) * features.present[modality].unsqueeze(1))
 
-        return compute(self.MLP) if self.MLP else features.derived(f"MMGCN's input of {modality}", compute)
+        contents: Tensor = compute(self.MLP) if self.MLP else features.derived(f"MMGCN's input of {modality}", compute)
+        return contents
+
+
+def _convolve(side: Side, matrix: SparseMatrix, x: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
+    """M x W for the rows `ids` of one side (None: all): as M (x W) where x, of the other side, has fewer rows than
+    that, else as (M x) W."""
+    assert matrix.n_users is not None
+    n_side = matrix.n_users if side == "users" else matrix.shape[0] - matrix.n_users
+    weight_first = len(x) < (n_side if ids is None else len(ids))
+    mean = propagate_to(side, matrix, x @ weight if weight_first else x)
+    mean = mean if ids is None else rows(mean, ids)
+    return mean if weight_first else mean @ weight
 
 
 class Convolution(nn.Module):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import ConfigError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import ConfigError, DotProduct, ItemFeatures, TrainingData, project
 from mmrec_lmm.graph import Side, SparseMatrix, propagate_mean_to
 
 _SHORT = {"image": "v", "text": "t", "audio": "a"}
@@ -83,7 +83,7 @@ class MultimodalGCN(DotProduct):
         """W f / |f| + b (I, D), zero for items without the modality."""
         dense: nn.Linear = getattr(self, f"{short_name(modality)}_dense")
         scale = self.features.derived(f"1 / norms of {modality}", lambda: 1 / _norms(table))  # (I, 1)
-        projected = torch.addcmul(dense.bias, table @ dense.weight.T, scale)
+        projected = torch.addcmul(dense.bias, project(table, dense.weight), scale)
         return projected * self.features.present[modality].unsqueeze(1)
 
     def propagate_sources(self, side: Side, matrix: SparseMatrix, sources: Tensor, ids: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ Fidelity: tests compare FAC with MMRec's code to 1e-5; FD and FM stop with an er
 code (zltao/SLMRec), for any modalities. As there, FAC's dot products are not normalized, and its layers for audio exist
 without audio. Scores are the plain product: the sigmoid of both codes keeps the order, but makes ties of large scores.
 Vectors are computed from the current parameters, not from the last batch's. An item that lacks a modality has zeros
-there after projection, and takes part in FAC with them.
-Shapes: B batch, U users, I items, D recdim, S sources.
+there after projection, and takes part in FAC with them. An item that is in a batch several times is computed once and
+counted as often, which changes no value.
+Shapes: B batch, R distinct items of a batch, U users, I items, D recdim, S sources.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
 
-from mmrec_lmm.api import Batch, ConfigValueError, ItemFeatures, TrainingData
+from mmrec_lmm.api import Batch, ConfigValueError, ItemFeatures, TrainingData, distinct
 from mmrec_lmm.graph import BipartiteGraph, Normalization, propagate
 from mmrec_lmm.losses import info_nce
 
@@ -95,24 +96,27 @@ class SLMRec(MultimodalGCN):
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
         sources = self.sources()  # (I, S D)
         users = self.read_out("users", self.adjacency, self.readout_inputs("users", sources), batch.users)  # (B, D)
+        ids, place, counts = distinct(batch.positives)  # (R,), (B,), (R,)
         if self.task == "FAC":  # needs each source of the items by itself
-            states = self.propagate_sources("items", self.adjacency, sources, batch.positives)  # (B, S D)
-            items, ssl = self.readout("items")(states), self._alignment_loss(states)
+            states = self.propagate_sources("items", self.adjacency, sources, ids)  # (R, S D)
+            items, ssl = self.readout("items")(states), self._alignment_loss(states, counts)
         else:
-            items = self.read_out("items", self.adjacency, self.readout_inputs("items", sources), batch.positives)
+            items = self.read_out("items", self.adjacency, self.readout_inputs("items", sources), ids)  # (R, D)
             ssl = self._contrastive_loss(batch, sources)
-        main = info_nce(normalize(users), normalize(items), temperature=self.config.temp)
+        temperature = self.config.temp
+        main = info_nce(normalize(users), normalize(items), temperature=temperature, positives=place, counts=counts)
         return {"main": main, "ssl": self.config.ssl_alpha * ssl}
 
-    def _alignment_loss(self, states: Tensor) -> Tensor:
-        """FAC, of the batch's items with their propagated sources (B, S D)."""
+    def _alignment_loss(self, states: Tensor, counts: Tensor | None) -> Tensor:
+        """FAC, of the batch's distinct items with their propagated sources (R, S D), each `counts` (R,) times."""
         state, *own = states.split(self.width, dim=1)
         by_modality = dict(zip(self.modalities, own, strict=True))
         loss = states.new_zeros(())
         for modality, step, from_own in self.chain:
             state = step(state)
             if modality in by_modality:
-                loss = loss + info_nce(state, from_own(by_modality[modality]), temperature=self.config.ssl_temp)
+                own_state, temperature = from_own(by_modality[modality]), self.config.ssl_temp
+                loss = loss + info_nce(state, own_state, temperature=temperature, repeats=counts, counts=counts)
         return loss
 
     def _contrastive_loss(self, batch: Batch, sources: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData, distinct, project
 from mmrec_lmm.losses import batch_norms, bpr
 
 
@@ -47,10 +47,11 @@ class VBPR(DotProduct):
         nn.init.zeros_(self.item_linear.bias)
 
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
-        items, place = torch.cat([batch.positives, batch.negatives]).unique(return_inverse=True)  # (R,), (2B,)
+        items, place, _ = distinct(torch.cat([batch.positives, batch.negatives]))  # (R,), (2B,)
         embeddings = nn.functional.embedding(items, self.i_embedding)  # (R, D)
         vectors = self.item_vectors(self.features.rows(items), embeddings)  # (R, 2D)
-        positives, negatives = nn.functional.embedding(place, vectors).split(len(batch))  # (B, 2D) each
+        pairs = vectors if place is None else nn.functional.embedding(place, vectors)  # (2B, 2D)
+        positives, negatives = pairs.split(len(batch))  # (B, 2D) each
         users = nn.functional.embedding(batch.users, self.u_embedding)  # (B, 2D)
         return {
             "bpr": bpr((users * positives).sum(1), (users * negatives).sum(1)),
@@ -61,7 +62,7 @@ class VBPR(DotProduct):
         """[q_i ; W f_i + b] (R, 2D), from the features and q_i of R items."""
         blocks = self.item_linear.weight.split(self.widths, dim=1)  # W by modality: (D, F_m) each
         projected = self.item_linear.bias + sum(
-            features[modality] @ block.T for modality, block in zip(self.modalities, blocks, strict=True)
+            project(features[modality], block) for modality, block in zip(self.modalities, blocks, strict=True)
         )
         return torch.cat([embeddings, projected], dim=1)
 
