@@ -29,7 +29,7 @@ def test_a_models_first_batch_later_steps_and_evaluation_are_measured_and_have_a
     for part in ("first", "step", "evaluation"):
         assert result["seconds"][part] > 0
         assert result["floor"][part] > 0
-    assert result["work"]["evaluation"]["selected"]["51"] == QUICK.users * QUICK.items
+    assert result["work"]["evaluation"]["selected"]["50"] == QUICK.users * QUICK.items
 
 
 def test_every_model_that_ships_is_measured() -> None:
@@ -135,8 +135,12 @@ def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their
     quick = ["--quick", "--steps", "2"]
     models.main([*quick, "--models", "BPR"])
     models.main(["growth", *quick, "--models", "BPR", "--factors", "1", "2", "--plot", str(tmp_path / "growth.svg")])
-    models.main(["large", *quick])
+    for at_size in ("large", "ranking", "million"):
+        models.main([at_size, *quick])
     printed = capsys.readouterr().out
-    for line in (r"\| BPR \| [\d.]+ \|", r"\| exact neighbors \|", r"LATTICE, 2,000 items, .* ok", "large product"):
+    for line in (
+        r"\| BPR \| [\d.]+ \|", r"\| exact neighbors \|", r"LATTICE, 2,000 items, .* ok", "large product",
+        r"50 of 300 users, 1,000 items: .* ratio [\d.]+ of 1.5: ", r"\| LightGCN \|( [\d.]+ \|){11}",
+    ):  # fmt: skip
         assert re.search(line, printed)
     assert (tmp_path / "growth.svg").read_text().startswith("<svg")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.sampling import distinct
 from ..errors import TrainingDiverged
 from ..plugin.contracts import Recommender
 from ..types import Chance, Interactions
@@ -48,7 +49,7 @@ class Ranker:
     def __init__(self, users: np.ndarray, masked: Sequence[Interactions], n_items: int) -> None:
         self.users, self._n_items = users, n_items
         seen = [self.keys(rows)[np.isin(rows.users, users)] for rows in masked]
-        self._masked = torch.from_numpy(np.unique(np.concatenate(seen)))  # ascending keys
+        self._masked = torch.from_numpy(distinct(np.concatenate(seen)))  # ascending keys
 
     @property
     def candidates(self) -> np.ndarray:
@@ -58,7 +59,10 @@ class Ranker:
 
     def keys(self, rows: Interactions) -> np.ndarray:
         """row x I + item, where row is the user's place among `users` (or where it would be)."""
-        return np.searchsorted(self.users, rows.users) * self._n_items + rows.items
+        last = max(self.users.max(initial=0), rows.users.max(initial=0))
+        present = np.bincount(self.users, minlength=last + 1)
+        below = np.cumsum(present) - present  # evaluated users before each user
+        return below[rows.users] * self._n_items + rows.items
 
     @torch.no_grad()
     def top(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Tensor:
@@ -98,7 +102,7 @@ class Evaluator:
     def __init__(self, held_out: Interactions, masked: Sequence[Interactions], n_items: int) -> None:
         users, self._n_positives = np.unique(held_out.users, return_counts=True)  # both (U,)
         self._ranker = Ranker(users, masked, n_items)
-        self._truth = torch.from_numpy(np.unique(self._ranker.keys(held_out)))
+        self._truth = torch.from_numpy(distinct(self._ranker.keys(held_out)))
         self._n_items = n_items
 
     def rank(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Ranking:
