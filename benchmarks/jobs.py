@@ -26,7 +26,7 @@ from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbors
-from mmrec_lmm.machine import keep_freed_memory
+from mmrec_lmm.machine import forget_peak_memory, keep_freed_memory
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
@@ -36,7 +36,7 @@ from mmrec_lmm.training.end_to_end import JointEncoder
 from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer
-from mmrec_lmm.types import Batch, FeatureTable, RawItem, TrainingData
+from mmrec_lmm.types import Batch, FeatureTable, Interactions, RawItem, TrainingData
 
 from .counting import Count, count
 from .memory import peak_bytes
@@ -127,6 +127,10 @@ def _train(
         work["first"] = _plain(epoch(1))
         work["step"] = _difference(_plain(epoch(2)), work["first"])
         work["evaluation"] = _plain(count(rank))
+        scores = len(np.unique(splits["test"].users)) * size.items
+        work["evaluation"]["selected"][str(max(SETTINGS.topk))] = (
+            scores  # `rank` chooses among fewer, so it may beat it
+        )
     selections = {int(k) for part in work.values() for k in part["selected"]}
 
     times: dict[str, list[float]] = {"first": [], "step": [], "evaluation": []}
@@ -176,6 +180,55 @@ def epochs(
     )
     taken = [seconds(partial(trainer.train_epoch, epoch)) for epoch in range(number)]
     return {"seconds": taken, "peak": peak_bytes()}
+
+
+def at_size(model: str, *, users: int, items: int, rows: int, steps: int, ranked: int, quick: bool) -> dict[str, Any]:
+    """Time training steps of a large data set in the real trainer, and a ranking of `ranked` of its users among all
+    items in the real evaluator. `items` and `users` count what the data set has, `rows` its training rows.
+
+    `seconds`: "rows" (what the sampling of batches prepares), "model", "evaluator", then as `train`; "vectors" is what
+    an evaluation computes once. `floor` is that of the ranking: its products, and one `topk` of all scores.
+    """
+    keep_freed_memory()
+    registry, k = load_registry(), max(SETTINGS.topk)
+    splits = interactions(Size(users, items, rows, users, users, {}), np.random.default_rng(0))
+    train, test = splits["train"], splits["test"]
+    chosen = np.isin(test.users, np.random.default_rng(1).choice(users, ranked, replace=False))
+    held_out = Interactions(test.users[chosen], test.items[chosen])
+    forget_peak_memory(torch.device("cpu"))
+    times: dict[str, float] = {}
+
+    def timed(part: str, work: Callable[[], Any]) -> Any:
+        started = now()
+        result = work()
+        times[part] = now() - started
+        return result
+
+    batches = timed("rows", lambda: SomeRows(TrainingRows(train, users, SETTINGS.train_batch_size)))
+    torch.manual_seed(0)
+    data, no_features = TrainingData(users, items, train), ItemFeatures.from_tables({})
+    cls, config = registry.models.load(model, "cls"), registry.models.load(model, "config")()
+    recommender = timed("model", lambda: cls(data, no_features, config))
+    generator = torch.Generator().manual_seed(0)
+    trainer = Trainer(recommender, batches, SETTINGS, validate=lambda: Validation(0.0, {}), generator=generator)
+    trainer.train_epoch(0)  # two batches, with what is made once for a whole run
+    batches.limit = 1 + steps
+    began = now()
+    trainer.train_epoch(1)
+    times |= {"first": batches.times[0] - began, "step": statistics.median(np.diff(batches.times).tolist())}
+    evaluator = timed("evaluator", lambda: Evaluator(held_out, [train], items))
+    with torch.no_grad():
+        timed("vectors", recommender.eval().vectors)
+    product, selection = product_rate(256 if quick else 2048, repeats=3), selection_rate(items, k, rows=64, repeats=3)
+    ranking = timed("evaluation", lambda: evaluator.rank(recommender, k))
+    metrics = {metric: registry.metrics.load(metric, "fn") for metric in SETTINGS.metrics}
+    timed("metrics", lambda: metric_values(ranking, metrics, SETTINGS.topk))
+    return {
+        "batches": len(batches),
+        "seconds": times,
+        "peak": peak_bytes(),
+        "floor": ranked * items * (2 * WIDTH / product + 1 / selection) / 1e9,
+    }
 
 
 def neighbors(*, items: int, width: int = WIDTH, probes: int | None = None) -> dict[str, Any]:
@@ -283,6 +336,7 @@ def _mapped(size: Size, rng: np.random.Generator, folder: Path) -> dict[str, Fea
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "train": train,
     "epochs": epochs,
+    "at_size": at_size,
     "neighbors": neighbors,
     "joint_memory": joint_memory,
 }

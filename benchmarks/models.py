@@ -6,6 +6,9 @@ epochs  each of a model's first epochs, whole: does it slow down as its weights 
 growth  a step, and the search for nearest neighbors, at 1, 2, 4 and 8 times Baby; --plot draws them as SVG
 large   LATTICE at 63,000 items with memory-mapped features; its neighbors exact, then approximate
 neighbors   exact and approximate ones of up to 1,000,000 items: time, recall and memory
+ranking the ranking of 2,000 of 200,000 users among 100,000 items, beside the time of its arithmetic
+million 20 steps of BPR and of LightGCN on 10,000,000 rows of 1,000,000 users and 200,000 items, and a ranking of
+        10,000 users; epoch and evaluation are extrapolated from them
 
 Data are synthetic and seeded; `epochs` trains on a real Baby's interactions with --data-path. Each measurement is a
 process of its own (jobs.py): its peak is its own, and what importing torch takes is subtracted. docs/performance.md
@@ -42,6 +45,10 @@ GROWTH_WIDTHS = {"image": 128, "text": 128}  # narrow, to show what grows with t
 FACTORS = (1, 2, 4, 8)
 BABY_ITEMS = 7_050
 NEIGHBOR_ITEMS, PROBES, EXACT_LIMIT = (7_050, 100_000, 1_000_000), (8, 16), 100_000
+RANKING = {"users": 200_000, "items": 100_000, "rows": 3_000_000, "steps": 5, "ranked": 2_000}
+RANKING_AIM = 1.5  # times the floor
+MILLION = {"users": 1_000_000, "items": 200_000, "rows": 10_000_000, "steps": 20, "ranked": 10_000}
+TINY = {"users": 300, "items": 1_000, "rows": 3_000, "steps": 2, "ranked": 50}
 LARGE_ITEMS, LARGE_WIDTHS, LARGE_LIMIT_GB = 63_000, {"image": 512, "text": 512}, 6.0
 
 
@@ -197,12 +204,47 @@ def neighbors(bench: Bench, sizes: Sequence[int], widths: Sequence[int]) -> None
                 )
 
 
+def ranking(bench: Bench, numbers: Mapping[str, int]) -> None:
+    """Print the time of a ranking at size, its floor and their ratio."""
+    result = bench.job("at_size", model="BPR", **numbers)
+    taken, floor = result["seconds"]["evaluation"], result["floor"]
+    verdict = "ok" if taken <= RANKING_AIM * floor else "miss"
+    print(
+        f"{numbers['ranked']:,} of {numbers['users']:,} users, {numbers['items']:,} items: {taken:.2f} s, "
+        f"floor {floor:.2f} s, ratio {taken / floor:.2f} of {RANKING_AIM}: {verdict}; "
+        f"extrapolated to all users {taken * numbers['users'] / numbers['ranked']:,.0f} s; peak {result['peak']:.2f} GB"
+    )
+
+
+def million(bench: Bench, numbers: Mapping[str, int]) -> None:
+    """Print a line per model: what was measured, and what it amounts to for a whole epoch and a whole evaluation."""
+    print(
+        f"{numbers['users']:,} users, {numbers['items']:,} items, {numbers['rows']:,} training rows; "
+        f"{numbers['steps']} steps, {numbers['ranked']:,} ranked users\n\n"
+        "| model | rows, s | model, s | evaluator, s | first batch, s | step, s | ranking, s | floor, s | ratio "
+        "| peak, GB | epoch, extrapolated, min | evaluation, extrapolated, min |\n|---|" + "---:|" * 11
+    )
+    for model in ("BPR", "LightGCN"):
+        result = bench.job("at_size", model=model, **numbers)
+        times, floor = result["seconds"], result["floor"]
+        ranked = times["evaluation"] - times["vectors"]
+        epoch = times["first"] + (result["batches"] - 1) * times["step"]
+        evaluation = times["vectors"] + (ranked + times["metrics"]) * numbers["users"] / numbers["ranked"]
+        starts = " | ".join(f"{times[part]:.1f}" for part in ("rows", "model", "evaluator", "first"))
+        print(
+            f"| {model} | {starts} | {times['step']:.3f} | {ranked:.2f} | {floor:.2f} | {ranked / floor:.2f} "
+            f"| {result['peak']:.2f} | {epoch / 60:,.1f} | {evaluation / 60:,.1f} |",
+            flush=True,
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("table", "epochs", "growth", "large", "neighbors"), default="table")
+    words = ("table", "epochs", "growth", "large", "neighbors", "ranking", "million")
+    parser.add_argument("what", nargs="?", choices=words, default="table")
     parser.add_argument("--models", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="default: all")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: as many as it chooses)")
     parser.add_argument(
@@ -236,6 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         growth(bench, options.models, options.factors, items=items, plot=options.plot)
     elif options.what == "neighbors":
         neighbors(bench, (200, 2_000) if options.quick else options.items, options.widths)
+    elif options.what in ("ranking", "million"):
+        print_size, numbers = (ranking, RANKING) if options.what == "ranking" else (million, MILLION)
+        print_size(bench, {**(TINY if options.quick else numbers), "quick": options.quick})
     else:
         large(bench, 2_000 if options.quick else LARGE_ITEMS)
 

@@ -30,7 +30,7 @@ def test_a_models_first_batch_later_steps_and_evaluation_are_measured_and_have_a
     for part in ("first", "step", "evaluation"):
         assert result["seconds"][part] > 0
         assert result["floor"][part] > 0
-    assert result["work"]["evaluation"]["selected"]["51"] == QUICK.users * QUICK.items
+    assert result["work"]["evaluation"]["selected"]["50"] == QUICK.users * QUICK.items
 
 
 def test_the_epochs_of_a_model_are_measured_whole_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +160,8 @@ def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their
     quick = ["--quick", "--steps", "2"]
     models.main([*quick, "--models", "BPR"])
     models.main(["growth", *quick, "--models", "BPR", "--factors", "1", "2", "--plot", str(tmp_path / "growth.svg")])
-    models.main(["large", *quick])
-    models.main(["neighbors", *quick])
+    for at_size in ("large", "neighbors", "ranking", "million"):
+        models.main([at_size, *quick])
     models.main(["epochs", *quick, "--models", "SLMRec", "--epochs", "2"])
     printed = capsys.readouterr().out
     for line in (
@@ -170,6 +170,8 @@ def test_the_harness_prints_a_line_for_each_model_measured_in_processes_of_their
         r"\| exact neighbors \|",
         r"LATTICE, 2,000 items, exact .* ok",
         "large product",
+        r"50 of 300 users, 1,000 items: .* ratio [\d.]+ of 1.5: ",
+        r"\| LightGCN \|( [\d.]+ \|){11}",
     ):
         assert re.search(line, printed)
     assert re.search(r"\| 2,000 \| 64 \| approximate, probes 16 \| [\d.]+ \| [\d.]+ \|", printed)

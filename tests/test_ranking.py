@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmrec_lmm.errors import TrainingDiverged
 from mmrec_lmm.evaluation import ranking
-from mmrec_lmm.evaluation.ranking import Evaluator, Ranker, metric_values, top_items
+from mmrec_lmm.evaluation.ranking import Evaluator, Groups, Ranker, metric_values
 from mmrec_lmm.plugin.contracts import DotProduct, Recommender, Scorer
 from mmrec_lmm.types import Batch, Interactions
 
@@ -103,6 +103,7 @@ def test_the_size_of_a_block_changes_nothing(model: type[Scores], block: int, mo
     held_out = rows(*((user, user) for user in range(7)))
     whole = Evaluator(held_out, [train], 9).rank(model(table), 9)
     monkeypatch.setattr(ranking, "BLOCK_BYTES", block * 9 * 4)
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 1)
     split = Evaluator(held_out, [train], 9).rank(model(table), 9, batch_size=block)
     assert np.array_equal(whole.items, split.items)
     assert np.array_equal(whole.hits, split.hits)
@@ -153,19 +154,48 @@ def test_a_pair_that_is_held_out_twice_is_one_hit_and_two_positives() -> None:
     assert found.n_positives.tolist() == [2]
 
 
-@given(st.lists(st.lists(st.sampled_from([-1.5, 0.0, 2.0, -np.inf]), min_size=6, max_size=6), min_size=1, max_size=4))
-def test_top_items_breaks_ties_by_lower_index_and_shows_masked_ones_as_minus_one(table: list[list[float]]) -> None:
-    for k in (1, 3, 6):
-        found = top_items(torch.tensor(table), k).tolist()
-        for row, best in zip(table, found, strict=True):
-            sorted_items = sorted(range(6), key=lambda item: (-row[item], item))[:k]
-            assert best == [item if row[item] > -np.inf else -1 for item in sorted_items]
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-1.5, -0.0, 0.0, 2.0, np.inf, -np.inf]), min_size=6, max_size=6),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 7),
+    st.integers(1, 6),
+)
+def test_the_best_of_groups_are_the_best_of_all_and_ties_go_to_lower_ids(
+    table: list[list[float]], k: int, size: int
+) -> None:
+    groups = Groups(6, size)
+    scores = groups.arrange(torch.tensor(table), torch.full((len(table), groups.width), -torch.inf))
+    found, nan = groups.top(scores, k)
+    assert not nan
+    for row, best in zip(table, found.tolist(), strict=True):
+        sorted_items = sorted(range(6), key=lambda item: (-row[item], item))[:k]
+        assert best == [item if row[item] > -np.inf else -1 for item in sorted_items]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_score_that_is_nan_is_an_error_and_no_ranking(model: type[Scores]) -> None:
+def test_a_catalog_of_many_groups_is_ranked_like_a_small_one(model: type[Scores]) -> None:
+    rng = np.random.default_rng(1)
+    n_items = 1_003  # 15 groups of 67 at a cutoff of 4, the last one not full
+    table = rng.integers(-300, 300, size=(5, n_items)).tolist()  # some ties
+    train = rows(*((user, int(item)) for user in range(5) for item in rng.integers(0, n_items, size=400)))
+    held_out = rows(*((user, 7 * user) for user in range(5)))
+    found = Evaluator(held_out, [train], n_items).rank(model(table), 4)
+    assert (found.items.tolist(), found.hits.tolist()) == by_hand(table, train, held_out, 4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_score_that_is_nan_is_an_error_and_no_ranking(model: type[Scores], sign: float) -> None:
     with pytest.raises(TrainingDiverged, match="a score is NaN, so nothing can be ranked"):
-        Evaluator(rows((0, 1)), [rows()], 3).rank(model([[0.0, float("nan"), 1.0]]), 2)
+        Evaluator(rows((0, 1)), [rows()], 3).rank(model([[0.0, np.copysign(np.nan, sign), 1.0]]), 2)
+
+
+def test_a_nan_that_is_masked_is_no_error() -> None:
+    found = Evaluator(rows((0, 1)), [rows((0, 1))], 3).rank(Scores([[0.0, np.nan, 1.0]]), 2)
+    assert found.items.tolist() == [[2, 0]]
 
 
 def test_ranking_leaves_the_models_own_numbers_alone() -> None:

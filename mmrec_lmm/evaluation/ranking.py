@@ -1,19 +1,22 @@
 """All-rank evaluation: every user of a split against every item, training items masked.
 
 A plan is made once per split (who is evaluated, which items are masked, which count as hits); ranking then runs in
-blocks of users through one reused buffer of scores, and the metrics work on the whole (U, K) matrix of hits.
+blocks of users through one reused buffer of scores, and the metrics work on the whole (U, K) matrix of hits. Within a
+block nothing waits for the device: no operation's shape depends on values, and NaN is looked for at the end.
 
-Shapes: U evaluated users, I items, B users of a block, K the largest cutoff.
+Shapes: U evaluated users, I items, B users of a block, K the largest cutoff, G groups of S items.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.sampling import distinct
 from ..errors import TrainingDiverged
 from ..plugin.contracts import Recommender
 from ..types import Chance, Interactions
@@ -21,7 +24,12 @@ from ..types import Chance, Interactions
 #: Of one metric at one cutoff: hits (U, K) bool, number of held-out rows (U,), cutoff -> (U,) float64.
 MetricFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
-BLOCK_BYTES = 8 << 20  # of scores at once: small enough to stay in a processor's cache between product and top-k
+#: Bytes of scores at once: on a CPU few enough for its caches, on a GPU enough to keep all of it busy.
+BLOCK_BYTES, GPU_BLOCK_BYTES = 8 << 20, 512 << 20
+BLOCK_USERS = 64  # at least: each product reads all items' vectors
+
+_LAST = 2**31 - 1  # the largest index
+_UNMASKED = -0x7F800000 * 2**32  # `_keys` of -inf are less
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Ranker:
     def __init__(self, users: np.ndarray, masked: Sequence[Interactions], n_items: int) -> None:
         self.users, self._n_items = users, n_items
         seen = [self.keys(rows)[np.isin(rows.users, users)] for rows in masked]
-        self._masked = torch.from_numpy(np.unique(np.concatenate(seen)))  # ascending keys
+        self._masked = torch.from_numpy(distinct(np.concatenate(seen)))  # ascending keys
 
     @property
     def candidates(self) -> np.ndarray:
@@ -51,7 +59,10 @@ class Ranker:
 
     def keys(self, rows: Interactions) -> np.ndarray:
         """row x I + item, where row is the user's place among `users` (or where it would be)."""
-        return np.searchsorted(self.users, rows.users) * self._n_items + rows.items
+        last = max(self.users.max(initial=0), rows.users.max(initial=0))
+        present = np.bincount(self.users, minlength=last + 1)
+        below = np.cumsum(present) - present  # evaluated users before each user
+        return below[rows.users] * self._n_items + rows.items
 
     @torch.no_grad()
     def top(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Tensor:
@@ -63,23 +74,26 @@ class Ranker:
         vectors = model.vectors()
         device = vectors[0].device if vectors is not None else next(model.parameters()).device
         users = torch.from_numpy(self.users).to(device)
+        groups = Groups.for_top(k, self._n_items)
         if vectors is None:
-            score, block = _fresh_scores(model), batch_size
+            score, size, dtype = _scored(model, groups), batch_size, torch.float32
         else:
-            block = max(1, min(len(users), BLOCK_BYTES // (4 * self._n_items)))
-            score = _buffered_scores(vectors[0][users], vectors[1], block)
-        starts = torch.arange(0, len(users) + block, block).clamp_(max=len(users))
+            score, dtype = _multiplied(*vectors, groups), vectors[0].dtype
+            size = max(BLOCK_USERS, block_bytes(device) // (4 * groups.width))
+        size = max(1, min(size, len(users)))
+        rank = BlockRanker(groups, k, score, torch.empty(size, groups.width, dtype=dtype, device=device))
+        starts = torch.arange(0, len(users) + size, size).clamp_(max=len(users))
         bounds = torch.searchsorted(self._masked, starts * self._n_items).tolist()
         masked = self._masked.to(device)
 
-        top = torch.full((len(users), k), -1)  # (U, K)
+        top = torch.full((len(users), k), -1, device=device)  # (U, K)
         for number, (start, stop) in enumerate(pairwise(starts.tolist())):
-            scores = score(users, slice(start, stop))  # (B, I)
             hidden = masked[bounds[number] : bounds[number + 1]] - start * self._n_items
-            scores.view(-1)[hidden] = -torch.inf
-            best = top_items(scores, min(k, self._n_items))
+            best = rank(users[start:stop], hidden)
             top[start:stop, : best.shape[1]] = best
-        return top
+        if rank.met_nan:
+            raise TrainingDiverged("a score is NaN, so nothing can be ranked")
+        return top.cpu()
 
 
 class Evaluator:
@@ -88,7 +102,7 @@ class Evaluator:
     def __init__(self, held_out: Interactions, masked: Sequence[Interactions], n_items: int) -> None:
         users, self._n_positives = np.unique(held_out.users, return_counts=True)  # both (U,)
         self._ranker = Ranker(users, masked, n_items)
-        self._truth = torch.from_numpy(np.unique(self._ranker.keys(held_out)))
+        self._truth = torch.from_numpy(distinct(self._ranker.keys(held_out)))
         self._n_items = n_items
 
     def rank(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Ranking:
@@ -116,21 +130,97 @@ class Evaluator:
         )
 
 
-def top_items(scores: Tensor, k: int) -> Tensor:
-    """Indices (B, k) of each row's largest scores, best first, equal scores by lower index; -1 for masked (-inf).
+@dataclass(frozen=True)
+class Groups:
+    """Items in G groups of S consecutive ids: the best items are among those of the groups with the largest maxima.
 
-    `topk` leaves the order of ties open. Rows that have a tie among their first k + 1 are rare, and sorted whole.
+    That is quicker than a `topk` of all scores where the maxima are cheap. So a row of scores holds all groups' first
+    items, then all their second ones, and so on: the maxima are elementwise ones of S stretches. Item i stands in
+    column (i mod S) G + i div S; if the last group isn't full, its last columns stand for no item.
     """
-    wanted = min(k + 1, scores.shape[1])
-    values, items = scores.topk(wanted, dim=1)  # (B, k + 1)
-    if values[:, 0].isnan().any():
-        raise TrainingDiverged("a score is NaN, so nothing can be ranked")
-    tied = (values[:, 1:] == values[:, :-1]).any(dim=1).nonzero().squeeze(1)
-    if len(tied):
-        values[tied], items[tied] = (
-            part[:, :wanted] for part in scores[tied].sort(dim=1, descending=True, stable=True)
-        )
-    return items.masked_fill_(values == -torch.inf, -1)[:, :k]
+
+    n_items: int
+    size: int  # S
+
+    @classmethod
+    def for_top(cls, k: int, n_items: int) -> "Groups":
+        """Groups of which `k` hold about as many items as there are groups; of one item each in a small catalog."""
+        size = isqrt(n_items // k)
+        return cls(n_items, size if size > 2 else 1)
+
+    @property
+    def count(self) -> int:
+        return -(-self.n_items // self.size)
+
+    @property
+    def width(self) -> int:
+        return self.size * self.count
+
+    def arrange(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Write `rows` (B, I) of a number per item into `out` (B, S G), in the order of groups."""
+        whole, rest = divmod(self.n_items, self.size)
+        target = self._by_rank(out).transpose(1, 2)  # (B, G, S)
+        target[:, :whole] = rows[:, : whole * self.size].unflatten(1, (whole, self.size))
+        if rest:
+            target[:, whole, :rest] = rows[:, whole * self.size :]
+        return out
+
+    def hide(self, scores: Tensor, keys: Tensor) -> None:
+        """Set -inf at `keys` (row x I + item), and where the last group has no items, in `scores` (B, S G)."""
+        rows, items = keys // self.n_items, keys % self.n_items
+        places = rows * self.width + items % self.size * self.count + items // self.size
+        scores.view(-1).index_fill_(0, places, -torch.inf)
+        missing = self.width - self.n_items
+        self._by_rank(scores)[:, self.size - missing :, -1].fill_(-torch.inf)
+
+    def top(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Items (B, min(k, I)) of each row's largest `scores` (B, S G), best first, equal scores by lower id, -1 for
+        masked (-inf); and whether a score is NaN, () bool. Scores are compared as float32.
+
+        Exact, also for ties: where an item's group isn't among the k largest by maximum and number, each of these has
+        an item that is larger, or as large and of lower id.
+        """
+        k = min(k, self.n_items)
+        maxima = self._by_rank(scores).amax(1) if self.size > 1 else scores  # (B, G)
+        keys = _keys(maxima, torch.arange(self.count, device=scores.device))
+        if self.size > 1:
+            best = _indices(keys.topk(min(k, self.count), sorted=False).values).unsqueeze(2)
+            ranks = torch.arange(self.size, device=scores.device)
+            candidates = scores.gather(1, (best + ranks * self.count).flatten(1))
+            keys = _keys(candidates, (best * self.size + ranks).flatten(1))
+        keys = keys.topk(k).values
+        masked = keys < _UNMASKED
+        return _indices(keys).masked_fill_(masked, -1), maxima.isnan().any()
+
+    def _by_rank(self, scores: Tensor) -> Tensor:
+        """(B, S, G): item s of group g."""
+        return scores.unflatten(1, (self.size, self.count))
+
+
+class BlockRanker:
+    """The best `k` items of one block of users after another, through one buffer of scores. Nothing in a call waits
+    for the device; `met_nan` () tells whether any score so far was NaN.
+
+    `score` writes the scores of users (B,) into rows of `buffer` (., S G), in the order of `groups`.
+    """
+
+    def __init__(self, groups: Groups, k: int, score: Callable[[Tensor, Tensor], object], buffer: Tensor) -> None:
+        self.met_nan = torch.zeros((), dtype=torch.bool, device=buffer.device)
+        self._groups, self._k, self._score, self._buffer = groups, k, score, buffer
+
+    def __call__(self, users: Tensor, hidden: Tensor) -> Tensor:
+        """The best items (B, min(K, I)) of `users` (B,) but for `hidden`: keys of row x I + item, row in the block."""
+        scores = self._buffer[: len(users)]
+        self._score(users, scores)
+        self._groups.hide(scores, hidden)
+        items, nan = self._groups.top(scores, self._k)
+        self.met_nan |= nan
+        return items
+
+
+def block_bytes(device: torch.device) -> int:
+    """The bytes of scores that a device ranks at once."""
+    return BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
 
 
 def metric_values(
@@ -144,14 +234,25 @@ def metric_values(
     }
 
 
-def _buffered_scores(users: Tensor, items: Tensor, block: int) -> Callable[[Tensor, slice], Tensor]:
-    """Scores of a block of evaluated users from vectors, written into one buffer over and over."""
-    buffer = users.new_empty(block, len(items))
-    return lambda _, rows: torch.mm(users[rows], items.T, out=buffer[: rows.stop - rows.start])
+def _multiplied(users: Tensor, items: Tensor, groups: Groups) -> Callable[[Tensor, Tensor], object]:
+    """Writes products of vectors (n_users, D) and (I, D)."""
+    arranged = groups.arrange(items.T, items.new_zeros(items.shape[1], groups.width))
+    return lambda ids, out: torch.mm(users.index_select(0, ids), arranged, out=out)
 
 
-def _fresh_scores(model: Recommender) -> Callable[[Tensor, slice], Tensor]:
-    """Scores of a block of evaluated users from the model's own scorer: a copy, since they are masked in place, and
-    contiguous by rows, since a scorer may return a transpose."""
+def _scored(model: Recommender, groups: Groups) -> Callable[[Tensor, Tensor], object]:
+    """Writes what the model's own scorer returns: a copy, since it is masked in place."""
     scorer = model.scorer()
-    return lambda users, rows: scorer(users[rows]).clone(memory_format=torch.contiguous_format)
+    return lambda ids, out: groups.arrange(scorer(ids), out)
+
+
+def _keys(values: Tensor, indices: Tensor) -> Tensor:
+    """int64 that order like `values` (as float32), equal ones by lower index; `indices` are below 2^31."""
+    bits = (values.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0
+    bits ^= (bits >> 31).bitwise_and_(_LAST)  # among negative numbers, the larger magnitude is the smaller number
+    return torch.add(_LAST - indices, bits, alpha=2**32)
+
+
+def _indices(keys: Tensor) -> Tensor:
+    """The indices in such keys, which are overwritten."""
+    return keys.bitwise_not_().bitwise_and_(_LAST)
