@@ -693,6 +693,7 @@ def test_a_joint_run_killed_and_resumed_ends_as_the_uninterrupted_one(run: Calla
     command = (
         "run", "-p", "encoders.py", "-m", "MMGCN", "-d", "toy", *SMALL[1:], *TRAINED, "--epochs=150",
         "--stopping_step=150", "--learning_rate=1e-4", "--ete.rows=4", "--ete.learning_rate=1e-4", "--resume", "--json",
+        "--checkpoint_seconds=0",
     )  # fmt: skip
     whole = result_of(call(*command, "--out", "whole"))
 

@@ -15,6 +15,7 @@ EPOCHS = 400
 RUN = (
     "run", "-m", "VBPR", "-d", "toy", f"--epochs={EPOCHS}", f"--stopping_step={EPOCHS}", "--embedding_size=4",
     "--train_batch_size=16", "--learning_rate=1e-4", "--valid_metric=NDCG@10", "--resume",
+    "--checkpoint_seconds=0",
 )  # fmt: skip
 SLOW_ENCODER = """
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ OTHER: Mapping[str, Any] = {
     "clip_grad_norm": {"max_norm": 5.0},
     "zero_grad_to_none": False,
     "eval_step": 2,
+    "valid_users": 3,
     "eval_batch_size": 7,
     "metrics": ("Recall",),
     "topk": (20,),
@@ -117,6 +118,7 @@ OTHER: Mapping[str, Any] = {
     "encode_dtype": "bfloat16",
     "encode_compile": True,
     "recompute": True,
+    "checkpoint_seconds": 0.0,
     "state": "ERROR",
 }
 
@@ -335,7 +337,7 @@ def test_another_seed_gives_other_weights(specs: Specs, registry: Registry, out:
     assert files(one.path)["best.safetensors"] != files(other.path)["best.safetensors"]
 
 
-def test_test_is_ranked_once_after_the_last_ranking_of_validation(
+def test_validation_is_ranked_once_an_epoch_and_test_once_at_the_end(
     specs: Specs, registry: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [spec] = specs(epochs="4")
@@ -355,7 +357,7 @@ def test_test_is_ranked_once_after_the_last_ranking_of_validation(
 
     monkeypatch.setattr(runner, "Evaluator", Counting)
     run_grid([spec], registry, out=out)
-    assert ranked == ["valid"] * (4 + 1) + ["test"]
+    assert ranked == ["valid"] * 4 + ["test"]
     assert made == ["valid", "test"]
 
 
@@ -577,9 +579,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     whole = run_grid(asked, toys, out=tmp_path / "whole").best
     with pytest.raises(Interrupted) as caught:
         run_grid(asked, interrupting(tmp_path, epoch), out=tmp_path / "halted")
-    saved = 3 if epoch == 5 else epoch - 1
     assert str(caught.value) == (
-        f"{whole.run_id}: interrupted; the state after epoch {saved} is saved; the same command with --resume continues"
+        f"{whole.run_id}: interrupted; the state after epoch {epoch} is saved; the same command with --resume continues"
     )
     assert caught.value.exit_code == 130
     assert run_folder.list_results(tmp_path / "halted") == []
@@ -629,9 +630,9 @@ def test_an_interruption_before_the_first_evaluation_says_that_nothing_is_saved(
     with pytest.raises(
         Interrupted, match="interrupted before the first evaluation; nothing is saved, the same command starts over"
     ):
-        run_grid(specs(), interrupting(tmp_path, 0), out=out)
-    whole = run_grid(specs(), toys, out=tmp_path / "whole").best
-    assert files(run_grid(specs(), toys, out=out, resume=True).best.path) == files(whole.path)
+        run_grid(specs(eval_step="2"), interrupting(tmp_path, 0), out=out)
+    whole = run_grid(specs(eval_step="2"), toys, out=tmp_path / "whole").best
+    assert files(run_grid(specs(eval_step="2"), toys, out=out, resume=True).best.path) == files(whole.path)
 
 
 def test_without_resume_an_interrupted_run_starts_anew(

@@ -17,9 +17,9 @@ from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.training import resume
-from mmrec_lmm.training.loop import Validation
+from mmrec_lmm.training.loop import TrainingState, Validation
 from mmrec_lmm.training.resume import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, TrainingState, build_optimizer
+from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport
 
 DATA, _ = checkerboard()  # 84 training rows
@@ -130,7 +130,7 @@ def test_epochs_without_evaluation_are_reported_without_one_and_the_last_always_
         {"recall@20": 0.3},
     ]
     assert [report.improved for report in reports] == [False, True, False, False, True]
-    assert checkpoints == [2, 4, 5]
+    assert checkpoints == [2, 4, 5, 5]  # the last two: after the evaluation, and at the end
 
 
 def test_with_no_epochs_the_fresh_model_is_evaluated_once() -> None:
@@ -311,9 +311,9 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
 
     def remember(reports: list[Any], stop: int | None = None) -> Callable[[EpochReport], None]:
         def on_epoch(report: EpochReport) -> None:
+            reports.append((report.epoch, dict(report.losses), report.improved))
             if report.epoch == stop:
                 raise Stop
-            reports.append((report.epoch, dict(report.losses), report.improved))
 
         return on_epoch
 
@@ -325,7 +325,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
     halted, reports = Toy(noisy), []
     with pytest.raises(Stop):
         trainer_of(halted, scores=SCORES, **settings).fit(
-            on_epoch=remember(reports, stop=stop_after + 1), on_checkpoint=save
+            on_epoch=remember(reports, stop=stop_after), on_checkpoint=save
         )
 
     torch.manual_seed(99)  # what a new process starts with is not what the stopped one had
@@ -345,7 +345,8 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
 
 
 def state(epoch: int, best_epoch: int) -> TrainingState[TrainerNumbers]:
-    numbers = TrainerNumbers(epoch, 0, best_epoch, 0.1 + 0.2, {"a@1": 1 / 3}, (EpochReport(0, {"bpr": 1 / 7}, 0.5),))
+    history = (EpochReport(0, {"bpr": 1 / 7}, 0.5),)
+    numbers = TrainerNumbers(epoch, 0, best_epoch, 0.1 + 0.2, {"a@1": 1 / 3}, None, history)
     return TrainingState({"model.w": torch.tensor([epoch / 3])}, numbers, {"w": torch.tensor([best_epoch / 3])})
 
 
