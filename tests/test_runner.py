@@ -23,7 +23,7 @@ from mmrec_lmm.logs import metric_line
 from mmrec_lmm.machine import TORCH_THREADS
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.running import grid as grids
-from mmrec_lmm.running import run_folder, runner
+from mmrec_lmm.running import provenance, run_folder, runner
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.inputs import gather
 from mmrec_lmm.running.provenance import run_id
@@ -264,6 +264,43 @@ def test_figures_follow_from_the_lists_that_are_kept(specs: Specs, registry: Reg
     assert list(lists.columns[:3]) == ["id", "top_0", "top_1"]
     hits = [truth[row["id"]] in row.iloc[1:6].tolist() for _, row in lists.iterrows()]
     assert np.mean(hits) == pytest.approx(result.test["recall@5"])
+
+
+def test_epochs_are_selected_on_a_sample_of_users_that_is_the_same_for_every_seed(
+    specs: Specs, registry: Registry, out: Path
+) -> None:
+    def users(**change: str) -> list[int]:
+        result = run_grid(specs(**change), registry, out=out).best
+        per_user = run_folder.load_per_user(result.path)
+        assert len(per_user["test/users"]) == 12
+        assert per_user["valid/recall@20"].mean() == result.valid["recall@20"]
+        assert run_folder.load_history(result.path)[result.best_epoch].valid == result.valid
+        return list(per_user["valid/users"])
+
+    five = users(valid_users="5")
+    assert len(five) == 5
+    assert users(valid_users="5", seed="3") == five
+    assert set(five) < set(users(valid_users="8"))
+    assert users(valid_users="12") == users(valid_users="1000") == users() == list(range(12))
+
+
+def test_users_of_a_sample_have_all_their_rows() -> None:
+    rows = Interactions(np.array([4, 1, 4, 2, 9, 1]), np.arange(6))
+    found = runner.of_some_users(rows, 2)
+    assert len(set(found.users)) == 2
+    kept = np.isin(rows.users, found.users)
+    assert (found.users.tolist(), found.items.tolist()) == (rows.users[kept].tolist(), rows.items[kept].tolist())
+
+
+@pytest.mark.parametrize(("count", "named"), [("0", set()), ("5", {"valid_users"})])
+def test_a_sample_is_part_of_a_runs_name_only_if_there_is_one(
+    count: str, named: set[str], specs: Specs, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities: list[Any] = []
+    monkeypatch.setattr(provenance, "fingerprint", lambda identity: (identities.append(identity), "0" * 8)[1])
+    [spec] = specs(valid_users=count)
+    run_id(spec, gather(spec, registry), registry)
+    assert set(identities[-1]["settings"]) & {"valid_users"} == named
 
 
 def test_masking_validation_items_in_test_is_an_option_that_mmrec_has_off(
@@ -633,6 +670,26 @@ def test_an_interruption_before_the_first_evaluation_says_that_nothing_is_saved(
         run_grid(specs(eval_step="2"), interrupting(tmp_path, 0), out=out)
     whole = run_grid(specs(eval_step="2"), toys, out=tmp_path / "whole").best
     assert files(run_grid(specs(eval_step="2"), toys, out=out, resume=True).best.path) == files(whole.path)
+
+
+@pytest.mark.parametrize("model", ["VBPR", "Dropout"])
+def test_a_run_interrupted_in_ranking_is_not_trained_again(
+    model: str, specs: Specs, toys: Registry, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_grid(specs(model, known=toys), toys, out=tmp_path / "whole").best
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "rank", interrupt)
+        with pytest.raises(Interrupted, match=r"interrupted; the trained model is saved; .* --resume continues"):
+            run_grid(specs(model, known=toys), toys, out=out)
+    monkeypatch.setattr(runner.Trainer, "train_epoch", interrupt)
+    resumed = run_grid(specs(model, known=toys), toys, out=out, resume=True).best
+    assert numbers(resumed) == numbers(whole)
+    assert files(resumed.path) == files(whole.path)
+    assert history(resumed) == history(whole)
 
 
 def test_without_resume_an_interrupted_run_starts_anew(
