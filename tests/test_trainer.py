@@ -391,6 +391,7 @@ def test_a_kill_between_the_two_files_leaves_the_older_pair(tmp_path: Path, monk
 
 def test_a_removed_checkpoint_is_gone_and_removing_none_does_no_harm(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1, 0))
+    (tmp_path / ".state.safetensors.17.tmp").write_bytes(b"half a file")  # of a process that was killed
     remove_checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
     remove_checkpoint(tmp_path / "never")
@@ -575,6 +576,19 @@ def test_wherever_ctrl_c_arrives_the_state_of_the_last_evaluation_is_saved_and_c
     assert trainer.fit() == whole_fit
     assert torch.equal(resumed.weight, whole.weight)
     assert torch.equal(resumed.other, whole.other)
+
+
+def test_where_a_device_has_no_room_for_a_copy_each_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Checkpoints, "_copied", full)
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=600) as checkpoints:
+        for epoch in (1, 2):
+            checkpoints.offer(state(epoch, 0))
+            assert saved_epoch(tmp_path) == epoch
 
 
 def test_training_that_fails_leaves_the_state_of_the_last_evaluation(tmp_path: Path) -> None:

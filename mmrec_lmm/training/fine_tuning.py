@@ -7,7 +7,7 @@ Tuning minimizes the sum of the encoder's own losses (`tuning_losses`) over the 
 text. It sees only items: a catalog has no interactions.
 
 The random numbers of an epoch follow from the seed and the epoch's number. No generator needs saving, and tuning that
-was killed continues after its last epoch and ends with the same weights.
+was killed continues after its last checkpoint and ends with the same weights.
 
 Processes of torchrun train together: each computes its rows of every batch, held-out ones included. All get the whole
 batch's losses and gradients, so they decide alike (distributed.py). Only the first process reads and writes the cache.

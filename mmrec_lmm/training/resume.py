@@ -91,8 +91,9 @@ def restoring(folder: Path) -> Iterator[None]:
 def remove_checkpoint(folder: Path) -> None:
     """Delete the checkpoint in `folder`, if any: the state first, so no state ever lacks its best weights."""
     (folder / STATE).unlink(missing_ok=True)
-    for path in folder.glob("best-*.safetensors"):
-        path.unlink()
+    for pattern in ("best-*.safetensors", ".*.tmp"):  # the latter: half a file of a process that was killed
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 class Checkpoints(Generic[N]):
@@ -123,8 +124,12 @@ class Checkpoints(Generic[N]):
         self._unwritten = state  # live, until it is copied
         if state.numbers.stopped is not None or time.monotonic() - self._written >= self._seconds:
             self._write(state)
-        else:
+            return
+        try:
             self._unwritten = dataclasses.replace(state, tensors=self._copied(state.tensors))
+        except torch.OutOfMemoryError:  # a GPU that training nearly fills
+            self._copies.clear()
+            self._write(state)
 
     def _write(self, state: TrainingState[N]) -> None:
         save_checkpoint(self._folder, state)
