@@ -1,12 +1,14 @@
 """The benchmark's floors are honest only if they compute what the real code computes. Nothing here looks at a clock."""
 
+import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import host, small_runs
+from benchmarks import checkpoints, host, small_runs
 from benchmarks.counting import count
 from benchmarks.floors import EvaluationFloor, SamplingFloor, VBPRFloor
 from benchmarks.synthetic import QUICK, features, interactions
@@ -141,3 +143,16 @@ def test_the_benchmark_of_small_runs_accounts_for_all_of_their_time(capsys: pyte
     assert shares
     assert abs(sum(map(int, shares[1].split(" | "))) - 100) <= 3
     assert all(int(share) >= 0 for share in shares[1].split(" | "))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts the bytes that a process writes")
+def test_by_the_default_rule_a_short_run_writes_no_state_but_that_of_the_trained_model() -> None:
+    inputs = checkpoints.inputs_of(QUICK, np.random.default_rng(0))
+    rare = Settings(epochs=3, device="cpu")
+    often = dataclasses.replace(rare, checkpoint_seconds=0.0)
+    one, other = (checkpoints.measure("VBPR", inputs, rule) for rule in (rare, often))
+    assert [size > 0 for size in one.written] == [False, False, False, True]
+    assert [size > 0 for size in other.written] == [True, True, True, True]
+    assert one.other_bytes == one.total
+    assert sum(other.written) < other.total
+    assert len(one.epochs) == 3

@@ -36,7 +36,7 @@ from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
 from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.optim import adamw
 from mmrec_lmm.training.paradigms import EndToEnd
-from mmrec_lmm.training.resume import load_checkpoint, load_weights, save_checkpoint, save_weights
+from mmrec_lmm.training.resume import Checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
 from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport, TrainingData
 
@@ -536,6 +536,22 @@ def test_a_joint_run_that_was_stopped_continues_to_the_same_bits(stop_after: int
     assert resumed.callback.report() == whole.callback.report()
 
 
+def test_a_joint_run_whose_training_had_ended_is_restored_without_the_encoders_optimizer(tmp_path: Path) -> None:
+    options = EndToEnd(learning_rate=0.01, rows=3)
+    whole = World(options, epochs=3)
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=600) as checkpoints:
+        fit = whole.trainer.fit(on_checkpoint=checkpoints.offer)
+    state = load_checkpoint(tmp_path, TrainerNumbers)
+    assert state is not None
+    assert all(name.startswith("generator.") for name in state.tensors)
+    resumed = World(options, epochs=3, seed=99)
+    resumed.trainer.restore(state)
+    assert resumed.trainer.fit() == fit
+    for name, table in resumed.features().items():
+        assert torch.equal(table, whole.features()[name])
+    assert resumed.callback.report() == whole.callback.report()
+
+
 # LATTICE
 
 
@@ -693,6 +709,7 @@ def test_a_joint_run_killed_and_resumed_ends_as_the_uninterrupted_one(run: Calla
     command = (
         "run", "-p", "encoders.py", "-m", "MMGCN", "-d", "toy", *SMALL[1:], *TRAINED, "--epochs=150",
         "--stopping_step=150", "--learning_rate=1e-4", "--ete.rows=4", "--ete.learning_rate=1e-4", "--resume", "--json",
+        "--checkpoint_seconds=0",
     )  # fmt: skip
     whole = result_of(call(*command, "--out", "whole"))
 

@@ -376,7 +376,7 @@ def test_one_command_gives_twins_to_the_winner_that_its_second_try_of_a_run_brin
 # Processes
 
 HOW = ("pre-trained", "tuned")
-LONGER = SMALL.replace("epochs: 2", "epochs: 60, stopping_step: 60")
+LONGER = SMALL.replace("epochs: 2", "epochs: 60, stopping_step: 60, checkpoint_seconds: 0")
 
 
 def same_runs(folder: str, other: str) -> bool:

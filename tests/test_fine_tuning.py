@@ -68,9 +68,9 @@ def shop(flags) -> Callable[..., ItemCatalog]:
     return shop
 
 
-def tuned(catalog: ItemCatalog, tuning: FineTuning = SHORT, encoder: str = "beit3") -> Tuned:
+def tuned(catalog: ItemCatalog, tuning: FineTuning = SHORT, encoder: str = "beit3", **options: Any) -> Tuned:
     spec = REGISTRY.encoders.get(encoder)
-    return tune(catalog, spec, tiny(spec), tuning, text_fields=["title"])
+    return tune(catalog, spec, tiny(spec), tuning, text_fields=["title"], **options)
 
 
 def projected() -> Any:
@@ -101,20 +101,23 @@ def test_tuning_lifts_recall_of_flags_never_seen_to_five_times_chance_and_more(s
         assert change.difference[1] > 0  # the interval's lower end
 
 
-def test_tuning_that_is_interrupted_goes_on_and_ends_with_the_same_weights(shop, monkeypatch, tmp_path):
+@pytest.mark.parametrize("seconds", [0, 600])
+def test_tuning_that_is_interrupted_goes_on_and_ends_with_the_same_weights(shop, monkeypatch, tmp_path, seconds):
     whole = tuned(shop())
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
+    losses = fine_tuning._Tuner._losses
 
-    def save_and_stop(folder, state):
-        save(folder, state)
-        raise KeyboardInterrupt
+    for epoch in (2, 3):  # each in its first batch, after an optimizer step of the epoch before
 
-    save = fine_tuning.save_checkpoint
-    for _ in range(2):
+        def stop(tuner, batch, epoch=epoch):
+            if tuner.epoch == epoch and tuner.encoder.training:
+                raise KeyboardInterrupt
+            return losses(tuner, batch)
+
         with monkeypatch.context() as patch:
-            patch.setattr(fine_tuning, "save_checkpoint", save_and_stop)
+            patch.setattr(fine_tuning._Tuner, "_losses", stop)
             with pytest.raises(KeyboardInterrupt):
-                tuned(shop())
+                tuned(shop(), checkpoint_seconds=seconds)
     resumed = tuned(shop())
     assert resumed.path != whole.path
     assert resumed.fingerprint == whole.fingerprint
@@ -128,7 +131,7 @@ def test_tuning_that_is_killed_goes_on_and_ends_with_the_same_weights(data_path,
     monkeypatch.chdir(data_path.parent)
     command = (
         "encode", "-d", "toy", "--encoder", "vlmo:tiny", "--paradigm", "ft", "--ft.epochs=30", "--ft.patience=30",
-        "--ft.held_out=0.3", "--ft.batch_size=4", "--threads=1",
+        "--ft.held_out=0.3", "--ft.batch_size=4", "--threads=1", "--checkpoint_seconds=0",
     )  # fmt: skip
     for home in ("killed", "whole"):
         monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / home))

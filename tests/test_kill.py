@@ -15,6 +15,7 @@ EPOCHS = 400
 RUN = (
     "run", "-m", "VBPR", "-d", "toy", f"--epochs={EPOCHS}", f"--stopping_step={EPOCHS}", "--embedding_size=4",
     "--train_batch_size=16", "--learning_rate=1e-4", "--valid_metric=NDCG@10", "--resume",
+    "--checkpoint_seconds=0",
 )  # fmt: skip
 SLOW_ENCODER = """
 @dataclass(frozen=True)
@@ -41,6 +42,44 @@ def mmrec_register_encoders():
     return [EncoderSpec("slow", cls=Slow, config=NoKeys, modalities=("text",), weights_id=lambda *which: "none")]
 """
 
+# A process that kills itself at the moment named by MOMENT. To checkpoints, an epoch takes a second.
+KILLER = """
+import types
+from mmrec_lmm.running import runner
+from mmrec_lmm.training import resume
+
+moment, now, save_file = os.environ["MOMENT"], [0], resume.save_file
+
+def kill_at(this):
+    if moment == this:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def save(tensors, path, **options):
+    if ".state." in path.name and now[0] == 3:
+        kill_at("after the best weights")
+        if moment == "in a write":
+            path.write_bytes(b"half a file")
+        kill_at("in a write")
+    save_file(tensors, path, **options)
+
+def rank(*arguments):
+    kill_at("in ranking")
+    return original(*arguments)
+
+resume.time, resume.save_file = types.SimpleNamespace(monotonic=lambda: now[0]), save
+original, runner.rank = runner.rank, rank
+
+@hookimpl
+def mmrec_epoch_finished(run, epoch):
+    now[0] += 1
+    if moment == "never":
+        Path("trained again").touch()
+    if epoch.epoch == 1:
+        kill_at("before the first checkpoint")
+    if epoch.epoch == 4:
+        kill_at("between two checkpoints")
+"""
+
 
 @pytest.fixture(autouse=True)
 def here(data_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -48,9 +87,9 @@ def here(data_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return data_path.parent
 
 
-def epochs_done() -> int:
-    """Of the one run in ./runs, by its checkpoint."""
-    for path in Path("runs").glob("VBPR-*/checkpoint/state.safetensors"):
+def epochs_done(model: str = "VBPR") -> int:
+    """Of the model's one run in ./runs, by its checkpoint."""
+    for path in Path("runs").glob(f"{model}-*/checkpoint/state.safetensors"):
         try:
             with safe_open(path, framework="numpy") as file:
                 return json.loads(file.metadata()["numbers"])["epoch"]
@@ -86,6 +125,46 @@ def test_a_run_killed_at_three_random_moments_and_resumed_equals_the_uninterrupt
         assert hash_file(Path("runs", run_id, name)) == hash_file(Path("whole", run_id, name)), name
     assert history(Path("runs", run_id)) == history(Path("whole", run_id))
     assert not list(Path("runs", run_id, "checkpoint").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["LATTICE", "MMGCL"])  # MMGCL draws random numbers in its steps
+def test_a_run_killed_at_five_moments_between_rare_checkpoints_equals_the_uninterrupted_one(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = (
+        "run", "-m", model, "-d", "toy", "--epochs=12", "--train_batch_size=16",
+        "--learning_rate=1e-4", "--valid_metric=NDCG@10", "--resume", "--json",
+    )  # fmt: skip
+    whole = json.loads(call(*run, "--out", "whole").out)
+    killing = (*run, "--checkpoint_seconds=3", "-p", plugin(Path("killer.py"), KILLER))
+    for moment, saved in (
+        ("before the first checkpoint", 0),
+        ("between two checkpoints", 3),
+        ("in a write", 3),
+        ("after the best weights", 3),
+        ("in ranking", 12),
+    ):
+        monkeypatch.setenv("MOMENT", moment)
+        process = start(*killing)
+        _, err = process.communicate()
+        assert process.returncode == -9, err
+        assert epochs_done(model) == saved, moment
+    monkeypatch.setenv("MOMENT", "never")
+    process = start(*killing)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert not Path("trained again").exists()
+    resumed = json.loads(out)
+    assert [resumed[part] for part in ("run_id", "valid", "test", "best_epoch", "epochs", "stopped")] == [
+        whole[part] for part in ("run_id", "valid", "test", "best_epoch", "epochs", "stopped")
+    ]
+    assert resumed["record"]["chance"] == whole["record"]["chance"]
+    for name in ("best.safetensors", "per_user.safetensors", "topk.tsv"):
+        one, other = (Path(folder, whole["run_id"], name) for folder in ("runs", "whole"))
+        assert hash_file(one) == hash_file(other), name
+    assert history(Path("runs", whole["run_id"])) == history(Path("whole", whole["run_id"]))
+    assert not list(Path("runs", whole["run_id"], "checkpoint").iterdir())
 
 
 @pytest.mark.slow  # test_encoding.py kills a process of the library itself

@@ -23,7 +23,7 @@ from mmrec_lmm.logs import metric_line
 from mmrec_lmm.machine import TORCH_THREADS
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.running import grid as grids
-from mmrec_lmm.running import run_folder, runner
+from mmrec_lmm.running import provenance, run_folder, runner
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.inputs import gather
 from mmrec_lmm.running.provenance import run_id
@@ -101,6 +101,7 @@ OTHER: Mapping[str, Any] = {
     "clip_grad_norm": {"max_norm": 5.0},
     "zero_grad_to_none": False,
     "eval_step": 2,
+    "valid_users": 3,
     "eval_batch_size": 7,
     "metrics": ("Recall",),
     "topk": (20,),
@@ -117,6 +118,7 @@ OTHER: Mapping[str, Any] = {
     "encode_dtype": "bfloat16",
     "encode_compile": True,
     "recompute": True,
+    "checkpoint_seconds": 0.0,
     "state": "ERROR",
 }
 
@@ -264,6 +266,43 @@ def test_figures_follow_from_the_lists_that_are_kept(specs: Specs, registry: Reg
     assert np.mean(hits) == pytest.approx(result.test["recall@5"])
 
 
+def test_epochs_are_selected_on_a_sample_of_users_that_is_the_same_for_every_seed(
+    specs: Specs, registry: Registry, out: Path
+) -> None:
+    def users(**change: str) -> list[int]:
+        result = run_grid(specs(**change), registry, out=out).best
+        per_user = run_folder.load_per_user(result.path)
+        assert len(per_user["test/users"]) == 12
+        assert per_user["valid/recall@20"].mean() == result.valid["recall@20"]
+        assert run_folder.load_history(result.path)[result.best_epoch].valid == result.valid
+        return list(per_user["valid/users"])
+
+    five = users(valid_users="5")
+    assert len(five) == 5
+    assert users(valid_users="5", seed="3") == five
+    assert set(five) < set(users(valid_users="8"))
+    assert users(valid_users="12") == users(valid_users="1000") == users() == list(range(12))
+
+
+def test_users_of_a_sample_have_all_their_rows() -> None:
+    rows = Interactions(np.array([4, 1, 4, 2, 9, 1]), np.arange(6))
+    found = runner.of_some_users(rows, 2)
+    assert len(set(found.users)) == 2
+    kept = np.isin(rows.users, found.users)
+    assert (found.users.tolist(), found.items.tolist()) == (rows.users[kept].tolist(), rows.items[kept].tolist())
+
+
+@pytest.mark.parametrize(("count", "named"), [("0", set()), ("5", {"valid_users"})])
+def test_a_sample_is_part_of_a_runs_name_only_if_there_is_one(
+    count: str, named: set[str], specs: Specs, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities: list[Any] = []
+    monkeypatch.setattr(provenance, "fingerprint", lambda identity: (identities.append(identity), "0" * 8)[1])
+    [spec] = specs(valid_users=count)
+    run_id(spec, gather(spec, registry), registry)
+    assert set(identities[-1]["settings"]) & {"valid_users"} == named
+
+
 def test_masking_validation_items_in_test_is_an_option_that_mmrec_has_off(
     specs: Specs, registry: Registry, out: Path
 ) -> None:
@@ -335,7 +374,7 @@ def test_another_seed_gives_other_weights(specs: Specs, registry: Registry, out:
     assert files(one.path)["best.safetensors"] != files(other.path)["best.safetensors"]
 
 
-def test_test_is_ranked_once_after_the_last_ranking_of_validation(
+def test_validation_is_ranked_once_an_epoch_and_test_once_at_the_end(
     specs: Specs, registry: Registry, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [spec] = specs(epochs="4")
@@ -355,7 +394,7 @@ def test_test_is_ranked_once_after_the_last_ranking_of_validation(
 
     monkeypatch.setattr(runner, "Evaluator", Counting)
     run_grid([spec], registry, out=out)
-    assert ranked == ["valid"] * (4 + 1) + ["test"]
+    assert ranked == ["valid"] * 4 + ["test"]
     assert made == ["valid", "test"]
 
 
@@ -577,9 +616,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     whole = run_grid(asked, toys, out=tmp_path / "whole").best
     with pytest.raises(Interrupted) as caught:
         run_grid(asked, interrupting(tmp_path, epoch), out=tmp_path / "halted")
-    saved = 3 if epoch == 5 else epoch - 1
     assert str(caught.value) == (
-        f"{whole.run_id}: interrupted; the state after epoch {saved} is saved; the same command with --resume continues"
+        f"{whole.run_id}: interrupted; the state after epoch {epoch} is saved; the same command with --resume continues"
     )
     assert caught.value.exit_code == 130
     assert run_folder.list_results(tmp_path / "halted") == []
@@ -629,9 +667,29 @@ def test_an_interruption_before_the_first_evaluation_says_that_nothing_is_saved(
     with pytest.raises(
         Interrupted, match="interrupted before the first evaluation; nothing is saved, the same command starts over"
     ):
-        run_grid(specs(), interrupting(tmp_path, 0), out=out)
-    whole = run_grid(specs(), toys, out=tmp_path / "whole").best
-    assert files(run_grid(specs(), toys, out=out, resume=True).best.path) == files(whole.path)
+        run_grid(specs(eval_step="2"), interrupting(tmp_path, 0), out=out)
+    whole = run_grid(specs(eval_step="2"), toys, out=tmp_path / "whole").best
+    assert files(run_grid(specs(eval_step="2"), toys, out=out, resume=True).best.path) == files(whole.path)
+
+
+@pytest.mark.parametrize("model", ["VBPR", "Dropout"])
+def test_a_run_interrupted_in_ranking_is_not_trained_again(
+    model: str, specs: Specs, toys: Registry, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_grid(specs(model, known=toys), toys, out=tmp_path / "whole").best
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "rank", interrupt)
+        with pytest.raises(Interrupted, match=r"interrupted; the trained model is saved; .* --resume continues"):
+            run_grid(specs(model, known=toys), toys, out=out)
+    monkeypatch.setattr(runner.Trainer, "train_epoch", interrupt)
+    resumed = run_grid(specs(model, known=toys), toys, out=out, resume=True).best
+    assert numbers(resumed) == numbers(whole)
+    assert files(resumed.path) == files(whole.path)
+    assert history(resumed) == history(whole)
 
 
 def test_without_resume_an_interrupted_run_starts_anew(

@@ -17,9 +17,16 @@ from mmrec_lmm.plugin.contracts import Recommender, Scorer
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard
 from mmrec_lmm.training import resume
-from mmrec_lmm.training.loop import Validation
-from mmrec_lmm.training.resume import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint, save_weights
-from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, TrainingState, build_optimizer
+from mmrec_lmm.training.loop import TrainingState, Validation
+from mmrec_lmm.training.resume import (
+    Checkpoints,
+    load_checkpoint,
+    load_weights,
+    remove_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from mmrec_lmm.training.trainer import FitResult, Trainer, TrainerNumbers, build_optimizer
 from mmrec_lmm.types import Batch, EpochReport
 
 DATA, _ = checkerboard()  # 84 training rows
@@ -130,7 +137,7 @@ def test_epochs_without_evaluation_are_reported_without_one_and_the_last_always_
         {"recall@20": 0.3},
     ]
     assert [report.improved for report in reports] == [False, True, False, False, True]
-    assert checkpoints == [2, 4, 5]
+    assert checkpoints == [2, 4, 5, 5]  # the last two: after the evaluation, and at the end
 
 
 def test_with_no_epochs_the_fresh_model_is_evaluated_once() -> None:
@@ -311,9 +318,9 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
 
     def remember(reports: list[Any], stop: int | None = None) -> Callable[[EpochReport], None]:
         def on_epoch(report: EpochReport) -> None:
+            reports.append((report.epoch, dict(report.losses), report.improved))
             if report.epoch == stop:
                 raise Stop
-            reports.append((report.epoch, dict(report.losses), report.improved))
 
         return on_epoch
 
@@ -325,7 +332,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
     halted, reports = Toy(noisy), []
     with pytest.raises(Stop):
         trainer_of(halted, scores=SCORES, **settings).fit(
-            on_epoch=remember(reports, stop=stop_after + 1), on_checkpoint=save
+            on_epoch=remember(reports, stop=stop_after), on_checkpoint=save
         )
 
     torch.manual_seed(99)  # what a new process starts with is not what the stopped one had
@@ -345,7 +352,8 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
 
 
 def state(epoch: int, best_epoch: int) -> TrainingState[TrainerNumbers]:
-    numbers = TrainerNumbers(epoch, 0, best_epoch, 0.1 + 0.2, {"a@1": 1 / 3}, (EpochReport(0, {"bpr": 1 / 7}, 0.5),))
+    history = (EpochReport(0, {"bpr": 1 / 7}, 0.5),)
+    numbers = TrainerNumbers(epoch, 0, best_epoch, 0.1 + 0.2, {"a@1": 1 / 3}, None, history)
     return TrainingState({"model.w": torch.tensor([epoch / 3])}, numbers, {"w": torch.tensor([best_epoch / 3])})
 
 
@@ -383,6 +391,7 @@ def test_a_kill_between_the_two_files_leaves_the_older_pair(tmp_path: Path, monk
 
 def test_a_removed_checkpoint_is_gone_and_removing_none_does_no_harm(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1, 0))
+    (tmp_path / ".state.safetensors.17.tmp").write_bytes(b"half a file")  # of a process that was killed
     remove_checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
     remove_checkpoint(tmp_path / "never")
@@ -423,3 +432,207 @@ def test_the_random_state_that_is_saved_and_restored_is_that_of_the_models_own_g
     states["cuda:1"] = torch.tensor([3])
     other.restore(state)
     assert states == {"cuda:0": torch.tensor([1]), "cuda:1": torch.tensor([2])}
+
+
+# When checkpoints are written
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that checkpoints see, in seconds; a test moves it on."""
+    now = [1000.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    return now
+
+
+def saved_epoch(folder: Path) -> int | None:
+    found = load_checkpoint(folder, TrainerNumbers)
+    return None if found is None else found.numbers.epoch
+
+
+def test_a_checkpoint_is_written_when_so_many_seconds_of_training_have_passed(
+    clock: list[float], tmp_path: Path
+) -> None:
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=10) as checkpoints:
+        written = []
+        for epoch, now in enumerate((1000, 1009, 1010, 1012, 1019.9, 1020, 1035, 1044), start=1):
+            clock[0] = now
+            checkpoints.offer(state(epoch, 0))
+            written.append(saved_epoch(tmp_path))
+        assert written == [None, None, 3, 3, 3, 6, 7, 7]
+    assert saved_epoch(tmp_path) == 8
+
+
+def test_with_zero_seconds_each_evaluation_has_its_checkpoint(tmp_path: Path) -> None:
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=0) as checkpoints:
+        for epoch in (1, 2):
+            checkpoints.offer(state(epoch, 0))
+            assert saved_epoch(tmp_path) == epoch
+
+
+def test_a_state_that_is_not_due_is_copied_to_the_memory_of_the_one_before(tmp_path: Path) -> None:
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=600) as checkpoints:
+        places = set()
+        for epoch in (1, 2, 3):
+            live = state(epoch, 0)
+            checkpoints.offer(live)
+            live.tensors["model.w"].fill_(-1)  # training goes on
+            assert checkpoints._unwritten is not None
+            places.add(checkpoints._unwritten.tensors["model.w"].data_ptr())
+        assert len(places) == 1
+    loaded = load_checkpoint(tmp_path, TrainerNumbers)
+    assert loaded is not None
+    assert torch.equal(loaded.tensors["model.w"], torch.tensor([3 / 3]))
+
+
+def test_a_state_at_its_best_epoch_does_not_repeat_the_weights(tmp_path: Path) -> None:
+    names = []
+
+    def save(state: TrainingState[TrainerNumbers]) -> None:
+        names.append({name for name in state.tensors if name.startswith("model.")})
+
+    trainer_of(Toy(noisy), scores=[0.1, 0.2, 0.1]).fit(on_checkpoint=save)
+    assert names == [set(), set(), {"model.weight", "model.other"}, set()]
+
+
+def test_the_last_state_has_no_optimizer_and_continues_to_the_same_result(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    whole, scores = Toy(noisy), [0.1, 0.4, 0.3, 0.2]
+
+    def validate() -> Validation:
+        score = scores[whole.steps // 3 - 1]
+        return Validation(score, {"recall@20": score}, {"items": torch.tensor([whole.steps])})
+
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=600) as checkpoints:
+        fit = trainer_of(whole, validate=validate, epochs=4).fit(on_checkpoint=checkpoints.offer)
+    assert {name.split(".")[0] for name in load_weights(tmp_path / "state.safetensors")} == {"generator"}
+
+    def broken(model: Toy, step: int) -> Tensor:
+        raise AssertionError("training had ended")
+
+    after, resumed = torch.get_rng_state(), Toy(broken, start=7.0)
+    trainer = trainer_of(resumed, scores=(), epochs=4)
+    found = load_checkpoint(tmp_path, TrainerNumbers)
+    assert found is not None
+    torch.manual_seed(99)
+    trainer.restore(found)
+    again = trainer.fit()
+    assert again == fit
+    assert (again.stopped, again.history) == ("epochs", fit.history)
+    assert again.validation.found["items"].tolist() == fit.validation.found["items"].tolist() == [6]
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(torch.get_rng_state(), after)  # a model may rank at random
+
+
+MOMENTS = ("step", "evaluation", "observer", "copy", "copy of some tensors", "write", "write twice")
+
+
+@pytest.mark.parametrize("epoch", [2, 3])  # the best, whose state leaves weights out, and the one after it
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_wherever_ctrl_c_arrives_the_state_of_the_last_evaluation_is_saved_and_continues_to_the_same_bits(
+    moment: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, options = [0.1, 0.2, 0.3, 0.1, 0.2, 0.1], {"epochs": 6, "stopping_step": 9}
+    torch.manual_seed(5)
+    whole = Toy(noisy)
+    whole_fit = trainer_of(whole, scores=scores, **options).fit()
+
+    with monkeypatch.context() as patch:
+        armed = [False]
+
+        def stop_if(now: bool) -> None:
+            if now and armed[0]:
+                armed[0] = False
+                raise KeyboardInterrupt
+
+        def loss(model: Toy, step: int) -> Tensor:
+            stop_if(moment == "step" and step == 3 * epoch + 1)  # the second of the epoch's three
+            return noisy(model, step)
+
+        def validate() -> Validation:
+            stop_if(moment == "evaluation" and halted.steps == 3 * (epoch + 1))
+            score = scores[halted.steps // 3 - 1]
+            return Validation(score, {"recall@20": score})
+
+        def on_epoch(report: EpochReport) -> None:
+            stop_if(moment == "observer" and report.epoch == epoch)
+
+        def copy(checkpoints: Any, tensors: Any) -> dict[str, Tensor]:
+            now = halted.steps == 3 * (epoch + 1)
+            stop_if(now and moment == "copy")
+            if now and moment == "copy of some tensors":
+                copied(checkpoints, dict(list(tensors.items())[::2]))
+                stop_if(True)
+            return copied(checkpoints, tensors)
+
+        writes = []
+
+        def write(path: Path, *content: Any) -> None:
+            if moment.startswith("write") and path.name == resume.STATE and halted.steps == 3 * (epoch + 1):
+                writes.append(path)
+                if len(writes) == 1 or moment == "write twice":
+                    raise KeyboardInterrupt
+            save_weights(path, *content)
+
+        copied = Checkpoints._copied
+        patch.setattr(Checkpoints, "_copied", copy)
+        patch.setattr(resume, "save_weights", write)
+        torch.manual_seed(5)
+        halted, armed[0] = Toy(loss), True
+        trainer = trainer_of(halted, validate=validate, **options)
+        seconds = 0 if moment.startswith("write") else 600
+        with pytest.raises(KeyboardInterrupt), Checkpoints[TrainerNumbers](tmp_path, seconds) as checkpoints:
+            trainer.fit(on_epoch=on_epoch, on_checkpoint=checkpoints.offer)
+
+    found = load_checkpoint(tmp_path, TrainerNumbers)
+    assert found is not None
+    assert found.numbers.epoch == epoch + (moment not in ("step", "evaluation", "write twice"))
+    resumed = Toy(noisy, start=7.0)
+    trainer = trainer_of(resumed, scores=scores[found.numbers.epoch :], seed=99, **options)
+    trainer.restore(found)
+    assert trainer.fit() == whole_fit
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.other, whole.other)
+
+
+def test_where_a_device_has_no_room_for_a_copy_each_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Checkpoints, "_copied", full)
+    with Checkpoints[TrainerNumbers](tmp_path, seconds=600) as checkpoints:
+        for epoch in (1, 2):
+            checkpoints.offer(state(epoch, 0))
+            assert saved_epoch(tmp_path) == epoch
+
+
+def test_training_that_fails_leaves_the_state_of_the_last_evaluation(tmp_path: Path) -> None:
+    def loss(model: Toy, step: int) -> Tensor:
+        if step == 7:  # of the third epoch
+            raise MemoryError
+        return noisy(model, step)
+
+    with pytest.raises(MemoryError), Checkpoints[TrainerNumbers](tmp_path, seconds=600) as checkpoints:
+        trainer_of(Toy(loss)).fit(on_checkpoint=checkpoints.offer)
+    assert saved_epoch(tmp_path) == 2
+
+
+def test_best_weights_that_no_state_names_are_made_again(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1, 0))
+    save_weights(tmp_path / "best-1.safetensors", {"w": torch.zeros(1)})  # then the process was killed
+    assert saved_epoch(tmp_path) == 1
+    save_checkpoint(tmp_path, state(2, 1))
+    loaded = load_checkpoint(tmp_path, TrainerNumbers)
+    assert loaded is not None
+    assert torch.equal(loaded.best["w"], torch.tensor([1 / 3]))
+
+
+def test_a_checkpoint_of_the_version_before_is_refused_with_the_key_that_it_lacks(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1, 0))
+    path = tmp_path / "state.safetensors"
+    numbers = '{"epoch": 1, "misses": 0, "best_epoch": 0, "best_score": 0.5, "best_metrics": {}, "history": []}'
+    save_weights(path, load_weights(path), {"numbers": numbers})
+    with pytest.raises(DataError, match=f"stopped: expected .*; try deleting {tmp_path}, to start over"):
+        load_checkpoint(tmp_path, TrainerNumbers)

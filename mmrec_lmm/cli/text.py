@@ -56,7 +56,7 @@ def run_text(result: RunResult) -> str:
     from ..running.marks import marks
 
     marked = "".join(f"\nmarked: {reason}" for reason in marks(result))
-    return f"{result.run_id}: {how}; best epoch {result.best_epoch}{marked}\n\n{table(rows)}"
+    return f"{result.run_id}: {how}; best epoch {result.best_epoch}{_sample(result)}{marked}\n\n{table(rows)}"
 
 
 def point_text(point: Point) -> str:
@@ -75,7 +75,8 @@ def point_text(point: Point) -> str:
 
     runs = ", ".join(f"{run.run_id} (seed {seed})" for run, seed in zip(point.runs, point.seeds, strict=True))
     marked = "".join(f"\nmarked: {reason}" for reason in marks_of(point.runs))
-    return f"mean ± standard deviation over {len(point.runs)} seeds: {runs}{marked}\n\n{table(rows)}"
+    sample = _sample(point.runs[0])
+    return f"mean ± standard deviation over {len(point.runs)} seeds: {runs}{sample}{marked}\n\n{table(rows)}"
 
 
 def grid_text(grid: Grid, valid_metric: str) -> str:
@@ -484,6 +485,13 @@ def _key_line(key: Key) -> str:
 def _point(parameters: Mapping[str, Any]) -> str:
     """A grid point as it is typed, without the seed, which has a column of its own."""
     return ", ".join(f"{key}={as_yaml(value)}" for key, value in parameters.items() if key != "seed")
+
+
+def _sample(result: RunResult) -> str:
+    """A remark on numbers of validation that are of a sample of its users; empty if they are of all."""
+    resolved = result.record.resolved or {}  # None in earlier runs
+    users = resolved.get("settings", {}).get("valid_users", 0)
+    return f"; valid is of a sample, at most {users:,} users" if users else ""
 
 
 def _splits(result: RunResult) -> tuple[tuple[str, Mapping[str, float]], ...]:

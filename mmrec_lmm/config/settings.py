@@ -21,6 +21,7 @@ place = _deciding("place")  # of the inputs, or of their making: only their cont
 reading = _deciding("reading")  # how a data set's tables are read
 shaping = _deciding("shaping")  # of features, whose fingerprints are part of a run's id instead
 harmless = _deciding("nothing")  # no number depends on it
+if_set = _deciding("training, if set")  # no part of a run's id at its default: runs from before it keep theirs
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Settings:
 
     # evaluation
     eval_step: int = 1  # epochs between evaluations
+    valid_users: int = if_set(0)  # epochs are selected on so many users of validation, drawn once; 0: on all
     eval_batch_size: int = harmless(4096)  # users scored at once by models that aren't dot products
     metrics: tuple[str, ...] = ("Recall", "NDCG", "Precision", "MAP")
     topk: tuple[int, ...] = (5, 10, 20, 50)
@@ -77,6 +79,7 @@ class Settings:
     encode_dtype: Literal["float32", "bfloat16", "float16"] = shaping("float32")  # of its arithmetic; halves suit a GPU
     encode_compile: bool = harmless(False)  # torch.compile it: a minute at first, then faster
     recompute: bool = harmless(False)  # an encoder in training computes its blocks twice, to keep less
+    checkpoint_seconds: float = harmless(600.0)  # at least, between two checkpoints; 0: one after each evaluation
     state: str = harmless("INFO")  # log level
 
 
@@ -85,6 +88,7 @@ def _that_decide(*what: str) -> frozenset[str]:
 
 
 NOT_IDENTITY = _that_decide("place", "shaping", "nothing")  # no part of a run's id
+IF_SET = _that_decide("training, if set")  # part of a run's id unless it has its default
 OF_INPUTS = _that_decide("place", "reading", "shaping")  # a run's inputs depend on these alone
 OF_FEATURES = _that_decide("shaping")
 

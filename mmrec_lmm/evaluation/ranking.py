@@ -107,7 +107,10 @@ class Evaluator:
 
     def rank(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Ranking:
         """The ranking of every evaluated user; arguments and errors as of `Ranker.top`."""
-        items = self._ranker.top(model, k, batch_size=batch_size)
+        return self.ranking(self._ranker.top(model, k, batch_size=batch_size))
+
+    def ranking(self, items: Tensor) -> Ranking:
+        """The ranking whose best items (U, K) int64 are known."""
         keys = items + torch.arange(len(items)).unsqueeze(1) * self._n_items  # (U, K)
         place = torch.searchsorted(self._truth, keys).clamp_(max=len(self._truth) - 1)
         hits = (self._truth[place] == keys) & (items >= 0)

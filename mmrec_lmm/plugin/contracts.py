@@ -135,7 +135,8 @@ class TrainerCallback:
         return {}, {}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Continue from a `state`; `load_weights` has been called."""
+        """Continue from a `state`; `load_weights` has been called. If training had ended, there are no tensors: only
+        `report` follows."""
 
     def report(self) -> Any:
         """For the run's record, a mapping or a dataclass that JSON can hold; called once, after training."""

@@ -15,7 +15,7 @@ import torch
 
 from .. import __version__
 from ..cache import fingerprint, hash_files, plain
-from ..config.settings import NOT_IDENTITY
+from ..config.settings import IF_SET, NOT_IDENTITY, Settings
 from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
@@ -30,7 +30,9 @@ def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
     paradigm = registry.paradigms.get(spec.paradigm)
     # The fingerprints of features depend on a prepared encoder's settings, but not on those of joint training
     in_features = spec.paradigm_config is None or (paradigm.prepares and not paradigm.joint)
-    settings = {key: value for key, value in plain(spec.settings).items() if key not in NOT_IDENTITY}
+    settings = plain(spec.settings)
+    left_out = NOT_IDENTITY | {key for key in IF_SET if settings[key] == getattr(Settings, key)}
+    settings = {key: value for key, value in settings.items() if key not in left_out}
     identity = {
         "numerics_version": NUMERICS_VERSION,
         "model": [spec.model.lower(), spec.model_config],

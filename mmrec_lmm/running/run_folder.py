@@ -8,7 +8,7 @@
         per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user
         history.jsonl            one line per epoch: losses, validation metrics, seconds (types.EpochReport)
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
-        checkpoint/              during training: the state after the last evaluation
+        checkpoint/              until the run is finished: a state of training, or the trained model
         result.json              written last: a run that has it is finished
 
 Shapes: U evaluated users, K listed items, I items, D feature width.

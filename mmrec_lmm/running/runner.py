@@ -26,9 +26,9 @@ from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
-from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint
+from ..training.resume import STATE, Checkpoints, load_checkpoint, load_numbers, remove_checkpoint, restoring
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
-from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
+from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, Interactions, RunResult, RunSpec, TrainingData
 from . import run_folder
 from .inputs import gather, without_encoder
 from .marks import marks
@@ -99,7 +99,7 @@ def run(
                 model, spec, inputs, validation, metrics, folder,
                 callback=callback, observers=observers, resume=resume, progress=progress,
             )  # fmt: skip
-            ranked = rank(model, validation, inputs.dataset, metrics, spec.settings)
+            ranked = rank(model, validation, fit.validation, inputs.dataset, metrics, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
@@ -138,7 +138,7 @@ def train(
     resume: bool,
     progress: bool,
 ) -> FitResult:
-    """Fit the model, selecting the epoch on validation, with a checkpoint in `folder` after each evaluation."""
+    """Fit the model, selecting the epoch on validation, with checkpoints in `folder`."""
     settings, dataset = spec.settings, inputs.dataset
     name, checkpoint = folder.name, folder / CHECKPOINT
     trainer = Trainer(
@@ -154,14 +154,17 @@ def train(
     if state is not None:
         with restoring(checkpoint):
             trainer.restore(state)
-        logger.info("continuing %s after epoch %d", name, state.numbers.epoch - 1)
+        logger.info("%s", _continued(name, state.numbers))
     else:
         if (checkpoint / STATE).is_file():
             logger.warning("%s starts over; --resume would have continued it from its checkpoint", name)
         remove_checkpoint(checkpoint)
     logger.info("%s\nTrainable parameters: %d", model, sum(parameter.numel() for parameter in model.parameters()))
     done = state.numbers.epoch if state is not None else 0
-    with tqdm(desc=name, total=settings.epochs, initial=done, unit="epoch", disable=None if progress else True) as bar:
+    with (
+        Checkpoints[TrainerNumbers](checkpoint, settings.checkpoint_seconds) as checkpoints,
+        tqdm(desc=name, total=settings.epochs, initial=done, unit="epoch", disable=None if progress else True) as bar,
+    ):
 
         def on_epoch(report: EpochReport) -> None:
             score = None if report.valid is None else report.valid[settings.valid_metric.lower()]
@@ -172,7 +175,7 @@ def train(
             bar.update()
             observers.notify_epoch(spec, report)
 
-        fit = trainer.fit(on_epoch=on_epoch, on_checkpoint=lambda state: save_checkpoint(checkpoint, state))
+        fit = trainer.fit(on_epoch=on_epoch, on_checkpoint=checkpoints.offer)
     logger.info("+++++Finished training, best eval result in epoch %d", fit.best_epoch)
     return fit
 
@@ -180,10 +183,11 @@ def train(
 def validate(
     model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
 ) -> Validation:
-    """All metrics on validation, unrounded, and the one that selects epochs and grid points."""
+    """All metrics on validation, unrounded, the one that selects epochs and grid points, and the items ranked."""
     found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
     means = _means(metric_values(found, metrics, settings.topk))
-    return Validation(means[settings.valid_metric.lower()], means)
+    items = torch.from_numpy(found.items).int()  # (U, K)
+    return Validation(means[settings.valid_metric.lower()], means, {"items": items})
 
 
 def watch_test(
@@ -212,17 +216,20 @@ class Ranked:
 def rank(
     model: Recommender,
     validation: Evaluator,
+    best: Validation,
     dataset: Dataset,
     metrics: Mapping[str, MetricFunction],
     settings: Settings,
 ) -> Ranked:
-    """Rank validation and test with the model's best weights, for the run's result."""
+    """Rank test with the model's best weights, for the run's result; validation was ranked with them in training."""
     started = time.perf_counter()
+    test = evaluator_of("test", dataset, settings)
+    rankings = {
+        "valid": validation.ranking(best.found["items"].long()),
+        "test": test.rank(model, max(settings.topk), batch_size=settings.eval_batch_size),
+    }
     k = int(settings.valid_metric.partition("@")[2])
-    rankings, chances = {}, []
-    for split, evaluator in (("valid", validation), ("test", evaluator_of("test", dataset, settings))):
-        rankings[split] = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-        chances.append(evaluator.chance(rankings[split], k))
+    chances = [evaluator.chance(rankings[split], k) for split, evaluator in (("valid", validation), ("test", test))]
     seconds = time.perf_counter() - started
     per_user = {split: metric_values(found, metrics, settings.topk) for split, found in rankings.items()}
     return Ranked(rankings, per_user, ChanceBySplit(f"recall@{k}", *chances), seconds)
@@ -287,10 +294,23 @@ def reports_of(spec: RunSpec, inputs: Inputs, model: Recommender, callback: Trai
 
 def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
     """The evaluator of "valid" or "test"."""
-    masked = [dataset.train]
-    if split == "test" and settings.mask_valid_in_test:
-        masked.append(dataset.valid)
-    return Evaluator(getattr(dataset, split), masked, dataset.n_items)
+    if split == "valid":
+        return Evaluator(of_some_users(dataset.valid, settings.valid_users), [dataset.train], dataset.n_items)
+    masked = [dataset.train, dataset.valid] if settings.mask_valid_in_test else [dataset.train]
+    return Evaluator(dataset.test, masked, dataset.n_items)
+
+
+def of_some_users(rows: Interactions, count: int) -> Interactions:
+    """The rows of `count` random users; all if there are no more, or `count` is 0.
+
+    The draw depends on nothing but the users: all runs on a data set are selected on the same ones, whatever the seed,
+    and a larger sample has the users of a smaller one.
+    """
+    users = np.unique(rows.users)
+    if not 0 < count < len(users):
+        return rows
+    drawn = np.isin(rows.users, np.random.default_rng(0).permutation(users)[:count])
+    return Interactions(rows.users[drawn], rows.items[drawn])
 
 
 def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) -> None:
@@ -305,12 +325,19 @@ def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) 
         )
 
 
+def _continued(name: str, saved: TrainerNumbers) -> str:
+    """The line of the log on a run that is resumed."""
+    if saved.stopped:
+        return f"{name} is trained: continuing with the ranking of its best weights, those of epoch {saved.best_epoch}"
+    return f"continuing {name} after epoch {saved.epoch - 1}"
+
+
 def _where_stopped(folder: Path) -> str:
     """The message to a user who stopped the run in `folder`."""
-    saved = load_checkpoint(folder / CHECKPOINT, TrainerNumbers)
-    if saved is None:
+    if not (folder / CHECKPOINT / STATE).is_file():
         return f"{folder.name}: interrupted before the first evaluation; nothing is saved, the same command starts over"
-    where = f"the state after epoch {saved.numbers.epoch - 1} is saved"
+    saved = load_numbers(folder / CHECKPOINT, TrainerNumbers)
+    where = "the trained model is saved" if saved.stopped else f"the state after epoch {saved.epoch - 1} is saved"
     return f"{folder.name}: interrupted; {where}; the same command with --resume continues"
 
 

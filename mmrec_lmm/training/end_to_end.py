@@ -265,9 +265,10 @@ class JointEncoder(TrainerCallback):
         return {**tensors, "generator": self._generator.get_state()}, plain(numbers)
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        slots = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name != "generator"}
-        self._worker.load_optimizer_state(slots)
-        self._generator.set_state(tensors["generator"])
+        if tensors:
+            slots = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name != "generator"}
+            self._worker.load_optimizer_state(slots)
+            self._generator.set_state(tensors["generator"])
         known = decode(EncoderNumbers, numbers, where="companion", cure="an end-to-end run saves it")
         self._steps, self._rows = known.steps, known.rows
         self._norm_sum, self._norm_last = known.norm_sum, known.norm_last

@@ -7,7 +7,7 @@ Tuning minimizes the sum of the encoder's own losses (`tuning_losses`) over the 
 text. It sees only items: a catalog has no interactions.
 
 The random numbers of an epoch follow from the seed and the epoch's number. No generator needs saving, and tuning that
-was killed continues after its last epoch and ends with the same weights.
+was killed continues after its last checkpoint and ends with the same weights.
 
 Processes of torchrun train together: each computes its rows of every batch, held-out ones included. All get the whole
 batch's losses and gradients, so they decide alike (distributed.py). Only the first process reads and writes the cache.
@@ -33,6 +33,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from .. import cache
+from ..config.settings import Settings
 from ..data.items import JOINT, Source, source_of
 from ..distributed import (
     all_gather,
@@ -54,15 +55,15 @@ from ..machine import choose_device, loader_processes, precision, to_device
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..typed_json import FLAT, decode
+from ..typed_json import FLAT, OPTIONAL, decode
 from ..types import ItemCatalog, RunSpec, Tuned
-from .loop import EpochLoop, Validation
+from .loop import EpochLoop, TrainingState, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
 from .paradigms import FineTuning
-from .resume import load_checkpoint, remove_checkpoint, restoring, save_checkpoint, save_weights
+from .resume import Checkpoints, load_checkpoint, remove_checkpoint, restoring, save_weights
 from .retrieval import CUTOFFS, RecallChange, compared, own_ranks
-from .trainer import TrainingState, load_optimizer_state, optimizer_state
+from .trainer import load_optimizer_state, optimizer_state
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class FineTuned(Paradigm):
             device=device,
             workers=loader_processes(settings, device),
             recompute=settings.recompute,
+            checkpoint_seconds=settings.checkpoint_seconds,
             progress=progress,
         )
 
@@ -184,13 +186,15 @@ def tune(
     device: torch.device | str = "cpu",
     workers: int = 0,
     recompute: bool = False,
+    checkpoint_seconds: float = Settings.checkpoint_seconds,
     progress: bool = False,
 ) -> Tuned:
     """The encoder tuned on the catalog: from the cache if it is there, else tuned and cached.
 
     Its file is named by everything that determines its weights: encoder, configuration, `tuning`, and the items'
     content. The device and the numbers of threads and processes change the weights by rounding, and are recorded in the
-    file; `recompute` saves memory and changes nothing (`optim.recompute_blocks`).
+    file; `recompute` saves memory and changes nothing (`optim.recompute_blocks`). `checkpoint_seconds` pass between two
+    checkpoints at least.
 
     Raises NotApplicable for an encoder without losses, DataError if too few items have an image and a text, ConfigError
     if `freeze` or the number of processes doesn't fit the encoder, TrainingDiverged, and RunError if memory runs out
@@ -226,8 +230,9 @@ def tune(
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
                 with sharing():
                     made = tuner.tune(
-                        path.with_suffix(".parts"), made_by=made_by, sizes=sizes, frozen=frozen, progress=progress
-                    )
+                        path.with_suffix(".parts"), checkpoint_seconds,
+                        made_by=made_by, sizes=sizes, frozen=frozen, progress=progress,
+                    )  # fmt: skip
             if is_first_process():
                 save_weights(path, tuner.best_weights, {"about": json.dumps(cache.plain(made))})
                 remove_checkpoint(path.with_suffix(".parts"))
@@ -292,9 +297,10 @@ class TunerNumbers:
     best_loss: float
     epochs: tuple[TuningEpoch, ...]
     seconds: float
+    stopped: str | None = field(default=None, metadata=OPTIONAL)  # why training ended, once it has
 
 
-class _Tuner(EpochLoop):
+class _Tuner(EpochLoop[TunerNumbers]):
     """Trains an encoder on some items and scores it on others, the held-out items.
 
     Epochs are counted from 1. The score is the mean contrastive loss of the held-out items, negated.
@@ -330,11 +336,17 @@ class _Tuner(EpochLoop):
         self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
         self._epochs: list[TuningEpoch] = []  # by epoch, the mean of each loss, and the loss of the held-out items
         self._seconds = 0.0
-        self._checkpoint: Path | None = None  # the folder of the state, in the process that writes it
         self._bar: tqdm[Any] | None = None
 
     def tune(
-        self, checkpoint: Path, *, made_by: Sequence[Any], sizes: TuningSizes, frozen: Sequence[str], progress: bool
+        self,
+        checkpoint: Path,
+        checkpoint_seconds: float,
+        *,
+        made_by: Sequence[Any],
+        sizes: TuningSizes,
+        frozen: Sequence[str],
+        progress: bool,
     ) -> TuningRecord:
         """Train, or continue from the folder `checkpoint`; return the record, and leave the weights in `best_weights`.
 
@@ -342,7 +354,7 @@ class _Tuner(EpochLoop):
         """
         ranks, held_out_before = self._ranks(), self._held_out_loss()
         try:
-            stopped = self._fit(checkpoint, progress=progress)
+            stopped = self._fit(checkpoint, checkpoint_seconds, progress=progress)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise RunError(
@@ -379,23 +391,25 @@ class _Tuner(EpochLoop):
             processes=processes(),
         )
 
-    def _fit(self, checkpoint: Path, *, progress: bool) -> str:
+    def _fit(self, checkpoint: Path, checkpoint_seconds: float, *, progress: bool) -> str:
         """Run all epochs, and return why they ended: "epochs", "patience" or "diverged"."""
         state = load_checkpoint(checkpoint, TunerNumbers)
         if state is not None:
             with restoring(checkpoint):
                 self._restore(state)
             logger.info("%s: tuning continues after epoch %d", self.name, self.epoch)
-        self._checkpoint = checkpoint if is_first_process() else None
         quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal
-        with tqdm(
-            desc=f"tuning {self.name}",
-            total=self.epochs * self._batches,
-            initial=self.epoch * self._batches,
-            unit=" batches",
-            disable=quiet,
-        ) as self._bar:
-            return self.run()
+        with (
+            Checkpoints[TunerNumbers](checkpoint, checkpoint_seconds) as checkpoints,
+            tqdm(
+                desc=f"tuning {self.name}",
+                total=self.epochs * self._batches,
+                initial=self.epoch * self._batches,
+                unit=" batches",
+                disable=quiet,
+            ) as self._bar,
+        ):
+            return self.run(checkpoints.offer if is_first_process() else lambda state: None)
 
     def validate(self) -> Validation:
         return Validation(-self._held_out_loss(), {})
@@ -413,8 +427,7 @@ class _Tuner(EpochLoop):
         epoch = TuningEpoch(losses, -validation.score)
         self._epochs.append(epoch)
         self._seconds += train_seconds + valid_seconds
-        if self._checkpoint is not None:
-            save_checkpoint(self._checkpoint, self._state())
+        self.offer_state()
         shown = ", ".join(f"{key} {value:.4f}" for key, value in cache.plain(epoch).items())
         logger.info("%s: epoch %d: %s", self.name, self.epoch, shown)
         if self._bar is not None:
@@ -500,10 +513,13 @@ class _Tuner(EpochLoop):
                 torch.cuda.manual_seed(int(rng.integers(2**62)) + rank())
         return rng
 
-    def _state(self) -> TrainingState[TunerNumbers]:
-        tensors = {f"encoder.{key}": value.clone() for key, value in self.encoder.state_dict().items()}
-        tensors |= {f"optimizer.{key}": value for key, value in optimizer_state(self._optimizer).items()}
-        numbers = TunerNumbers(self.best_epoch, -self.best.score, tuple(self._epochs), self._seconds)
+    def state(self) -> TrainingState[TunerNumbers]:
+        tensors: dict[str, Tensor] = {}
+        if self.stopped is None:
+            tensors |= {f"optimizer.{key}": value for key, value in optimizer_state(self._optimizer).items()}
+            if not self.is_at_best:  # copies, as tied weights share memory, which safetensors refuses
+                tensors |= {f"encoder.{key}": value.clone() for key, value in self.encoder.state_dict().items()}
+        numbers = TunerNumbers(self.best_epoch, -self.best.score, tuple(self._epochs), self._seconds, self.stopped)
         return TrainingState(tensors, numbers, self.best_weights)
 
     def _restore(self, state: TrainingState[TunerNumbers]) -> None:
@@ -511,13 +527,14 @@ class _Tuner(EpochLoop):
         for name, value in state.tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = value
-        self.encoder.load_state_dict(parts["encoder"])
+        self.encoder.load_state_dict(parts["encoder"] or state.best)
         load_optimizer_state(self._optimizer, parts["optimizer"])
         numbers = state.numbers
         self._epochs, self._seconds = [*numbers.epochs], numbers.seconds
         self.epoch, self.best_epoch = len(self._epochs), numbers.best_epoch
         self.misses = self.epoch - self.best_epoch
         self.best, self.best_weights = Validation(-numbers.best_loss, {}), dict(state.best)
+        self.stopped = numbers.stopped
 
     @torch.no_grad()
     def _ranks(self) -> dict[str, np.ndarray] | None:

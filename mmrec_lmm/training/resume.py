@@ -2,14 +2,18 @@
 
 A checkpoint is two files: `state.safetensors`, and the best weights, whose file name has their epoch. The best weights
 are written first, as the state refers to them, and both atomically: a kill at any moment leaves the newest complete
-pair.
+pair. A state whose weights are the best ones doesn't repeat them.
 """
 
+import dataclasses
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +22,7 @@ from ..cache import plain, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
-from .trainer import N, TrainingState
+from .loop import N, Numbers, TrainingState
 
 STATE = "state.safetensors"
 
@@ -41,28 +45,35 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def save_checkpoint(folder: Path, state: TrainingState[N]) -> None:
     """Write `state` as the checkpoint in `folder`."""
-    best = folder / f"best-{state.numbers.best_epoch}.safetensors"
+    best = _best_file(folder, state.numbers)
     if not best.exists():
         save_weights(best, state.best)
     save_weights(folder / STATE, state.tensors, {"numbers": json.dumps(plain(state.numbers))})
-    for other in folder.glob("best-*.safetensors"):
-        if other != best:
-            other.unlink()
+    _remove_others(folder, best)
 
 
 def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
     """The checkpoint in `folder` with its numbers as `kind`, or None if there is none.
 
-    Raises DataError if the numbers don't fit `kind`: other code wrote them.
+    Best weights without a state, which a kill between the two files leaves, are deleted: on a GPU the same epoch, made
+    again, may end with others. Raises DataError if the numbers don't fit `kind`: other code wrote them.
     """
     path = folder / STATE
     if not path.is_file():
+        remove_checkpoint(folder)
         return None
-    tensors = load_weights(path)
+    tensors, numbers = load_weights(path), load_numbers(folder, kind)
+    best = _best_file(folder, numbers)
+    _remove_others(folder, best)
+    return TrainingState(tensors, numbers, load_weights(best))
+
+
+def load_numbers(folder: Path, kind: type[N]) -> N:
+    """The numbers of the checkpoint in `folder`; errors as of `load_checkpoint`."""
+    path = folder / STATE
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["numbers"])
-    numbers = decode(kind, content, where=str(path), cure=f"try deleting {folder}, to start over")
-    return TrainingState(tensors, numbers, load_weights(folder / f"best-{numbers.best_epoch}.safetensors"))
+    return decode(kind, content, where=str(path), cure=f"try deleting {folder}, to start over")
 
 
 @contextmanager
@@ -80,5 +91,66 @@ def restoring(folder: Path) -> Iterator[None]:
 def remove_checkpoint(folder: Path) -> None:
     """Delete the checkpoint in `folder`, if any: the state first, so no state ever lacks its best weights."""
     (folder / STATE).unlink(missing_ok=True)
-    for path in folder.glob("best-*.safetensors"):
-        path.unlink()
+    for pattern in ("best-*.safetensors", ".*.tmp"):  # the latter: half a file of a process that was killed
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+class Checkpoints(Generic[N]):
+    """Decides when the states of a training are written to `folder`: at most every `seconds`, and when it ends.
+
+        with Checkpoints(folder, seconds) as checkpoints:
+            trainer.fit(on_checkpoint=checkpoints.offer)
+
+    A state that isn't due is copied in memory. If training is interrupted, or fails, leaving the context writes the
+    state that was offered last. A second interruption while it is written leaves the older checkpoint.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+        self._written = time.monotonic()  # or the start
+        self._unwritten: TrainingState[N] | None = None  # the state to write if training is interrupted now
+        self._copies: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._unwritten is not None:
+            self._write(self._unwritten)
+
+    def offer(self, state: TrainingState[N]) -> None:
+        """Write `state` if one is due or training has ended, else copy it. No step is taken meanwhile."""
+        self._unwritten = state  # live, until it is copied
+        if state.numbers.stopped is not None or time.monotonic() - self._written >= self._seconds:
+            self._write(state)
+            return
+        try:
+            self._unwritten = dataclasses.replace(state, tensors=self._copied(state.tensors))
+        except torch.OutOfMemoryError:  # a GPU that training nearly fills
+            self._copies.clear()
+            self._write(state)
+
+    def _write(self, state: TrainingState[N]) -> None:
+        save_checkpoint(self._folder, state)
+        self._unwritten, self._written = None, time.monotonic()
+
+    @torch.no_grad()
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the tensors' devices, in the memory of the copies before: new memory costs more than copying."""
+        for name, value in tensors.items():
+            copy = self._copies.get(name)
+            if copy is None or copy.shape != value.shape:
+                copy = self._copies[name] = torch.empty_like(value)
+            copy.copy_(value)
+        return {name: self._copies[name] for name in tensors}
+
+
+def _best_file(folder: Path, numbers: Numbers) -> Path:
+    return folder / f"best-{numbers.best_epoch}.safetensors"
+
+
+def _remove_others(folder: Path, best: Path) -> None:
+    for other in folder.glob("best-*.safetensors"):
+        if other != best:
+            other.unlink()

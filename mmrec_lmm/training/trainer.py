@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ..errors import TrainingDiverged
 from ..plugin.contracts import Recommender, TrainerCallback
 from ..typed_json import OPTIONAL
 from ..types import EpochReport
-from .loop import EpochLoop, Validation
+from .loop import EpochLoop, TrainingState, Validation
 from .optim import SWEEP_STEPS, drop_faint_momentum, eager
 
 logger = logging.getLogger(__name__)
@@ -35,26 +35,6 @@ LEARNERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class Numbers(Protocol):
-    """The numbers of a training state, a dataclass that JSON can hold."""
-
-    @property
-    def best_epoch(self) -> int: ...
-
-
-N = TypeVar("N", bound=Numbers)
-
-
-@dataclass(frozen=True)
-class TrainingState(Generic[N]):
-    """A training run's checkpoint: `tensors` (weights, optimizer, generators), plain `numbers`, and the best weights so
-    far, those of `numbers.best_epoch`."""
-
-    tensors: Mapping[str, Tensor]
-    numbers: N
-    best: Mapping[str, Tensor]
-
-
 @dataclass(frozen=True)
 class TrainerNumbers:
     """The progress of a Trainer, as a checkpoint saves it."""
@@ -64,6 +44,7 @@ class TrainerNumbers:
     best_epoch: int
     best_score: float
     best_metrics: Mapping[str, float]
+    stopped: str | None  # why training ended, once it has
     history: tuple[EpochReport, ...] = ()
     companion: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # the callback's own numbers
 
@@ -83,7 +64,7 @@ class FitResult:
     history: Sequence[EpochReport] = field(default=(), compare=False, repr=False)  # it holds seconds, which vary
 
 
-class Trainer(EpochLoop):
+class Trainer(EpochLoop[TrainerNumbers]):
     """Trains `model` on `rows`; `validate()` scores the model on validation data, which the trainer doesn't see.
 
     A `callback` takes its step after the model's in every batch; its best weights are those of the model's best epoch.
@@ -106,7 +87,6 @@ class Trainer(EpochLoop):
         self._optimizer = build_optimizer(model, settings)
         self._history: list[EpochReport] = []
         self._on_epoch: Callable[[EpochReport], None] = lambda report: None
-        self._on_checkpoint: Callable[[TrainingState[TrainerNumbers]], None] = lambda state: None
 
     def fit(
         self,
@@ -116,13 +96,14 @@ class Trainer(EpochLoop):
     ) -> FitResult:
         """Train until patience or epochs run out, then put the best weights back into the model.
 
-        `on_epoch` gets a report of each epoch, `on_checkpoint` the state after each evaluation. Raises TrainingDiverged
-        if the loss or the score is NaN or infinite before any evaluation; later, the best weights so far are kept.
+        `on_epoch` gets a report of each epoch, `on_checkpoint` the state after each evaluation and at the end. Raises
+        TrainingDiverged if the loss or the score is NaN or infinite before any evaluation; later, the best weights so
+        far are kept.
         """
-        self._on_epoch, self._on_checkpoint = on_epoch, on_checkpoint
+        self._on_epoch = on_epoch
         self._note_patience()
         if self.epochs or self.best_weights:
-            stopped = self.run()
+            stopped = self.run(on_checkpoint)
         else:
             self.evaluate()
             stopped = "untrained"
@@ -146,9 +127,11 @@ class Trainer(EpochLoop):
             improved = self.best_epoch == epoch
             report = replace(report, valid=validation.metrics, valid_seconds=valid_seconds, improved=improved)
         self._history.append(report)
-        self._on_epoch(report)
-        if validation is not None:
-            self._on_checkpoint(self.state())
+        try:
+            self._on_epoch(report)  # it may draw random numbers, or be interrupted
+        finally:
+            if validation is not None:
+                self.offer_state()
 
     def _note_patience(self) -> None:
         """Log it if training has fewer steps than min_steps, so patience can't end it."""
@@ -229,30 +212,31 @@ class Trainer(EpochLoop):
             self._callback.load_weights(_under("companion.", weights))
 
     def state(self) -> TrainingState[TrainerNumbers]:
-        """The state of training; it shares memory with the live tensors, so save it before the next step."""
-        tensors = self._weights()
-        tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
-        tensors |= {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
+        tensors = {"generator.rows": self._generator.get_state(), "generator.torch": torch.get_rng_state()}
         if self._device.type == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state(self._device)
+        of_callback, own = self._callback.state() if self._callback is not None else ({}, None)
+        if self.stopped is None:
+            tensors |= {} if self.is_at_best else self._weights()
+            tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
+            tensors |= {f"companion_state.{name}": value for name, value in of_callback.items()}
         numbers = TrainerNumbers(
             epoch=self.epoch,
             misses=self.misses,
             best_epoch=self.best_epoch,
             best_score=self.best.score,
             best_metrics=dict(self.best.metrics),
+            stopped=self.stopped,
             history=tuple(self._history),
+            companion=own,
         )
-        if self._callback is not None:
-            of_callback, own = self._callback.state()
-            numbers = replace(numbers, companion=own)
-            tensors |= {f"companion_state.{name}": value for name, value in of_callback.items()}
-        return TrainingState(tensors, numbers, self.best_weights)
+        found = {f"validation.{name}": value for name, value in self.best.found.items()}
+        return TrainingState(tensors, numbers, self.best_weights | found)
 
     def restore(self, state: TrainingState[TrainerNumbers]) -> None:
         """Continue from `state` instead of from the start."""
         numbers = state.numbers
-        self._load_weights(state.tensors)
+        self._load_weights({**state.best, **state.tensors})
         load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
         if self._callback is not None:
             self._callback.restore(_under("companion_state.", state.tensors), numbers.companion or {})
@@ -261,9 +245,10 @@ class Trainer(EpochLoop):
         if "generator.cuda" in state.tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(state.tensors["generator.cuda"], self._device)
         self.epoch, self.misses, self.best_epoch = numbers.epoch, numbers.misses, numbers.best_epoch
-        self.best = Validation(numbers.best_score, numbers.best_metrics)
-        self.best_weights = dict(state.best)
+        self.best = Validation(numbers.best_score, numbers.best_metrics, _under("validation.", state.best))
+        self.best_weights = {name: value for name, value in state.best.items() if not name.startswith("validation.")}
         self._history = [*numbers.history]
+        self.stopped = numbers.stopped
 
 
 def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:
