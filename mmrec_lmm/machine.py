@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 
     By default glibc gives blocks of some MB back to the system at once, and each new tensor then pays for fresh pages:
     up to half of a graph model's step. Settings in the environment (MALLOC_...) take precedence; a C library other than
-    glibc is left as it is. The process never holds more than its peak, which holes between blocks may raise by a little.
+    glibc is left as it is. The process never holds more than its peak, which holes between blocks may raise a little.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
