@@ -320,7 +320,9 @@ class JointEncoder(TrainerCallback):
         host waits for.
         """
         by_modality = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients.values()])
-        norms = by_modality.cpu().double().sum(0)  # (I,)
+        norms = torch.zeros(by_modality.shape[1], dtype=torch.float64)  # (I,)
+        for part in by_modality.cpu():
+            norms += part
         if not norms.isfinite().all():
             raise TrainingDiverged(f"the gradient of {self._model}'s features became NaN or infinite")
         rows = norms.nonzero().squeeze(1)
