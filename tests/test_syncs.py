@@ -153,27 +153,12 @@ def watched_epoch(model: Recommender, device: str = "cpu") -> int:
     return rows.watched
 
 
-UNCLEAN_STEPS: dict[str, str] = {
-    "VBPR": "distinct items have another number in each batch",
-}
-UNCLEAN_BLOCKS = "each block asks for NaN and for ties"
-
-
-def steps(names: list[str]) -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=UNCLEAN_STEPS[name]))
-        if name in UNCLEAN_STEPS
-        else name
-        for name in names
-    ]
-
-
-@pytest.mark.parametrize("name", steps(MODELS))
+@pytest.mark.parametrize("name", MODELS)
 def test_no_step_of_a_model_makes_the_host_wait(registry: Registry, name: str) -> None:
     assert watched_epoch(built(registry, name)) == 2 * 6
 
 
-@pytest.mark.parametrize("name", steps(WITH_FEATURES))
+@pytest.mark.parametrize("name", WITH_FEATURES)
 def test_nor_on_features_that_train_with_their_encoder(registry: Registry, name: str) -> None:
     assert watched_epoch(built(registry, name, joint=True)) == 2 * 6
 
@@ -210,15 +195,7 @@ def test_a_step_that_asks_is_caught_in_the_trainer(registry: Registry, monkeypat
         watched_epoch(model)
 
 
-@pytest.mark.parametrize(
-    "ties",
-    [
-        pytest.param(
-            "own_first", marks=pytest.mark.xfail(strict=True, reason="each block of the search asks for ties")
-        ),
-        "topk",
-    ],
-)
+@pytest.mark.parametrize("ties", ["own_first", "topk"])
 def test_a_search_for_neighbors_waits_no_more_often_in_more_blocks(ties: Any) -> None:
     x = torch.randn(200, 8)
     waits = []
@@ -254,9 +231,9 @@ class Asking(Recommender):
 
 def syncs_of_ranking(model: Recommender, block: int, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> int:
     """How often the host waits in an evaluation in blocks of so many users."""
-    for name, size in {"BLOCK_BYTES": 4 * block * DATA.n_items, "BLOCK_USERS": 1}.items():
-        monkeypatch.setattr(ranking, name, size, raising=False)
-        monkeypatch.setattr(ranking, f"GPU_{name}", size, raising=False)
+    for name, size in {"BLOCK_BYTES": 4 * block * DATA.n_items, "GPU_BLOCK_BYTES": 4 * block * DATA.n_items}.items():
+        monkeypatch.setattr(ranking, name, size)
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 1)
     evaluator = ranking.Evaluator(SPLITS["test"], [SPLITS["train"]], DATA.n_items)
     evaluator.rank(model, 20, batch_size=block)  # what is made once
     with noted_syncs(device) as found:
@@ -264,7 +241,6 @@ def syncs_of_ranking(model: Recommender, block: int, monkeypatch: pytest.MonkeyP
     return len(found)
 
 
-@pytest.mark.xfail(strict=True, reason=UNCLEAN_BLOCKS)
 @pytest.mark.parametrize("name", MODELS)
 def test_no_block_of_an_evaluation_makes_the_host_wait(
     registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch
@@ -273,7 +249,6 @@ def test_no_block_of_an_evaluation_makes_the_host_wait(
     assert syncs_of_ranking(model, 40, monkeypatch) == syncs_of_ranking(model, 400, monkeypatch) < 30
 
 
-@pytest.mark.xfail(strict=True, reason=UNCLEAN_BLOCKS)
 def test_nor_one_of_scores_that_are_no_dot_product(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Asking(asks=False)
     assert syncs_of_ranking(model, 40, monkeypatch) == syncs_of_ranking(model, 400, monkeypatch) < 30
