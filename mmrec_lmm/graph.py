@@ -553,7 +553,8 @@ def _most_similar_in_clusters(unit: Tensor, k: int, probes: int) -> tuple[Tensor
     vectors = unit.float().cpu().numpy()
     clusters = max(1, min(round(4 * math.sqrt(n)), n // 39))  # 39 points for each, which faiss asks for
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 0, 1, 64
+    index.cp.seed, index.cp.niter = 0, 5
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 64
     index.train(vectors)
     index.add(vectors)
     index.nprobe = min(probes, clusters)
