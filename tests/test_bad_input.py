@@ -267,12 +267,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_fills_while_a_checkpoint_is_written_ends_the_run_and_nothing_else(small_disk: Path) -> None:
+@pytest.mark.parametrize(("seconds", "file"), [(0, r"checkpoint/\S+"), (600, r"best\.safetensors")])
+def test_a_disk_that_fills_while_weights_are_written_ends_the_run_and_nothing_else(
+    small_disk: Path, seconds: int, file: str
+) -> None:
     assert call(*RUN, "--out", small_disk).code == 0
     before = {path: hash_file(path) for path in small_disk.glob("VBPR-*/*.*")}
-    large = (*RUN, "--out", small_disk, "--embedding_size=600")
+    large = (*RUN, "--out", small_disk, "--embedding_size=600", f"--checkpoint_seconds={seconds}")
     message = refusal(call(*large), 1)
-    assert re.match(rf"{small_disk}/VBPR-\S+/checkpoint/\S+: no space left on the disk; nothing was lost", message)
+    assert re.match(rf"{small_disk}/VBPR-\S+/{file}: no space left on the disk; nothing was lost", message)
     assert not list(small_disk.rglob(".*.tmp"))
     assert before.items() <= {path: hash_file(path) for path in small_disk.glob("VBPR-*/*.*")}.items()
 
