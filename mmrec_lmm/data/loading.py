@@ -6,6 +6,7 @@ catalog, the number of items is its number of rows and items without interaction
 largest id + 1, and a gap is an error, since row i of every feature file must be item i.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pandas as pd
 from ..cache import fingerprint, hash_file, hash_readable, join_hashes
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
-from ..formatting import first_line
 from ..types import SPLITS, Dataset, Interactions, ItemCatalog
+from .tables import first_cells, read_integers, read_table
 
 NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
@@ -74,45 +75,45 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
 
 def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, items and split labels, each (N,) int64, in file order."""
-    columns = [settings.USER_ID_FIELD, settings.ITEM_ID_FIELD, settings.inter_splitting_label]
-    try:
-        header = list(pd.read_csv(path, sep=settings.field_separator, nrows=0).columns)
-        missing = [column for column in columns if column not in header]
-        if missing:
-            guess = did_you_mean(missing[0], header)
-            raise DataError(f"{path}: expected the column {missing[0]!r}, got {', '.join(header)}{guess}")
-        table = pd.read_csv(path, sep=settings.field_separator, usecols=columns)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        separator = settings.field_separator
-        raise DataError(f"{path}: expected a table separated by {separator!r}, got: {first_line(error)}") from None
-    arrays = []
-    for column in columns:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = numbers.isna() | (numbers % 1 != 0)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise DataError(
-                f"{path}, line {first + 2}: {column}: expected an integer, got {str(table[column].iloc[first])!r} "
-                f"({int(bad.sum()):,} such rows of {len(table):,}); is the file truncated?"
-            )
-        arrays.append(numbers.to_numpy(dtype=np.int64))
-    users, items, labels = arrays
+    separator = settings.field_separator
+    header = first_cells(path, separator=separator)
+    columns = [
+        _column(settings.USER_ID_FIELD, "userID", header),
+        _column(settings.ITEM_ID_FIELD, "itemID", header),
+        settings.inter_splitting_label,
+    ]
+    table = read_integers(
+        path, columns, separator=separator, not_a_number="; `data import` makes a data set from raw ids"
+    )
+    users, items, labels = (table.columns[column] for column in columns)
+    for column, ids in zip(columns, (users, items), strict=False):
+        if (negative := ids < 0).any():
+            row = int(np.argmax(negative))
+            count = f"{int(negative.sum()):,} such rows"
+            raise DataError(f"{table.at(row)}: {column}: expected 0 or more, got {ids[row]} ({count})")
     strange = ~np.isin(labels, range(len(SPLITS)))
     if strange.any():
         raise DataError(
-            f"{path}, line {int(np.flatnonzero(strange)[0]) + 2}: {columns[2]}: expected 0 (train), 1 (valid) or "
-            f"2 (test), got {labels[strange][0]} ({int(strange.sum()):,} such rows)"
+            f"{table.at(int(np.argmax(strange)))}: {columns[2]}: expected 0 (train), 1 (valid) or 2 (test), got "
+            f"{labels[strange][0]} ({int(strange.sum()):,} such rows)"
         )
     return users, items, labels
+
+
+def _column(name: str, default: str, header: Sequence[str]) -> str:
+    """The header's name of a column: RecBole types names (`user_id:token`), in headers and in MMRec's overall.yaml,
+    where they hold the place of the names that its data sets have."""
+    bare = name.partition(":")[0]
+    typed = [known for known in header if known.partition(":")[0] == bare]
+    if name in header or ":" not in name:
+        return name if name in header or not typed else typed[0]
+    return typed[0] if typed else default
 
 
 def read_catalog(folder: Path) -> ItemCatalog:
     """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`."""
     path = folder / "items.tsv"
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a tab-separated table with a header, got: {first_line(error)}") from None
+    table = _read_items(path)
     if "itemID" not in table:
         raise DataError(f"{path}: expected the column 'itemID', got {', '.join(table.columns)}")
     ids = pd.to_numeric(table["itemID"], errors="coerce")
@@ -136,15 +137,22 @@ def read_catalog(folder: Path) -> ItemCatalog:
     )
 
 
+def _read_items(path: Path) -> pd.DataFrame:
+    """All named columns of a catalog. Its ids check themselves, so line breaks within quoted cells are tried too."""
+    try:
+        table = read_table(path)
+    except DataError as error:
+        try:
+            table = read_table(path, quotes="multiline")
+        except DataError:
+            raise error from None
+    return pd.DataFrame({name: cells for name, cells in table.columns.items() if name}, dtype=object)
+
+
 def _count_ids(ids: np.ndarray, path: Path, column: str, *, gaps_allowed: bool) -> int:
-    """The largest id + 1, after refusing negative ids and, unless allowed, ids that never occur."""
+    """The largest id + 1, after refusing, unless allowed, ids that never occur."""
     if not len(ids):
         raise DataError(f"{path}: expected rows, got only a header")
-    if ids.min() < 0:
-        row = int(np.argmax(ids < 0))
-        raise DataError(
-            f"{path}, line {row + 2}: {column}: expected 0 or more, got {ids[row]} ({np.sum(ids < 0):,} such rows)"
-        )
     count = int(ids.max()) + 1
     distinct = np.unique(ids)
     if not gaps_allowed and len(distinct) < count:
