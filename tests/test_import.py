@@ -38,8 +38,7 @@ def items(tmp_path: Path) -> Path:
     return write(
         tmp_path / "goods.csv",
         "asin,Title,price,description,image",
-        'a,"Mug, ""blue""",3,"two',
-        'lines\tand a tab",a.jpg',
+        'a,"Mug, ""blue""",3,"two lines\tand a tab",a.jpg',
         "b,Lamp,,,lost.jpg",
         "c,NA,5,unloved,sub/c.png",
         "d,,,,",
@@ -97,6 +96,15 @@ def test_text_keeps_its_words_and_loses_its_line_breaks_and_every_item_keeps_its
     assert report.texts == {"title": 4, "description": 3}
     assert (report.images, report.images_missing, report.items_without_interactions) == (3, ("b",), 1)
     assert "1 images named but not found, of items b" in str(report)
+
+
+def test_quoted_cells_may_hold_line_breaks_where_asked(tmp_path: Path, ratings: Path) -> None:
+    goods = write(tmp_path / "goods.csv", "asin,title", 'a,"two', 'lines"', "b,x", "d,", "e,")
+    with pytest.raises(DataError, match=r"goods\.csv, line 2: .*try --quotes multiline.*or --quotes none"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
+    report = import_dataset(ratings, tmp_path / "shop", items=goods, quotes="multiline")
+    assert report.items == 4
+    assert read(tmp_path / "shop" / "items.tsv")["title"].tolist() == ["two lines", "x", "", ""]
 
 
 def test_images_are_copied_byte_for_byte_and_only_those_that_items_name(
@@ -185,13 +193,13 @@ def test_unknown_items_are_dropped_where_asked(tmp_path: Path, items: Path) -> N
 GOOD = ("user,item", "u,a", "u,b")
 BAD_INPUT = {
     "unknown column": (("customer,item", "u,a"), {"user_column": "custommer"}, "did you mean customer?"),
-    "no known column": (("buyer,good,when", "u,a,x"), {}, "got buyer, good, when; try --user-column NAME"),
+    "no known column": (("buyer,good,when", "u,a,x"), {}, "got buyer, good, when, which may be either; try --header"),
     "unknown items": ((*GOOD, "u,zz", "v,zz", "v,yy"), {}, "got 3 interactions with 2 others (zz, yy)"),
     "no rows": (("user,item",), {}, "expected interactions, got no rows"),
-    "empty file": ((), {}, "expected tabs or commas in the first line"),
-    "no separator": (("user;item", "u;a"), {}, "in the first line, got 'user;item'; try --separator"),
-    "an empty id": ((*GOOD, ",a"), {}, "row 3: expected a user id, got an empty cell (1 such rows of 3)"),
-    "too many cells": ((*GOOD, "u,a,b,c"), {}, "Expected 2 fields in line 4, saw 4"),
+    "empty file": ((), {}, "expected a table, got no line but blank ones"),
+    "no separator": (("user/item", "u/a"), {}, "in the first line, got 'user/item'; try --separator"),
+    "an empty id": ((*GOOD, ",a"), {}, ", line 4: expected a user id, got an empty cell (1 such rows of 3)"),
+    "too many cells": ((*GOOD, "u,a,b,c"), {}, ", line 4: expected 2 cells, as many as there are columns, got 4"),
     "wrong number of names": (
         GOOD,
         {"columns": ("user", "item", "rating")},
@@ -218,13 +226,13 @@ BAD_ITEMS = {
         ("item,title", "a,x", "b,y", "a,z"),
         "expected one row per item, got 1 ids more than once in column item (a)",
     ),
-    "an empty id": (("item,title", "a,x", ",y"), "row 2: expected an id in column item, got an empty cell"),
+    "an empty id": (("item,title", "a,x", ",y"), ", line 3: expected an id in column item, got an empty cell"),
     "no rows": (("item,title",), "got no rows below the header (item, title)"),
     "a reserved name": (("item,raw_id", "a,x", "b,y"), "column raw_id: the data set has its own column"),
     "an image elsewhere": (("item,image", "a,../secret.jpg", "b,"), "got '../secret.jpg'"),
     "more cells than names": (
         ("item,title", "a,x,1", "b,y,2"),
-        "expected as many cells in a row as in the header, got more",
+        ", line 2: expected 2 cells, as many as there are columns, got 3; is a separator within a cell?",
     ),
 }
 
@@ -242,7 +250,7 @@ def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         import_dataset(tmp_path / "nowhere.csv", tmp_path / "shop")
     (tmp_path / "latin.csv").write_bytes("user,item\nu,café\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.csv: expected UTF-8 text"):
+    with pytest.raises(DataError, match=r"latin\.csv, line 2: expected UTF-8 text.*try --encoding latin-1"):
         import_dataset(tmp_path / "latin.csv", tmp_path / "shop")
 
 

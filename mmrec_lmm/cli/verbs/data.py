@@ -44,8 +44,26 @@ def add(verbs: Verbs) -> None:
     )
     load.add_argument("--items-id-column", metavar="NAME", help="the id's column of the items table")
     load.add_argument(
-        "--separator", metavar="TEXT", help="of both tables (default: tab or comma, as the first line has)"
+        "--split-column",
+        metavar="NAME",
+        help="a column that says train, valid, test or 0, 1, 2, to keep (default: x_label, if there is one)",
     )
+    load.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="the interactions have a header, or none (default: as the first lines look)",
+    )
+    load.add_argument(
+        "--separator", metavar="TEXT", help="of both tables (default: tab, comma, semicolon or bar, as the lines have)"
+    )
+    load.add_argument(
+        "--quotes",
+        choices=("line", "multiline", "none"),
+        default="line",
+        help="quoted cells end on their line (default), may hold line breaks, or quotes are ordinary characters",
+    )
+    load.add_argument("--encoding", default="utf-8", metavar="NAME", help="of both tables (default: utf-8)")
+    load.add_argument("--decimal", choices=(".", ","), default=".", help="of ratings and timestamps (default: a point)")
     data_folder(load)
     load.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     load.add_argument(
@@ -99,7 +117,12 @@ def _import(options: argparse.Namespace) -> int:
         item_column=options.item_column,
         columns=options.columns,
         items_id_column=options.items_id_column,
+        split_column=options.split_column,
         separator=options.separator,
+        header=options.header,
+        quotes=options.quotes,
+        encoding=options.encoding,
+        decimal=options.decimal,
         drop_unknown=options.drop_unknown,
         force=options.force,
     )
