@@ -307,6 +307,8 @@ class _Merge:
             reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to --paradigm {section}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
+        elif modality := re.fullmatch(r"(\w+)_feature_file", name):
+            reason = f"; for another modality than image and text, try --features {modality[1]}=FILE.npy"
         else:
             reason = did_you_mean(shown, (key.removeprefix(layer.prefix) for key in self.keys))
         what = f"{GRID} names the unknown key" if in_grid else "unknown key"
@@ -362,6 +364,8 @@ def _typed(text: str, key: Key | None) -> Any:
     try:
         value = yaml_layers.parse(text)
     except yaml.YAMLError:
+        return text
+    if value == "" and text.strip("'\" "):  # | and > begin a block of text in YAML
         return text
     return text if key and not key.is_axis(value) and not key.fits(value) and key.fits(text) else value
 

@@ -93,17 +93,16 @@ def read_integers(
     wanted = list(header if columns is None else columns)
     _require_distinct(path, [name for name in header if name in wanted])
     places = [_place(path, name, header, separator) for name in wanted]
-    parts = [np.empty((len(wanted), 0), np.int64)]
+    parts = [[np.empty(0, np.int64) for _ in wanted]]
     lines, faults = [], [_Fault() for _ in wanted]
     for first, block in reader.blocks(skip_header=True):
         numbers = reader.plain_integers(block, first, len(header), places)
         rows: Sequence[int] | np.ndarray
         if numbers is not None:
-            rows = range(first, first + numbers.shape[1])
+            rows = range(first, first + block.count(b"\n"))
         else:
             cells, rows = reader.rows(block, first, len(header))
-            found = [fault.read(cells[place], rows) for fault, place in zip(faults, places, strict=True)]
-            numbers = np.stack(found)
+            numbers = [fault.read(cells[place], rows) for fault, place in zip(faults, places, strict=True)]
         lines.append(rows)
         parts.append(numbers)
     n_rows = sum(map(len, lines))
@@ -115,7 +114,7 @@ def read_integers(
                 f"{path}, line {fault.line}: {name}: expected {'a number below 2**63' if whole else 'an integer'}, got "
                 f"{fault.cell!r} ({fault.count:,} such rows of {n_rows:,}){hint}"
             )
-    arrays = np.concatenate(parts, axis=1)
+    arrays = map(np.concatenate, zip(*parts, strict=True))
     return Table(path, dict(zip(wanted, arrays, strict=True)), _joined(lines))
 
 
@@ -166,6 +165,7 @@ class _Reader:
         self.separator = separator if len(separator) == 1 and separator.isascii() else _INSTEAD
         self.imports = quotes != "lenient"  # messages name the flags of `data import`
         self.cut_short = False  # the last line has no line end
+        self._within_cells = bytes(set(range(256)) - set(f"{self.separator}\n".encode()))
         self._quoted, self._plain = (
             _dialect(self.separator, csv.QUOTE_MINIMAL),
             _dialect(self.separator, csv.QUOTE_NONE),
@@ -281,14 +281,11 @@ class _Reader:
                 f"{self.path}, line {line}: expected UTF-8 text, got another encoding ({error.reason}); {cure}"
             ) from None
 
-    def plain_integers(self, block: bytes, first: int, n_cells: int, places: Sequence[int]) -> np.ndarray | None:
-        """The cells at `places`, (len(places), rows) int64; None unless all are digits and each line has `n_cells`."""
-        separator, newline = ord(self.separator), ord("\n")
-        data = np.frombuffer(block, np.uint8)
-        ends = data[(data == separator) | (data == newline)]  # what ends each cell, in order
-        if len(ends) % n_cells or block.count(b"\n") != len(ends) // n_cells:
-            return None
-        if (ends.reshape(-1, n_cells)[:, -1] != newline).any() or self._has_quotes(block):
+    def plain_integers(self, block: bytes, first: int, n_cells: int, places: Sequence[int]) -> list[np.ndarray] | None:
+        """The cells at `places`, (rows,) int64 each; None unless all are digits and each line has `n_cells`."""
+        line_ends = self.separator.encode() * (n_cells - 1) + b"\n"
+        n_rows = block.count(b"\n")
+        if block.translate(None, self._within_cells) != n_rows * line_ends or self._has_quotes(block):
             return None
         if not block.isascii():
             self._decode(block, first)
@@ -300,13 +297,15 @@ class _Reader:
                 )  # fmt: skip
         except (ValueError, OverflowError):  # `rows` knows more ways to write a number
             return None
-        if len(numbers) < len(ends) // n_cells:
+        if len(numbers) < n_rows:
             return None
-        return np.stack([numbers[place].to_numpy() for place in places])
+        return [np.ascontiguousarray(numbers[place]) for place in places]
 
     def _has_quotes(self, block: bytes) -> bool:
         separator = self.separator.encode()
-        return self.quotes != "none" and (block.startswith(b'"') or b'\n"' in block or separator + b'"' in block)
+        if self.quotes == "none" or b'"' not in block:
+            return False
+        return block.startswith(b'"') or b'\n"' in block or separator + b'"' in block
 
     def rows(self, block: bytes, first: int, n_cells: int) -> tuple[list[Sequence[str]], Sequence[int] | np.ndarray]:
         """The block's columns, and the line number of each row. The quick way is the csv module's; it holds where each

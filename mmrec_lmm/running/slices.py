@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..cache import is_readable
 from ..config.settings import Settings
 from ..data.items import item_texts
 from ..data.opening import open_dataset
+from ..data.tables import read_integers
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import MetricFunction
 from ..evaluation.statistics import bootstrap, percentile_interval
@@ -148,8 +148,8 @@ def _lists(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
             "--save_recommended_topk=true"
         )
-    table = pd.read_csv(path, sep="\t").to_numpy()
-    return table[:, 0], table[:, 1:]
+    users, *items = read_integers(path, not_a_number="; try running it again with --force").columns.values()
+    return users, np.stack(items, axis=1)
 
 
 def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None = None) -> list[dict[str, Any]]:
