@@ -299,9 +299,10 @@ MMREC = {
         "gpu_id: 0\nuse_gpu: False\nseed: [999]\nepochs: 2\nstopping_step: 20\ntrain_batch_size: 2048\n"
         "learner: adam\nlearning_rate: 1e-3\nNEG_PREFIX: neg__\nuse_neg_sampling: True\neval_type: full\n"
         "topk: [5, 10, 20, 50]\nvalid_metric: Recall@20\nend2end: False\nhyper_parameters: ['seed']\n"
+        "USER_ID_FIELD: user_id:token\nITEM_ID_FIELD: item_id:token\n"
     ),
     "dataset/toy.yaml": (
-        "USER_ID_FIELD: userID\nITEM_ID_FIELD: itemID\nTIME_FIELD: timestamp\ninter_file_name: 'toy.inter'\n"
+        "TIME_FIELD: timestamp\ninter_file_name: 'toy.inter'\n"
         "vision_feature_file: 'image_feat.npy'\nuser_graph_dict_file: 'user_graph_dict.npy'\nfield_separator: \"\\t\"\n"
     ),
     "model/VBPR.yaml": "embedding_size: 4\nreg_weight: [0.1, 1e-04]\nhyper_parameters: ['reg_weight']\n",

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -165,6 +166,97 @@ def test_headers_orders_and_separators_of_many_kinds_are_understood(
     import_dataset(write(tmp_path / "table", *lines), tmp_path / "shop", **options)
     assert read(tmp_path / "shop" / "u_id_mapping.csv")["user_id"].tolist() == ["u1"]
     assert read(tmp_path / "shop" / "i_id_mapping.csv")["asin"].tolist() == ["x", "y"]
+
+
+# Columns, headers, splits
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        ([",user,item,rating", "0,u1,x,5", "1,u1,y,4"], {}, "not used: one without a name"),
+        (["Unnamed: 0,user,item", "0,u1,x", "1,u1,y"], {}, "not used: one without a name"),
+        (["user_id:token\titem_id:token\trating:float", "u1\tx\t5", "u1\ty\t4"], {}, "user user_id, item item_id"),
+        (["buyer,good,when", "u1,x,5", "u1,y,4"], {"user_column": "buyer", "item_column": "good"}, "a header"),
+        (["user;item;rating", "u1;x;4,5", "u1;y;3"], {"decimal": ","}, "separator ';'"),
+        (["a,b", "u1,x", "u1,y"], {"header": True, "user_column": "a", "item_column": "b"}, "user a, item b"),
+        (["u1,x", "u1,y"], {"header": False}, "no header"),
+        (['u1,x,"so good"', 'u1,y,"5"" wide"'], {}, "no header"),
+    ],
+)
+def test_what_was_taken_of_a_table_is_said(
+    tmp_path: Path, lines: list[str], options: dict[str, Any], said: str
+) -> None:
+    report = import_dataset(write(tmp_path / "table", *lines), tmp_path / "shop", **options)
+    assert said in str(report).splitlines()[0]
+    assert read(tmp_path / "shop" / "u_id_mapping.csv")["user_id"].tolist() == ["u1"]
+    assert read(tmp_path / "shop" / "i_id_mapping.csv")["asin"].tolist() == ["x", "y"]
+
+
+def test_decimal_commas_and_a_byte_order_mark_become_numbers(tmp_path: Path) -> None:
+    table = write(tmp_path / "table", "\ufeffuser;item;rating", "u1;x;4,5", "u1;y;3,0")
+    with pytest.raises(DataError, match=r"table, line 2: rating: expected a number, got '4,5' .*try --decimal ','"):
+        import_dataset(table, tmp_path / "shop")
+    import_dataset(table, tmp_path / "shop", decimal=",")
+    assert read(tmp_path / "shop" / "shop.inter")["rating"].tolist() == ["4.5", "3.0"]
+
+
+@pytest.mark.parametrize("words", ["a,b", "kunde,ware", "c,d"])
+def test_words_over_words_are_refused(tmp_path: Path, words: str) -> None:
+    table = write(tmp_path / "table", words, "u1,x", "u1,y")
+    with pytest.raises(DataError, match=r"which may be either; try --header .* or --no-header"):
+        import_dataset(table, tmp_path / "shop")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "options"),
+    [
+        ("x_label", "012", {}), ("x_label", ["0.0", "1.0", "2.0"], {}),
+        ("part", ["train", "valid", "test"], {"split_column": "part"}),
+        ("part", ["Train", "dev", "TEST"], {"split_column": "part"}),
+        ("part", ["train", "validation", "test"], {"split_column": "part"}),
+    ],
+)  # fmt: skip
+def test_a_split_that_a_table_brings_is_kept(
+    tmp_path: Path, column: str, values: list[str], options: dict[str, str]
+) -> None:
+    rows = [f"u{user},{item},{values[item % 3]},{item}" for user in range(3) for item in range(6)]
+    table = write(tmp_path / "table", f"user,item,{column},timestamp", *rows)
+    report = import_dataset(table, tmp_path / "shop", **options)
+    assert report.split == "as table has it"
+    written = read(tmp_path / "shop" / "shop.inter")
+    assert [int(item) % 3 for item in written["timestamp"]] == written["x_label"].astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("013", "line 4: x_label: expected 0, 1, 2 or train, valid, test, got '3'"),
+        ("002", "got train 2, valid 0, test 1"),
+    ],
+)
+def test_a_split_that_no_run_could_use_is_refused(tmp_path: Path, values: str, message: str) -> None:
+    table = write(tmp_path / "table", "user,item,x_label", *(f"u,i{place},{item}" for place, item in enumerate(values)))
+    with pytest.raises(DataError) as refused:
+        import_dataset(table, tmp_path / "shop")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("first", ["", "Unnamed: 0"])
+def test_row_numbers_are_no_item_ids(tmp_path: Path, ratings: Path, first: str) -> None:
+    goods = write(tmp_path / "goods.csv", f"{first},sku,title", "0,d,Rug", "1,b,Lamp", "2,a,Mug", "3,e,Cup")
+    with pytest.raises(DataError, match=r"got a first column without a name, .* try --items-id-column NAME"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
+    import_dataset(ratings, tmp_path / "shop", items=goods, items_id_column="sku")
+    table = read(tmp_path / "shop" / "items.tsv")
+    assert table["raw_id"].tolist() == ["d", "b", "a", "e"]
+    assert list(table.columns) == ["itemID", "raw_id", "title", "image"]
+
+
+def test_two_columns_that_differ_in_case_only_are_refused(tmp_path: Path, ratings: Path) -> None:
+    goods = write(tmp_path / "goods.csv", "asin,title,Title", "a,x,y")
+    with pytest.raises(DataError, match="got title more than once; rename one"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
 
 
 def test_a_pair_that_occurs_twice_counts_once_and_is_reported(tmp_path: Path) -> None:

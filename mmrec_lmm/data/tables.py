@@ -400,7 +400,7 @@ class _Fault:
                 values[row] = int(cell)
             else:
                 if not self.count:
-                    self.line, self.cell = int(lines[row]), cell
+                    self.line, self.cell = int(lines[row]), cell[:80]
                 self.count += 1
         return values
 
