@@ -166,10 +166,7 @@ class _Reader:
         self.imports = quotes != "lenient"  # messages name the flags of `data import`
         self.cut_short = False  # the last line has no line end
         self._within_cells = bytes(set(range(256)) - set(f"{self.separator}\n".encode()))
-        self._quoted, self._plain = (
-            _dialect(self.separator, csv.QUOTE_MINIMAL),
-            _dialect(self.separator, csv.QUOTE_NONE),
-        )
+        self._quoted = _dialect(self.separator)
         if separator in ("", '"', "\n", "\r"):
             raise ConfigError(f"--separator: expected the text between cells, got {separator!r}")
         try:
@@ -308,14 +305,19 @@ class _Reader:
         return block.startswith(b'"') or b'\n"' in block or separator + b'"' in block
 
     def rows(self, block: bytes, first: int, n_cells: int) -> tuple[list[Sequence[str]], Sequence[int] | np.ndarray]:
-        """The block's columns, and the line number of each row. The quick way is the csv module's; it holds where each
-        line gives one row of `n_cells`. Else line by line, to skip, to mend or to name."""
+        """The block's columns, and the line number of each row. The quick way holds where each line gives one row of
+        `n_cells`; else line by line, to skip, to mend or to name."""
         lines = self._decode(block, first).split("\n")[:-1]
-        rows: list[list[str]] = []
+        rows = [line.split(self.separator) for line in lines]
+        quoted = [i for i, line in enumerate(lines) if '"' in line] if self._has_quotes(block) else []
+        parsed: list[list[str]] = []
         with contextlib.suppress(csv.Error):
-            rows = list(csv.reader(lines, self._quoted if self._has_quotes(block) else self._plain))
-        if len(rows) == len(lines) and set(map(len, rows)) == {n_cells}:
-            return list(zip(*rows, strict=True)), range(first, first + len(rows))
+            parsed = list(csv.reader((lines[i] for i in quoted), self._quoted))
+        if len(parsed) == len(quoted):  # no quoted cell goes on in the next line
+            for i, cells in zip(quoted, parsed, strict=True):
+                rows[i] = cells
+            if set(map(len, rows)) == {n_cells} and (n_cells > 1 or all(map(str.strip, lines))):
+                return list(zip(*rows, strict=True)), range(first, first + len(rows))
         if self.quotes == "multiline":
             rows, numbers = self._records(lines, first, n_cells)
         else:
@@ -377,9 +379,9 @@ class _Reader:
         return DataError(f"{where} {expected} cells, as many as there are columns, got {got}; {why}")
 
 
-def _dialect(separator: str, quotes: int) -> type[csv.Dialect]:
-    rules = {"delimiter": separator, "quoting": quotes, "quotechar": '"', "doublequote": True, "strict": True}
-    return type("Dialect", (csv.Dialect,), rules | {"lineterminator": "\n"})
+def _dialect(separator: str) -> type[csv.Dialect]:
+    rules = {"delimiter": separator, "quotechar": '"', "doublequote": True, "strict": True}
+    return type("Dialect", (csv.Dialect,), rules | {"quoting": csv.QUOTE_MINIMAL, "lineterminator": "\n"})
 
 
 class _Fault:
