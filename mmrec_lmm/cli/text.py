@@ -419,6 +419,8 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
             }
         )
     lines = [f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items", "", table(rows), ""]
+    if dataset.split is not None:
+        lines += [f"split: {dataset.split}, drawn with seed {dataset.split.seed}", ""]
     if dataset.catalog is None:
         lines.append("catalog: none (items.tsv); an encoder needs one")
     else:
