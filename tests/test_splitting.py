@@ -45,6 +45,26 @@ def test_every_interaction_of_a_user_is_held_out_equally_often() -> None:
     np.testing.assert_allclose(np.mean(np.array(draws) == 1, axis=0), 1 / 5, atol=0.04)
 
 
+GOLDEN: dict[SplitRule, list[int]] = {
+    "ratio": [0, 2, 1, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+    "user-time": [0, 0, 2, 1, 0, 0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0],
+    "cold-item": [0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("rule", GOLDEN)
+def test_a_seed_draws_the_same_labels_on_any_machine(rule: SplitRule) -> None:
+    users, times = np.repeat([0, 1], [4, 12]), np.array([1, 1, 2, 2] + [3] * 12)
+    assert draw_labels(rule, users, np.arange(16), times, 7).tolist() == GOLDEN[rule]
+
+
+@given(st.lists(st.integers(0, 300_000), max_size=40), st.integers(0, 9))
+def test_mmrecs_rule_takes_users_of_any_number(users: list[int], seed: int) -> None:
+    labels = split_labels(np.array(users, dtype=np.int64), np.random.default_rng(seed))
+    _, dense = np.unique(np.array(users, dtype=np.int64), return_inverse=True)
+    np.testing.assert_array_equal(labels, split_labels(dense, np.random.default_rng(seed)))
+
+
 # Rules of time
 
 
@@ -301,4 +321,5 @@ def test_mmrecs_rule_on_amazon_baby_gives_the_published_counts(shared: Path) -> 
         assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (118_551, 20_559, 21_682)
     hashes = [dataset.split.hash for dataset in drawn if dataset.split]
     assert hashes[0] == hashes[1] != hashes[2]
+    assert str(drawn[0].split) == "ratio-ebcccc7a"
     assert load_dataset(baby, "baby", Settings()).fingerprint == "b72288b7b5ba6be61ca358218d4665a1"  # as before splits

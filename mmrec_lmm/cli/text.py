@@ -273,6 +273,7 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
             "encoder": result.record.axes.value("encoder"),
             "seed": result.record.seed,
             "control": result.record.axes.control,
+            "split": result.record.axes.split,
             "epochs": result.epochs,
             **{
                 f"{split} {name}": values.get(name)
