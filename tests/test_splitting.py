@@ -309,6 +309,7 @@ def test_a_missing_time_written_as_zero_is_noted(load: Callable[..., Dataset]) -
 
 def test_another_column_of_times_can_be_named(load: Callable[..., Dataset]) -> None:
     assert len(load(split="global-time", TIME_FIELD="itemID").test)
+    assert len(load(split="global-time", TIME_FIELD="timestamp:float").test)  # as in MMRec's overall.yaml
 
 
 # Real data

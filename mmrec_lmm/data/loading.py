@@ -6,6 +6,7 @@ catalog, the number of items is its number of rows and items without interaction
 largest id + 1, and a gap is an error, since row i of every feature file must be item i.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,15 +95,13 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
     """
     columns = [settings.USER_ID_FIELD, settings.ITEM_ID_FIELD]
     columns += [] if settings.split else [settings.inter_splitting_label]
-    timed = [settings.TIME_FIELD] if settings.split in TIMED else []
     try:
         header = list(pd.read_csv(path, sep=settings.field_separator, nrows=0).columns)
         missing = [column for column in columns if column not in header]
         if missing:
             guess = did_you_mean(missing[0], header)
             raise DataError(f"{path}: expected the column {missing[0]!r}, got {', '.join(header)}{guess}")
-        if timed and timed[0] not in header:
-            raise DataError(_without_times(path, header, settings))
+        timed = [_time_column(path, header, settings)] if settings.split in TIMED else []
         table = pd.read_csv(path, sep=settings.field_separator, usecols=[*columns, *timed])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         separator = settings.field_separator
@@ -142,10 +141,14 @@ def _times(path: Path, column: pd.Series) -> np.ndarray:
     return numbers.to_numpy()
 
 
-def _without_times(path: Path, header: list[str], settings: Settings) -> str:
-    """The message about a file without the column of times that a split needs."""
+def _time_column(path: Path, header: Sequence[str], settings: Settings) -> str:
+    """The header's name of the column of times; in either, `timestamp:float` may stand for `timestamp`."""
+    bare = settings.TIME_FIELD.partition(":")[0]
+    for name in (settings.TIME_FIELD, *header):
+        if name in header and name.partition(":")[0] == bare:
+            return name
     others = ", ".join(f"--split {rule}" for rule in SPLIT_RULES if rule not in TIMED)
-    return (
+    raise DataError(
         f"{path}: --split {settings.split}: expected the column {settings.TIME_FIELD!r} with the time of each "
         f"interaction, got {', '.join(header)}{did_you_mean(settings.TIME_FIELD, header)}; try --TIME_FIELD=COLUMN if "
         f"it has another name, {others}, which need no times, or `data import` from a table that has them"
