@@ -155,7 +155,7 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
                 hint = did_you_mean(axis, AXES) or f"; try {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name}: expected an axis, got {axis}{hint}")
     values["settings"] = values.get("settings") or {}
-    for axis in {"modalities", "split"} & values["settings"].keys():
+    for axis in sorted({"modalities", "split"} & values["settings"].keys()):
         instead = "it" if axis == "modalities" else f"splits: [{values['settings'][axis]}]"
         problems.append(
             f"{file.origin(f'settings.{axis}')}: settings: expected configuration keys, got the axis {axis}; "
