@@ -3,9 +3,9 @@
 Ids. Item i is row i of the items table (without one: the i-th item to appear in the interactions); users count in
 order of first appearance. Items without interactions are legal and keep their row. Only `core` removes items; those
 left are numbered in the same order.
-Repeated pairs of a user and an item count once, the first. A split that the table brings is kept; else it is MMRec's
-(`splitting.py`), drawn from `seed`: the same inputs and seed give byte-identical files. `import.json` holds the counts
-and the inputs' hashes; `writing.py` describes the layout.
+Repeated pairs of a user and an item count once, the first. A split that the table brings is kept; else it is MMRec's,
+drawn from `seed`: the same inputs and seed give byte-identical files. `import.json` holds the counts and the inputs'
+hashes; `writing.py` describes the layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,13 @@ import pandas as pd
 
 from mmrec_lmm.api import first_few
 from mmrec_lmm.cache import fingerprint, hash_bytes, hash_file, write_json
+from mmrec_lmm.data.splitting import split_labels
 from mmrec_lmm.data.tables import Quotes
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.types import SPLITS
 
+from .filtering import k_core
 from .sources.tables import SPLIT, Columns, Format, read_interactions, read_items
-from .splitting import k_core, split_labels
 from .writing import TEXT_COLUMNS, new_dataset, write_tables
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

@@ -155,8 +155,8 @@ def test_held_out_rows_of_users_without_training_rows_are_dropped_and_counted(lo
     dataset = load(cold)
     assert (len(dataset.valid), len(dataset.test), dataset.n_users) == (2, 2, 4)
     assert dataset.notes == (
-        "valid: dropped 1 rows of users without a training row",
-        "test: dropped 2 rows of users without a training row",
+        "valid: dropped 1 rows of users without a training row (1 of 4 users have none)",
+        "test: dropped 2 rows of users without a training row (1 of 4 users have none)",
     )
     kept = load(cold, filter_out_cod_start_users=False)
     assert (len(kept.valid), len(kept.test), kept.notes) == (3, 4, ())

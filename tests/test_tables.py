@@ -262,7 +262,7 @@ def test_another_separator_of_interactions_is_named_with_its_flag(tmp_path: Path
     with pytest.raises(DataError) as caught:
         read_interactions(path, Settings())
     assert str(caught.value).endswith(f"try {flag}")
-    users, _, _ = read_interactions(path, Settings(field_separator=separator))
+    users, *_ = read_interactions(path, Settings(field_separator=separator))
     assert users.tolist() == [0, 0, 1, 1, 2, 2, 0]
 
 
@@ -276,7 +276,7 @@ def test_another_separator_of_interactions_is_named_with_its_flag(tmp_path: Path
 )  # fmt: skip
 def test_placeholders_of_recbole_hide_no_column(tmp_path: Path, header: str, user: str, item: str) -> None:
     path = file(tmp_path, f"{header}\tx_label\n{SOUND}")
-    users, items, labels = read_interactions(path, Settings(USER_ID_FIELD=user, ITEM_ID_FIELD=item))
+    users, items, labels, _ = read_interactions(path, Settings(USER_ID_FIELD=user, ITEM_ID_FIELD=item))
     assert (users.tolist(), items.tolist()) == ([0, 0, 1, 1, 2, 2, 0], [0, 1, 1, 2, 2, 0, 2])
     assert labels.tolist() == [0, 1, 0, 2, 0, 1, 2]
 

@@ -243,7 +243,7 @@ SEED = Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)  # NumP
 _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), at_least(1)),
     **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id", "threads", "workers"), at_least(0)),
-    "seed": SEED,
+    **dict.fromkeys(("seed", "split_seed"), SEED),
     "learning_rate": Limit("above 0 and finite", lambda rate: 0 < rate < math.inf),
     "weight_decay": Limit("at least 0 and finite", lambda decay: 0 <= decay < math.inf),
     "learning_rate_scheduler": Limit(

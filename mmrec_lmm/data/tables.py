@@ -13,7 +13,7 @@ import contextlib
 import csv
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -81,12 +81,18 @@ def read_table(
 
 
 def read_integers(
-    path: Path, columns: Sequence[str] | None = None, *, separator: str = "\t", not_a_number: str = ""
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    separator: str = "\t",
+    not_a_number: str = "",
+    times: Collection[str] = (),
 ) -> Table:
     """The named columns (default: all) as int64; other columns are counted, not read.
 
-    Numbers may be written as 1.0 or 1e3 and have blanks around them. Raises DataError as `read_table`, for a missing
-    column, and for a cell that isn't a whole number between -2**63 and 2**63: `not_a_number` ends that message.
+    Numbers may be written as 1.0 or 1e3 and have blanks around them. Columns of `times` may have any finite number, and
+    are float64 where one isn't whole. Raises DataError as `read_table`, for a missing column, and for a cell that
+    isn't a whole number between -2**63 and 2**63: `not_a_number` ends that message.
     """
     reader = _Reader(path, separator, "lenient", "utf-8")
     header = reader.header()
@@ -94,7 +100,7 @@ def read_integers(
     _require_distinct(path, [name for name in header if name in wanted])
     places = [_place(path, name, header, separator) for name in wanted]
     parts = [[np.empty(0, np.int64) for _ in wanted]]
-    lines, faults = [], [_Fault() for _ in wanted]
+    lines, faults = [], [_Fault(fractions=name in times) for name in wanted]
     for first, block in reader.blocks(skip_header=True):
         numbers = reader.plain_integers(block, first, len(header), places)
         rows: Sequence[int] | np.ndarray
@@ -109,10 +115,19 @@ def read_integers(
     for name, fault in zip(wanted, faults, strict=True):
         if fault.count:
             whole = fault.cell.lstrip("+-").isdecimal()
-            hint = "; is the file truncated?" if fault.cell == "" else "" if whole else not_a_number
+            expected = (
+                "a number below 2**63"
+                if whole
+                else "a number, such as seconds since 1970"
+                if name in times
+                else "an integer"
+            )
+            hint = "; is the file truncated?" if fault.cell == "" else ""
+            if not hint and not whole and name not in times:
+                hint = not_a_number
             raise DataError(
-                f"{path}, line {fault.line}: {name}: expected {'a number below 2**63' if whole else 'an integer'}, got "
-                f"{fault.cell!r} ({fault.count:,} such rows of {n_rows:,}){hint}"
+                f"{path}, line {fault.line}: {name}: expected {expected}, got {fault.cell!r} "
+                f"({fault.count:,} such rows of {n_rows:,}){hint}"
             )
     arrays = map(np.concatenate, zip(*parts, strict=True))
     return Table(path, dict(zip(wanted, arrays, strict=True)), _joined(lines))
@@ -385,14 +400,18 @@ def _dialect(separator: str) -> type[csv.Dialect]:
 
 
 class _Fault:
-    """The cells of a column that aren't whole numbers: how many there are, the first one and its line."""
+    """The cells of a column that aren't whole numbers, or finite ones if it may have `fractions`: how many there are,
+    the first one and its line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fractions: bool = False) -> None:
         self.count, self.line, self.cell = 0, 0, ""
+        self._fractions = fractions
 
     def read(self, cells: Sequence[str], lines: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The cells as int64; a faulty one is counted, and becomes 0."""
+        """The cells as int64, or float64 if one has a fraction; a faulty one is counted, and becomes 0."""
         numbers = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").to_numpy(np.float64)
+        if self._fractions and np.isfinite(numbers).all() and (np.trunc(numbers) != numbers).any():
+            return numbers
         exact = (abs(numbers) < 2**53) & (np.trunc(numbers) == numbers)
         values = np.zeros(len(cells), np.int64)
         values[exact] = numbers[exact]

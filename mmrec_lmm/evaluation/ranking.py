@@ -36,18 +36,25 @@ class Ranking:
 
 
 class Ranker:
-    """Ranks all items for `users` (U,), distinct and ascending; never those that a user has in `masked`."""
+    """Ranks all items, or only `among` (I,) bool, for `users` (U,), distinct and ascending; never those that a user has
+    in `masked`."""
 
-    def __init__(self, users: np.ndarray, masked: Sequence[Interactions], n_items: int) -> None:
+    def __init__(
+        self, users: np.ndarray, masked: Sequence[Interactions], n_items: int, among: np.ndarray | None = None
+    ) -> None:
         self.users, self._n_items = users, n_items
+        self._out = torch.from_numpy(np.flatnonzero(~among)) if among is not None else None
         seen = [self.keys(rows)[np.isin(rows.users, users)] for rows in masked]
         self._masked = torch.from_numpy(np.unique(np.concatenate(seen)))  # ascending keys
 
     @property
     def candidates(self) -> np.ndarray:
         """The number (U,) of items that can be ranked for each user."""
-        rows = (self._masked // self._n_items).numpy()
-        return self._n_items - np.bincount(rows, minlength=len(self.users))
+        masked, left = self._masked.numpy(), self._n_items
+        if self._out is not None:
+            masked = masked[~np.isin(masked % self._n_items, self._out.numpy())]
+            left -= len(self._out)
+        return left - np.bincount(masked // self._n_items, minlength=len(self.users))
 
     def keys(self, rows: Interactions) -> np.ndarray:
         """row x I + item, where row is the user's place among `users` (or where it would be)."""
@@ -70,24 +77,28 @@ class Ranker:
             score = _buffered_scores(vectors[0][users], vectors[1], block)
         starts = torch.arange(0, len(users) + block, block).clamp_(max=len(users))
         bounds = torch.searchsorted(self._masked, starts * self._n_items).tolist()
-        masked = self._masked.to(device)
+        masked, out = self._masked.to(device), None if self._out is None else self._out.to(device)
 
         top = torch.full((len(users), k), -1)  # (U, K)
         for number, (start, stop) in enumerate(pairwise(starts.tolist())):
             scores = score(users, slice(start, stop))  # (B, I)
             hidden = masked[bounds[number] : bounds[number + 1]] - start * self._n_items
             scores.view(-1)[hidden] = -torch.inf
+            if out is not None:
+                scores[:, out] = -torch.inf
             best = top_items(scores, min(k, self._n_items))
             top[start:stop, : best.shape[1]] = best
         return top
 
 
 class Evaluator:
-    """Ranks all items for the users of `held_out`, and marks which of them are held-out ones."""
+    """Ranks all items, or only `among` (I,) bool, for the users of `held_out`, and marks which are held-out ones."""
 
-    def __init__(self, held_out: Interactions, masked: Sequence[Interactions], n_items: int) -> None:
+    def __init__(
+        self, held_out: Interactions, masked: Sequence[Interactions], n_items: int, among: np.ndarray | None = None
+    ) -> None:
         users, self._n_positives = np.unique(held_out.users, return_counts=True)  # both (U,)
-        self._ranker = Ranker(users, masked, n_items)
+        self._ranker = Ranker(users, masked, n_items, among)
         self._truth = torch.from_numpy(np.unique(self._ranker.keys(held_out)))
         self._n_items = n_items
 

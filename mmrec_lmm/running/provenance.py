@@ -19,7 +19,7 @@ from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
-from ..types import RECORD_VERSION, ChanceBySplit, Inputs, RunRecord, RunSeconds, RunSpec
+from ..types import RECORD_VERSION, ChanceBySplit, ColdItems, Inputs, RunRecord, RunSeconds, RunSpec
 
 NUMERICS_VERSION = 3  # increase it when the same run would give other numbers, and say why in CHANGELOG
 
@@ -82,6 +82,7 @@ def run_record(
     seconds: RunSeconds,
     peak_memory_bytes: int,
     chance: ChanceBySplit,
+    cold_items: ColdItems | None,
     reports: Mapping[str, Any],
 ) -> RunRecord:
     """The record of a run: hashes, versions, machine, cost."""
@@ -106,6 +107,8 @@ def run_record(
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes,
         chance=chance,
+        drawn=inputs.dataset.split,
+        cold_items=cold_items,
         record_version=RECORD_VERSION,
         reports=reports,
     )

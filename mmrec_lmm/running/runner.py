@@ -28,7 +28,7 @@ from ..plugin.registry import Registry
 from ..training.loop import Validation
 from ..training.resume import STATE, load_checkpoint, remove_checkpoint, restoring, save_checkpoint
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
-from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
+from ..types import ChanceBySplit, ColdItems, Dataset, EpochReport, Inputs, RunResult, RunSpec, TrainingData
 from . import run_folder
 from .inputs import gather, without_encoder
 from .marks import marks
@@ -201,12 +201,16 @@ def watch_test(
 
 @dataclass(frozen=True)
 class Ranked:
-    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took."""
+    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took.
+
+    A `cold-item` split has another ranking, COLD: that of test with cold items as the only candidates.
+    """
 
     rankings: Mapping[str, Ranking]
     per_user: Mapping[str, Mapping[str, np.ndarray]]
     chance: ChanceBySplit
     seconds: float
+    cold_items: ColdItems | None = None
 
 
 def rank(
@@ -219,13 +223,21 @@ def rank(
     """Rank validation and test with the model's best weights, for the run's result."""
     started = time.perf_counter()
     k = int(settings.valid_metric.partition("@")[2])
-    rankings, chances = {}, []
-    for split, evaluator in (("valid", validation), ("test", evaluator_of("test", dataset, settings))):
+    evaluators = {"valid": validation, "test": evaluator_of("test", dataset, settings)}
+    cold = np.bincount(dataset.train.items, minlength=dataset.n_items) == 0  # (I,)
+    if settings.split == "cold-item":
+        evaluators[run_folder.COLD] = evaluator_of("test", dataset, settings, among=cold)
+    rankings, chances = {}, {}
+    for split, evaluator in evaluators.items():
         rankings[split] = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-        chances.append(evaluator.chance(rankings[split], k))
+        chances[split] = evaluator.chance(rankings[split], k)
     seconds = time.perf_counter() - started
     per_user = {split: metric_values(found, metrics, settings.topk) for split, found in rankings.items()}
-    return Ranked(rankings, per_user, ChanceBySplit(f"recall@{k}", *chances), seconds)
+    of_cold = None
+    if run_folder.COLD in evaluators:
+        of_cold = ColdItems(int(cold.sum()), _means(per_user[run_folder.COLD]), chances[run_folder.COLD])
+    by_split = ChanceBySplit(f"recall@{k}", chances["valid"], chances["test"])
+    return Ranked(rankings, per_user, by_split, seconds, of_cold)
 
 
 def result_of(
@@ -259,6 +271,7 @@ def result_of(
             seconds=dataclasses.replace(inputs.seconds, train=in_epochs, rank=ranked.seconds),
             peak_memory_bytes=peak_memory(device),
             chance=ranked.chance,
+            cold_items=ranked.cold_items,
             reports=reports_of(spec, inputs, callback),
         ),
     )
@@ -283,12 +296,12 @@ def reports_of(spec: RunSpec, inputs: Inputs, callback: TrainerCallback | None) 
     return {spec.paradigm: report} if report else {}
 
 
-def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
-    """The evaluator of "valid" or "test"."""
+def evaluator_of(split: str, dataset: Dataset, settings: Settings, *, among: np.ndarray | None = None) -> Evaluator:
+    """The evaluator of "valid" or "test", for all items or those of a mask (I,)."""
     masked = [dataset.train]
     if split == "test" and settings.mask_valid_in_test:
         masked.append(dataset.valid)
-    return Evaluator(getattr(dataset, split), masked, dataset.n_items)
+    return Evaluator(getattr(dataset, split), masked, dataset.n_items, among)
 
 
 def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) -> None:

@@ -245,7 +245,7 @@ def _is_twin(cell: Cell, original: Cell) -> bool:
         return False
     if own.control != NO_FEATURES:
         return dataclasses.replace(own, control=None).key == others.key
-    same = (own.model, own.dataset) == (others.model, others.dataset)
+    same = (own.model, own.tested_on) == (others.model, others.tested_on)
     return same and others.modalities in (None, own.modalities) and others.modalities != ()
 
 
@@ -257,15 +257,15 @@ def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
 
 def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
     shared = shared_keys(spec, registry)
-    if shared.encoded not in stamps:
-        stamps[shared.encoded] = _stamp(spec, registry)
+    if shared.files not in stamps:
+        stamps[shared.files] = _stamp(spec, registry)
     settings = plain(spec.settings)
     identity = {name: value for name, value in settings.items() if name not in NOT_IDENTITY - OF_FEATURES}
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
     bare = plain(spec) | {"settings": None, "point": {}}
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
-        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.encoded], identity, bare])[:16],
+        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.files], identity, bare])[:16],
         axes=cell.axes,
         spec=spec,
         group=shared.inputs,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data
+from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def add(verbs: Verbs) -> None:
     demo.add_argument("--force", action="store_true", help="replace an existing data set")
     check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
     which_data(check)
+    which_split(check)
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
