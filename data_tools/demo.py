@@ -32,7 +32,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .splitting import TEST, VALID, split_labels
+from mmrec_lmm.data.splitting import TEST, VALID, split_labels
+
 from .writing import TEXT_COLUMNS, new_dataset, write_table, write_tables
 
 SEED = 7  # another seed makes another shop of the same kind

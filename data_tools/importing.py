@@ -3,9 +3,9 @@
 Ids. Item i is row i of the items table (without one: the i-th item to appear in the interactions); users count in
 order of first appearance. Items without interactions are legal and keep their row. Only `core` removes items; those
 left are numbered in the same order.
-Repeated pairs of a user and an item count once, the first. The split is MMRec's (`splitting.py`), drawn from `seed`:
-the same inputs and seed give byte-identical files. `import.json` holds the counts and the inputs' hashes; `writing.py`
-describes the layout.
+Repeated pairs of a user and an item count once, the first. A split that the table brings is kept; else it is MMRec's,
+drawn from `seed`: the same inputs and seed give byte-identical files. `import.json` holds the counts and the inputs'
+hashes; `writing.py` describes the layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,15 @@ import pandas as pd
 
 from mmrec_lmm.api import first_few
 from mmrec_lmm.cache import fingerprint, hash_bytes, hash_file, write_json
-from mmrec_lmm.errors import ConfigError, DataError, did_you_mean
+from mmrec_lmm.data.splitting import split_labels
+from mmrec_lmm.data.tables import Quotes
+from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.types import SPLITS
 
-from .splitting import k_core, split_labels
+from .filtering import k_core
+from .sources.tables import SPLIT, Columns, Format, read_interactions, read_items
 from .writing import TEXT_COLUMNS, new_dataset, write_tables
 
-# Header names that are recognized, in lower case.
-KNOWN: Mapping[str, tuple[str, ...]] = {
-    "user": ("user", "userid", "user_id", "reviewerid"),
-    "item": ("item", "itemid", "item_id", "asin", "parent_asin", "movieid"),
-    "rating": ("rating", "overall", "stars"),
-    "timestamp": ("timestamp", "time", "unixreviewtime"),
-}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
@@ -50,9 +46,13 @@ class ImportReport:
     seed: int
     core: int
     inputs: Mapping[str, str]  # hashes of the tables, and one of all images with their names
+    read: tuple[str, ...]  # a line per table: which separator, header and columns were taken
+    split: str  # where it comes from
 
     def __str__(self) -> str:
         lines = [
+            *self.read,
+            f"split: {self.split}",
             f"{self.name}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions "
             f"({_counts(self.splits)})",
             f"{self.images:,} images; texts: {_counts(self.texts) or 'none'}",
@@ -80,19 +80,26 @@ def import_dataset(
     item_column: str | None = None,
     columns: Sequence[str] | None = None,
     items_id_column: str | None = None,
+    split_column: str | None = None,
     separator: str | None = None,
+    header: bool | None = None,
+    quotes: Quotes = "line",
+    encoding: str = "utf-8",
+    decimal: str = ".",
     drop_unknown: bool = False,
     force: bool = False,
 ) -> ImportReport:
     """Make the data set `out`, named by its folder, and return its counts.
 
-    Tables are UTF-8 text with CSV quoting, separated by `separator` or, without it, by the tabs or commas of the first
-    line. The interactions table has a header if its first line holds a known name (`KNOWN`) or one of `user_column` and
-    `item_column`, or if its third value isn't a number; without a header its columns are user, item, rating,
-    timestamp, or `columns`. The items table needs a header; its id is `items_id_column`, else a column of a known name,
-    else the first. Its column `image` names files in the folder `images`; without that column the image of item X is
-    `X.jpg` or the like. `core` = k > 0 keeps users and items with k interactions or more, as MMRec did with 5; by
-    default all stay, since a filter changes what a benchmark measures.
+    Tables are text in `encoding` with CSV quoting (`quotes`: line, multiline, none), separated by `separator`; without
+    it, by what the first lines have: tabs, commas, semicolons or bars. The interactions table has a header under
+    `header`, or if its first line holds a known name (`sources/tables.py`) or one of the columns that are given, or a
+    word over numbers; words over words are refused. Without a header its columns are user, item, rating, timestamp, or
+    `columns`. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test. The items
+    table needs a header; its id is `items_id_column`, else a column of a known name, else the first if it has a name.
+    Its column `image` names files in the folder `images`; without that column the image of item X is `X.jpg` or the
+    like. `core` = k > 0 keeps users and items with k interactions or more, as MMRec did with 5; by default all stay,
+    since a filter changes what a benchmark measures.
 
     Raises DataError for an unknown column, an empty table or id, ids that aren't unique, and interactions with items
     that the items table lacks (dropped under `drop_unknown`); ConfigError where `out` is in use, unless `force`
@@ -101,9 +108,13 @@ def import_dataset(
     out = out.absolute()
     _keep_apart(out, [path for path in (interactions, items, images) if path is not None])
     with new_dataset(out, name=out.name, force=force) as building:
-        table = _read_interactions(interactions, user_column, item_column, columns, separator)
+        form = Format(separator, header, columns, quotes, encoding, decimal)
+        named = Columns(user_column, item_column, split_column, items_id_column)
+        table, said = read_interactions(interactions, form, named)
+        read = [said]
         if items is not None:
-            catalog = _read_items(items, items_id_column, separator)
+            catalog, said = read_items(items, form, named)
+            read.append(said)
             if not drop_unknown:
                 _require_known(table["item"], catalog.index, interactions, items)
         else:
@@ -127,7 +138,8 @@ def import_dataset(
 
         user_ids, raw_users = pd.factorize(table["user"])
         item_ids = catalog.index.get_indexer(pd.Index(table["item"]))
-        labels = split_labels(user_ids, np.random.default_rng(seed))
+        given = SPLIT in table
+        labels = table[SPLIT].to_numpy() if given else split_labels(user_ids, np.random.default_rng(seed))
         write_tables(
             building,
             name=out.name,
@@ -150,145 +162,11 @@ def import_dataset(
             seed=seed,
             core=core,
             inputs=inputs,
+            read=tuple(read),
+            split=f"as {interactions.name} has it" if given else f"MMRec's rule, drawn from seed {seed}",
         )
         write_json(building / "import.json", report)
     return report
-
-
-# Reading
-
-
-def _read_interactions(
-    path: Path,
-    user_column: str | None,
-    item_column: str | None,
-    columns: Sequence[str] | None,
-    separator: str | None,
-) -> pd.DataFrame:
-    """The columns user, item and, where there are any, rating and timestamp, as strings, in file order."""
-    first = [cell.strip() for cell in _read_table(path, separator, header=None, nrows=1).iloc[0]]
-    named = {user_column, item_column} - {None}
-    names = {name for known in KNOWN.values() for name in known}
-    header = not columns and (
-        any(cell.lower() in names or cell in named for cell in first) or (len(first) > 2 and not _is_number(first[2]))
-    )
-    table = _read_table(path, separator, header=0 if header else None)
-    if not header:
-        # Columns beyond the known positions are named by their numbers, which match no role.
-        given = list(columns or ()) or [*KNOWN, *map(str, range(len(KNOWN), len(first)))][: len(first)]
-        if len(given) != len(first):
-            raise DataError(
-                f"{path}: expected a name for each of {len(first)} columns, got {len(given)}: {', '.join(given)}"
-            )
-        table.columns = pd.Index(given)
-    chosen = {
-        "user": _column(path, table, "user", user_column),
-        "item": _column(path, table, "item", item_column),
-        "rating": _find(table, "rating"),
-        "timestamp": _find(table, "timestamp"),
-    }
-    table = pd.DataFrame({role: table[column] for role, column in chosen.items() if column is not None})
-    if table.empty:
-        raise DataError(f"{path}: expected interactions, got no rows")
-    for role in ("user", "item"):
-        table[role] = table[role].str.strip()
-        empty = np.flatnonzero(table[role] == "")
-        if len(empty):
-            raise DataError(
-                f"{path}, row {empty[0] + 1}: expected {'an' if role == 'item' else 'a'} {role} id, got an empty cell "
-                f"({len(empty):,} such rows of {len(table):,})"
-            )
-    return table
-
-
-def _read_items(path: Path, id_column: str | None, separator: str | None) -> pd.DataFrame:
-    """The items table, indexed by raw id, in file order; text and image columns in lower case, no line breaks."""
-    table = _read_table(path, separator, header=0)
-    if table.empty:
-        raise DataError(f"{path}: expected items, got no rows below the header ({', '.join(table.columns)})")
-    column = _column(path, table, "item", id_column or _find(table, "item") or table.columns[0])
-    usual = {name: name.lower() for name in table.columns if name.lower() in (*TEXT_COLUMNS, "image")}
-    table = table.rename(columns=usual).replace(r"[\t\r\n]+", " ", regex=True).apply(lambda cells: cells.str.strip())
-    table = table.set_index(column)
-    reserved = [name for name in ("itemID", "raw_id") if name in table]
-    if reserved:
-        raise DataError(
-            f"{path}: column {reserved[0]}: the data set has its own column of that name; rename or remove this one"
-        )
-    empty = np.flatnonzero(table.index == "")
-    if len(empty):
-        raise DataError(
-            f"{path}, row {empty[0] + 1}: expected an id in column {column}, got an empty cell "
-            f"({len(empty):,} such rows)"
-        )
-    repeated = table.index[table.index.duplicated()].unique()
-    if len(repeated):
-        raise DataError(
-            f"{path}: expected one row per item, got {len(repeated):,} ids more than once in column {column} "
-            f"({first_few(repeated)})"
-        )
-    return table
-
-
-def _read_table(path: Path, separator: str | None, *, header: int | None, nrows: int | None = None) -> pd.DataFrame:
-    """The table as strings, missing cells empty."""
-    try:
-        sep = separator or _sniff_separator(path)
-        table = pd.read_csv(
-            path,
-            sep=sep,
-            header=header,
-            nrows=nrows,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            engine="c" if len(sep) == 1 else "python",
-        )
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8 text, got another encoding ({error.reason} at byte {error.start}); "
-            "try to convert it first"
-        ) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: expected a table separated by {sep!r}, got: {error}") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise DataError(f"{path}: expected as many cells in a row as in the header, got more")
-    return table.fillna("")  # rows that end early
-
-
-def _sniff_separator(path: Path) -> str:
-    with path.open(encoding="utf-8-sig") as file:
-        first = file.readline()
-    found = next((separator for separator in "\t," if separator in first), None)
-    if found is None:
-        raise DataError(
-            f"{path}: expected tabs or commas in the first line, got {first.strip()[:80]!r}; try --separator"
-        )
-    return found
-
-
-def _column(path: Path, table: pd.DataFrame, role: str, given: str | None) -> str:
-    """The column that holds `role`: the `given` one, or one of a known name."""
-    columns = ", ".join(table.columns)
-    if given is not None and given not in table:
-        raise DataError(f"{path}: expected column {given!r}, got {columns}{did_you_mean(given, table.columns)}")
-    found = given or _find(table, role)
-    if found is None:
-        raise DataError(
-            f"{path}: expected a column of {role}s ({', '.join(KNOWN[role])}), got {columns}; "
-            f"try --{role}-column NAME, or rename it"
-        )
-    return found
-
-
-def _find(table: pd.DataFrame, role: str) -> str | None:
-    return next((column for column in table.columns if column.lower() in KNOWN[role]), None)
-
-
-def _is_number(text: str) -> bool:
-    return not np.isnan(pd.to_numeric(text, errors="coerce"))
 
 
 # Selecting

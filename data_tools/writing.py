@@ -76,7 +76,9 @@ def write_tables(
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write `table` tab-separated with a header."""
+    """Write `table` tab-separated with a header, each row on one line: a line break within a cell becomes a blank."""
+    text = table.select_dtypes(exclude="number").columns
+    table = table.assign(**{name: table[name].replace(r"[\r\n]+", " ", regex=True) for name in text})
     table.to_csv(path, sep="\t", index=False, lineterminator="\n", encoding="utf-8")
 
 

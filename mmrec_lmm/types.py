@@ -52,12 +52,18 @@ class Axes:
     paradigm: str = PRE_TRAINED
     modalities: tuple[str, ...] | None = None  # None: all available; a model without features has ()
     control: str | None = None  # shuffled, random, constant, none: a control run, whose features carry no content
+    split: str | None = field(default=None, metadata=OPTIONAL)  # the rule that drew it; None: the data set's own
 
     @property
     def key(self) -> str:
-        """All values as one name: VBPR/demo/clip:tiny/ft/image+text, and the control if there is one."""
-        values = [self.value(axis) or "-" for axis in AXES if axis != "control"]
-        return "/".join([*values, *([self.control] if self.control else [])])
+        """All values as one name: VBPR/demo/clip:tiny/ft/image+text, then the values on RARE_AXES, if any."""
+        values = [self.value(axis) or "-" for axis in AXES if axis not in RARE_AXES]
+        return "/".join([*values, *(value for axis in RARE_AXES if (value := self.value(axis)))])
+
+    @property
+    def tested_on(self) -> str:
+        """The data set and, if a rule drew it, the split: only runs that agree on it can be compared."""
+        return f"{self.dataset}/{self.split}" if self.split else self.dataset
 
     def value(self, axis: str) -> str | None:
         """The value on one of AXES, as a study's file writes it."""
@@ -81,6 +87,8 @@ class Axes:
 
 #: The axes in their order. An output that needs another derives it from this one.
 AXES = tuple(axis.name for axis in fields(Axes))
+#: The axes on which most runs have no value, and are then not named by it.
+RARE_AXES = ("control", "split")
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,22 @@ class ItemCatalog:
 
 
 @dataclass(frozen=True)
+class DrawnSplit:
+    """A split that a rule drew from a data set's interactions, whatever labels its file has."""
+
+    rule: str
+    seed: int
+    hash: str  # of the rule and all labels
+    rows: Mapping[str, int]  # by split, without those left out
+    left_out: Mapping[str, int] = field(
+        default_factory=dict
+    )  # without a training row: "users", and their rows by split
+
+    def __str__(self) -> str:
+        return f"{self.rule}-{self.hash[:8]}"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set as it is on disk: three splits, perhaps a catalog, perhaps ready feature files per modality."""
 
@@ -138,6 +162,7 @@ class Dataset:
     feature_files: Mapping[str, Path]
     fingerprint: str
     notes: tuple[str, ...] = ()  # what loading found and corrected, for the log: dropped rows, duplicates
+    split: DrawnSplit | None = None  # None: the file's own labels
 
 
 @dataclass(frozen=True)
@@ -267,7 +292,9 @@ class RunSpec:
     def axes(self) -> Axes:
         """The run's place on the axes; its encoder's variant is in `encoder_config`."""
         encoder = None if self.encoder is None else EncoderName(self.encoder)
-        return Axes(self.model, self.dataset, encoder, self.paradigm, self.modalities, self.control)
+        return Axes(
+            self.model, self.dataset, encoder, self.paradigm, self.modalities, self.control, self.settings.split
+        )
 
 
 @dataclass(frozen=True)
@@ -286,6 +313,15 @@ class ChanceBySplit:
     metric: str
     valid: Chance
     test: Chance
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Test metrics of a `cold-item` split with the items without a training row as the only candidates."""
+
+    candidates: int
+    test: Mapping[str, float]
+    chance: Chance  # recall at the cutoff of the metric that selects
 
 
 RECORD_VERSION = 1  # raised when readers must distinguish versions; 0: records without the field
@@ -321,6 +357,8 @@ class RunRecord(Mapping[str, Any]):
     seconds: RunSeconds
     peak_memory_bytes: int
     chance: ChanceBySplit | None = field(default=None, metadata=OPTIONAL)
+    drawn: DrawnSplit | None = field(default=None, metadata=OPTIONAL)  # the details of the axis `split`
+    cold_items: ColdItems | None = field(default=None, metadata=OPTIONAL)
     record_version: int = 0
     reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm, model -> its report on training
 

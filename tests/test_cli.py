@@ -299,14 +299,15 @@ MMREC = {
         "gpu_id: 0\nuse_gpu: False\nseed: [999]\nepochs: 2\nstopping_step: 20\ntrain_batch_size: 2048\n"
         "learner: adam\nlearning_rate: 1e-3\nNEG_PREFIX: neg__\nuse_neg_sampling: True\neval_type: full\n"
         "topk: [5, 10, 20, 50]\nvalid_metric: Recall@20\nend2end: False\nhyper_parameters: ['seed']\n"
+        "USER_ID_FIELD: user_id:token\nITEM_ID_FIELD: item_id:token\n"
     ),
     "dataset/toy.yaml": (
-        "USER_ID_FIELD: userID\nITEM_ID_FIELD: itemID\nTIME_FIELD: timestamp\ninter_file_name: 'toy.inter'\n"
+        "TIME_FIELD: timestamp\ninter_file_name: 'toy.inter'\n"
         "vision_feature_file: 'image_feat.npy'\nuser_graph_dict_file: 'user_graph_dict.npy'\nfield_separator: \"\\t\"\n"
     ),
     "model/VBPR.yaml": "embedding_size: 4\nreg_weight: [0.1, 1e-04]\nhyper_parameters: ['reg_weight']\n",
 }
-UNUSED = {"NEG_PREFIX", "use_neg_sampling", "eval_type", "end2end", "TIME_FIELD", "user_graph_dict_file"}
+UNUSED = {"NEG_PREFIX", "use_neg_sampling", "eval_type", "end2end", "user_graph_dict_file"}
 
 
 @pytest.mark.parametrize("folder", ["configs", "mmrec/configs"])
@@ -325,7 +326,7 @@ def test_a_configs_folder_of_mmrec_gives_its_grid_and_its_unread_keys_are_listed
     assert grid["winner"]["run_id"] in {point["run_id"] for point in grid["points"]}
     notes = dict(re.findall(r"^note: (\S+): keys of MMRec that nothing here reads: (.*)$", answer.err, re.MULTILINE))
     assert {key for keys in notes.values() for key in keys.split(", ")} == UNUSED
-    assert "TIME_FIELD" in notes[f"{folder}/dataset/toy.yaml"].split(", ")
+    assert "user_graph_dict_file" in notes[f"{folder}/dataset/toy.yaml"].split(", ")
     shown = call("config", "show", "-m", "VBPR", "-d", "toy", *chosen).out
     assert f"{folder}/model/VBPR.yaml:2" in shown
     assert all(re.search(rf"^{key} +\(unused\) +{folder}/", shown, re.MULTILINE) for key in UNUSED)

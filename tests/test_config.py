@@ -671,6 +671,45 @@ def test_what_is_typed_for_a_text_key_stays_text() -> None:
     assert ask(overrides={"field_separator": r'"\t"'}).runs[0].settings.field_separator == "\t"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("08", 8), ("1_000", 1000), ("0x10", 16), ("-3", -3), ("1:30", "1:30"),
+        ("190:20:30.15", "190:20:30.15"),
+        ("0b11", "0b11"), ("2024-01-31", "2024-01-31"), ("yes", "yes"), ("NO", "NO"), ("off", "off"), ("true", True),
+        ("False", False), ("1e-4", 1e-4), ("1.5", 1.5), ("~", None), ("[1, no]", [1, "no"]),
+    ],
+)  # fmt: skip
+def test_yaml_means_what_a_person_reads(text: str, value: Any) -> None:
+    read = yaml_layers.parse(text)
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_numbers_and_switches_are_read_so_from_a_file_and_from_the_command_line() -> None:
+    assert ask(overrides={"seed": "010"}).runs[0].settings.seed == 10
+    assert refusal(overrides={"seed": "1:30"}).startswith("command line: seed must be a whole number, got '1:30'")
+    assert ask(overrides={"text_fields": "[title, on]"}).runs[0].settings.text_fields == ("title", "on")
+    assert ask(overrides={"inter_splitting_label": "no"}).runs[0].settings.inter_splitting_label == "no"
+    write("configs/overall.yaml", "use_gpu: no\nsave_recommended_topk: On\nfield_separator: '\\t'\nepochs: 1:30\n")
+    assert refusal() == "configs/overall.yaml:4: epochs must be a whole number, got '1:30'"
+    write("configs/overall.yaml", "use_gpu: no\nsave_recommended_topk: On\nfield_separator: '\\t'\n")
+    settings = ask().runs[0].settings
+    assert (settings.use_gpu, settings.save_recommended_topk, settings.field_separator) == (False, True, "\t")
+
+
+@pytest.mark.parametrize("typed", [r"\t", r'"\t"', ";", ",", "|", " "])
+def test_a_separator_is_typed_as_in_a_shell(typed: str) -> None:
+    expected = "\t" if "t" in typed else typed
+    assert ask(overrides={"field_separator": typed}).runs[0].settings.field_separator == expected
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_features_of_another_modality_are_told_their_flag(modality: str) -> None:
+    message = refusal(overrides={f"{modality}_feature_file": "x.npy"})
+    assert message.endswith(f"for another modality than image and text, try --features {modality}=FILE.npy")
+
+
 def test_config_show_prints_every_value_with_its_origin() -> None:
     write("configs/overall.yaml", "topk: [10, 20]\nNEG_PREFIX: neg__\n")
     write("configs/model/vbpr.yaml", "reg_weight: [1, 1e-5]\nhyper_parameters: [reg_weight]\n")
@@ -694,11 +733,11 @@ def test_which_settings_are_part_of_a_runs_id_and_which_decide_its_inputs_stays(
         "text_fields", "missing", "normalize", "data_path", "inter_file_name", "vision_feature_file",
         "text_feature_file", "device", "use_gpu", "gpu_id", "workers", "encode_batch_size", "encode_dtype",
         "encode_compile", "recompute", "checkpoint_seconds", "state", "save_recommended_topk", "eval_batch_size",
-        "protocol",
+        "protocol", "split", "split_seed", "TIME_FIELD",
     } == NOT_IDENTITY  # fmt: skip
     assert {
         "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
         "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing",
-        "normalize", "device", "encode_dtype",
+        "normalize", "device", "encode_dtype", "split", "split_seed", "TIME_FIELD",
     } == OF_INPUTS  # fmt: skip
     assert {"text_fields", "missing", "normalize", "encode_dtype"} == OF_FEATURES

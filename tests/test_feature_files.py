@@ -58,7 +58,7 @@ def test_images_that_mmrec_filled_with_the_mean_are_absent_and_the_file_stays_as
 def test_a_list_of_missed_images_that_names_no_item_is_refused(tmp_path):
     path = save(tmp_path / "image_feat.npy", np.ones((3, 2)))
     (tmp_path / "missed_img_itemIDs.csv").write_text("1,3\n")
-    with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: expected item ids from 0 to 2, got 3.0"):
+    with pytest.raises(DataError, match=r"missed_img_itemIDs.csv: expected item ids from 0 to 2, got 3"):
         files.read_feature_file(path, modality="image", n_items=3)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -38,8 +39,7 @@ def items(tmp_path: Path) -> Path:
     return write(
         tmp_path / "goods.csv",
         "asin,Title,price,description,image",
-        'a,"Mug, ""blue""",3,"two',
-        'lines\tand a tab",a.jpg',
+        'a,"Mug, ""blue""",3,"two lines\tand a tab",a.jpg',
         "b,Lamp,,,lost.jpg",
         "c,NA,5,unloved,sub/c.png",
         "d,,,,",
@@ -97,6 +97,15 @@ def test_text_keeps_its_words_and_loses_its_line_breaks_and_every_item_keeps_its
     assert report.texts == {"title": 4, "description": 3}
     assert (report.images, report.images_missing, report.items_without_interactions) == (3, ("b",), 1)
     assert "1 images named but not found, of items b" in str(report)
+
+
+def test_quoted_cells_may_hold_line_breaks_where_asked(tmp_path: Path, ratings: Path) -> None:
+    goods = write(tmp_path / "goods.csv", "asin,title", 'a,"two', 'lines"', "b,x", "d,", "e,")
+    with pytest.raises(DataError, match=r"goods\.csv, line 2: .*try --quotes multiline.*or --quotes none"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
+    report = import_dataset(ratings, tmp_path / "shop", items=goods, quotes="multiline")
+    assert report.items == 4
+    assert read(tmp_path / "shop" / "items.tsv")["title"].tolist() == ["two lines", "x", "", ""]
 
 
 def test_images_are_copied_byte_for_byte_and_only_those_that_items_name(
@@ -159,6 +168,97 @@ def test_headers_orders_and_separators_of_many_kinds_are_understood(
     assert read(tmp_path / "shop" / "i_id_mapping.csv")["asin"].tolist() == ["x", "y"]
 
 
+# Columns, headers, splits
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        ([",user,item,rating", "0,u1,x,5", "1,u1,y,4"], {}, "not used: one without a name"),
+        (["Unnamed: 0,user,item", "0,u1,x", "1,u1,y"], {}, "not used: one without a name"),
+        (["user_id:token\titem_id:token\trating:float", "u1\tx\t5", "u1\ty\t4"], {}, "user user_id, item item_id"),
+        (["buyer,good,when", "u1,x,5", "u1,y,4"], {"user_column": "buyer", "item_column": "good"}, "a header"),
+        (["user;item;rating", "u1;x;4,5", "u1;y;3"], {"decimal": ","}, "separator ';'"),
+        (["a,b", "u1,x", "u1,y"], {"header": True, "user_column": "a", "item_column": "b"}, "user a, item b"),
+        (["u1,x", "u1,y"], {"header": False}, "no header"),
+        (['u1,x,"so good"', 'u1,y,"5"" wide"'], {}, "no header"),
+    ],
+)
+def test_what_was_taken_of_a_table_is_said(
+    tmp_path: Path, lines: list[str], options: dict[str, Any], said: str
+) -> None:
+    report = import_dataset(write(tmp_path / "table", *lines), tmp_path / "shop", **options)
+    assert said in str(report).splitlines()[0]
+    assert read(tmp_path / "shop" / "u_id_mapping.csv")["user_id"].tolist() == ["u1"]
+    assert read(tmp_path / "shop" / "i_id_mapping.csv")["asin"].tolist() == ["x", "y"]
+
+
+def test_decimal_commas_and_a_byte_order_mark_become_numbers(tmp_path: Path) -> None:
+    table = write(tmp_path / "table", "\ufeffuser;item;rating", "u1;x;4,5", "u1;y;3,0")
+    with pytest.raises(DataError, match=r"table, line 2: rating: expected a number, got '4,5' .*try --decimal ','"):
+        import_dataset(table, tmp_path / "shop")
+    import_dataset(table, tmp_path / "shop", decimal=",")
+    assert read(tmp_path / "shop" / "shop.inter")["rating"].tolist() == ["4.5", "3.0"]
+
+
+@pytest.mark.parametrize("words", ["a,b", "kunde,ware", "c,d"])
+def test_words_over_words_are_refused(tmp_path: Path, words: str) -> None:
+    table = write(tmp_path / "table", words, "u1,x", "u1,y")
+    with pytest.raises(DataError, match=r"which may be either; try --header .* or --no-header"):
+        import_dataset(table, tmp_path / "shop")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "options"),
+    [
+        ("x_label", "012", {}), ("x_label", ["0.0", "1.0", "2.0"], {}),
+        ("part", ["train", "valid", "test"], {"split_column": "part"}),
+        ("part", ["Train", "dev", "TEST"], {"split_column": "part"}),
+        ("part", ["train", "validation", "test"], {"split_column": "part"}),
+    ],
+)  # fmt: skip
+def test_a_split_that_a_table_brings_is_kept(
+    tmp_path: Path, column: str, values: list[str], options: dict[str, str]
+) -> None:
+    rows = [f"u{user},{item},{values[item % 3]},{item}" for user in range(3) for item in range(6)]
+    table = write(tmp_path / "table", f"user,item,{column},timestamp", *rows)
+    report = import_dataset(table, tmp_path / "shop", **options)
+    assert report.split == "as table has it"
+    written = read(tmp_path / "shop" / "shop.inter")
+    assert [int(item) % 3 for item in written["timestamp"]] == written["x_label"].astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("013", "line 4: x_label: expected 0, 1, 2 or train, valid, test, got '3'"),
+        ("002", "got train 2, valid 0, test 1"),
+    ],
+)
+def test_a_split_that_no_run_could_use_is_refused(tmp_path: Path, values: str, message: str) -> None:
+    table = write(tmp_path / "table", "user,item,x_label", *(f"u,i{place},{item}" for place, item in enumerate(values)))
+    with pytest.raises(DataError) as refused:
+        import_dataset(table, tmp_path / "shop")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("first", ["", "Unnamed: 0"])
+def test_row_numbers_are_no_item_ids(tmp_path: Path, ratings: Path, first: str) -> None:
+    goods = write(tmp_path / "goods.csv", f"{first},sku,title", "0,d,Rug", "1,b,Lamp", "2,a,Mug", "3,e,Cup")
+    with pytest.raises(DataError, match=r"got a first column without a name, .* try --items-id-column NAME"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
+    import_dataset(ratings, tmp_path / "shop", items=goods, items_id_column="sku")
+    table = read(tmp_path / "shop" / "items.tsv")
+    assert table["raw_id"].tolist() == ["d", "b", "a", "e"]
+    assert list(table.columns) == ["itemID", "raw_id", "title", "image"]
+
+
+def test_two_columns_that_differ_in_case_only_are_refused(tmp_path: Path, ratings: Path) -> None:
+    goods = write(tmp_path / "goods.csv", "asin,title,Title", "a,x,y")
+    with pytest.raises(DataError, match="got title more than once; rename one"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
+
+
 def test_a_pair_that_occurs_twice_counts_once_and_is_reported(tmp_path: Path) -> None:
     table = write(tmp_path / "table", "user,item,rating", "u,x,1", "u,y,2", "u,x,3")
     report = import_dataset(table, tmp_path / "shop")
@@ -185,13 +285,13 @@ def test_unknown_items_are_dropped_where_asked(tmp_path: Path, items: Path) -> N
 GOOD = ("user,item", "u,a", "u,b")
 BAD_INPUT = {
     "unknown column": (("customer,item", "u,a"), {"user_column": "custommer"}, "did you mean customer?"),
-    "no known column": (("buyer,good,when", "u,a,x"), {}, "got buyer, good, when; try --user-column NAME"),
+    "no known column": (("buyer,good,when", "u,a,x"), {}, "got buyer, good, when, which may be either; try --header"),
     "unknown items": ((*GOOD, "u,zz", "v,zz", "v,yy"), {}, "got 3 interactions with 2 others (zz, yy)"),
     "no rows": (("user,item",), {}, "expected interactions, got no rows"),
-    "empty file": ((), {}, "expected tabs or commas in the first line"),
-    "no separator": (("user;item", "u;a"), {}, "in the first line, got 'user;item'; try --separator"),
-    "an empty id": ((*GOOD, ",a"), {}, "row 3: expected a user id, got an empty cell (1 such rows of 3)"),
-    "too many cells": ((*GOOD, "u,a,b,c"), {}, "Expected 2 fields in line 4, saw 4"),
+    "empty file": ((), {}, "expected a table, got no line but blank ones"),
+    "no separator": (("user/item", "u/a"), {}, "in the first line, got 'user/item'; try --separator"),
+    "an empty id": ((*GOOD, ",a"), {}, ", line 4: expected a user id, got an empty cell (1 such rows of 3)"),
+    "too many cells": ((*GOOD, "u,a,b,c"), {}, ", line 4: expected 2 cells, as many as there are columns, got 4"),
     "wrong number of names": (
         GOOD,
         {"columns": ("user", "item", "rating")},
@@ -218,13 +318,13 @@ BAD_ITEMS = {
         ("item,title", "a,x", "b,y", "a,z"),
         "expected one row per item, got 1 ids more than once in column item (a)",
     ),
-    "an empty id": (("item,title", "a,x", ",y"), "row 2: expected an id in column item, got an empty cell"),
+    "an empty id": (("item,title", "a,x", ",y"), ", line 3: expected an id in column item, got an empty cell"),
     "no rows": (("item,title",), "got no rows below the header (item, title)"),
     "a reserved name": (("item,raw_id", "a,x", "b,y"), "column raw_id: the data set has its own column"),
     "an image elsewhere": (("item,image", "a,../secret.jpg", "b,"), "got '../secret.jpg'"),
     "more cells than names": (
         ("item,title", "a,x,1", "b,y,2"),
-        "expected as many cells in a row as in the header, got more",
+        ", line 2: expected 2 cells, as many as there are columns, got 3; is a separator within a cell?",
     ),
 }
 
@@ -242,7 +342,7 @@ def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         import_dataset(tmp_path / "nowhere.csv", tmp_path / "shop")
     (tmp_path / "latin.csv").write_bytes("user,item\nu,café\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.csv: expected UTF-8 text"):
+    with pytest.raises(DataError, match=r"latin\.csv, line 2: expected UTF-8 text.*try --encoding latin-1"):
         import_dataset(tmp_path / "latin.csv", tmp_path / "shop")
 
 

@@ -155,8 +155,8 @@ def test_held_out_rows_of_users_without_training_rows_are_dropped_and_counted(lo
     dataset = load(cold)
     assert (len(dataset.valid), len(dataset.test), dataset.n_users) == (2, 2, 4)
     assert dataset.notes == (
-        "valid: dropped 1 rows of users without a training row",
-        "test: dropped 2 rows of users without a training row",
+        "valid: dropped 1 rows of users without a training row (1 of 4 users have none)",
+        "test: dropped 2 rows of users without a training row (1 of 4 users have none)",
     )
     kept = load(cold, filter_out_cod_start_users=False)
     assert (len(kept.valid), len(kept.test), kept.notes) == (3, 4, ())
@@ -217,6 +217,7 @@ def test_a_data_path_without_any_data_set_is_said_to_be_empty(tmp_path: Path) ->
         load_dataset(tmp_path / "toy", "toy", Settings())
 
 
+RAW_IDS = "; `data import` makes a data set from raw ids"
 INTER_FAULTS = {
     "another column": (
         table(SOUND, "user_ID\titemID\tx_label\n"),
@@ -224,25 +225,32 @@ INTER_FAULTS = {
     ),
     "another separator": (
         table(SOUND).replace("\t", ","),
-        ": expected the column 'userID', got userID,itemID,x_label",
+        ": expected the column 'userID', got userID,itemID,x_label; it is separated by commas: try --field_separator=,",
     ),
-    "an empty file": ("", r": expected a table separated by '\t', got: No columns to parse from file"),
-    "a quote that never closes": (table(SOUND) + '"0\t0\t0\n', r": expected a table separated by '\t', got: "),
+    "an empty file": ("", ": expected a table of text, got an empty file; copy or download it again"),
+    "a quote that never closes": (
+        table(SOUND) + '"0\t0\t0\n',
+        f", line 9: userID: expected an integer, got '\"0' (1 such rows of 8){RAW_IDS}",
+    ),
     "a truncated row": (
         table(SOUND) + "1\t0",
-        ", line 9: x_label: expected an integer, got 'nan' (1 such rows of 8); is the file truncated?",
+        ", line 9: expected 3 cells, as many as there are columns, got 2; is the file truncated?",
+    ),
+    "a truncated cell": (
+        table(SOUND) + "1\t0\t",
+        ", line 9: x_label: expected an integer, got '' (1 such rows of 8); is the file truncated?",
     ),
     "a word": (
         table([*SOUND, ("u7", 0, 0), ("u8", 0, 0)]),
-        ", line 9: userID: expected an integer, got 'u7' (2 such rows of 9); is the file truncated?",
+        f", line 9: userID: expected an integer, got 'u7' (2 such rows of 9){RAW_IDS}",
     ),
     "half an item": (
         table([*SOUND, (0, 1.5, 0)]),
-        ", line 9: itemID: expected an integer, got '1.5' (1 such rows of 8); is the file truncated?",
+        f", line 9: itemID: expected an integer, got '1.5' (1 such rows of 8){RAW_IDS}",
     ),
     "an infinite item": (
         table([*SOUND, (0, "inf", 0)]),
-        ", line 9: itemID: expected an integer, got 'inf' (1 such rows of 8); is the file truncated?",
+        f", line 9: itemID: expected an integer, got 'inf' (1 such rows of 8){RAW_IDS}",
     ),
     "a fourth split": (
         table([*SOUND, (0, 0, 3), (0, 0, -1)]),
@@ -293,7 +301,7 @@ def test_interactions_are_refused_with_the_file_the_line_and_the_reason(
 
 def test_bytes_that_are_no_text_are_refused(load: Callable[..., Dataset], folder: Path) -> None:
     (folder / "toy.inter").write_bytes(table(SOUND).encode() + b"\xff\xfe\x00\n")
-    assert refusal(load).startswith(f"{folder / 'toy.inter'}: expected a table separated by '\\t', got: ")
+    assert refusal(load).startswith(f"{folder / 'toy.inter'}, line 9: expected a table of text, got bytes that aren't")
 
 
 def test_an_item_beyond_the_catalog_is_refused(load: Callable[..., Dataset], folder: Path) -> None:
@@ -304,7 +312,7 @@ def test_an_item_beyond_the_catalog_is_refused(load: Callable[..., Dataset], fol
 
 
 CATALOG_FAULTS = {
-    "an empty file": ("", ": expected a tab-separated table with a header, got: "),
+    "an empty file": ("", ": expected a table of text, got an empty file; copy or download it again"),
     "no itemID": ("asin\ttitle\nA\tcup\n", ": expected the column 'itemID', got asin, title"),
     "an id twice": (
         "itemID\n0\n1\n1\n",

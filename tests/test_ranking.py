@@ -231,3 +231,19 @@ def test_chance_is_what_random_rankings_score_on_average() -> None:
         scores.append(found.score)
     assert np.mean(scores) == pytest.approx(found.mean, abs=4 * found.deviation / 20)
     assert np.std(scores) == pytest.approx(found.deviation, rel=0.15)
+
+
+# Some items as the only candidates
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_only_the_candidates_are_ranked_and_counted(model: type[Scores]) -> None:
+    table = [[9.0, 8, 7, 6, 5], [1, 2, 3, 4, 5]]
+    train, held_out = rows((0, 0), (0, 2), (1, 1)), rows((0, 3), (1, 3), (1, 4))
+    among = np.array([False, False, True, True, True])
+    evaluator = Evaluator(held_out, [train], 5, among)
+    found = evaluator.rank(model(table), 3)
+    assert found.items.tolist() == [[3, 4, -1], [4, 3, 2]]  # user 0 has trained on item 2
+    assert found.hits.tolist() == [[True, False, False], [True, True, False]]
+    assert Ranker(np.array([0, 1]), [train], 5, among).candidates.tolist() == [2, 3]
+    assert evaluator.chance(found, 1).mean == pytest.approx((1 / 2 + 2 / 3 / 2) / 2)

@@ -146,7 +146,11 @@ def test_an_encoders_name_is_read_and_written_in_one_way() -> None:
 def test_axes_have_a_key_values_as_text_and_match_in_any_case_whatever_the_variant() -> None:
     one = Axes("VBPR", "demo", EncoderName("clip", "tiny"), "ft", ("image", "text"), "shuffled")
     assert one.key == "VBPR/demo/clip:tiny/ft/image+text/shuffled"
-    assert [one.value(axis) for axis in AXES] == ["VBPR", "demo", "clip:tiny", "ft", "image+text", "shuffled"]
+    assert [one.value(axis) for axis in AXES] == ["VBPR", "demo", "clip:tiny", "ft", "image+text", "shuffled", None]
+    split = dataclasses.replace(one, split="global-time")
+    assert (split.key, one.tested_on, split.tested_on) == (f"{one.key}/global-time", "demo", "demo/global-time")
+    assert "split" not in plain(one)
+    assert decode(Axes, plain(split), where="here", cure="") == split
     assert Axes("BPR", "demo", modalities=()).key == "BPR/demo/-/pt/-"
     assert one.matches({"model": "vbpr", "encoder": "CLIP", "modalities": "image+text"})
     assert one.matches({"encoder": "clip:TINY"})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..config.choices import SPLIT_RULES
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
 from ..report.layouts import FORMATS, LAYOUTS
@@ -87,6 +88,7 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
     """Add the flags that define a run."""
     parser.add_argument("-m", "--model", required=True, metavar="NAME", help="the model; `list models` shows them")
     which_data(parser)
+    which_split(parser)
     parser.add_argument(
         "--encoder",
         metavar="NAME",
@@ -123,6 +125,15 @@ def which_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
     configs_folder(parser)
+
+
+def which_split(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that draws another split."""
+    parser.add_argument(
+        "--split",
+        metavar="RULE",
+        help=f"draw the split anew by a rule: {', '.join(SPLIT_RULES)} (default: the labels of the data set's file)",
+    )
 
 
 def how_to_encode(parser: argparse.ArgumentParser) -> None:

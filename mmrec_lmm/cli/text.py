@@ -274,6 +274,7 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
             "encoder": result.record.axes.value("encoder"),
             "seed": result.record.seed,
             "control": result.record.axes.control,
+            "split": result.record.axes.split,
             "epochs": result.epochs,
             **{
                 f"{split} {name}": values.get(name)
@@ -420,6 +421,8 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
             }
         )
     lines = [f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items", "", table(rows), ""]
+    if dataset.split is not None:
+        lines += [f"split: {dataset.split}, drawn with seed {dataset.split.seed}", ""]
     if dataset.catalog is None:
         lines.append("catalog: none (items.tsv); an encoder needs one")
     else:

@@ -4,3 +4,5 @@ from typing import Literal, get_args
 
 Protocol = Literal["default", "mmrec"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+SplitRule = Literal["ratio", "leave-one-out", "user-time", "global-time", "cold-item"]
+SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)

@@ -27,7 +27,7 @@ from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
 from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
 from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
-from .settings import MMREC_UNUSED
+from .settings import MMREC_UNUSED, OF_SPLIT
 from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
 
 COMMAND_LINE = "command line"
@@ -262,7 +262,15 @@ class _Merge:
             return
         for name in names:
             if name not in self.axes and self._knows(name, layer, in_grid=True):
-                self.axes.append(name)
+                self._add_axis(name, layer)
+
+    def _add_axis(self, name: str, layer: Layer) -> None:
+        if name in OF_SPLIT:
+            self.problems.append(
+                f"{layer.origin(name if name in layer.values else GRID)}: {name}: expected one value, got an axis of a "
+                "grid, whose points are compared; points on different splits can't be; try splits: in a study's file"
+            )
+        self.axes.append(name)
 
     def _set(self, name: str, layer: Layer) -> None:
         try:
@@ -286,7 +294,7 @@ class _Merge:
                 raise ValueError(
                     f"must be {describe_type(key.hint)}, got {value!r}; to make it a grid axis, add {GRID}: [{shown}]"
                 )
-            self.axes.append(name)
+            self._add_axis(name, layer)
         points = [key.read(point) for point in value]
         return tuple(point for place, point in enumerate(points) if point not in points[:place])
 
@@ -307,6 +315,8 @@ class _Merge:
             reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to --paradigm {section}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
+        elif modality := re.fullmatch(r"(\w+)_feature_file", name):
+            reason = f"; for another modality than image and text, try --features {modality[1]}=FILE.npy"
         else:
             reason = did_you_mean(shown, (key.removeprefix(layer.prefix) for key in self.keys))
         what = f"{GRID} names the unknown key" if in_grid else "unknown key"
@@ -362,6 +372,8 @@ def _typed(text: str, key: Key | None) -> Any:
     try:
         value = yaml_layers.parse(text)
     except yaml.YAMLError:
+        return text
+    if value == "" and text.strip("'\" "):  # | and > begin a block of text in YAML
         return text
     return text if key and not key.is_axis(value) and not key.fits(value) and key.fits(text) else value
 

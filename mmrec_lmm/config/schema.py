@@ -18,15 +18,22 @@ from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
 from .settings import Settings
 
+_WORDS: Mapping[str, bool] = {
+    word: switch
+    for words, switch in (("yes on", True), ("no off", False))
+    for name in words.split()
+    for word in (name, name.capitalize(), name.upper())
+}
 _MISFIT = object()  # returned by `_coerce` for a value that doesn't fit the type; None is a value
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit beyond the type; `text` completes "must be ..."."""
+    """A limit beyond the type; `text` completes "must be ...". `spelled` maps other spellings of a value to it."""
 
     text: str
     holds: Callable[[Any], bool]
+    spelled: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Key:
         if result is _MISFIT:
             meant = did_you_mean(str(value), map(str, _choices(self.hint)))
             raise ValueError(f"must be {describe_type(self.hint)}, got {value!r}{meant}")
+        if self.limit and self.limit.spelled:
+            result = self.limit.spelled.get(result, result)
         if self.limit and result is not None and not self.limit.holds(result):
             raise ValueError(f"must be {self.limit.text}, got {value!r}")
         return result
@@ -101,7 +110,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 def _coerce(value: Any, hint: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
+        return _WORDS.get(value, value) if isinstance(value, str) else value
     if hint in _SCALARS:
         return _SCALARS[hint](value)
     if origin in (Union, UnionType):
@@ -137,6 +146,11 @@ def _float(value: Any) -> Any:
     return _MISFIT if math.isnan(number) else number
 
 
+def _bool(value: Any) -> Any:
+    """A switch, also as yes, no, on, off, which YAML 1.1 reads as switches everywhere."""
+    return value if isinstance(value, bool) else _WORDS.get(value, _MISFIT) if isinstance(value, str) else _MISFIT
+
+
 def _literal(value: Any, allowed: tuple[Any, ...]) -> Any:
     """The allowed value of the same text, in any case: MMRec's users write `Adam` and `adam`."""
     if value is None:
@@ -163,7 +177,7 @@ def _instance_of(cls: type, make: Callable[[Any], Any] = lambda value: value) ->
 _SCALARS: Mapping[Any, Callable[[Any], Any]] = {
     int: _int,
     float: _float,
-    bool: _instance_of(bool),
+    bool: _bool,
     str: _instance_of(str),
     Path: lambda value: Path(value) if isinstance(value, str | Path) else _MISFIT,
     NoneType: _instance_of(NoneType),
@@ -230,7 +244,7 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), at_least(1)),
     **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id", "threads", "workers"), at_least(0)),
     **dict.fromkeys(("valid_users", "checkpoint_seconds"), at_least(0)),
-    "seed": SEED,
+    **dict.fromkeys(("seed", "split_seed"), SEED),
     "learning_rate": Limit("above 0 and finite", lambda rate: 0 < rate < math.inf),
     "weight_decay": Limit("at least 0 and finite", lambda decay: 0 <= decay < math.inf),
     "learning_rate_scheduler": Limit(
@@ -244,7 +258,11 @@ _LIMITS: Mapping[str, Limit] = {
             and norm.keys() <= {"max_norm", "norm_type", "error_if_nonfinite", "foreach"}
         ),
     ),
-    "field_separator": Limit("a single character", lambda text: len(text) == 1),
+    "field_separator": Limit(
+        "a single character",
+        lambda text: len(text) == 1,
+        spelled={r"\t": "\t"},  # as one types it in a shell
+    ),
     "topk": Limit(
         "different numbers of at least 1", lambda topk: topk and min(topk) >= 1 and len(set(topk)) == len(topk)
     ),

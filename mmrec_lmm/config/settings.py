@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from .choices import Protocol
+from ..typed_json import plain
+from .choices import Protocol, SplitRule
 
 _T = TypeVar("_T")
 
@@ -19,6 +20,7 @@ def _deciding(what: str) -> Callable[[_T], _T]:
 
 place = _deciding("place")  # of the inputs, or of their making: only their content is part of a run's id
 reading = _deciding("reading")  # how a data set's tables are read
+splitting = _deciding("splitting")  # how labels are drawn: the labels' hash is part of a run's id instead
 shaping = _deciding("shaping")  # of features, whose fingerprints are part of a run's id instead
 harmless = _deciding("nothing")  # no number depends on it
 if_set = _deciding("training, if set")  # no part of a run's id at its default: runs from before it keep theirs
@@ -39,7 +41,10 @@ class Settings:
     USER_ID_FIELD: str = reading("userID")
     ITEM_ID_FIELD: str = reading("itemID")
     inter_splitting_label: str = reading("x_label")
+    TIME_FIELD: str = splitting("timestamp")
     field_separator: str = reading("\t")
+    split: SplitRule | None = splitting(None)  # noqa: RUF009 - draws the labels anew; None: the file's own
+    split_seed: int = splitting(0)
     filter_out_cod_start_users: bool = reading(True)  # users without training rows leave valid and test (its typo)
     text_fields: tuple[str, ...] = shaping(("title", "brand", "categories", "description"))  # joined for encoders
     missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
@@ -87,14 +92,23 @@ def _that_decide(*what: str) -> frozenset[str]:
     return frozenset(setting.name for setting in fields(Settings) if setting.metadata.get("decides") in what)
 
 
-NOT_IDENTITY = _that_decide("place", "shaping", "nothing")  # no part of a run's id
+NOT_IDENTITY = _that_decide("place", "splitting", "shaping", "nothing")  # no part of a run's id
 IF_SET = _that_decide("training, if set")  # part of a run's id unless it has its default
-OF_INPUTS = _that_decide("place", "reading", "shaping")  # a run's inputs depend on these alone
+OF_INPUTS = _that_decide("place", "reading", "splitting", "shaping")  # a run's inputs depend on these alone
+OF_SPLIT = _that_decide("splitting")
 OF_FEATURES = _that_decide("shaping")
+
+
+def identifying(settings: Settings, *, and_also: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The settings, plain, that are part of a run's id, and those of `and_also`."""
+    at_default = {name for name in IF_SET if getattr(settings, name) == getattr(Settings, name)}
+    left_out = (NOT_IDENTITY | at_default) - and_also
+    return {name: value for name, value in plain(settings).items() if name not in left_out}
+
 
 #: Keys that MMRec's own files carry and nothing here reads: accepted, and listed as unused.
 MMREC_UNUSED = frozenset({
-    "NEG_PREFIX", "TIME_FIELD", "RATING_FIELD", "alpha1", "alpha2", "beta", "checkpoint_dir", "end2end", "eval_type",
+    "NEG_PREFIX", "RATING_FIELD", "alpha1", "alpha2", "beta", "checkpoint_dir", "end2end", "eval_type",
     "init", "is_multimodal_model", "recommend_topk", "reg", "req_training", "save_model", "training_neg_sample_num",
     "use_full_sampling", "use_neg_sampling", "use_neighborhood_loss", "user_graph_dict_file", "vocab_size",
     "item_graph_dict_file", "data.input.dataset", "adj_type", "candidate_items", "batch_size",

@@ -54,7 +54,11 @@ class Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number (as in MMRec), and a duplicate key is an error."""
+    """YAML whose values mean what a person reads, and whose keys differ.
+
+    PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90, `no` is false and 1e-4 is text. Here numbers are decimal or
+    0x10, 1e-4 is one (as in MMRec), and yes, no, on, off, dates and times are text; a switch takes yes, no, on and off.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -66,12 +70,27 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        text = node.value.replace("_", "")
+        return int(text, 16) if "x" in text.lower() else int(text)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0[xX][0-9a-fA-F]+|[0-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, form) for tag, form in known if tag.rpartition(":")[2] not in (*_SCALARS, "timestamp")]
+    for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, (_form, _starts) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_form})$"), list(_starts))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
 
 def parse(text: str) -> Any:

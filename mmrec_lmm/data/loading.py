@@ -6,16 +6,19 @@ catalog, the number of items is its number of rows and items without interaction
 largest id + 1, and a gap is an error, since row i of every feature file must be item i.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..cache import fingerprint, hash_file, hash_readable, join_hashes
+from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
-from ..formatting import first_line
-from ..types import SPLITS, Dataset, Interactions, ItemCatalog
+from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
+from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
+from .tables import first_cells, read_integers, read_table
 
 NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
@@ -25,7 +28,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     inter = folder / (settings.inter_file_name or f"{name}.inter")
     if not inter.is_file():
         raise DataError(f"{inter}: no such file{_what_is_there(folder)}")
-    users, items, labels = read_interactions(inter, settings)
+    users, items, labels, times = read_interactions(inter, settings)
     catalog = read_catalog(folder) if (folder / "items.tsv").is_file() else None
 
     n_users = _count_ids(users, inter, settings.USER_ID_FIELD, gaps_allowed=False)
@@ -38,25 +41,37 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
             )
         n_items = len(catalog)
 
-    notes = []
+    notes = _odd_times(times, inter, settings) if times is not None else []
+    if settings.split:
+        labels = draw_labels(settings.split, users, items, times, settings.split_seed)
     splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
     has_history = np.zeros(n_users, dtype=bool)
     has_history[splits["train"].users] = True
+    left_out: dict[str, int] = {}
     if settings.filter_out_cod_start_users:
         for split in ("valid", "test"):
             kept = has_history[splits[split].users]
             if not kept.all():
-                notes.append(f"{split}: dropped {np.sum(~kept):,} rows of users without a training row")
+                left_out |= {"users": int(np.sum(~has_history)), split: int(np.sum(~kept))}
+                notes.append(
+                    f"{split}: dropped {left_out[split]:,} rows of users without a training row "
+                    f"({left_out['users']:,} of {n_users:,} users have none)"
+                )
             splits[split] = Interactions(splits[split].users[kept], splits[split].items[kept])
     counts = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items())
     for split, rows in splits.items():
         if not len(rows):
             raise DataError(
-                f"{inter}: expected rows in each split, got none for {split} ({counts}); column "
-                f"{settings.inter_splitting_label} must mark rows 0 (train), 1 (valid) and 2 (test)"
+                f"{inter}: expected rows in each split, got none for {split} ({counts}); {_cure_of_none(settings)}"
             )
     notes += _repeated(splits, n_items)
 
+    fingerprinted = [hash_file(inter), n_users, n_items]
+    drawn = None
+    if settings.split:
+        sizes = {split: len(rows) for split, rows in splits.items()}
+        drawn = DrawnSplit(settings.split, settings.split_seed, hash_labels(settings.split, labels), sizes, left_out)
+        fingerprinted.append(drawn.hash)
     files = {"image": folder / settings.vision_feature_file, "text": folder / settings.text_feature_file}
     return Dataset(
         name=name,
@@ -67,52 +82,107 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         test=splits["test"],
         catalog=catalog,
         feature_files={modality: path for modality, path in files.items() if path.is_file()},
-        fingerprint=fingerprint([hash_file(inter), n_users, n_items]),
+        fingerprint=fingerprint(fingerprinted),
         notes=tuple(notes),
+        split=drawn,
     )
 
 
-def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, items and split labels, each (N,) int64, in file order."""
-    columns = [settings.USER_ID_FIELD, settings.ITEM_ID_FIELD, settings.inter_splitting_label]
-    try:
-        header = list(pd.read_csv(path, sep=settings.field_separator, nrows=0).columns)
-        missing = [column for column in columns if column not in header]
-        if missing:
-            guess = did_you_mean(missing[0], header)
-            raise DataError(f"{path}: expected the column {missing[0]!r}, got {', '.join(header)}{guess}")
-        table = pd.read_csv(path, sep=settings.field_separator, usecols=columns)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        separator = settings.field_separator
-        raise DataError(f"{path}: expected a table separated by {separator!r}, got: {first_line(error)}") from None
-    arrays = []
-    for column in columns:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = numbers.isna() | (numbers % 1 != 0)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise DataError(
-                f"{path}, line {first + 2}: {column}: expected an integer, got {str(table[column].iloc[first])!r} "
-                f"({int(bad.sum()):,} such rows of {len(table):,}); is the file truncated?"
-            )
-        arrays.append(numbers.to_numpy(dtype=np.int64))
-    users, items, labels = arrays
+def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Users, items and split labels, each (N,) int64, in file order, and times (N,) if the split is drawn by them.
+
+    If a split is drawn, no labels are read, and those returned are zero.
+    """
+    separator = settings.field_separator
+    header = first_cells(path, separator=separator)
+    columns = [_column(settings.USER_ID_FIELD, "userID", header), _column(settings.ITEM_ID_FIELD, "itemID", header)]
+    columns += [] if settings.split else [settings.inter_splitting_label]
+    timed = [_time_column(path, header, settings)] if settings.split in TIMED else []
+    table = read_integers(
+        path,
+        [*columns, *timed],
+        separator=separator,
+        not_a_number="; `data import` makes a data set from raw ids",
+        times=timed,
+    )
+    users, items, *others = (table.columns[column] for column in [*columns, *timed])
+    for column, ids in zip(columns, (users, items), strict=False):
+        if (negative := ids < 0).any():
+            row = int(np.argmax(negative))
+            count = f"{int(negative.sum()):,} such rows"
+            raise DataError(f"{table.at(row)}: {column}: expected 0 or more, got {ids[row]} ({count})")
+    if settings.split:
+        return users, items, np.zeros(len(table), np.int64), others[0] if timed else None
+    labels = others[0]
     strange = ~np.isin(labels, range(len(SPLITS)))
     if strange.any():
         raise DataError(
-            f"{path}, line {int(np.flatnonzero(strange)[0]) + 2}: {columns[2]}: expected 0 (train), 1 (valid) or "
-            f"2 (test), got {labels[strange][0]} ({int(strange.sum()):,} such rows)"
+            f"{table.at(int(np.argmax(strange)))}: {columns[2]}: expected 0 (train), 1 (valid) or 2 (test), got "
+            f"{labels[strange][0]} ({int(strange.sum()):,} such rows)"
         )
-    return users, items, labels
+    return users, items, labels, None
+
+
+def _time_column(path: Path, header: Sequence[str], settings: Settings) -> str:
+    """The header's name of the column of times; in either, `timestamp:float` may stand for `timestamp`."""
+    bare = settings.TIME_FIELD.partition(":")[0]
+    for name in (settings.TIME_FIELD, *header):
+        if name in header and name.partition(":")[0] == bare:
+            return name
+    others = ", ".join(f"--split {rule}" for rule in SPLIT_RULES if rule not in TIMED)
+    raise DataError(
+        f"{path}: --split {settings.split}: expected the column {settings.TIME_FIELD!r} with the time of each "
+        f"interaction, got {', '.join(header)}{did_you_mean(settings.TIME_FIELD, header)}; try --TIME_FIELD=COLUMN if "
+        f"it has another name, {others}, which need no times, or `data import` from a table that has them"
+    )
+
+
+def _odd_times(times: np.ndarray, path: Path, settings: Settings) -> list[str]:
+    """A note on times that are too small beside the others. DataError for times in several units."""
+    units = time_units(times)
+    found = np.unique(units[units >= 0])
+    if len(found) > 1:
+        examples = [(UNITS[unit], int(np.sum(units == unit)), int(np.argmax(units == unit))) for unit in found]
+        got = " and ".join(f"{rows:,} in {unit} (line {row + 2}: {times[row]})" for unit, rows, row in examples)
+        raise DataError(
+            f"{path}: {settings.TIME_FIELD}: expected times in one unit, got what looks like {got}; try converting "
+            f"them to one, or another column with --TIME_FIELD=COLUMN"
+        )
+    early = np.flatnonzero(units < 0)
+    if not len(found) or not len(early):
+        return []
+    return [
+        f"{settings.TIME_FIELD}: {len(early):,} rows lie before 1973 (line {early[0] + 2}: {times[early[0]]}), while "
+        f"the others are {UNITS[found[0]]} since 1970: is 0 a missing time? They count as the earliest"
+    ]
+
+
+def _cure_of_none(settings: Settings) -> str:
+    """The end of a message about a split without rows."""
+    if settings.split is None:
+        return f"column {settings.inter_splitting_label} must mark rows 0 (train), 1 (valid) and 2 (test)"
+    why = {
+        "global-time": "there are fewer than three times, or its users have no earlier interaction",
+        "cold-item": "there are too few items, or its users have no other interaction",
+    }.get(settings.split, "no user has three interactions")
+    others = " or ".join(f"--split {rule}" for rule in SPLIT_RULES if rule != settings.split)
+    return f"--split {settings.split}: {why}; try {others}"
+
+
+def _column(name: str, default: str, header: Sequence[str]) -> str:
+    """The header's name of a column: RecBole types names (`user_id:token`), in headers and in MMRec's overall.yaml,
+    where they hold the place of the names that its data sets have."""
+    bare = name.partition(":")[0]
+    typed = [known for known in header if known.partition(":")[0] == bare]
+    if name in header or ":" not in name:
+        return name if name in header or not typed else typed[0]
+    return typed[0] if typed else default
 
 
 def read_catalog(folder: Path) -> ItemCatalog:
     """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`."""
     path = folder / "items.tsv"
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a tab-separated table with a header, got: {first_line(error)}") from None
+    table = _read_items(path)
     if "itemID" not in table:
         raise DataError(f"{path}: expected the column 'itemID', got {', '.join(table.columns)}")
     ids = pd.to_numeric(table["itemID"], errors="coerce")
@@ -136,15 +206,22 @@ def read_catalog(folder: Path) -> ItemCatalog:
     )
 
 
+def _read_items(path: Path) -> pd.DataFrame:
+    """All named columns of a catalog. Its ids check themselves, so line breaks within quoted cells are tried too."""
+    try:
+        table = read_table(path)
+    except DataError as error:
+        try:
+            table = read_table(path, quotes="multiline")
+        except DataError:
+            raise error from None
+    return pd.DataFrame({name: cells for name, cells in table.columns.items() if name}, dtype=object)
+
+
 def _count_ids(ids: np.ndarray, path: Path, column: str, *, gaps_allowed: bool) -> int:
-    """The largest id + 1, after refusing negative ids and, unless allowed, ids that never occur."""
+    """The largest id + 1, after refusing, unless allowed, ids that never occur."""
     if not len(ids):
         raise DataError(f"{path}: expected rows, got only a header")
-    if ids.min() < 0:
-        row = int(np.argmax(ids < 0))
-        raise DataError(
-            f"{path}, line {row + 2}: {column}: expected 0 or more, got {ids[row]} ({np.sum(ids < 0):,} such rows)"
-        )
     count = int(ids.max()) + 1
     distinct = np.unique(ids)
     if not gaps_allowed and len(distinct) < count:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..cache import locked
 from ..config.settings import Settings
-from ..errors import PluginError
+from ..errors import ConfigError, PluginError
 from ..plugin.registry import Registry
 from ..types import Dataset
 from .loading import load_dataset
@@ -23,6 +23,11 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
         make_dataset(folder, registry.datasets.load(name, "make"))
     if spec is not None and spec.load is not None:
         dataset: Dataset = registry.datasets.load(name, "load")(folder, name, settings)
+        if settings.split and dataset.split is None:
+            raise ConfigError(
+                f"--split {settings.split}: expected a data set whose table of interactions is read here, got {name}, "
+                "which its plugin reads and splits; try leaving out --split"
+            )
         return dataset
     return load_dataset(folder, name, settings)
 

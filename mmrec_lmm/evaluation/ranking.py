@@ -44,18 +44,25 @@ class Ranking:
 
 
 class Ranker:
-    """Ranks all items for `users` (U,), distinct and ascending; never those that a user has in `masked`."""
+    """Ranks all items, or only `among` (I,) bool, for `users` (U,), distinct and ascending; never those that a user has
+    in `masked`."""
 
-    def __init__(self, users: np.ndarray, masked: Sequence[Interactions], n_items: int) -> None:
+    def __init__(
+        self, users: np.ndarray, masked: Sequence[Interactions], n_items: int, among: np.ndarray | None = None
+    ) -> None:
         self.users, self._n_items = users, n_items
+        self._out = torch.from_numpy(np.flatnonzero(~among)) if among is not None else None
         seen = [self.keys(rows)[np.isin(rows.users, users)] for rows in masked]
         self._masked = torch.from_numpy(distinct(np.concatenate(seen)))  # ascending keys
 
     @property
     def candidates(self) -> np.ndarray:
         """The number (U,) of items that can be ranked for each user."""
-        rows = (self._masked // self._n_items).numpy()
-        return self._n_items - np.bincount(rows, minlength=len(self.users))
+        masked, left = self._masked.numpy(), self._n_items
+        if self._out is not None:
+            masked = masked[~np.isin(masked % self._n_items, self._out.numpy())]
+            left -= len(self._out)
+        return left - np.bincount(masked // self._n_items, minlength=len(self.users))
 
     def keys(self, rows: Interactions) -> np.ndarray:
         """row x I + item, where row is the user's place among `users` (or where it would be)."""
@@ -81,11 +88,11 @@ class Ranker:
             score, dtype = _multiplied(*vectors, groups), vectors[0].dtype
             size = max(BLOCK_USERS, block_bytes(device) // (4 * groups.width))
         size = max(1, min(size, len(users)))
-        rank = BlockRanker(groups, k, score, torch.empty(size, groups.width, dtype=dtype, device=device))
         starts = torch.arange(0, len(users) + size, size).clamp_(max=len(users))
         bounds = torch.searchsorted(self._masked, starts * self._n_items).tolist()
-        masked = self._masked.to(device)
+        masked, out = self._masked.to(device), None if self._out is None else groups.columns(self._out.to(device))
 
+        rank = BlockRanker(groups, k, score, torch.empty(size, groups.width, dtype=dtype, device=device), out)
         top = torch.full((len(users), k), -1, device=device)  # (U, K)
         for number, (start, stop) in enumerate(pairwise(starts.tolist())):
             hidden = masked[bounds[number] : bounds[number + 1]] - start * self._n_items
@@ -97,11 +104,13 @@ class Ranker:
 
 
 class Evaluator:
-    """Ranks all items for the users of `held_out`, and marks which of them are held-out ones."""
+    """Ranks all items, or only `among` (I,) bool, for the users of `held_out`, and marks which are held-out ones."""
 
-    def __init__(self, held_out: Interactions, masked: Sequence[Interactions], n_items: int) -> None:
+    def __init__(
+        self, held_out: Interactions, masked: Sequence[Interactions], n_items: int, among: np.ndarray | None = None
+    ) -> None:
         users, self._n_positives = np.unique(held_out.users, return_counts=True)  # both (U,)
-        self._ranker = Ranker(users, masked, n_items)
+        self._ranker = Ranker(users, masked, n_items, among)
         self._truth = torch.from_numpy(distinct(self._ranker.keys(held_out)))
         self._n_items = n_items
 
@@ -168,11 +177,14 @@ class Groups:
             target[:, whole, :rest] = rows[:, whole * self.size :]
         return out
 
+    def columns(self, items: Tensor) -> Tensor:
+        """Where the scores of items are in a row."""
+        return items % self.size * self.count + items // self.size
+
     def hide(self, scores: Tensor, keys: Tensor) -> None:
         """Set -inf at `keys` (row x I + item), and where the last group has no items, in `scores` (B, S G)."""
         rows, items = keys // self.n_items, keys % self.n_items
-        places = rows * self.width + items % self.size * self.count + items // self.size
-        scores.view(-1).index_fill_(0, places, -torch.inf)
+        scores.view(-1).index_fill_(0, rows * self.width + self.columns(items), -torch.inf)
         missing = self.width - self.n_items
         self._by_rank(scores)[:, self.size - missing :, -1].fill_(-torch.inf)
 
@@ -204,18 +216,28 @@ class BlockRanker:
     """The best `k` items of one block of users after another, through one buffer of scores. Nothing in a call waits
     for the device; `met_nan` () tells whether any score so far was NaN.
 
-    `score` writes the scores of users (B,) into rows of `buffer` (., S G), in the order of `groups`.
+    `score` writes the scores of users (B,) into rows of `buffer` (., S G), in the order of `groups`. Columns `out` are
+    hidden from all users.
     """
 
-    def __init__(self, groups: Groups, k: int, score: Callable[[Tensor, Tensor], object], buffer: Tensor) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        k: int,
+        score: Callable[[Tensor, Tensor], object],
+        buffer: Tensor,
+        out: Tensor | None = None,
+    ) -> None:
         self.met_nan = torch.zeros((), dtype=torch.bool, device=buffer.device)
-        self._groups, self._k, self._score, self._buffer = groups, k, score, buffer
+        self._groups, self._k, self._score, self._buffer, self._out = groups, k, score, buffer, out
 
     def __call__(self, users: Tensor, hidden: Tensor) -> Tensor:
         """The best items (B, min(K, I)) of `users` (B,) but for `hidden`: keys of row x I + item, row in the block."""
         scores = self._buffer[: len(users)]
         self._score(users, scores)
         self._groups.hide(scores, hidden)
+        if self._out is not None:
+            scores.index_fill_(1, self._out, -torch.inf)
         items, nan = self._groups.top(scores, self._k)
         self.met_nan |= nan
         return items

@@ -7,6 +7,7 @@ Shapes: I items, D feature width.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .. import cache
+from ..data.tables import read_integers
 from ..errors import ConfigError, DataError, did_you_mean
-from ..formatting import first_few
+from ..formatting import first_few, foreign
 from ..typed_json import OPTIONAL, decode
 from ..types import FeatureTable, ItemCatalog
 from .controls import CONTROLS
@@ -71,11 +73,11 @@ def _open_npy(path: Path) -> np.ndarray:
     """The array in a .npy file, mapped copy-on-write; pickles are refused by name."""
     try:
         with path.open("rb") as file:
-            start = file.read(6)
-        if start[:1] == b"\x80":
-            raise DataError(f"{path}: expected a .npy file, got a pickle, which can hold code; save it with numpy.save")
-        if start != b"\x93NUMPY":
-            raise DataError(f"{path}: expected a .npy file, got another format; save the array with numpy.save")
+            start = file.read(256)
+        if not start.startswith(b"\x93NUMPY"):
+            got = foreign(start) or "another format"
+            cure = "" if ";" in got else "; save the array with numpy.save"
+            raise DataError(f"{path}: expected a .npy file, got {got}{cure}")
         return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -88,15 +90,34 @@ def _open_npy(path: Path) -> np.ndarray:
 
 
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
-    words = path.read_text().replace(",", " ").split()
-    try:
-        ids = np.array([float(word) for word in words if word.lower() != "itemid"])
-    except ValueError as error:
-        raise DataError(f"{path}: expected item ids ({error})") from None
-    wrong = ids[(ids != np.floor(ids)) | (ids < 0) | (ids >= n_items)]
-    if len(wrong):
-        raise DataError(f"{path}: expected item ids from 0 to {n_items - 1}, got {first_few(wrong)}")
-    return ids.astype(np.int64)
+    """The ids in MMRec's list: one column, or one line; of a table, the column itemID or the only one with a name."""
+    separator = "\t" if "\t" in (first := path.read_text(encoding="utf-8-sig").partition("\n")[0]) else ","
+    cells = [cell.strip(' "\r') for cell in first.split(separator)]
+    if any(re.search("[A-Za-z]", cell) for cell in cells) or (len(cells) > 1 and not cells[0]):
+        named = [name for name in cells if name and not name.startswith("Unnamed: ")]
+        chosen = [name for name in named if name.lower() == "itemid"] or named
+        if len(chosen) != 1:
+            raise DataError(f"{path}: expected a column itemID, got {', '.join(named) or 'none with a name'}")
+        ids = read_integers(path, chosen, separator=separator).columns[chosen[0]]
+    else:
+        rows = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        rows = [row for row in rows if row]
+        if len(rows) > 1 and min(map(len, rows)) > 1 and [row[0] for row in rows] == [*map(str, range(len(rows)))]:
+            raise DataError(
+                f"{path}: expected item ids, got rows that begin with 0, 1, 2, ..., which may be the numbers of rows; "
+                "write one id a line"
+            )
+        try:
+            numbers = np.array([float(word) for row in rows for word in row])
+        except ValueError as error:
+            raise DataError(f"{path}: expected item ids ({error})") from None
+        if (wrong := numbers != np.floor(numbers)).any():
+            raise DataError(f"{path}: expected item ids, got {first_few(numbers[wrong])}")
+        ids = numbers.astype(np.int64)
+    wrong = (ids < 0) | (ids >= n_items)
+    if wrong.any():
+        raise DataError(f"{path}: expected item ids from 0 to {n_items - 1}, got {first_few(ids[wrong])}")
+    return ids
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 FORMATS = ("markdown", "latex", "csv", "html")
-ALL = "all"  # in the rows of a layout: all axes but the control, data sets outermost
+ALL = "all"  # in the rows of a layout: all axes but the control, data sets and splits outermost
 
 
 class Layout(NamedTuple):

@@ -43,11 +43,12 @@ const probability = p => p == null ? NONE : p < 0.0001 ? "< 0.0001" : p.toFixed(
 // Rows, their names and their ranks
 const distinct = values => [...new Set(values)];
 const joined = (values, separator) => values.filter(Boolean).join(separator);
-const keyOf = ({model, dataset, encoder, paradigm, modalities, control}) =>
-  joined([model, dataset, encoder || "-", paradigm, modalities.join("+") || "-", control], "/");
+const keyOf = ({model, dataset, encoder, paradigm, modalities, control, split}) =>
+  joined([model, dataset, encoder || "-", paradigm, modalities.join("+") || "-", control, split], "/");
+const testedOn = ({dataset, split}) => joined([dataset, split], "/");  // only rows that agree on it can be compared
 const nameOf = row => joined([row.model, row.encoder, row.paradigm, row.control], " · ");
 const rows = board.rows.map((row, order) =>
-  ({...row, order, key: keyOf(row), scored: Object.keys(row.scores).length > 0}));
+  ({...row, order, key: keyOf(row), dataset: testedOn(row), scored: Object.keys(row.scores).length > 0}));
 const byKey = new Map(rows.map(row => [row.key, row]));
 const datasets = distinct(rows.map(row => row.dataset));
 const paradigms = distinct(rows.filter(row => row.scored).map(row => row.paradigm));

@@ -70,9 +70,9 @@ def leaderboard_plots(board: Leaderboard, out: Path) -> list[Path]:
     """Plot each data set's rows by seed, and quality against time, as SVG and PDF in `out`; return the files."""
     metric = board.main_metric
     written = []
-    for dataset in dict.fromkeys(row.axes.dataset for row in board.rows):
+    for dataset in dict.fromkeys(row.axes.tested_on for row in board.rows):
         name = re.sub(r"[^\w.-]+", "_", dataset)
-        rows = [row for row in board.rows if row.axes.dataset == dataset and metric in row.scores]
+        rows = [row for row in board.rows if row.axes.tested_on == dataset and metric in row.scores]
         timed = [row for row in rows if row.seconds and not row.axes.control]
         for suffix in SUFFIXES:
             if rows:

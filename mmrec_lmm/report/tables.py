@@ -19,7 +19,8 @@ from ..types import AXES, PRE_TRAINED
 from . import paper
 from .layouts import ALL, LAYOUTS, Layout
 
-TABLE_AXES = ("dataset", *(axis for axis in AXES if axis != "dataset"))  # data sets are outermost in a table
+OUTER_AXES = ("dataset", "split")  # outermost in a table
+TABLE_AXES = (*OUTER_AXES, *(axis for axis in AXES if axis not in OUTER_AXES))
 DASH = "–"  # for a missing figure
 MINUS = "−"
 MARK = "†"  # after figures that may reflect the training budget more than the model, and figures compared with them
@@ -76,7 +77,7 @@ def render(
 
     Raises ConfigError if there are no rows, or none that the layout can compare.
     """
-    plan = _with_axes(LAYOUTS[layout])
+    plan = _with_axes(LAYOUTS[layout], board.rows)
     rows = _kept(board.rows, plan)
     if not board.rows:
         raise ConfigError(f"{board.study}: expected a leaderboard with rows, got none yet; try `study run`")
@@ -200,10 +201,16 @@ def _order(axis: str, rows: Sequence[Row]) -> list[str]:
     return sorted(found, key=lambda value: value != PRE_TRAINED) if axis == "paradigm" else list(found)
 
 
-def _with_axes(plan: Layout) -> Layout:
-    """The layout with all axes among its rows in place of ALL."""
-    rows = [axis for name in plan.rows for axis in (TABLE_AXES[:-1] if name == ALL else (name,))]
-    return plan._replace(rows=tuple(rows))
+def _with_axes(plan: Layout, rows: Sequence[Row]) -> Layout:
+    """The layout with the axes among its rows in place of ALL: without the control, and without a split if there is
+    none."""
+    named = tuple(axis for axis in _named_axes(rows) if axis != "control")
+    return plan._replace(rows=tuple(axis for name in plan.rows for axis in (named if name == ALL else (name,))))
+
+
+def _named_axes(rows: Iterable[Row]) -> tuple[str, ...]:
+    """TABLE_AXES, without the split if no row has one."""
+    return TABLE_AXES if any(row.axes.split for row in rows) else tuple(axis for axis in TABLE_AXES if axis != "split")
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:
@@ -472,7 +479,7 @@ def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
     """One line for each row, metric and slice."""
     return csv_text(
         {
-            **_csv_axes(row),
+            **_csv_axes(board, row),
             "metric": metric,
             "slice": part,
             **_csv_interval(found.get(metric)),
@@ -485,8 +492,8 @@ def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
     )
 
 
-def _csv_axes(row: Row) -> dict[str, object]:
-    return {axis: row.axes.value(axis) for axis in TABLE_AXES}
+def _csv_axes(board: Leaderboard, row: Row) -> dict[str, object]:
+    return {axis: row.axes.value(axis) for axis in _named_axes(board.rows)}
 
 
 def _csv_interval(interval: Interval | None, names: Sequence[str] = ("mean", "low", "high")) -> dict[str, object]:
@@ -504,13 +511,13 @@ def _csv_line(
         gains |= _csv_interval(row.content_gain.get(control, {}).get(metric), (name, f"{name}_low", f"{name}_high"))
         gains[f"{name}_marks"] = "; ".join(marked.get(row.twins.get(control, ""), ()))
     return {
-        **_csv_axes(row),
+        **_csv_axes(board, row),
         "state": row.state,
         "reason": row.reason,
         "metric": metric,
         **_csv_interval(score.interval if score else None),
         "seeds": len(score.seeds) if score else 0,
-        "users": board.users.get(row.axes.dataset),
+        "users": board.users.get(row.axes.tested_on),
         "best": int(score.best) if score else None,
         "against": score and score.against,
         **_csv_interval(score.difference if score else None, ("difference", "difference_low", "difference_high")),

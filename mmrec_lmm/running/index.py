@@ -25,7 +25,7 @@ from .run_folder import CURE, PER_USER, RESULT, load_result
 logger = logging.getLogger(__name__)
 
 INDEX = "index.sqlite"
-VERSION = 1  # of the tables; increase it when they change
+VERSION = 2  # of the tables; increase it when they change
 
 #: Columns of `runs`. Columns marked JSON become objects again in an export to JSONL.
 JSON = "TEXT /* JSON */"
@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, str] = {
     "paradigm": "TEXT",
     "modalities": "TEXT",  # image,text
     "control": "TEXT",
+    "split_rule": "TEXT",  # that drew the split; NULL: the data set's own
     "seed": "INTEGER",
     "parameters": JSON,  # of the first grid that had the run as a point
     "best_epoch": "INTEGER",
@@ -240,6 +241,7 @@ def _row(result: RunResult, stamp: str) -> list[Any]:
         "run": result.path.name,
         **{axis: record.axes.value(axis) for axis in AXES},
         "modalities": ",".join(record.axes.modalities or ()),
+        "split_rule": record.axes.split,
         "seed": record.seed,
         "parameters": result.parameters,
         "best_epoch": result.best_epoch,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..cache import fingerprint, hash_file, hash_readable, join_hashes
-from ..config.settings import OF_INPUTS
+from ..config.settings import OF_INPUTS, OF_SPLIT
 from ..data.items import JOINT, source_of
 from ..data.opening import open_dataset
 from ..errors import ConfigError, NotApplicable, WeightsMissing
@@ -42,6 +42,9 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     loaded = time.perf_counter()
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
+    if dataset.split is not None:
+        rows = ", ".join(f"{split} {count:,}" for split, count in dataset.split.rows.items())
+        logger.info("%s: split %s, drawn with seed %d: %s", dataset.name, dataset.split, dataset.split.seed, rows)
     tuned = prepared_encoder(spec, dataset, registry, progress=progress)
     prepared = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
@@ -68,9 +71,11 @@ def without_encoder(spec: RunSpec, inputs: Inputs) -> RunSpec:
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """Keys that are equal for runs with the same cached files of an encoder (`encoded`) and the same `inputs`."""
+    """Keys that are equal for runs with the same cached files of an encoder (`encoded`), which read the same `files`,
+    and with the same `inputs`."""
 
     encoded: str
+    files: str
     inputs: str
 
 
@@ -80,14 +85,16 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
         names = declared_modalities(spec.modalities, spec.encoder, registry)
         if names is not None:
             spec = dataclasses.replace(spec, encoder=None, encoder_config=None, modalities=names)
-    settings = {name: getattr(spec.settings, name) for name in OF_INPUTS}
+    settings = {name: getattr(spec.settings, name) for name in OF_INPUTS - OF_SPLIT}
+    split = {name: getattr(spec.settings, name) for name in OF_SPLIT}
     uses_features = registry.models.get(spec.model).uses_features
     prepared_by = [spec.paradigm, spec.paradigm_config] if registry.paradigms.get(spec.paradigm).prepares else None
     encoded = fingerprint([spec.dataset, settings, uses_features, spec.encoder, spec.encoder_config, prepared_by])
     draws = spec.control not in (None, "constant", NO_FEATURES)
     seed = spec.settings.seed if draws else None
+    files = fingerprint([encoded, split])
     return SharedKeys(
-        encoded, fingerprint([encoded, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
+        encoded, files, fingerprint([files, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
     )
 
 

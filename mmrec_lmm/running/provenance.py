@@ -15,12 +15,12 @@ import torch
 
 from .. import __version__
 from ..cache import fingerprint, hash_files, plain
-from ..config.settings import IF_SET, NOT_IDENTITY, Settings
+from ..config.settings import identifying
 from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
-from ..types import RECORD_VERSION, ChanceBySplit, Inputs, RunRecord, RunSeconds, RunSpec
+from ..types import RECORD_VERSION, ChanceBySplit, ColdItems, Inputs, RunRecord, RunSeconds, RunSpec
 
 NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG
 
@@ -30,16 +30,13 @@ def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
     paradigm = registry.paradigms.get(spec.paradigm)
     # The fingerprints of features depend on a prepared encoder's settings, but not on those of joint training
     in_features = spec.paradigm_config is None or (paradigm.prepares and not paradigm.joint)
-    settings = plain(spec.settings)
-    left_out = NOT_IDENTITY | {key for key in IF_SET if settings[key] == getattr(Settings, key)}
-    settings = {key: value for key, value in settings.items() if key not in left_out}
     identity = {
         "numerics_version": NUMERICS_VERSION,
         "model": [spec.model.lower(), spec.model_config],
         "data": inputs.dataset.fingerprint,
         "features": {modality: table.fingerprint for modality, table in inputs.tables.items()},
         "paradigm": spec.paradigm if in_features else [spec.paradigm, spec.paradigm_config],
-        "settings": {**settings, "threads": cpu_threads(spec.settings)},
+        "settings": {**identifying(spec.settings), "threads": cpu_threads(spec.settings)},
     }
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
@@ -91,6 +88,7 @@ def run_record(
     seconds: RunSeconds,
     peak_memory_bytes: int,
     chance: ChanceBySplit,
+    cold_items: ColdItems | None,
     reports: Mapping[str, Any],
 ) -> RunRecord:
     """The record of a run: hashes, versions, machine, cost."""
@@ -115,6 +113,8 @@ def run_record(
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes,
         chance=chance,
+        drawn=inputs.dataset.split,
+        cold_items=cold_items,
         record_version=RECORD_VERSION,
         reports=reports,
     )

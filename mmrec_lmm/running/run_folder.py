@@ -5,7 +5,8 @@
         best.safetensors         the weights of the best epoch
         encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch
         features.safetensors     of an end-to-end run, that encoder's features of all items: (I, D) by modality
-        per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user
+        per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user; of a
+                                 cold-item split also cold/...: test with cold items as the only candidates
         history.jsonl            one line per epoch: losses, validation metrics, seconds (types.EpochReport)
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
         checkpoint/              until the run is finished: a state of training, or the trained model
@@ -45,6 +46,7 @@ FEATURES = "features.safetensors"
 PER_USER = "per_user.safetensors"
 HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
+COLD = "cold"  # in PER_USER, beside the splits
 RESULT = "result.json"
 
 CURE = "try --force, which runs it again"

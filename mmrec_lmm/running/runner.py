@@ -28,7 +28,17 @@ from ..plugin.registry import Registry
 from ..training.loop import Validation
 from ..training.resume import STATE, Checkpoints, load_checkpoint, load_numbers, remove_checkpoint, restoring
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
-from ..types import ChanceBySplit, Dataset, EpochReport, Inputs, Interactions, RunResult, RunSpec, TrainingData
+from ..types import (
+    ChanceBySplit,
+    ColdItems,
+    Dataset,
+    EpochReport,
+    Inputs,
+    Interactions,
+    RunResult,
+    RunSpec,
+    TrainingData,
+)
 from . import run_folder
 from .inputs import gather, without_encoder
 from .marks import marks
@@ -205,12 +215,16 @@ def watch_test(
 
 @dataclass(frozen=True)
 class Ranked:
-    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took."""
+    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took.
+
+    A `cold-item` split has another ranking, COLD: that of test with cold items as the only candidates.
+    """
 
     rankings: Mapping[str, Ranking]
     per_user: Mapping[str, Mapping[str, np.ndarray]]
     chance: ChanceBySplit
     seconds: float
+    cold_items: ColdItems | None = None
 
 
 def rank(
@@ -229,10 +243,21 @@ def rank(
         "test": test.rank(model, max(settings.topk), batch_size=settings.eval_batch_size),
     }
     k = int(settings.valid_metric.partition("@")[2])
-    chances = [evaluator.chance(rankings[split], k) for split, evaluator in (("valid", validation), ("test", test))]
+    evaluators = {"valid": validation, "test": test}
+    cold = np.bincount(dataset.train.items, minlength=dataset.n_items) == 0  # (I,)
+    if settings.split == "cold-item":
+        evaluators[run_folder.COLD] = evaluator_of("test", dataset, settings, among=cold)
+        rankings[run_folder.COLD] = evaluators[run_folder.COLD].rank(
+            model, max(settings.topk), batch_size=settings.eval_batch_size
+        )
+    chances = {split: evaluator.chance(rankings[split], k) for split, evaluator in evaluators.items()}
     seconds = time.perf_counter() - started
     per_user = {split: metric_values(found, metrics, settings.topk) for split, found in rankings.items()}
-    return Ranked(rankings, per_user, ChanceBySplit(f"recall@{k}", *chances), seconds)
+    of_cold = None
+    if run_folder.COLD in evaluators:
+        of_cold = ColdItems(int(cold.sum()), _means(per_user[run_folder.COLD]), chances[run_folder.COLD])
+    by_split = ChanceBySplit(f"recall@{k}", chances["valid"], chances["test"])
+    return Ranked(rankings, per_user, by_split, seconds, of_cold)
 
 
 def result_of(
@@ -266,6 +291,7 @@ def result_of(
             seconds=dataclasses.replace(inputs.seconds, train=in_epochs, rank=ranked.seconds),
             peak_memory_bytes=peak_memory(device),
             chance=ranked.chance,
+            cold_items=ranked.cold_items,
             reports=reports_of(spec, inputs, model, callback),
         ),
     )
@@ -292,12 +318,12 @@ def reports_of(spec: RunSpec, inputs: Inputs, model: Recommender, callback: Trai
     return {name: found for name, found in reports.items() if found}
 
 
-def evaluator_of(split: str, dataset: Dataset, settings: Settings) -> Evaluator:
-    """The evaluator of "valid" or "test"."""
+def evaluator_of(split: str, dataset: Dataset, settings: Settings, *, among: np.ndarray | None = None) -> Evaluator:
+    """The evaluator of "valid" or "test", for all items or those of a mask (I,)."""
     if split == "valid":
-        return Evaluator(of_some_users(dataset.valid, settings.valid_users), [dataset.train], dataset.n_items)
+        return Evaluator(of_some_users(dataset.valid, settings.valid_users), [dataset.train], dataset.n_items, among)
     masked = [dataset.train, dataset.valid] if settings.mask_valid_in_test else [dataset.train]
-    return Evaluator(dataset.test, masked, dataset.n_items)
+    return Evaluator(dataset.test, masked, dataset.n_items, among)
 
 
 def of_some_users(rows: Interactions, count: int) -> Interactions:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..cache import is_readable
 from ..config.settings import Settings
 from ..data.items import item_texts
 from ..data.opening import open_dataset
+from ..data.tables import read_integers
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import MetricFunction
 from ..evaluation.statistics import bootstrap, percentile_interval
@@ -29,6 +29,7 @@ from ..plugin.registry import Registry
 from ..types import Dataset, RunResult
 from . import run_folder
 
+COLD_ALONE = "cold items alone"  # the slice of a `cold-item` split in which nothing else is ranked
 HEAD = 0.8  # share of the training interactions that belong to the items outside the long tail
 
 
@@ -125,6 +126,10 @@ class Slicer:
             found[part.name] = {
                 metric: function(part_hits, positives[kept], k) for metric, (function, k) in functions.items()
             }
+        if run.record.cold_items is not None:
+            per_user = run_folder.load_per_user(run.path)
+            measured = {metric: per_user[f"{run_folder.COLD}/{metric}"] for metric in metrics if metric in run.test}
+            found[COLD_ALONE] = measured
         return found
 
     def _function(self, metric: str, listed: int, run_id: str) -> tuple[MetricFunction, int]:
@@ -148,8 +153,8 @@ def _lists(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
             "--save_recommended_topk=true"
         )
-    table = pd.read_csv(path, sep="\t").to_numpy()
-    return table[:, 0], table[:, 1:]
+    users, *items = read_integers(path, not_a_number="; try running it again with --force").columns.values()
+    return users, np.stack(items, axis=1)
 
 
 def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None = None) -> list[dict[str, Any]]:
@@ -163,7 +168,7 @@ def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None
         settings = dataclasses.replace(settings, data_path=data_path)
     slicer = Slicer(open_dataset(spec.dataset, settings, registry), settings.text_fields, registry)
     values = slicer.values(run, list(run.test))
-    return [
+    rows = [
         {
             "slice": part.name,
             "about": part.about,
@@ -173,6 +178,19 @@ def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None
         }
         for part in slicer.slices
     ]
+    cold = run.record.cold_items
+    if cold is not None:
+        chance = f"{run.record.chance.metric} by chance {cold.chance.mean:.4f}" if run.record.chance else ""
+        rows.append(
+            {
+                "slice": COLD_ALONE,
+                "about": f"all of test, but only the {cold.candidates:,} cold items are ranked ({chance})",
+                "items": cold.candidates,
+                "users": len(next(iter(values[COLD_ALONE].values()))),
+                "metrics": _means(values[COLD_ALONE]),
+            }
+        )
+    return rows
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -71,6 +71,8 @@ class Method:
     Significance: p is corrected over all tested rows and metrics that agree on the axes `family`, or over all of them
     if `family` is empty. A star also needs STAR_SEEDS on both sides. If either side has one seed, there is neither p
     nor interval. The best is marked among rows that agree on `best_within`.
+
+    Rows of different splits are never compared, whatever these axes are.
     """
 
     metrics: Sequence[str]
@@ -106,9 +108,9 @@ def compare(
 ) -> Leaderboard:
     """The Leaderboard of a study's entries, in their order. Their keys must differ.
 
-    `slicers`, by data set, add slices. `load` returns the per-user metrics of a run's folder. Raises ConfigError for an
-    unknown test, axis or metric and for a baseline that matches no row or several, DataError if rows of a data set were
-    tested on different users.
+    `slicers`, by `Axes.tested_on`, add slices. `load` returns the per-user metrics of a run's folder. Raises
+    ConfigError for an unknown test, axis or metric and for a baseline that matches no row or several, DataError if rows
+    of a data set were tested on different users.
     """
     method.check()
     ranked_by, notes = _ranked_by(entries, method.names)
@@ -146,11 +148,11 @@ def _with_baseline(method: Method, entries: Sequence[Entry], study: str) -> tupl
 def _boards(
     entries: Sequence[Entry], method: Method, load: Callable[[Path], Mapping[str, np.ndarray]]
 ) -> list["_Board"]:
-    """One board for each data set with finished runs."""
+    """One board for each data set, and each split of it, with finished runs."""
     by_dataset: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.runs:
-            by_dataset.setdefault(entry.axes.dataset, []).append(entry)
+            by_dataset.setdefault(entry.axes.tested_on, []).append(entry)
     return [_Board(own, method.names, method.test, load) for own in by_dataset.values()]
 
 
@@ -282,7 +284,7 @@ class _Comparison:
 
 
 class _Board:
-    """The rows of one data set with their per-user metrics, and the statistics over these."""
+    """The rows of one data set, in one split, with their per-user metrics, and the statistics over these."""
 
     def __init__(
         self,
@@ -292,7 +294,7 @@ class _Board:
         load: Callable[[Path], Mapping[str, np.ndarray]],
     ) -> None:
         self.entries, self.metrics, self.test, self._load = entries, metrics, test, load
-        self.dataset = entries[0].axes.dataset
+        self.dataset = entries[0].axes.tested_on
         self.rows = [_row(entry) for entry in entries]
         self.users = load(entries[0].runs[0].path)[USERS]
         self.values = [self._values(entry) for entry in entries]  # by row and metric, (S, U)
@@ -391,7 +393,7 @@ class _Board:
         """Place of a row -> slice -> metric -> mean over the slice's users, after averaging each over the seeds."""
         found = [[slicer.values(run, self.metrics) for run in entry.runs] for entry in self.entries]
         sliced: dict[int, dict[str, dict[str, Interval]]] = {place: {} for place in range(len(found))}
-        for name in [part.name for part in slicer.slices[1:]]:  # the first is all of test
+        for name in list(found[0][0])[1:]:  # the first is all of test
             columns = np.stack(
                 [np.mean([run[name][metric] for run in runs], axis=0) for runs in found for metric in self.metrics],
                 axis=1,
@@ -540,7 +542,7 @@ def _starred(found: _Comparison, p: float | None, alpha: float) -> Score:
 def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
     """The rows, with the highest score of each group and metric marked as best; control runs don't compete."""
     highest: dict[tuple[str, ...], float] = {}
-    groups = [tuple(row.axes.value(axis) or "-" for axis in best_within) for row in rows]
+    groups = [tuple(row.axes.value(axis) or "-" for axis in (*best_within, "split")) for row in rows]
     for row, group in zip(rows, groups, strict=True):
         for metric, score in row.scores.items() if row.axes.control is None else ():
             highest[*group, metric] = max(score.mean, highest.get((*group, metric), -np.inf))

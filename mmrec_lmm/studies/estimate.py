@@ -209,7 +209,7 @@ def _kind(job: Job, widths: Mapping[str, int] | str, registry: Registry) -> str:
     spec = job.spec
     joint = registry.paradigms.get(spec.paradigm).joint
     trained = [spec.encoder, spec.encoder_config, spec.paradigm_config] if joint else None
-    return fingerprint([spec.model, spec.dataset, spec.settings.train_batch_size, widths, trained])
+    return fingerprint([spec.model, spec.axes.tested_on, spec.settings.train_batch_size, widths, trained])
 
 
 def _widths(spec: RunSpec, registry: Registry) -> dict[str, int]:

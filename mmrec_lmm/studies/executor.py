@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_json
-from ..config.settings import NOT_IDENTITY, OF_FEATURES
+from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
 from ..data.opening import open_dataset
 from ..errors import MMRecError, NotApplicable, RunBusy
@@ -247,7 +247,7 @@ def _is_twin(cell: Cell, original: Cell) -> bool:
         return False
     if own.control != NO_FEATURES:
         return dataclasses.replace(own, control=None).key == others.key
-    same = (own.model, own.dataset) == (others.model, others.dataset)
+    same = (own.model, own.tested_on) == (others.model, others.tested_on)
     return same and others.modalities in (None, own.modalities) and others.modalities != ()
 
 
@@ -259,15 +259,14 @@ def _with_threads(spec: RunSpec, threads: int) -> RunSpec:
 
 def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) -> Job:
     shared = shared_keys(spec, registry)
-    if shared.encoded not in stamps:
-        stamps[shared.encoded] = _stamp(spec, registry)
-    settings = plain(spec.settings)
-    identity = {name: value for name, value in settings.items() if name not in NOT_IDENTITY - OF_FEATURES}
+    if shared.files not in stamps:
+        stamps[shared.files] = _stamp(spec, registry)
+    identity = identifying(spec.settings, and_also=OF_FEATURES)
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
     bare = plain(spec) | {"settings": None, "point": {}}
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
-        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.encoded], identity, bare])[:16],
+        key=fingerprint([NUMERICS_VERSION, version, stamps[shared.files], identity, bare])[:16],
         axes=cell.axes,
         spec=spec,
         group=shared.inputs,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
+from ..config.choices import SplitRule
 from ..config.resolve import Request, resolve_request, schema_in
 from ..config.schema import HOST, Key, schema_of
 from ..config.yaml_layers import ENCODER, GRID, Layer
@@ -43,6 +44,7 @@ class StudyKeys:
 
     models: tuple[str, ...]
     datasets: tuple[str, ...]
+    splits: tuple[SplitRule | None, ...] = ()  # null: the data set's own; empty: what the configuration says
     encoders: tuple[str | None, ...] = (None,)  # NAME or NAME:VARIANT; null: the data set's own features
     paradigms: tuple[str, ...] = (PRE_TRAINED,)
     modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all available
@@ -153,10 +155,11 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
                 hint = did_you_mean(axis, AXES) or f"; try {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name}: expected an axis, got {axis}{hint}")
     values["settings"] = values.get("settings") or {}
-    if "modalities" in values["settings"]:
+    for axis in sorted({"modalities", "split"} & values["settings"].keys()):
+        instead = "it" if axis == "modalities" else f"splits: [{values['settings'][axis]}]"
         problems.append(
-            f"{file.origin('settings.modalities')}: settings: expected configuration keys, got the axis modalities; "
-            "try it beside settings"
+            f"{file.origin(f'settings.{axis}')}: settings: expected configuration keys, got the axis {axis}; "
+            f"try {instead} beside settings"
         )
     if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
         problems.append(f"{file.origin('alpha')}: alpha: expected a number between 0 and 1, got {values['alpha']}")
@@ -214,6 +217,12 @@ def _parts(file: Layer, problems: list[str]) -> Iterator[Part]:
             )
             continue
         inner = f"{prefix}{SET}."
+        if "split" in entry[SET]:
+            problems.append(
+                f"{_at(file, inner + 'split')}: split: expected a configuration key, got an axis of the whole study; "
+                f"try splits: [{entry[SET]['split']}] beside models"
+            )
+            continue
         if not isinstance(entry[SET].get("modalities", ""), str | None):
             problems.append(
                 f"{_at(file, inner + 'modalities')}: modalities: expected text such as image+text, or null, "
@@ -287,23 +296,24 @@ class _Expansion:
         return list(cells.values())
 
     def _combinations(self) -> Iterator[Cell]:
-        """Every combination of the axes. A model without features has one for each data set."""
+        """Every combination of the axes. A model without features has one for each data set and split."""
         study = self.study
-        for model, dataset, encoder, paradigm in itertools.product(
+        for model, dataset, split, encoder, paradigm in itertools.product(
             dict.fromkeys(map(self._model, study.models)),
             dict.fromkeys(map(self._dataset, study.datasets)),
+            dict.fromkeys(study.splits or (None,)),
             study.encoders,
             dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
             if not self.registry.models.get(model).uses_features:
-                yield Cell(Axes(model, dataset, modalities=()))
+                yield Cell(Axes(model, dataset, modalities=(), split=split))
                 continue
             name = self._encoder(encoder, dataset)
             wanted = list(map(_modalities, study.modalities))
             wanted += [("image",), ("text",)] if study.each_modality else []
             controls: list[str | None] = [None, *study.controls]
             for some, control in itertools.product(wanted, controls):
-                yield Cell(Axes(model, dataset, name, paradigm, some, control))
+                yield Cell(Axes(model, dataset, name, paradigm, some, control, split))
 
     def _narrowed(self, cell: Cell) -> tuple[Cell, Axes, list[Part]]:
         """The cell as the study has it, the axes that its runs ask for, and the entries of `for` that select it.
@@ -333,7 +343,7 @@ class _Expansion:
         """
         axes, preset = cell.axes, taken.preset
         self._check_single_values(axes.model, taken)
-        layer = self._layer(axes.model, taken)
+        layer = self._layer(axes, taken)
         grid = self._grid(axes.model)
         known = repr((axes.model, axes.dataset, asked.encoder, axes.paradigm, preset, layer.values))
         if known not in self._resolved:
@@ -355,6 +365,8 @@ class _Expansion:
             except ConfigError as error:
                 self.problems += str(error).splitlines()
                 self._resolved[known] = ()
+        for run in self._resolved[known][:1]:
+            cell = _with(cell, split=run.settings.split)  # without `splits`, configuration may name one
         some = asked.modalities or None
         runs = tuple(dataclasses.replace(run, modalities=some, control=axes.control) for run in self._resolved[known])
         try:
@@ -421,15 +433,16 @@ class _Expansion:
         places = frozenset(place for place, _, _ in sources)
         return _Taken(values, lines, None if preset is None else str(preset), places, frozenset(read))
 
-    def _layer(self, model: str, taken: _Taken) -> Layer:
-        """The settings of a cell, with the seeds and the model's grid, as a layer of configuration."""
-        file, axes = self.study.file, self._axes(model)
+    def _layer(self, cell: Axes, taken: _Taken) -> Layer:
+        """The settings of a cell, with its split, the seeds and the model's grid, as a layer of configuration."""
+        file, model, axes = self.study.file, cell.model, self._axes(cell.model)
         lines = dict(taken.lines)
         for key in axes:
             lines[key] = file.lines.get(f"grids.{model}.{key}", file.lines.get("seeds", 0))
         lines["grid"] = file.lines.get(f"grids.{model}", file.lines.get("grids", 0))
         listed = {key: axis if isinstance(axis, list) else [axis] for key, axis in axes.items()}
-        return Layer("study", file.source, {**taken.values, **listed, GRID: list(axes)}, lines)
+        split = {"split": cell.split} if self.study.splits else {}
+        return Layer("study", file.source, {**taken.values, **split, **listed, GRID: list(axes)}, lines)
 
     def _axes(self, model: str) -> dict[str, Any]:
         """The keys that the file gives several values in a model's runs: the seed, and those of its grid."""

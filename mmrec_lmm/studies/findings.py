@@ -47,11 +47,12 @@ def _entry(outcome: Outcome) -> Entry:
 
 
 def _slicers(outcomes: list[Outcome], registry: Registry) -> dict[str, Slicer]:
-    """A slicer for each data set with a finished run."""
+    """A slicer for each data set and split with a finished run."""
     slicers: dict[str, Slicer] = {}
     for outcome in outcomes:
-        name = outcome.cell.axes.dataset
-        if name not in slicers and any(outcome.results):
+        axes = outcome.cell.axes
+        if axes.tested_on not in slicers and any(outcome.results):
             settings = outcome.cell.runs[0].settings
-            slicers[name] = Slicer(open_dataset(name, settings, registry), settings.text_fields, registry)
+            dataset = open_dataset(axes.dataset, settings, registry)
+            slicers[axes.tested_on] = Slicer(dataset, settings.text_fields, registry)
     return slicers

@@ -100,9 +100,10 @@ class Leaderboard:
     baseline: str = ""  # in words: the baseline of the tests
     untested: str = ""  # why no row was tested; "" if some were. Readers must see this first
     comparisons: int = 0  # in the family over which p was corrected; in the largest of several
-    #: data set -> metric -> the smallest true difference that the test detects with a chance of 80 %, p corrected
+    #: data set (and split) -> metric -> the smallest true difference that the test detects with a chance of 80 %,
+    #: p corrected
     detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    users: Mapping[str, int] = field(default_factory=dict)  # data set -> users in the test split
+    users: Mapping[str, int] = field(default_factory=dict)  # data set (and split) -> users in test
     notes: tuple[str, ...] = ()  # for readers: what failed, what differs from the paper
 
     @property

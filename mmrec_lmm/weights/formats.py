@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DataError
-from ..formatting import first_few
+from ..formatting import first_few, foreign
 from .torchscript import is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)
@@ -204,13 +204,10 @@ def _without_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _what_it_is(head: bytes) -> str:
-    text = head.lstrip().lower()
     if not head:
         return f"an empty file; {_AGAIN}"
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page: the server sent an error or a login page; download it again in a browser"
-    if text.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS; run `git lfs pull` where it came from"
+    if known := foreign(head):
+        return known
     return f"neither safetensors nor a file of torch: it begins with {head[:12]!r}"
 
 

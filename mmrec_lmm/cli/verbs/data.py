@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data
+from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def add(verbs: Verbs) -> None:
     demo.add_argument("--force", action="store_true", help="replace an existing data set")
     check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
     which_data(check)
+    which_split(check)
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
@@ -44,8 +45,26 @@ def add(verbs: Verbs) -> None:
     )
     load.add_argument("--items-id-column", metavar="NAME", help="the id's column of the items table")
     load.add_argument(
-        "--separator", metavar="TEXT", help="of both tables (default: tab or comma, as the first line has)"
+        "--split-column",
+        metavar="NAME",
+        help="a column that says train, valid, test or 0, 1, 2, to keep (default: x_label, if there is one)",
     )
+    load.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="the interactions have a header, or none (default: as the first lines look)",
+    )
+    load.add_argument(
+        "--separator", metavar="TEXT", help="of both tables (default: tab, comma, semicolon or bar, as the lines have)"
+    )
+    load.add_argument(
+        "--quotes",
+        choices=("line", "multiline", "none"),
+        default="line",
+        help="quoted cells end on their line (default), may hold line breaks, or quotes are ordinary characters",
+    )
+    load.add_argument("--encoding", default="utf-8", metavar="NAME", help="of both tables (default: utf-8)")
+    load.add_argument("--decimal", choices=(".", ","), default=".", help="of ratings and timestamps (default: a point)")
     data_folder(load)
     load.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     load.add_argument(
@@ -99,7 +118,12 @@ def _import(options: argparse.Namespace) -> int:
         item_column=options.item_column,
         columns=options.columns,
         items_id_column=options.items_id_column,
+        split_column=options.split_column,
         separator=options.separator,
+        header=options.header,
+        quotes=options.quotes,
+        encoding=options.encoding,
+        decimal=options.decimal,
         drop_unknown=options.drop_unknown,
         force=options.force,
     )

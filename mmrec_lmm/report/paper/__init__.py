@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from ...studies.leaderboard import Interval, Leaderboard, Row, Score
-from ...types import AXES, Axes, EncoderName
+from ...types import AXES, RARE_AXES, Axes, EncoderName
 
 HERE = Path(__file__).parent
-PRINTED = tuple(axis for axis in AXES if axis != "control")  # the axes of a figure; the paper has no control runs
+PRINTED = tuple(axis for axis in AXES if axis not in RARE_AXES)  # the axes of a figure; the paper has no others
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def figures() -> tuple[Figure, ...]:
 
 def published(row: Row) -> Mapping[str, float]:
     """The paper's figures for a row's combination: {"recall@20": 0.0740, ...}; empty if it has none."""
-    return {} if row.axes.control else _by_place().get(_place(row), {})
+    return {} if row.axes.control or row.axes.split else _by_place().get(_place(row), {})
 
 
 @functools.cache

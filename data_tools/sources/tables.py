@@ -1,0 +1,254 @@
+"""Anyone's own tables: interactions with or without a header, and items.
+
+Columns are taken by name, or by position where there is no header. A column without a name (the row numbers that
+pandas' `to_csv` writes) is never taken for an id. `Format` holds what a user says of the files; what is left open is
+found from the first lines, refused where it can't be told, and reported as it was taken.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mmrec_lmm.api import first_few
+from mmrec_lmm.data.tables import Quotes, Table, find_separator, first_cells, read_table
+from mmrec_lmm.errors import DataError, did_you_mean
+from mmrec_lmm.types import SPLITS
+
+from ..writing import TEXT_COLUMNS
+
+# Header names that are recognized, in lower case, without RecBole's types (`user_id:token`).
+KNOWN: Mapping[str, tuple[str, ...]] = {
+    "user": ("user", "userid", "user_id", "reviewerid"),
+    "item": ("item", "itemid", "item_id", "asin", "parent_asin", "movieid"),
+    "rating": ("rating", "overall", "stars"),
+    "timestamp": ("timestamp", "time", "unixreviewtime"),
+}
+BY_POSITION = tuple(KNOWN)  # the columns of a table without a header
+SPLIT = "x_label"
+LABELS: Mapping[str, int] = {
+    **{str(label): label for label in range(len(SPLITS))},
+    **{split: label for label, split in enumerate(SPLITS)},
+    **dict.fromkeys(("val", "validation", "dev"), SPLITS.index("valid")),
+}
+_TYPES = re.compile(r":(token|float)(_seq)?$")
+_SAMPLE = 1000  # rows in which numbers below a word make it a header
+
+
+@dataclass(frozen=True)
+class Format:
+    """How tables are written, as far as the user says; None: found from the file."""
+
+    separator: str | None = None
+    header: bool | None = None  # of the interactions; items always have one
+    columns: Sequence[str] | None = None  # names for interactions without a header
+    quotes: Quotes = "line"
+    encoding: str = "utf-8"
+    decimal: str = "."
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns to take, where they aren't usual ones."""
+
+    user: str | None = None
+    item: str | None = None
+    split: str | None = None
+    items_id: str | None = None
+
+
+def read_interactions(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame, str]:
+    """The columns user, item and, where there are any, rating, timestamp and x_label (0, 1, 2), in file order; all but
+    the label as strings. And one line that says what was taken for what."""
+    separator = _separator(path, form)
+    first = _names(first_cells(path, separator=separator, quotes=form.quotes, encoding=form.encoding))
+    header = form.header if form.header is not None else None if form.columns is None else False
+    if header is None:
+        header = _known_header(first, {columns.user, columns.item, columns.split})
+    # Columns beyond the known positions are named by their numbers, which match no role.
+    positions = list(form.columns or [*BY_POSITION, *map(str, range(len(BY_POSITION), len(first)))][: len(first)])
+    if not header and len(positions) != len(first):
+        raise DataError(
+            f"{path}: expected a name for each of {len(first)} columns, got {len(positions)}: {', '.join(positions)}"
+        )
+    numbered = [f"{place}" for place in range(len(first))]
+    raw = read_table(path, separator=separator, names=numbered, quotes=form.quotes, encoding=form.encoding)
+    if header is None:
+        header = _looks_like_header(path, raw)
+    names = first if header else positions
+    _require_distinct(path, [name for name in names if name])
+    chosen = {
+        "user": _column(path, names, "user", columns.user),
+        "item": _column(path, names, "item", columns.item),
+        "rating": _find(names, "rating"),
+        "timestamp": _find(names, "timestamp"),
+        SPLIT: _column(path, names, "split", columns.split) if columns.split else SPLIT if SPLIT in names else None,
+    }
+    used = {role: name for role, name in chosen.items() if name is not None}
+    begin = 1 if header else 0
+    table = pd.DataFrame(
+        {role: raw.columns[str(names.index(name))][begin:] for role, name in used.items()}, dtype=object
+    )
+    if table.empty:
+        raise DataError(f"{path}: expected interactions, got no rows")
+    for role in ("user", "item"):
+        table[role] = table[role].str.strip()
+        if (empty := (table[role] == "").to_numpy()).any():
+            raise DataError(
+                f"{raw.at(int(np.argmax(empty)) + begin)}: expected {'an' if role == 'item' else 'a'} {role} id, got "
+                f"an empty cell ({int(empty.sum()):,} such rows of {len(table):,})"
+            )
+    for role in {"rating", "timestamp"} & set(used):
+        table[role] = _with_points(raw, table[role], used[role], form.decimal, begin)
+    if SPLIT in used:
+        table[SPLIT] = _labels(raw, table[SPLIT], used[SPLIT], begin)
+    taken = ", ".join(f"{role} {name}" for role, name in used.items())
+    ignored = [name or "one without a name" for name in names if name not in used.values()]
+    lines = f"{path.name}: separator {separator!r}, {'a header' if header else 'no header'}; columns: {taken}"
+    return table, lines + (f"; not used: {', '.join(ignored)}" if ignored else "")
+
+
+def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame, str]:
+    """The items table, indexed by raw id, in file order; text and image columns in lower case, no line breaks. And one
+    line that says what was taken for what."""
+    separator = _separator(path, form)
+    raw = read_table(path, separator=separator, quotes=form.quotes, encoding=form.encoding)
+    names = _names(tuple(raw.columns))
+    if not len(raw):
+        raise DataError(f"{path}: expected items, got no rows below the header ({', '.join(names)})")
+    usual = {name: name.lower() for name in names if name.lower() in (*TEXT_COLUMNS, "image")}
+    _require_distinct(path, [usual.get(name, name) for name in names if name])
+    column = columns.items_id or _find(names, "item") or names[0]
+    if not column:
+        raise DataError(
+            f"{path}: expected a column of item ids, got a first column without a name, which may hold row numbers, "
+            f"then {', '.join(filter(None, names))}; try --items-id-column NAME"
+        )
+    _column(path, names, "item", column)
+    cells = {name: cells for name, cells in zip(names, raw.columns.values(), strict=True) if name}
+    table = pd.DataFrame(cells, dtype=object).rename(columns=usual)
+    table = table.replace(r"[\t\r\n]+", " ", regex=True).apply(lambda cells: cells.str.strip())
+    table = table.set_index(usual.get(column, column))
+    reserved = [name for name in ("itemID", "raw_id") if name in table]
+    if reserved:
+        raise DataError(
+            f"{path}: column {reserved[0]}: the data set has its own column of that name; rename or remove this one"
+        )
+    if (empty := np.asarray(table.index == "")).any():
+        raise DataError(
+            f"{raw.at(int(np.argmax(empty)))}: expected an id in column {column}, got an empty cell "
+            f"({int(empty.sum()):,} such rows)"
+        )
+    repeated = table.index[table.index.duplicated()].unique()
+    if len(repeated):
+        raise DataError(
+            f"{path}: expected one row per item, got {len(repeated):,} ids more than once in column {column} "
+            f"({first_few(repeated)})"
+        )
+    said = (
+        f"{path.name}: separator {separator!r}; item ids: {column}; other columns: {', '.join(table.columns) or 'none'}"
+    )
+    return table, said
+
+
+def _separator(path: Path, form: Format) -> str:
+    """The separator that was given (`\\t` also as typed in a shell), or the file's."""
+    given = form.separator.replace(r"\t", "\t") if form.separator else None
+    return given or find_separator(path, encoding=form.encoding)
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    """Column names without RecBole's types; pandas' `Unnamed: 0` is none."""
+    return ["" if cell.startswith("Unnamed: ") else _TYPES.sub("", cell) for cell in cells]
+
+
+def _known_header(first: Sequence[str], named: set[str | None]) -> bool | None:
+    """True if the first line has a name that is known or was given; None if that can't be told."""
+    known = {name for names in KNOWN.values() for name in names} | {SPLIT}
+    return True if any(cell.lower() in known or (cell and cell in named) for cell in first) else None
+
+
+def _looks_like_header(path: Path, table: Table) -> bool:
+    """Whether the first row is a header of unknown names: no cell of it is a number or comes again in its column, and
+    one is a word over numbers. DataError where words stand over words."""
+    columns = list(table.columns.values())
+    over_numbers = False
+    for cells in columns:
+        below = cells[1 : _SAMPLE + 1]
+        if _is_number(cells[0]) or (cells[0] != "" and (cells[1:] == cells[0]).any()):
+            return False
+        over_numbers |= len(below) > 0 and all(map(_is_number, below))
+    if not over_numbers:
+        raise DataError(
+            f"{path}: expected a header of known names or a row of ids and numbers, got "
+            f"{', '.join(str(cells[0]) for cells in columns)}, which may be either; try --header (with --user-column "
+            "and --item-column) or --no-header"
+        )
+    return True
+
+
+def _require_distinct(path: Path, names: Sequence[str]) -> None:
+    repeated = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if repeated is not None:
+        raise DataError(f"{path}: expected columns of different names, got {repeated} more than once; rename one")
+
+
+def _column(path: Path, names: Sequence[str], role: str, given: str | None) -> str:
+    """The column that holds `role`: the `given` one, or one of a known name."""
+    columns = ", ".join(name or "one without a name" for name in names)
+    given = _TYPES.sub("", given) if given and given not in names else given
+    if given is not None and given not in names:
+        raise DataError(f"{path}: expected column {given!r}, got {columns}{did_you_mean(given, filter(None, names))}")
+    found = given or _find(names, role)
+    if found is None:
+        raise DataError(
+            f"{path}: expected a column of {role}s ({', '.join(KNOWN[role])}), got {columns}; "
+            f"try --{role}-column NAME, or rename it"
+        )
+    return found
+
+
+def _find(names: Sequence[str], role: str) -> str | None:
+    return next((name for name in names if name.lower() in KNOWN[role]), None)
+
+
+def _with_points(table: Table, cells: pd.Series, name: str, decimal: str, begin: int) -> pd.Series:
+    """Numbers with a decimal point; DataError for a comma unless `decimal` says so."""
+    if decimal != ".":
+        return cells.str.replace(decimal, ".", regex=False)
+    commas = cells.str.fullmatch(r"\s*[+-]?\d*,\d+\s*").to_numpy(bool)
+    if commas.any():
+        row = int(np.argmax(commas))
+        raise DataError(
+            f"{table.at(row + begin)}: {name}: expected a number, got {cells.iloc[row]!r} ({int(commas.sum()):,} such "
+            "rows); try --decimal ','"
+        )
+    return cells
+
+
+def _labels(table: Table, cells: pd.Series, name: str, begin: int) -> np.ndarray:
+    """The split labels of a given column, (N,) int64."""
+    labels = cells.str.strip().str.lower().str.replace(r"^([012])\.0$", r"\1", regex=True).map(LABELS)
+    if (strange := labels.isna().to_numpy()).any():
+        row = int(np.argmax(strange))
+        raise DataError(
+            f"{table.at(row + begin)}: {name}: expected 0, 1, 2 or train, valid, test, got {cells.iloc[row]!r} "
+            f"({int(strange.sum()):,} such rows)"
+        )
+    numbers = labels.to_numpy(np.int64)
+    counts = np.bincount(numbers, minlength=len(SPLITS))
+    if not counts.all():
+        shown = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, counts, strict=True))
+        raise DataError(f"{table.path}: {name}: expected rows of train, valid and test, got {shown}")
+    return numbers
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""Who goes where: the rules that label each interaction as training, validation or test.
+
+All are array operations over all interactions; none loops over users or items. Equal times have no order of their own,
+and that of a file's rows may follow items or users, so a user's interactions at one time are ordered by the seed.
+
+Shapes: N interactions.
+"""
+
+import numpy as np
+
+from ..cache import fingerprint
+from ..config.choices import SplitRule
+
+TRAIN, VALID, TEST = 0, 1, 2  # MMRec's x_label
+TIMED: frozenset[SplitRule] = frozenset({"leave-one-out", "user-time", "global-time"})  # rules that need times
+HELD_OUT = 0.1  # share of the rows that `global-time` tries to give to validation, and to test
+COLD = 0.2  # share of the items that `cold-item` keeps out of training
+
+UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+UNIX = (1e8, 1e11, 1e14, 1e17)  # the least time since 1970 in each unit: March 1973; smaller numbers have no known unit
+
+
+def draw_labels(
+    rule: SplitRule, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, seed: int
+) -> np.ndarray:
+    """The label of each interaction, (N,) int64, by a rule: the same for the same arrays and seed.
+
+    `users`, `items` (N,) are internal ids; `times` (N,) numbers of any unit, which the rules of TIMED need.
+    """
+    rng = np.random.default_rng(seed)
+    if rule == "ratio":
+        return split_labels(users, rng)
+    if rule == "cold-item":
+        return _by_cold_items(items, rng)
+    assert times is not None
+    if rule == "global-time":
+        return _by_global_time(times)
+    order = rng.permutation(len(times))
+    order = order[np.argsort(times[order], kind="stable")]
+    return _last_of_each_user(users, order, one=rule == "leave-one-out")
+
+
+def split_labels(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The x_label of each interaction, (N,) int64, by MMRec's rule, drawn with `rng`.
+
+    A user's n interactions are shuffled; the last t are held out, floor(t/2) of them for validation and the rest for
+    test, where t = 2 for n < 10 and floor(0.2 n) from 10 on. Users with fewer than 3 interactions keep all in
+    training, since n - 2 would leave nothing to train on. `users` (N,) are internal ids.
+    """
+    return _last_of_each_user(users, np.argsort(rng.random(len(users)), kind="stable"))
+
+
+def _last_of_each_user(users: np.ndarray, order: np.ndarray, *, one: bool = False) -> np.ndarray:
+    """Labels (N,) that hold out the last of each user's interactions in `order` (N,).
+
+    As many as MMRec's rule, or just one each for validation and test. Users with fewer than 3 only train.
+    """
+    order = _by_user(users, order)
+    counts = np.bincount(users)  # (n_users,)
+    n = counts[users[order]]
+    rank = np.arange(len(users)) - (np.cumsum(counts) - counts)[users[order]]  # place within the user, from 0
+    held_out = np.where(n < 3, 0, 2 if one else np.where(n < 10, 2, n // 5))
+    first_valid = n - held_out
+    first_test = first_valid + held_out // 2
+    labels = np.empty(len(users), dtype=np.int64)
+    labels[order] = np.where(rank < first_valid, TRAIN, np.where(rank < first_test, VALID, TEST))
+    return labels
+
+
+def _by_user(users: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`order` (N,) user by user, each user's interactions as before: a radix sort, since NumPy has one for 16 bits."""
+    for shift in range(0, int(users.max(initial=0)).bit_length(), 16):
+        order = order[np.argsort((users[order] >> shift).astype(np.uint16), kind="stable")]
+    return order
+
+
+def _by_global_time(times: np.ndarray) -> np.ndarray:
+    """Labels (N,) by two cut times, each where the rows before it come nearest to 80 and 90 %.
+
+    Rows of one time stay together. All rows train if there are fewer than three times.
+    """
+    distinct, counts = np.unique(times, return_counts=True)
+    if len(distinct) < 3:
+        return np.full(len(times), TRAIN, dtype=np.int64)
+    before = np.cumsum(counts) - counts  # rows before each time
+    valid = 1 + int(np.argmin(np.abs(before[1:-1] - (1 - 2 * HELD_OUT) * len(times))))
+    test = valid + 1 + int(np.argmin(np.abs(before[valid + 1 :] - (1 - HELD_OUT) * len(times))))
+    return np.searchsorted(distinct[[valid, test]], times, side="right").astype(np.int64)
+
+
+def _by_cold_items(items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels (N,) that hold out all interactions of a share COLD of the items: half of these items for validation."""
+    drawn = rng.permutation(np.flatnonzero(np.bincount(items)))
+    drawn = drawn[: round(COLD * len(drawn))]
+    of_item = np.full(items.max(initial=-1) + 1, TRAIN, dtype=np.int64)
+    of_item[drawn[: len(drawn) // 2]] = VALID
+    of_item[drawn[len(drawn) // 2 :]] = TEST
+    return of_item[items]
+
+
+def hash_labels(rule: SplitRule, labels: np.ndarray) -> str:
+    """A hash of a rule and its labels (N,): it names the split, and is the same on any machine."""
+    return fingerprint([rule, labels.astype(np.int8)])
+
+
+def time_units(times: np.ndarray) -> np.ndarray:
+    """The place (N,) in UNITS of each time's likely unit; -1 for times that are small in any unit."""
+    return np.digitize(np.abs(times), UNIX) - 1
