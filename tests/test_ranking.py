@@ -186,6 +186,37 @@ def test_a_catalog_of_many_groups_is_ranked_like_a_small_one(model: type[Scores]
     assert (found.items.tolist(), found.hits.tolist()) == by_hand(table, train, held_out, 4)
 
 
+@pytest.mark.parametrize("n_items", [5, 300])
+@pytest.mark.parametrize("n_finite", [0, 2])
+def test_candidates_of_score_minus_infinity_come_last_and_masked_items_never(n_items: int, n_finite: int) -> None:
+    table = np.full((3, n_items), -np.inf)
+    table[0] = np.arange(n_items)  # an ordinary user
+    table[1:, n_items - n_finite :] = 1.0
+    train = rows((0, n_items - 1), (1, 0), (1, n_items - 1), (2, 1))
+    held_out = rows((0, 2), (1, 2), (2, 2))
+    found = Evaluator(held_out, [train], n_items).rank(Scores(table.tolist()), 4, batch_size=2)
+    ranked, hits = by_hand(table.tolist(), train, held_out, 4)
+    assert (found.items.tolist(), found.hits.tolist()) == (ranked, hits)
+    assert (found.items >= 0).sum(axis=1).tolist() == np.minimum(4, n_items - np.array([1, 2, 1])).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_products_that_overflow_to_minus_infinity_are_listed(dtype: torch.dtype) -> None:
+    class Vast(DotScores):
+        def vectors(self) -> tuple[Tensor, Tensor]:
+            return torch.full((1, 1), torch.finfo(dtype).max, dtype=dtype), torch.tensor(
+                [[1, 0, -2, -3]], dtype=dtype
+            ).T
+
+    top = Ranker(np.array([0]), [rows((0, 1))], 4).top(Vast([[0.0]]), 4)
+    assert top.tolist() == [[0, 2, 3, -1]]
+
+
+def test_a_nan_beside_scores_of_minus_infinity_is_still_an_error() -> None:
+    with pytest.raises(TrainingDiverged, match="a score is NaN"):
+        Evaluator(rows((0, 1), (1, 0)), [rows()], 3).rank(Scores([[-np.inf] * 3, [0.0, np.nan, 1.0]]), 2)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_score_that_is_nan_is_an_error_and_no_ranking(model: type[Scores], sign: float) -> None:

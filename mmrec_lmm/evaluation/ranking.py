@@ -8,6 +8,7 @@ Shapes: U evaluated users, I items, B users of a block, K the largest cutoff, G 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
@@ -75,8 +76,30 @@ class Ranker:
     def top(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Tensor:
         """The best `k` items (U, K) of every user, ties by item id, -1 where candidates run out.
 
-        `batch_size` bounds a block of a model without `vectors`. Raises TrainingDiverged where a score is NaN.
+        `batch_size` bounds a block of a model without `vectors`. Raises TrainingDiverged where a score is NaN. A score
+        of -inf is one like others, and ties with the least finite number of its type.
         """
+        top = self._top(model, k, batch_size)
+        if bool((top[:, -1] < 0).any()):  # few candidates, or some have the score that masks
+            listed = (top >= 0).sum(dim=1).numpy()
+            short = np.flatnonzero(listed < np.minimum(k, self.candidates))
+            if len(short):
+                top[short] = self._of(short)._top(model, k, batch_size, finite=True)
+        return top
+
+    def _of(self, rows: np.ndarray) -> "Ranker":
+        """The ranker of the users in some rows, ascending."""
+        masked = self._masked.numpy()
+        masked = masked[np.isin(masked // self._n_items, rows)]
+        part = copy(self)
+        part.users = self.users[rows]
+        part._masked = torch.from_numpy(
+            np.searchsorted(rows, masked // self._n_items) * self._n_items + masked % self._n_items
+        )
+        return part
+
+    def _top(self, model: Recommender, k: int, batch_size: int, *, finite: bool = False) -> Tensor:
+        """As `top`; but a candidate whose score is -inf is listed only if scores are made `finite`."""
         model.eval()
         vectors = model.vectors()
         device = vectors[0].device if vectors is not None else next(model.parameters()).device
@@ -88,6 +111,7 @@ class Ranker:
             score, dtype = _multiplied(*vectors, groups), vectors[0].dtype
             size = max(BLOCK_USERS, block_bytes(device) // (4 * groups.width))
         size = max(1, min(size, len(users)))
+        score = _finite(score) if finite else score
         starts = torch.arange(0, len(users) + size, size).clamp_(max=len(users))
         bounds = torch.searchsorted(self._masked, starts * self._n_items).tolist()
         masked, out = self._masked.to(device), None if self._out is None else groups.columns(self._out.to(device))
@@ -269,6 +293,16 @@ def _scored(model: Recommender, groups: Groups) -> Callable[[Tensor, Tensor], ob
     """Writes what the model's own scorer returns: a copy, since it is masked in place."""
     scorer = model.scorer()
     return lambda ids, out: groups.arrange(scorer(ids), out)
+
+
+def _finite(score: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], object]:
+    """Writes what `score` does, with the least finite number, also of float32, in place of -inf."""
+
+    def write(ids: Tensor, out: Tensor) -> None:
+        score(ids, out)
+        out.clamp_(min=max(torch.finfo(out.dtype).min, torch.finfo(torch.float32).min))
+
+    return write
 
 
 def _keys(values: Tensor, indices: Tensor) -> Tensor:
