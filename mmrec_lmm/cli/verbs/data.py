@@ -6,10 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...config.choices import SPLIT_RULES
 from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
 
 if TYPE_CHECKING:
+    from mmrec_lmm_data_tools.building import Report
+
     from ..parser import Verbs
 
 
@@ -22,6 +25,20 @@ def add(verbs: Verbs) -> None:
     check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
     which_data(check)
     which_split(check)
+    made = add_verb(data, "build", _build, "Make a data set from the files of a public one, such as Amazon reviews.")
+    made.add_argument("name", type=folder_name, help="the new data set's name")
+    made.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="DIR", help="the folder of the files, as downloaded"
+    )
+    made.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="amazon-2014, amazon-2018, amazon-2023, movielens, recbole or mmrec (default: what the files look like)",
+    )
+    made.add_argument("--category", metavar="TEXT", help="take only files whose name has TEXT")
+    made.add_argument("--strict", action="store_true", help="stop at the first line that can't be used")
+    _how_to_build(made)
+    data_folder(made)
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
@@ -66,14 +83,36 @@ def add(verbs: Verbs) -> None:
     load.add_argument("--encoding", default="utf-8", metavar="NAME", help="of both tables (default: utf-8)")
     load.add_argument("--decimal", choices=(".", ","), default=".", help="of ratings and timestamps (default: a point)")
     data_folder(load)
-    load.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
-    load.add_argument(
-        "--core", type=int, default=0, metavar="K", help="keep only users and items with K interactions or more"
-    )
     load.add_argument(
         "--drop-unknown", action="store_true", help="drop interactions with items that the items table lacks"
     )
-    load.add_argument("--force", action="store_true", help="replace an existing data set")
+    _how_to_build(load)
+
+
+def _how_to_build(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of filters, split and text."""
+    parser.add_argument(
+        "--min-rating", type=float, metavar="X", help="keep only interactions with a rating of X or more"
+    )
+    parser.add_argument(
+        "--core",
+        type=int,
+        default=0,
+        metavar="K",
+        help="keep only users and items with K interactions or more (default: all)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLIT_RULES,
+        help="draw the split by this rule (default: the split that the files bring, else ratio)",
+    )
+    parser.add_argument(
+        "--split-seed", "--seed", dest="split_seed", type=int, default=0, metavar="N", help="of the split (default: 0)"
+    )
+    parser.add_argument(
+        "--raw-text", action="store_true", help="keep tags, entities and broken encodings in texts as they are"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing data set")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -104,6 +143,26 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _build(options: argparse.Namespace) -> int:
+    from mmrec_lmm_data_tools.building import build_folder
+
+    report = build_folder(
+        options.source,
+        options.data_path / options.name,
+        layout=options.layout,
+        category=options.category,
+        strict=options.strict,
+        core=options.core,
+        min_rating=options.min_rating,
+        split=options.split,
+        split_seed=options.split_seed,
+        raw_text=options.raw_text,
+        force=options.force,
+    )
+    print(f"{report}\n{_next_step(report, options.data_path)}")
+    return 0
+
+
 def _import(options: argparse.Namespace) -> int:
     from mmrec_lmm_data_tools.importing import import_dataset
 
@@ -112,8 +171,6 @@ def _import(options: argparse.Namespace) -> int:
         options.data_path / options.name,
         items=options.items,
         images=options.images,
-        seed=options.seed,
-        core=options.core,
         user_column=options.user_column,
         item_column=options.item_column,
         columns=options.columns,
@@ -125,7 +182,27 @@ def _import(options: argparse.Namespace) -> int:
         encoding=options.encoding,
         decimal=options.decimal,
         drop_unknown=options.drop_unknown,
+        seed=options.split_seed,
+        core=options.core,
+        min_rating=options.min_rating,
+        split=options.split,
+        raw_text=options.raw_text,
         force=options.force,
     )
-    print(report)
+    print(f"{report}\n{_next_step(report, options.data_path)}")
     return 0
+
+
+def _next_step(report: Report, data_path: Path) -> str:
+    """The command to type once a data set is made: one that gets its images where it has only addresses, else a run."""
+    where = f"-d {report.name}" + ("" if data_path == Path("data") else f" --data-path {data_path}")
+    if report.image_urls and not report.images:
+        images = f"mmrec-lmm data images {where.removeprefix('-d ')}"
+        return f"next: {images}  (fetches the images of {report.image_urls:,} items)"
+    if report.features:
+        return f"next: mmrec-lmm run -m VBPR {where}"
+    if report.images or any(report.texts.values()):
+        modalities = [name for name, has in (("image", report.images), ("text", any(report.texts.values()))) if has]
+        only = "" if len(modalities) == 2 else f" --modalities {modalities[0]}"
+        return f"next: mmrec-lmm run -m VBPR {where} --encoder basic{only}"
+    return f"next: mmrec-lmm run -m LightGCN {where}"
