@@ -1,21 +1,101 @@
-"""Get the files of a public data set: from a folder of the user's, from the cache, or from where they are published.
+"""Get a public data set: its files from a folder of the user's, the cache, or where they are published; then build it.
 
 Downloads lie in <home>/downloads/<data set>/ and are used with the content that their authors' hash names, or else with
 that of the first download. What can't be downloaded may be put there by hand.
 """
 
 import logging
-from collections.abc import Collection
+import shutil
+import zipfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-from mmrec_lmm.cache import hash_file, home
+from mmrec_lmm.cache import hash_file, home, locked, read_json
+from mmrec_lmm.config.choices import SplitRule
 from mmrec_lmm.downloads.fetching import offline
 from mmrec_lmm.downloads.files import NotDownloaded, RemoteFile, bring, check
 from mmrec_lmm.errors import DataError
 
-from .published import PublishedDataset, PublishedFile
+from .building import MANIFEST, Report, build
+from .published import IMAGE_FEATURES, Counts, PublishedDataset, PublishedFile
+from .sources import LAYOUTS
+from .writing import check_free
 
 logger = logging.getLogger(__name__)
+
+
+def get_dataset(
+    dataset: PublishedDataset,
+    out: Path,
+    *,
+    given: Path | None = None,
+    mirror: str | None = None,
+    image_features: bool = False,
+    strict: bool = False,
+    core: int | None = None,
+    min_rating: float | None = None,
+    split: SplitRule | None = None,
+    split_seed: int = 0,
+    raw_text: bool = False,
+    force: bool = False,
+) -> Report | None:
+    """Make the data set `out` of the files that `get_files` gets; None if these options have made it before.
+
+    `core` None is the data set's own; the other options are those of `build`, which also says what is raised.
+    """
+    chosen: dict[str, Any] = {
+        "core": dataset.core if core is None else core, "min_rating": min_rating, "split": split,
+        "split_seed": split_seed, "raw_text": raw_text,
+    }  # fmt: skip
+    recorded = {"get": dataset.name, "image_features": image_features, "strict": strict}
+    if not force and _made_by(out / MANIFEST) == chosen | recorded:
+        return None
+    check_free(out.absolute(), out.name, force)  # now, not after hours of downloads
+    paths = get_files(dataset, parts={IMAGE_FEATURES} if image_features else (), given=given, mirror=mirror)
+    layout = LAYOUTS[dataset.layout]
+    files = layout.find(_unpacked(paths, dataset))
+    if files is None:
+        raise DataError(f"{paths[0].parent}: expected {layout.files}, got none in {', '.join(p.name for p in paths)}")
+    report = build(
+        layout.read(files, strict=strict), out, source=dataset.layout, options=recorded, force=force, **chosen
+    )
+    found = Counts(report.users, report.items, report.interactions)
+    if dataset.counts not in (None, found) and core is None and min_rating is None:
+        logger.warning(
+            "%s: %s were expected, and it has %s: another edition of the files, or lines were skipped",
+            dataset.name,
+            dataset.counts,
+            found,
+        )
+    return report
+
+
+def _made_by(manifest: Path) -> object:
+    """The options that a data set was built with; None without a manifest."""
+    if not manifest.is_file():
+        return None
+    content = read_json(manifest)
+    return content.get("options") if isinstance(content, dict) else None
+
+
+def _unpacked(paths: Sequence[Path], dataset: PublishedDataset) -> list[Path]:
+    """The files, with a zip's content in its place, which is unpacked anew into the cache each time."""
+    found: list[Path] = []
+    for path in paths:
+        if path.suffix != ".zip":
+            found.append(path)
+            continue
+        folder = home() / "downloads" / dataset.name / "unpacked"
+        with locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(folder)
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise DataError(f"{path}: expected a zip archive, got a damaged file or none ({error})") from None
+        found += sorted(one for one in folder.rglob("*") if one.is_file())
+    return found
 
 
 def get_files(
@@ -84,8 +164,14 @@ def _by_hand(
     reason = f"{error.filename} can't be written" if isinstance(error, PermissionError) else str(error)
     addresses = "\n".join(f"  {url}" for other in absent for url in dataset.urls(other))
     also = f" (--mirror {mirror})" if mirror else ""
+    unpacked = (
+        f". If you have it unpacked: mmrec-lmm data build {dataset.name} --from FOLDER"
+        if file.name.endswith(".zip")
+        else ""
+    )
     return (
         f"{dataset.name}: {file.name} isn't here and couldn't be downloaded{also}: {reason}\n"
         f"download by hand into {folder}, or into a folder that you name by --from DIR:\n{addresses}\n"
         f"({dataset.page} lists them), and type the same command again: it continues from those files"
+        f"{unpacked}"
     )

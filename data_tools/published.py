@@ -48,6 +48,7 @@ class PublishedDataset:
     page: str  # of its authors, for people
     terms: str
     citation: str
+    layout: str  # of sources.LAYOUTS
     core: int  # how often users and items must occur, unless --core says otherwise
     counts: Counts | None = None  # after that; None: they change
     has_images: bool = False  # addresses of images, for `data images`
@@ -88,6 +89,7 @@ def _amazon(name: str, category: str, sha256: str, counts: Counts) -> PublishedD
             "collaborative filtering, WWW 2016; J. McAuley, C. Targett, Q. Shi, A. van den Hengel: Image-based "
             "recommendations on styles and substitutes, SIGIR 2015"
         ),
+        layout="amazon-2014",
         core=5,
         counts=counts,
         has_images=True,
@@ -112,6 +114,7 @@ def _movielens(
             "F. M. Harper, J. A. Konstan: The MovieLens datasets: history and context, ACM Transactions on Interactive "
             "Intelligent Systems 5(4), 2015"
         ),
+        layout="movielens",
         core=0,
         counts=counts,
     )

@@ -1,23 +1,27 @@
-"""`data`: make, check and import data sets."""
+"""`data`: get, make, check and import data sets."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config.choices import SPLIT_RULES
+from ...errors import ConfigError, MMRecError
 from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
 
 if TYPE_CHECKING:
     from mmrec_lmm_data_tools.building import Report
+    from mmrec_lmm_data_tools.published import PublishedDataset
 
     from ..parser import Verbs
 
 
 def add(verbs: Verbs) -> None:
-    data = add_group(verbs, "data", "Make, check and import data sets.")
+    data = add_group(verbs, "data", "Get, make, check and import data sets.")
     demo = add_verb(data, "demo", _demo, "Make the demo data set.")
     data_folder(demo)
     demo.add_argument("--seed", type=int, help="another random catalog")
@@ -39,6 +43,24 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--strict", action="store_true", help="stop at the first line that can't be used")
     _how_to_build(made)
     data_folder(made)
+    got = add_verb(data, "get", _get, "Download a public data set, and make it ready for runs.")
+    got.add_argument("name", help="one that `list datasets` shows with this command")
+    got.add_argument(
+        "--accept-terms", action="store_true", help="accept the terms of use, which are shown (default: ask)"
+    )
+    got.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="take files from here; download only what it lacks"
+    )
+    got.add_argument("--mirror", metavar="URL", help="download from here, in the layout of the publisher's server")
+    got.add_argument("--image-features", action="store_true", help="get the published image features too, a large file")
+    got.add_argument(
+        "--images",
+        action=argparse.BooleanOptionalAction,
+        help="download the items' images, as `data images` does (default: where there are addresses)",
+    )
+    got.add_argument("--strict", action="store_true", help="stop at the first line that can't be used")
+    _how_to_build(got, core=None, usual="5 for Amazon's data sets, as in MMRec, and 0 for MovieLens")
+    data_folder(got)
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
@@ -89,7 +111,7 @@ def add(verbs: Verbs) -> None:
     _how_to_build(load)
 
 
-def _how_to_build(parser: argparse.ArgumentParser) -> None:
+def _how_to_build(parser: argparse.ArgumentParser, *, core: int | None = 0, usual: str = "all") -> None:
     """Add the flags of filters, split and text."""
     parser.add_argument(
         "--min-rating", type=float, metavar="X", help="keep only interactions with a rating of X or more"
@@ -97,9 +119,9 @@ def _how_to_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--core",
         type=int,
-        default=0,
+        default=core,
         metavar="K",
-        help="keep only users and items with K interactions or more (default: all)",
+        help=f"keep only users and items with K interactions or more (default: {usual})",
     )
     parser.add_argument(
         "--split",
@@ -161,6 +183,73 @@ def _build(options: argparse.Namespace) -> int:
     )
     print(f"{report}\n{_next_step(report, options.data_path)}")
     return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mmrec_lmm_data_tools.getting import get_dataset
+    from mmrec_lmm_data_tools.published import published
+
+    from ...downloads.fetching import offline
+
+    dataset = published(options.name)
+    folder = options.data_path / dataset.name
+    if options.mirror and not options.mirror.startswith(("http://", "https://")):
+        raise ConfigError(f"--mirror: expected an address that begins with http, got {options.mirror}; try --from DIR")
+    if options.images and not dataset.has_images:
+        raise ConfigError(f"--images: expected a data set with addresses of images, got {dataset.name}; leave it out")
+    _accept_terms(dataset, accepted=options.accept_terms)
+    report = get_dataset(
+        dataset,
+        folder,
+        given=options.source,
+        mirror=options.mirror,
+        image_features=options.image_features,
+        strict=options.strict,
+        core=options.core,
+        min_rating=options.min_rating,
+        split=options.split,
+        split_seed=options.split_seed,
+        raw_text=options.raw_text,
+        force=options.force,
+    )
+    print(report or f"{folder} is here already, made by this command; --force makes it again")
+    images = 0
+    if options.images or (options.images is None and dataset.has_images and not offline()):
+        images = _download_images(folder, options.data_path)
+    if report:
+        print(_next_step(dataclasses.replace(report, images=images), options.data_path))
+    return 0
+
+
+def _accept_terms(dataset: PublishedDataset, *, accepted: bool) -> None:
+    """Show the terms of use. Raises ConfigError unless they are accepted, by the flag or in answer to a question."""
+    print(
+        f"{dataset.summary}\nfrom {dataset.page}\nterms of use: {dataset.terms}\ncite: {dataset.citation}",
+        file=sys.stderr,
+    )
+    if accepted:
+        return
+    again = f"data get {dataset.name}: expected these terms to be accepted"
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{again}; try --accept-terms")
+    print("Accept them? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ConfigError(f"{again}; nothing was downloaded")
+
+
+def _download_images(folder: Path, data_path: Path) -> int:
+    """Download a new data set's images; how many items have one. A failure says that the rest is ready."""
+    from mmrec_lmm_data_tools.images.adding import download_images
+
+    try:
+        report = download_images(folder)
+    except MMRecError as error:
+        raise type(error)(
+            f"{folder}: the data set is ready but for its images: {error}. Later: mmrec-lmm data images {folder.name} "
+            f"--data-path {data_path}; without them: data get --no-images"
+        ) from None
+    print(report)
+    return report.new + report.kept
 
 
 def _import(options: argparse.Namespace) -> int:
