@@ -180,6 +180,23 @@ def without_length(after: int | None = None) -> Fault:
     return answer
 
 
+def chunked(after: int | None = None) -> Fault:
+    """In chunks of 100 bytes, as servers send what they make on the way; or the connection ends within."""
+
+    def answer(handler: Handler, content: bytes) -> None:
+        handler.protocol_version, handler.close_connection = "HTTP/1.1", True
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for place in range(0, len(content[:after]), 100):
+            piece = content[:after][place : place + 100]
+            handler.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if after is None:
+            handler.write(b"0\r\n\r\n")
+
+    return answer
+
+
 def redirect(to: str) -> Fault:
     return status(302, Location=to)
 

@@ -16,6 +16,7 @@ from mirror import (
     Fault,
     Mirror,
     amazon,
+    chunked,
     cut,
     page,
     redirect,
@@ -80,8 +81,9 @@ def test_image_features_are_brought_on_request(mirror: Mirror) -> None:
         [cut(0), cut(100), status(502), cut(10)],
         [wrong_length(10**6)],
         [redirect("/elsewhere.gz")],
+        [chunked(200), chunked()],
     ],
-    ids=["trouble", "a date in the past", "cuts", "all at once", "too long a length", "redirect"],
+    ids=["trouble", "a date in the past", "cuts", "all at once", "too long a length", "redirect", "chunks"],
 )
 @pytest.mark.parametrize("path", [RATINGS, META])
 def test_trouble_that_passes_ends_in_the_right_files(path: str, faults: list[Fault], mirror: Mirror) -> None:
@@ -129,6 +131,18 @@ def test_trouble_that_stays_is_a_message_with_all_addresses_and_the_place(
     assert f"by hand into {folder()}, or into a folder that you name by --from DIR" in text
     assert BABY.page in text
     assert name not in left()
+
+
+@pytest.mark.parametrize("after", [{"Retry_After": "7"}, {}])
+def test_a_server_is_left_alone_as_long_as_it_asks(
+    after: dict[str, str], mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(fetching, "PAUSES", (1.0, 2.0))
+    mirror.faults[RATINGS] = [status(429, **after), status(503)]
+    get_files(BABY, mirror=mirror.url)
+    assert [pause for pause in slept if pause] == ([7.0, 2.0] if after else [1.0, 2.0])
 
 
 def test_a_whole_file_without_a_length_is_taken_if_its_format_shows_the_end(mirror: Mirror) -> None:

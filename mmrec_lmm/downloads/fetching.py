@@ -125,8 +125,9 @@ def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
             part.open("ab" if start else "wb") as out,
             tqdm(total=found.total, initial=start, desc=label, unit="B", unit_scale=True, disable=None) as bar,
         ):
-            while block := answer.read(_BLOCK):
+            while block := answer.read1(_BLOCK):  # what there is, however little
                 out.write(block)
+                out.flush()  # a kill loses nothing that has come
                 bar.update(len(block))
         chunked = answer.headers.get("Transfer-Encoding", "").lower() == "chunked"  # http.client finds the end
     if found.total is not None and _size(part) != found.total:
