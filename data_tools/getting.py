@@ -7,6 +7,7 @@ that of the first download. What can't be downloaded may be put there by hand.
 import logging
 import shutil
 import zipfile
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _unpacked(paths: Sequence[Path], dataset: PublishedDataset) -> list[Path]:
             try:
                 with zipfile.ZipFile(path) as archive:
                     archive.extractall(folder)
-            except (zipfile.BadZipFile, EOFError) as error:
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
                 raise DataError(f"{path}: expected a zip archive, got a damaged file or none ({error})") from None
         found += sorted(one for one in folder.rglob("*") if one.is_file())
     return found

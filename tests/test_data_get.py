@@ -1,5 +1,6 @@
 """`mmrec-lmm data get`, from a mirror on this machine to a data set that runs."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -64,6 +65,27 @@ def test_amazons_files_become_a_data_set_that_runs(mirror: Mirror) -> None:
     assert manifest["inputs"]["ratings_Baby.csv"] == hashlib.sha256(mirror.files[RATINGS]).hexdigest()
     run = call("run", "-m", "VBPR", "-d", "baby", "--epochs=1", "--topk=[5]", "--valid_metric=Recall@5")
     assert run.code == 0, run.err
+
+
+def test_the_real_baby_has_the_counts_of_mmrecs(shared: Path, mirror: Mirror, caplog: pytest.LogCaptureFixture) -> None:
+    """The real interactions and texts, with their raw ids, in the layout of Amazon's files."""
+    folder = shared / "data" / "baby"
+    users, asins = (table(str(folder / f"{kind}_id_mapping.csv")).iloc[:, 0].to_numpy() for kind in "ui")
+    inter, items = pd.read_csv(folder / "baby.inter", sep="\t"), table(str(folder / "items.tsv"))
+    rows = pd.DataFrame({"user": users[inter.userID], "item": asins[inter.itemID], "rating": "5.0", "time": 1370000000})
+    rare = pd.DataFrame({"user": ["RARE"] * 4, "item": asins[:4], "rating": "1.0", "time": 1370000000})
+    mirror.files[RATINGS] = pd.concat([rare, rows]).to_csv(header=False, index=False).encode()
+    fields = items[["asin", "title", "description", "imUrl"]].to_dict("records")
+    lines = "\n".join(repr({key: value for key, value in row.items() if value}) for row in fields)
+    mirror.files[META] = gzip.compress(lines.encode() + b"\n", 1, mtime=0)
+    answer = call(*GET, "--mirror", mirror.url)
+    assert answer.code == 0, answer.err
+    assert "baby: 19,445 users, 7,050 items, 160,792 interactions" in answer.out
+    assert "outside the 5-core 4" in answer.out
+    assert "were expected" not in caplog.text
+    manifest = json.loads(Path("data/baby/manifest.json").read_text())
+    assert manifest["splits"] == {"train": 118_551, "valid": 20_559, "test": 21_682}
+    assert (manifest["texts"]["title"], manifest["image_urls"]) == (3_416, 7_037)
 
 
 def test_movielens_becomes_a_data_set_of_texts(mirror: Mirror) -> None:

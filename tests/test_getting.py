@@ -191,6 +191,17 @@ def test_files_put_into_the_cache_by_hand_are_used_and_the_rest_is_brought(mirro
     assert [path for path, _ in mirror.asked] == [META]
 
 
+def test_a_web_page_that_was_saved_as_a_file_is_refused_and_its_hash_is_not_kept(mirror: Mirror) -> None:
+    folder().mkdir(parents=True)
+    saved = folder() / "meta_Baby.json.gz"
+    for content, reason in ((b"<!doctype html>gone", "it is a web page"), (mirror.files[META][:99], "it is cut")):
+        saved.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{saved}: {reason}.*delete it and try again, or get it again from http"):
+            get_files(BABY, mirror=mirror.url)
+    saved.write_bytes(mirror.files[META])
+    assert get_files(BABY, mirror=mirror.url)[1] == saved
+
+
 def test_files_of_a_given_folder_come_first_and_may_be_unpacked(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

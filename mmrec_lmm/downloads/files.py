@@ -74,6 +74,10 @@ def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> 
             trusted = f"delete it to get it again, or delete {_record(path).name} beside it if you trust this one"
             _expect(path, known, "as at its first use", trusted)
         else:
+            try:
+                expect_format(path, path.name)
+            except ValueError as error:
+                raise DataError(f"{path}: {error}; {remedy}") from None
             with suppress(OSError, RunError):  # in a folder that can't be written to
                 _write_record(path, hash_file(path))
 
