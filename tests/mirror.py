@@ -33,12 +33,12 @@ def ratings() -> str:
     return "\n".join([*rows, f"ALONE,{asin(0)},5.0,1300000000", "A0000000000000,RARE000001,5.0,1300000000"]) + "\n"
 
 
-def metadata() -> bytes:
+def metadata(image: str = "http://ecx.images-amazon.com/images/I/{}._SX300_.jpg") -> bytes:
     """A Python literal a line, gzip; the last item has neither title nor image."""
     lines = [
         repr({
             "asin": asin(item), "title": TITLES[item], "price": 9.99, "brand": "Ann's",
-            "imUrl": f"http://ecx.images-amazon.com/images/I/{item}._SX300_.jpg",
+            "imUrl": image.format(item),
             "categories": [["Baby", "Feeding"]], "description": "Holds milk &amp; tea.",
         })
         for item in range(ITEMS - 1)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mirror as served
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 from helpers import call, start
 from mirror import FEATURES, FILMS, META, RATINGS, Mirror, amazon, cut, movielens, serving, status
+from PIL import Image
 
 from mmrec_lmm.cache import home
 from mmrec_lmm.downloads import fetching
@@ -126,6 +128,63 @@ def test_other_counts_than_the_published_are_told(
     monkeypatch.setitem(DATASETS, "baby", same)
     assert call(*GET, "--mirror", mirror.url, "--force").code == 0
     assert "were expected" not in caplog.text
+
+
+# Images
+
+
+@pytest.fixture
+def pictures(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    """Metadata whose images are on this machine, where `data images` may go for once."""
+    pytest.importorskip("aiohttp")
+    adding = pytest.importorskip("mmrec_lmm_data_tools.images.adding")
+    limits = replace(adding.Limits(), allow_private=True, pause=0.0)
+    monkeypatch.setattr(adding, "download_images", partial(adding.download_images, limits=limits))
+    mirror.files[META] = served.metadata(f"{mirror.url}pictures/{{}}.png")
+    for item in range(served.ITEMS - 1):
+        drawn = io.BytesIO()
+        Image.new("RGB", (8 + item, 8), (20 * item, 0, 0)).save(drawn, "PNG")
+        mirror.files[f"/pictures/{item}.png"] = drawn.getvalue()
+    return mirror
+
+
+def test_the_items_images_come_with_the_data_set(pictures: Mirror) -> None:
+    del pictures.files["/pictures/4.png"]
+    answer = call("data", "get", "baby", "--accept-terms", "--mirror", pictures.url)
+    assert answer.code == 0, answer.err
+    items = table("data/baby/items.tsv").set_index("raw_id")
+    with Image.open(Path("data/baby/images") / items.loc[served.asin(3), "image"]) as image:
+        assert image.size == (11, 8)
+    assert not items.loc[served.asin(4), "image"]
+    assert answer.out.splitlines()[-1] == "next: mmrec-lmm run -m VBPR -d baby --encoder basic"
+    asked = len(pictures.asked)
+    again = call("data", "get", "baby", "--accept-terms", "--mirror", pictures.url)
+    assert again.code == 0
+    assert "data/baby is here already" in again.out
+    assert len(pictures.asked) == asked, "what came isn't fetched again, nor what isn't there"
+
+
+@pytest.mark.parametrize("why", ["flag", "offline"])
+def test_images_are_left_out_by_a_flag_and_offline(why: str, pictures: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--no-images", "--mirror", pictures.url]
+    if why == "offline":
+        call(*GET, "--mirror", pictures.url)
+        monkeypatch.setenv("MMREC_LMM_OFFLINE", "1")
+        flags = ["--force"]
+    answer = call("data", "get", "baby", "--accept-terms", *flags)
+    assert answer.code == 0, answer.err
+    assert not [path for path, _ in pictures.asked if path.startswith("/pictures")]
+    assert "next: mmrec-lmm data images baby" in answer.out
+
+
+def test_where_no_image_comes_the_rest_is_ready_and_the_message_says_so(pictures: Mirror) -> None:
+    for item in range(served.ITEMS):
+        pictures.files.pop(f"/pictures/{item}.png", None)
+    answer = call("data", "get", "baby", "--accept-terms", "--mirror", pictures.url)
+    assert answer.code == 4
+    assert "data/baby: the data set is ready but for its images: " in answer.err
+    assert "Later: mmrec-lmm data images baby --data-path data; without them: data get --no-images" in answer.err
+    assert call("data", "check", "-d", "baby").code == 0
 
 
 # Terms
