@@ -161,6 +161,16 @@ def cut(after: int) -> Fault:
     return lambda handler, content: handler.give(content, most=after)
 
 
+def stall(after: int, seconds: float) -> Fault:
+    """Some bytes, and then silence."""
+
+    def answer(handler: Handler, content: bytes) -> None:
+        handler.give(content, most=after)
+        time.sleep(seconds)
+
+    return answer
+
+
 def wrong_length(length: int) -> Fault:
     return lambda handler, content: handler.give(content, length=length)
 

@@ -260,6 +260,7 @@ def test_the_same_command_again_changes_nothing_and_another_asks_for_force(mirro
     [
         (["babby"], 2, "did you mean baby?; `data build`"),
         (["ml-1m", "--images"], 2, "--images: expected a data set with addresses of images, got ml-1m"),
+        (["ml-1m", "--image-features"], 2, "--image-features: expected a data set that has some, got ml-1m"),
         (["baby", "--mirror", "/some/folder"], 2, "--mirror: expected an address that begins with http"),
         (["baby", "--from", "nowhere"], 4, "--from nowhere: no such folder"),
         (["baby", "--split", "randomly"], 2, "invalid choice"),
@@ -280,6 +281,11 @@ def test_a_damaged_archive_put_there_by_hand_is_named(mirror: Mirror) -> None:
     answer = call("data", "get", "ml-latest-small", "--accept-terms", "--from", "mine")
     assert answer.code == 4
     assert "mine/ml-latest-small.zip: expected a zip archive, got a damaged file" in answer.err
+
+
+def test_the_help_names_every_data_set() -> None:
+    text = " ".join(call("data", "get", "--help").out.split())
+    assert all(name in text for name in DATASETS)
 
 
 # Kills

@@ -21,6 +21,7 @@ from mirror import (
     page,
     redirect,
     serving,
+    stall,
     status,
     without_length,
     wrong_length,
@@ -131,6 +132,13 @@ def test_trouble_that_stays_is_a_message_with_all_addresses_and_the_place(
     assert f"by hand into {folder()}, or into a folder that you name by --from DIR" in text
     assert BABY.page in text
     assert name not in left()
+
+
+def test_a_server_that_falls_silent_is_asked_for_the_rest(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.2)
+    mirror.faults[RATINGS] = [stall(100, 0.6), stall(50, 0.6)]
+    assert get_files(BABY, mirror=mirror.url)[0].read_bytes() == mirror.files[RATINGS]
+    assert [asked for path, asked in mirror.asked if path == RATINGS] == [None, "bytes=100-", "bytes=150-"]
 
 
 @pytest.mark.parametrize("after", [{"Retry_After": "7"}, {}])

@@ -44,7 +44,9 @@ def add(verbs: Verbs) -> None:
     _how_to_build(made)
     data_folder(made)
     got = add_verb(data, "get", _get, "Download a public data set, and make it ready for runs.")
-    got.add_argument("name", help="one that `list datasets` shows with this command")
+    got.add_argument(
+        "name", help="baby, sports, clothing or elec (Amazon, 2014), ml-100k, ml-1m or ml-latest-small (MovieLens)"
+    )
     got.add_argument(
         "--accept-terms", action="store_true", help="accept the terms of use, which are shown (default: ask)"
     )
@@ -187,7 +189,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _get(options: argparse.Namespace) -> int:
     from mmrec_lmm_data_tools.getting import get_dataset
-    from mmrec_lmm_data_tools.published import published
+    from mmrec_lmm_data_tools.published import IMAGE_FEATURES, published
 
     from ...downloads.fetching import offline
 
@@ -197,6 +199,8 @@ def _get(options: argparse.Namespace) -> int:
         raise ConfigError(f"--mirror: expected an address that begins with http, got {options.mirror}; try --from DIR")
     if options.images and not dataset.has_images:
         raise ConfigError(f"--images: expected a data set with addresses of images, got {dataset.name}; leave it out")
+    if options.image_features and not any(file.part == IMAGE_FEATURES for file in dataset.files):
+        raise ConfigError(f"--image-features: expected a data set that has some, got {dataset.name}; leave it out")
     _accept_terms(dataset, accepted=options.accept_terms)
     report = get_dataset(
         dataset,
