@@ -31,13 +31,13 @@ def new_dataset(folder: Path, *, name: str, force: bool = False) -> Iterator[Pat
     other folder with content. Raises RunError where the disk is full.
     """
     folder = folder.absolute()
-    _check_free(folder, name, force)
+    check_free(folder, name, force)
     building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
         yield building
-        _check_free(folder, name, force)  # another process may have been quicker
+        check_free(folder, name, force)  # another process may have been quicker
         _replace(folder, building)
     except OSError as error:
         if is_disk_full(error):
@@ -82,7 +82,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     table.to_csv(path, sep="\t", index=False, lineterminator="\n", encoding="utf-8")
 
 
-def _check_free(folder: Path, name: str, force: bool) -> None:
+def check_free(folder: Path, name: str, force: bool) -> None:
+    """Raise ConfigError where a folder is in use, as `new_dataset` does."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / f"{name}.inter").is_file():

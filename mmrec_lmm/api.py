@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .distributed import all_gather as all_gather
     from .distributed import common_generator as common_generator
     from .distributed import local_slice as local_slice
+    from .downloads.fetching import offline as offline
     from .errors import ConfigError as ConfigError
     from .errors import ConfigValueError as ConfigValueError
     from .errors import DataError as DataError
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from .types import Tuned as Tuned
     from .weights.download import find_weights as find_weights
     from .weights.download import given_weights as given_weights
-    from .weights.download import offline as offline
     from .weights.formats import LoadReport as LoadReport
     from .weights.formats import interpolate_positions as interpolate_positions
     from .weights.formats import load_state as load_state
@@ -80,7 +80,8 @@ _HOME = {
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
         "RunResult", "RunSpec", "TrainingData", "Tuned",
     ),
-    "weights.download": ("find_weights", "given_weights", "offline"),
+    "downloads.fetching": ("offline",),
+    "weights.download": ("find_weights", "given_weights"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from mmrec_lmm.cache import home
+from mmrec_lmm.downloads import fetching
+from mmrec_lmm.downloads.fetching import offline
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.plugin.specs import WeightFile
-from mmrec_lmm.weights import download
-from mmrec_lmm.weights.download import find_weights, offline, present
+from mmrec_lmm.weights.download import find_weights, present
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -78,7 +79,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     world.port = httpd.server_port
     threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(fetching, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for name in ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..studies.leaderboard import Leaderboard
     from ..types import Dataset, FeatureTable, RunResult
 
-WIDTHS = {"summary": 72, "license": 32}  # column -> most characters in a listing; `info` prints all
+WIDTHS = {"summary": 72, "license": 32, "state": 100}  # column -> most characters in a listing; `info` prints all
+HIDDEN = {"datasets": ("summary", "plugin")}  # columns that only `info` and JSON have
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -354,13 +355,14 @@ def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | Non
     return {file: present(file, encoder=spec.name) for file in files}
 
 
-def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def listing_text(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """`list`: the rows as a table, with long texts shortened."""
     return table(
         [
             {
                 name: textwrap.shorten(value, WIDTHS[name], placeholder=" ...") if name in WIDTHS else value
                 for name, value in row.items()
+                if name not in HIDDEN.get(kind, ())
             }
             for row in rows
         ]
@@ -459,7 +461,12 @@ def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> s
     lines = [f"{kind} {spec.name}: {spec.summary}"]
     lines += [
         f"{label}: {getattr(spec, attribute)}"
-        for label, attribute in (("paper", "paper"), ("license", "license"), ("default encoder", "default_encoder"))
+        for label, attribute in (
+            ("paper", "paper"),
+            ("license", "license"),
+            ("default encoder", "default_encoder"),
+            ("get it", "get"),
+        )
         if getattr(spec, attribute, None)
     ]
     if kind == "encoder":

@@ -431,4 +431,5 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 
 
 def _dataset_name(request: Request, dataset: DatasetSpec | None) -> str:
-    return dataset.name if dataset else request.dataset
+    """The name of the data set's folder: a plugin decides how that of its own is spelled."""
+    return dataset.name if dataset and (dataset.make or dataset.load) else request.dataset

@@ -20,14 +20,12 @@ from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
 from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
 from .tables import first_cells, read_integers, read_table
 
-NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
+NOT_TEXT = ("itemID", "image", "image_url", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
 
 def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     """The data set in `folder`. Raises DataError, with counts, for data that can't be ranked correctly."""
-    inter = folder / (settings.inter_file_name or f"{name}.inter")
-    if not inter.is_file():
-        raise DataError(f"{inter}: no such file{_what_is_there(folder)}")
+    inter = inter_file(folder, name, settings)
     users, items, labels, times = read_interactions(inter, settings)
     catalog = read_catalog(folder) if (folder / "items.tsv").is_file() else None
 
@@ -86,6 +84,14 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         notes=tuple(notes),
         split=drawn,
     )
+
+
+def inter_file(folder: Path, name: str, settings: Settings) -> Path:
+    """The path of a data set's interactions. Raises DataError, with what is there instead."""
+    path = folder / (settings.inter_file_name or f"{name}.inter")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file{_what_is_there(folder)}")
+    return path
 
 
 def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
@@ -182,7 +188,7 @@ def _column(name: str, default: str, header: Sequence[str]) -> str:
 def read_catalog(folder: Path) -> ItemCatalog:
     """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`."""
     path = folder / "items.tsv"
-    table = _read_items(path)
+    table = items_table(path)
     if "itemID" not in table:
         raise DataError(f"{path}: expected the column 'itemID', got {', '.join(table.columns)}")
     ids = pd.to_numeric(table["itemID"], errors="coerce")
@@ -206,7 +212,7 @@ def read_catalog(folder: Path) -> ItemCatalog:
     )
 
 
-def _read_items(path: Path) -> pd.DataFrame:
+def items_table(path: Path) -> pd.DataFrame:
     """All named columns of a catalog. Its ids check themselves, so line breaks within quoted cells are tried too."""
     try:
         table = read_table(path)

@@ -1,14 +1,16 @@
 """Opening a data set by its name: a folder in MMRec's layout, or what a plugin makes or reads."""
 
 import logging
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from ..cache import locked
 from ..config.settings import Settings
-from ..errors import ConfigError, PluginError
+from ..errors import ConfigError, DataError, PluginError
 from ..plugin.registry import Registry
+from ..plugin.specs import DatasetSpec
 from ..types import Dataset
 from .loading import load_dataset
 
@@ -16,11 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
-    """The data set of that name under `data_path`; one that a plugin can make is made on first use."""
+    """The data set of that name under `data_path`; one that a plugin can make is made on first use.
+
+    Raises DataError; for one that can be got, with the command.
+    """
     folder = Path(settings.data_path) / name
     spec = registry.datasets.get(name) if name in registry.datasets else None
     if spec is not None and spec.make is not None and not folder.exists():
         make_dataset(folder, registry.datasets.load(name, "make"))
+    if spec is not None and spec.get and not folder.exists():
+        raise DataError(
+            f"{folder}: expected the data set {name}, got no such folder; try `{how_to_get(spec, settings)}`, or "
+            "--data-path DIR if it lies elsewhere"
+        )
     if spec is not None and spec.load is not None:
         dataset: Dataset = registry.datasets.load(name, "load")(folder, name, settings)
         if settings.split and dataset.split is None:
@@ -30,6 +40,12 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
             )
         return dataset
     return load_dataset(folder, name, settings)
+
+
+def how_to_get(spec: DatasetSpec, settings: Settings) -> str:
+    """The command that brings a data set to the folder where a run looks for it."""
+    elsewhere = settings.data_path != Settings().data_path
+    return f"{spec.get} --data-path {shlex.quote(settings.data_path)}" if elsewhere else spec.get
 
 
 def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:

@@ -105,7 +105,8 @@ class ParadigmSpec:
 @dataclass(frozen=True)
 class DatasetSpec:
     """Registers a data set. `make(folder)` creates it on first use, `load(folder, name, settings)` reads it;
-    where `load` is None, the host's own loader of MMRec's layout does."""
+    where `load` is None, the host's own loader of MMRec's layout does. `get` is a command that brings it, for listings
+    and for the message that it isn't here: nothing is downloaded unasked."""
 
     name: str
     summary: str = ""
@@ -115,6 +116,8 @@ class DatasetSpec:
     license: str = ""
     configs: Path | None = None
     licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
+    get: str = ""
+    paper: str = ""
 
     def __post_init__(self) -> None:
         _take_old_name(self)

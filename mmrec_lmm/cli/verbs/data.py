@@ -1,20 +1,27 @@
-"""`data`: make, check and import data sets."""
+"""`data`: get, make, check and import data sets."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...config.choices import SPLIT_RULES
+from ...errors import ConfigError, MMRecError
 from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
 
 if TYPE_CHECKING:
+    from mmrec_lmm_data_tools.building import Report
+    from mmrec_lmm_data_tools.published import PublishedDataset
+
     from ..parser import Verbs
 
 
 def add(verbs: Verbs) -> None:
-    data = add_group(verbs, "data", "Make, check and import data sets.")
+    data = add_group(verbs, "data", "Get, make, check and import data sets.")
     demo = add_verb(data, "demo", _demo, "Make the demo data set.")
     data_folder(demo)
     demo.add_argument("--seed", type=int, help="another random catalog")
@@ -22,6 +29,40 @@ def add(verbs: Verbs) -> None:
     check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
     which_data(check)
     which_split(check)
+    made = add_verb(data, "build", _build, "Make a data set from the files of a public one, such as Amazon reviews.")
+    made.add_argument("name", type=folder_name, help="the new data set's name")
+    made.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="DIR", help="the folder of the files, as downloaded"
+    )
+    made.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="amazon-2014, amazon-2018, amazon-2023, movielens, recbole or mmrec (default: what the files look like)",
+    )
+    made.add_argument("--category", metavar="TEXT", help="take only files whose name has TEXT")
+    made.add_argument("--strict", action="store_true", help="stop at the first line that can't be used")
+    _how_to_build(made)
+    data_folder(made)
+    got = add_verb(data, "get", _get, "Download a public data set, and make it ready for runs.")
+    got.add_argument(
+        "name", help="baby, sports, clothing or elec (Amazon, 2014), ml-100k, ml-1m or ml-latest-small (MovieLens)"
+    )
+    got.add_argument(
+        "--accept-terms", action="store_true", help="accept the terms of use, which are shown (default: ask)"
+    )
+    got.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="take files from here; download only what it lacks"
+    )
+    got.add_argument("--mirror", metavar="URL", help="download from here, in the layout of the publisher's server")
+    got.add_argument("--image-features", action="store_true", help="get the published image features too, a large file")
+    got.add_argument(
+        "--images",
+        action=argparse.BooleanOptionalAction,
+        help="download the items' images, as `data images` does (default: where there are addresses)",
+    )
+    got.add_argument("--strict", action="store_true", help="stop at the first line that can't be used")
+    _how_to_build(got, core=None, usual="5 for Amazon's data sets, as in MMRec, and 0 for MovieLens")
+    data_folder(got)
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
@@ -66,14 +107,36 @@ def add(verbs: Verbs) -> None:
     load.add_argument("--encoding", default="utf-8", metavar="NAME", help="of both tables (default: utf-8)")
     load.add_argument("--decimal", choices=(".", ","), default=".", help="of ratings and timestamps (default: a point)")
     data_folder(load)
-    load.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
-    load.add_argument(
-        "--core", type=int, default=0, metavar="K", help="keep only users and items with K interactions or more"
-    )
     load.add_argument(
         "--drop-unknown", action="store_true", help="drop interactions with items that the items table lacks"
     )
-    load.add_argument("--force", action="store_true", help="replace an existing data set")
+    _how_to_build(load)
+
+
+def _how_to_build(parser: argparse.ArgumentParser, *, core: int | None = 0, usual: str = "all") -> None:
+    """Add the flags of filters, split and text."""
+    parser.add_argument(
+        "--min-rating", type=float, metavar="X", help="keep only interactions with a rating of X or more"
+    )
+    parser.add_argument(
+        "--core",
+        type=int,
+        default=core,
+        metavar="K",
+        help=f"keep only users and items with K interactions or more (default: {usual})",
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLIT_RULES,
+        help="draw the split by this rule (default: the split that the files bring, else ratio)",
+    )
+    parser.add_argument(
+        "--split-seed", "--seed", dest="split_seed", type=int, default=0, metavar="N", help="of the split (default: 0)"
+    )
+    parser.add_argument(
+        "--raw-text", action="store_true", help="keep tags, entities and broken encodings in texts as they are"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing data set")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -104,6 +167,95 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _build(options: argparse.Namespace) -> int:
+    from mmrec_lmm_data_tools.building import build_folder
+
+    report = build_folder(
+        options.source,
+        options.data_path / options.name,
+        layout=options.layout,
+        category=options.category,
+        strict=options.strict,
+        core=options.core,
+        min_rating=options.min_rating,
+        split=options.split,
+        split_seed=options.split_seed,
+        raw_text=options.raw_text,
+        force=options.force,
+    )
+    print(f"{report}\n{_next_step(report, options.data_path)}")
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mmrec_lmm_data_tools.getting import get_dataset
+    from mmrec_lmm_data_tools.published import IMAGE_FEATURES, published
+
+    from ...downloads.fetching import offline
+
+    dataset = published(options.name)
+    folder = options.data_path / dataset.name
+    if options.mirror and not options.mirror.startswith(("http://", "https://")):
+        raise ConfigError(f"--mirror: expected an address that begins with http, got {options.mirror}; try --from DIR")
+    if options.images and not dataset.has_images:
+        raise ConfigError(f"--images: expected a data set with addresses of images, got {dataset.name}; leave it out")
+    if options.image_features and not any(file.part == IMAGE_FEATURES for file in dataset.files):
+        raise ConfigError(f"--image-features: expected a data set that has some, got {dataset.name}; leave it out")
+    _accept_terms(dataset, accepted=options.accept_terms)
+    report = get_dataset(
+        dataset,
+        folder,
+        given=options.source,
+        mirror=options.mirror,
+        image_features=options.image_features,
+        strict=options.strict,
+        core=options.core,
+        min_rating=options.min_rating,
+        split=options.split,
+        split_seed=options.split_seed,
+        raw_text=options.raw_text,
+        force=options.force,
+    )
+    print(report or f"{folder} is here already, made by this command; --force makes it again")
+    images = 0
+    if options.images or (options.images is None and dataset.has_images and not offline()):
+        images = _download_images(folder, options.data_path)
+    if report:
+        print(_next_step(dataclasses.replace(report, images=images), options.data_path))
+    return 0
+
+
+def _accept_terms(dataset: PublishedDataset, *, accepted: bool) -> None:
+    """Show the terms of use. Raises ConfigError unless they are accepted, by the flag or in answer to a question."""
+    print(
+        f"{dataset.summary}\nfrom {dataset.page}\nterms of use: {dataset.terms}\ncite: {dataset.citation}",
+        file=sys.stderr,
+    )
+    if accepted:
+        return
+    again = f"data get {dataset.name}: expected these terms to be accepted"
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{again}; try --accept-terms")
+    print("Accept them? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ConfigError(f"{again}; nothing was downloaded")
+
+
+def _download_images(folder: Path, data_path: Path) -> int:
+    """Download a new data set's images; how many items have one. A failure says that the rest is ready."""
+    from mmrec_lmm_data_tools.images.adding import download_images
+
+    try:
+        report = download_images(folder)
+    except MMRecError as error:
+        raise type(error)(
+            f"{folder}: the data set is ready but for its images: {error}. Later: mmrec-lmm data images {folder.name} "
+            f"--data-path {data_path}; without them: data get --no-images"
+        ) from None
+    print(report)
+    return report.new + report.kept
+
+
 def _import(options: argparse.Namespace) -> int:
     from mmrec_lmm_data_tools.importing import import_dataset
 
@@ -112,8 +264,6 @@ def _import(options: argparse.Namespace) -> int:
         options.data_path / options.name,
         items=options.items,
         images=options.images,
-        seed=options.seed,
-        core=options.core,
         user_column=options.user_column,
         item_column=options.item_column,
         columns=options.columns,
@@ -125,7 +275,27 @@ def _import(options: argparse.Namespace) -> int:
         encoding=options.encoding,
         decimal=options.decimal,
         drop_unknown=options.drop_unknown,
+        seed=options.split_seed,
+        core=options.core,
+        min_rating=options.min_rating,
+        split=options.split,
+        raw_text=options.raw_text,
         force=options.force,
     )
-    print(report)
+    print(f"{report}\n{_next_step(report, options.data_path)}")
     return 0
+
+
+def _next_step(report: Report, data_path: Path) -> str:
+    """The command to type once a data set is made: one that gets its images where it has only addresses, else a run."""
+    where = f"-d {report.name}" + ("" if data_path == Path("data") else f" --data-path {data_path}")
+    if report.image_urls and not report.images:
+        images = f"mmrec-lmm data images {where.removeprefix('-d ')}"
+        return f"next: {images}  (fetches the images of {report.image_urls:,} items)"
+    if report.features:
+        return f"next: mmrec-lmm run -m VBPR {where}"
+    if report.images or any(report.texts.values()):
+        modalities = [name for name, has in (("image", report.images), ("text", any(report.texts.values()))) if has]
+        only = "" if len(modalities) == 2 else f" --modalities {modalities[0]}"
+        return f"next: mmrec-lmm run -m VBPR {where} --encoder basic{only}"
+    return f"next: mmrec-lmm run -m LightGCN {where}"

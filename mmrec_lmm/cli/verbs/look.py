@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..parser import add_group, add_verb, as_json, runs_folder, what_to_run
+from ..parser import add_group, add_verb, as_json, data_folder, runs_folder, what_to_run
 from ..shared import print_json, registry_of, runs_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add(verbs: Verbs) -> None:
 
     listing = add_verb(verbs, "list", _list, "List models, encoders, data sets, runs and more.")
     listing.add_argument("kind", choices=KINDS, help="what to list")
+    data_folder(listing)
     runs_folder(listing)
     as_json(listing)
 
@@ -46,12 +47,16 @@ def _list(options: argparse.Namespace) -> int:
         from ...running.run_folder import list_results
 
         rows = run_rows(list_results(options.out))
+    elif options.kind == "datasets":
+        from ..datasets import dataset_rows
+
+        rows = dataset_rows(registry_of(options), options.data_path)
     else:
         rows = spec_rows(registry_of(options), options.kind)
     if options.json:
         print_json(rows)
     else:
-        print(listing_text(rows) or f"no {options.kind}")
+        print(listing_text(rows, options.kind) or f"no {options.kind}")
     return 0
 
 

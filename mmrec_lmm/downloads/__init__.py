@@ -1,0 +1,1 @@
+"""Bringing files from servers: whole, checked, and continued after a stop."""

@@ -1,0 +1,193 @@
+"""Fetch one file over HTTP: continued after a cut, patient with a server in trouble, never cut short unnoticed.
+
+The beginning of a file, `X.part`, is continued only from the address that it came from, and only while the server shows
+by ETag or Last-Modified that the file there is the same; `X.part.origin` keeps address, version and length. Where the
+file's hash is known, it is continued from anywhere: the hash tells whether the parts fit.
+"""
+
+import dataclasses
+import email.utils
+import http.client
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.message import Message
+from pathlib import Path
+
+from ..cache import is_disk_full
+
+logger = logging.getLogger(__name__)
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each retry; an attempt without a new byte after the last is final
+LONGEST_PAUSE = 300.0  # seconds; a server that asks for more by Retry-After is left alone
+TIMEOUT = 30.0  # seconds without a byte
+_BLOCK = 1 << 20  # bytes
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
+_OFFLINE = ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE")
+_YES = ("1", "true", "yes", "on")
+
+#: What `fetch` raises.
+FETCH_ERRORS = (OSError, http.client.HTTPException, ValueError)
+
+
+def offline() -> str | None:
+    """The environment variable that forbids downloads, by 1, true, yes or on in any case; None where none does."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "").strip().lower() in _YES), None)
+
+
+def fetch(url: str, part: Path, *, label: str, hash_known: bool = False) -> bool:
+    """Bring the file at `url` to `part`, with retries while attempts bring bytes or pauses are left.
+
+    False if the server never said where the file ends, so that a cut connection looks like the end. `hash_known`: the
+    caller compares the file with a known hash. Raises FETCH_ERRORS; what has come stays in `part`.
+    """
+    began, fruitless = False, 0
+    while True:
+        before = _size(part)
+        try:
+            return _fetch(url, part, label=label, hash_known=hash_known)
+        except (OSError, http.client.HTTPException) as error:
+            came = _size(part) > before
+            began, fruitless = began or came, 0 if came else fruitless + 1
+            if not _may_pass(error, began=began) or fruitless > len(PAUSES):
+                raise
+            pause = max(PAUSES[max(fruitless - 1, 0)], _asked_pause(error))
+            if pause > LONGEST_PAUSE:
+                raise ConnectionError(f"{reason_of(error)}; the server asks to wait {pause:,.0f} s") from None
+            logger.warning("%s: %s; trying again in %g s", url, reason_of(error), pause)
+            time.sleep(pause)
+
+
+def discard(part: Path) -> None:
+    """Delete the beginning of a file, and what is known of it."""
+    part.unlink(missing_ok=True)
+    _origin_file(part).unlink(missing_ok=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a fetch failed, in a few words."""
+    return str(error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error))
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the beginning of a file is from."""
+
+    url: str
+    version: str  # ETag or Last-Modified; empty if the server gives neither
+    total: int | None  # bytes of the whole file, where the server said so
+
+
+def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
+    """One attempt: append to `part` the rest of the file, or write all of it if the server can't continue."""
+    from tqdm import tqdm  # late: each listing of plugins imports this module
+
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"unknown url type: {url!r}")
+    origin = _read_origin(part)
+    if origin is None or origin.url != url or not origin.version:
+        origin = None
+        if not hash_known:
+            discard(part)
+    start = _size(part)
+    if origin and start == origin.total:
+        return True
+    headers = {"User-Agent": "mmrec-lmm", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if origin:
+            headers["If-Range"] = origin.version  # else, if the file has changed, send all of it
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{start}":
+            return True  # it was complete before
+        discard(part)
+        raise ConnectionError(f"the file there is shorter than the {start:,} bytes here") from None
+    with answer:
+        found = _described(url, answer.headers, start if answer.status == http.client.PARTIAL_CONTENT else 0)
+        if answer.status == http.client.PARTIAL_CONTENT:
+            if not _continues(answer.headers, start, origin, found):
+                discard(part)
+                raise ConnectionError("the file there has changed meanwhile")
+        else:
+            start = 0
+            part.unlink(missing_ok=True)  # before its new origin is written: they belong together
+        _origin_file(part).write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        with (
+            part.open("ab" if start else "wb") as out,
+            tqdm(total=found.total, initial=start, desc=label, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            while block := answer.read1(_BLOCK):  # what there is, however little
+                out.write(block)
+                out.flush()  # a kill loses nothing that has come
+                bar.update(len(block))
+        chunked = answer.headers.get("Transfer-Encoding", "").lower() == "chunked"  # http.client finds the end
+    if found.total is not None and _size(part) != found.total:
+        raise ConnectionError(f"the connection ended after {_size(part):,} of {found.total:,} bytes")
+    return found.total is not None or chunked
+
+
+def _described(url: str, headers: Message, start: int) -> _Origin:
+    """The file that an answer brings, from byte `start` on. ValueError if it can't be the one that was asked for."""
+    if headers.get_content_type() == "text/html":
+        raise ValueError("the server sent a web page instead")
+    coding = headers.get("Content-Encoding", "identity").lower()
+    if coding != "identity" and not ("gzip" in coding and url.endswith(".gz")):
+        raise ValueError(f"the server sent it encoded as {coding}")
+    tag = headers.get("ETag", "")
+    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak ETag can't be asked for
+    length, total = headers.get("Content-Length", ""), headers.get("Content-Range", "").rpartition("/")[2]
+    if start and total.isdecimal():
+        return _Origin(url, version, int(total))
+    return _Origin(url, version, start + int(length) if length.isdecimal() else None)
+
+
+def _continues(headers: Message, start: int, origin: _Origin | None, found: _Origin) -> bool:
+    """True if a partial answer is the rest of the file whose beginning is here, as far as the server tells."""
+    if not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        return False
+    return origin is None or (origin.version, origin.total or found.total) == (found.version, found.total)
+
+
+def _may_pass(error: Exception, *, began: bool) -> bool:
+    """True if the same request may succeed in a moment: not without the file, nor without a network."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in _TRANSIENT
+    if isinstance(error, urllib.error.URLError):  # no connection: retry only if there was one before
+        return began
+    return not isinstance(error, PermissionError) and not is_disk_full(error)
+
+
+def _asked_pause(error: Exception) -> float:
+    """The seconds that a server asks to wait by Retry-After, a number or a date; 0 if it doesn't."""
+    text = (error.headers.get("Retry-After") or "").strip() if isinstance(error, urllib.error.HTTPError) else ""
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _read_origin(part: Path) -> _Origin | None:
+    try:
+        return _Origin(**json.loads(_origin_file(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _origin_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.origin")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
