@@ -23,10 +23,12 @@ from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.types import SPLITS
 
 from .filtering import k_core
+from .images.collecting import by_id, resolve
+from .images.sources import Source, open_source
 from .sources.tables import SPLIT, Columns, Format, read_interactions, read_items
 from .writing import TEXT_COLUMNS, new_dataset, write_tables
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+LARGEST_IMAGE = 10**9  # bytes; more in one file of a folder or archive is no image
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ImportReport:
     texts: Mapping[str, int]  # text column -> items with a value
     images: int  # items with an image
     images_missing: tuple[str, ...]  # raw ids of items whose image is named but not in the folder
+    images_notes: tuple[str, ...]  # what came near and wasn't taken, or was ignored
     items_without_interactions: int
     dropped: Mapping[str, int]  # reason -> interactions
     seed: int
@@ -61,6 +64,7 @@ class ImportReport:
             lines.append(
                 f"{len(self.images_missing):,} images named but not found, of items {first_few(self.images_missing)}"
             )
+        lines += self.images_notes
         if self.items_without_interactions:
             lines.append(f"{self.items_without_interactions:,} items without interactions, kept")
         if self.dropped:
@@ -97,9 +101,9 @@ def import_dataset(
     word over numbers; words over words are refused. Without a header its columns are user, item, rating, timestamp, or
     `columns`. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test. The items
     table needs a header; its id is `items_id_column`, else a column of a known name, else the first if it has a name.
-    Its column `image` names files in the folder `images`; without that column the image of item X is `X.jpg` or the
-    like. `core` = k > 0 keeps users and items with k interactions or more, as MMRec did with 5; by default all stay,
-    since a filter changes what a benchmark measures.
+    Its column `image` names files in `images`, a folder or an archive; without that column the image of item X is
+    `X.jpg` or the like, in whatever folder. `core` = k > 0 keeps users and items with k interactions or more, as MMRec
+    did with 5; by default all stay, since a filter changes what a benchmark measures.
 
     Raises DataError for an unknown column, an empty table or id, ids that aren't unique, and interactions with items
     that the items table lacks (dropped under `drop_unknown`); ConfigError where `out` is in use, unless `force`
@@ -129,10 +133,12 @@ def import_dataset(
         if items is not None:
             inputs["items"] = hash_file(items)
         missing: tuple[str, ...] = ()
+        notes: list[str] = []
         if images is not None:
-            names = _image_names(catalog, images)
-            found, missing, inputs["images"] = _copy_images(names, images, building / "images")
-            catalog = catalog.assign(image=found)
+            source = open_source(images)
+            found, missing, notes = _find_images(catalog, source)
+            stored, inputs["images"] = _copy_images(found, source, building / "images")
+            catalog = catalog.assign(image=[stored.get(raw_id, "") for raw_id in catalog.index])
         elif "image" in catalog:
             catalog = catalog.assign(image="")  # the names are useless without the folder of images
 
@@ -157,6 +163,7 @@ def import_dataset(
             texts={column: int((catalog[column] != "").sum()) for column in TEXT_COLUMNS if column in catalog},
             images=int((catalog["image"] != "").sum()) if "image" in catalog else 0,
             images_missing=missing,
+            images_notes=tuple(notes),
             items_without_interactions=len(catalog) - len(np.unique(item_ids)),
             dropped=dropped,
             seed=seed,
@@ -200,33 +207,31 @@ def _select(table: pd.DataFrame, catalog: pd.Index, core: int) -> tuple[pd.DataF
 # Images
 
 
-def _image_names(catalog: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """raw id -> file name in `folder`, empty where the item has none."""
-    if "image" in catalog:
-        return dict(zip(catalog.index, catalog["image"], strict=True))
-    by_stem = {path.stem: path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
-    return {raw_id: by_stem.get(raw_id, "") for raw_id in catalog.index}
-
-
-def _copy_images(names: Mapping[str, str], source: Path, target: Path) -> tuple[list[str], tuple[str, ...], str]:
-    """Copy the images byte for byte. Returns each item's file name, empty where there is no such file; the raw ids
-    of items whose file is named but missing; and a hash of all names and contents."""
-    found, missing, hashes = [], [], {}
-    target.mkdir()
-    for raw_id, name in names.items():
+def _find_images(catalog: pd.DataFrame, source: Source) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """raw id -> its file in `source`, by the column `image` or by its name; the raw ids whose named file is missing; and
+    notes."""
+    if "image" not in catalog:
+        found, notes = by_id(source, list(catalog.index))
+        return found, (), notes
+    named = dict(zip(catalog.index, catalog["image"], strict=True))
+    for raw_id, name in named.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"item {raw_id}: image: expected a file within {source}, got {name!r}")
-        if name and not (source / path).is_file():
-            missing.append(raw_id)
-            name = ""
-        found.append(name)
-        if name and name not in hashes:
-            content = (source / path).read_bytes()
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            (target / path).write_bytes(content)
+            raise DataError(f"item {raw_id}: image: expected a file within {source.path}, got {name!r}")
+    found, notes = resolve(source, named)
+    return found, tuple(raw_id for raw_id, name in named.items() if name and raw_id not in found), notes
+
+
+def _copy_images(found: Mapping[str, str], source: Source, target: Path) -> tuple[dict[str, str], str]:
+    """Copy the images byte for byte. Returns each item's file name, and a hash of all names and contents."""
+    hashes = {}
+    target.mkdir()
+    for name, content in source.read(set(found.values()), max_bytes=LARGEST_IMAGE):
+        if content is not None:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
             hashes[name] = hash_bytes(content)
-    return found, tuple(missing), fingerprint(hashes)
+    return {raw_id: name for raw_id, name in found.items() if name in hashes}, fingerprint(hashes)
 
 
 # Checks and counts

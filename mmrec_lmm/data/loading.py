@@ -20,7 +20,7 @@ from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
 from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
 from .tables import first_cells, read_integers, read_table
 
-NOT_TEXT = ("itemID", "image", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
+NOT_TEXT = ("itemID", "image", "image_url", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
 
 def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:

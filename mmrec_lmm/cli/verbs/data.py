@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
+from .images import add_images
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -34,7 +35,9 @@ def add(verbs: Verbs) -> None:
     load.add_argument(
         "--items", type=Path, metavar="FILE", help="a table of items: id, title, brand, categories, description, image"
     )
-    load.add_argument("--images", type=Path, metavar="DIR", help="the folder of the items table's images")
+    load.add_argument(
+        "--images", type=Path, metavar="PATH", help="a folder or archive of images, as the items table or ids name them"
+    )
     load.add_argument("--user-column", metavar="NAME", help="the users' column, where its name isn't a usual one")
     load.add_argument("--item-column", metavar="NAME", help="the items' column, where its name isn't a usual one")
     load.add_argument(
@@ -74,6 +77,7 @@ def add(verbs: Verbs) -> None:
         "--drop-unknown", action="store_true", help="drop interactions with items that the items table lacks"
     )
     load.add_argument("--force", action="store_true", help="replace an existing data set")
+    add_images(data)
 
 
 def _demo(options: argparse.Namespace) -> int:
