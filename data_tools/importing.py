@@ -208,8 +208,8 @@ def _select(table: pd.DataFrame, catalog: pd.Index, core: int) -> tuple[pd.DataF
 
 
 def _find_images(catalog: pd.DataFrame, source: Source) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
-    """raw id -> its file in `source`, by the column `image` or by its name; the raw ids whose named file is missing; and
-    notes."""
+    """raw id -> its file in `source`, by the column `image` or by its name; the raw ids whose named file is missing;
+    and notes."""
     if "image" not in catalog:
         found, notes = by_id(source, list(catalog.index))
         return found, (), notes

@@ -264,10 +264,8 @@ class _Album:
         """Name the images in items.tsv, and count."""
         have = {item for item in self.position if self.has(item)}
         rows = self.manifest.rows
-        missing = Counter(
-            rows[item].reason if item in rows and rows[item].reason else "no file"
-            for item in self.position.keys() - have
-        )
+        lacking = [item for item in self.position if item not in have]
+        missing = Counter((rows[item].reason if item in rows else "") or "no file" for item in lacking)
         self.manifest.rows = {item: rows[item] for item in [*self.position, *rows] if item in rows}
         report = ImagesReport(
             self.images.parent.name, len(self.position), len(self.new & have), len(have - self.new),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 # {host}/images/I/{id}.{modifiers}.{suffix}: `_SX300_` sets the width, `_SL1500_` the longest side, `_SS40_` a square.
 # Without modifiers the stored picture comes, often of 500 pixels on the longest side.
 _AMAZON = re.compile(
-    r"https?://(?:[\w-]+\.)*(?:(?:images|media)-amazon|images\.amazon)\.com"
+    r"https?://(?:[\w-]+\.)*(?:(?:ssl-)?images-amazon|media-amazon|images\.amazon)\.com"
     r"(?P<folder>/images/[IP]/)(?P<id>[^/?#]+?)(?P<modifiers>\._[^/?#]*_)?(?P<suffix>\.\w+)"
 )
 _SIDE = re.compile(r"[SU][LRSXY](\d+)")

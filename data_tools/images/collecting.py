@@ -43,7 +43,6 @@ def collect(path: Path, items: Sequence[str], *, urls: Mapping[str, Collection[s
     """The file of each of `items` (raw ids) that has one, by its name; of img2dataset's output by `urls`, the addresses
     of each item, or by an id in the metadata."""
     source = open_source(path)
-    images = [name for name in source.names if name.lower().endswith(SUFFIXES)]
     notes = (
         [f"{path}: {source.ignored:,} entries ignored: links, or names that lead out of it"] if source.ignored else []
     )
@@ -52,8 +51,8 @@ def collect(path: Path, items: Sequence[str], *, urls: Mapping[str, Collection[s
         names = _by_origin(origins, items, urls or {})
         if not names:
             raise DataError(
-                f"{path}: img2dataset's output: expected addresses of the data set's items, got {len(origins):,} others, "
-                f"such as {next(iter(origins.values()))['url']}; try --urls FILE, the table that img2dataset had"
+                f"{path}: img2dataset's output: expected addresses of the data set's items, got {len(origins):,} "
+                f"others ({next(iter(origins.values()))['url']}); try --urls FILE, the table that img2dataset had"
             )
         return Found(source, names, notes)
     names, more = by_id(source, items)
@@ -104,10 +103,10 @@ def resolve(source: Source, wanted: Mapping[str, str]) -> tuple[dict[str, str], 
             doubtful[item] = near
     if not doubtful:
         return found, []
-    item = next(iter(doubtful))
+    first = next(iter(doubtful))
     return found, [
-        f"{len(doubtful):,} images lie in other folders than the table says, or in several: item {item} names "
-        f"{wanted[item]}, got {first_few(doubtful[item], 3)}; correct the column image, or remove it to match by ids"
+        f"{len(doubtful):,} images lie in other folders than the table says, or in several: item {first} names "
+        f"{wanted[first]}, got {first_few(doubtful[first], 3)}; correct the column image, or remove it to match by ids"
     ]
 
 
@@ -143,10 +142,10 @@ def _named_after(images: Sequence[str], items: Sequence[str]) -> tuple[dict[str,
     for item, written in stems(items).items():
         near = folded.get(_fold(item), [])
         unique = near if len(near) == 1 and alike[_fold(item)] == 1 else []
-        key = next((key for key in (unicodedata.normalize("NFC", item), written, *unique) if key in files), None)
-        if key is not None:
-            names[item] = files[key][0]
-            several += [item] if len(files[key]) > 1 else []
+        keys = (unicodedata.normalize("NFC", item), written, *unique)
+        if found := next((files[key] for key in keys if key in files), None):
+            names[item] = found[0]
+            several += [item] if len(found) > 1 else []
     if not several:
         return names, []
     example = several[0]

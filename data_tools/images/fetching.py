@@ -12,11 +12,14 @@ import asyncio
 import contextlib
 import email.utils
 import random
+import re
+import signal
 import socket
+import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,12 +93,30 @@ def fetch_all(
             f"data images: downloads need aiohttp, got {error}; try pip install 'mmrec-lmm[images]'"
         ) from None
     with ThreadPoolExecutor(1, "decode") as decoder:  # one: Pillow's warnings are set per process
-        asyncio.run(_Fetcher(keep, done, parts, limits, decoder).run(wanted))
+        try:
+            asyncio.run(_until_terminated(_Fetcher(keep, done, parts, limits, decoder).run(wanted)))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`. asyncio ends tasks in order at SIGINT; where SIGTERM is to do the same, it does here too."""
+    before = signal.getsignal(signal.SIGTERM)
+    task = asyncio.ensure_future(work)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        return await task
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Failure(Exception):
-    """Why a request brought no body. `again`: the same request may succeed later. `pause`: its host is to be left alone,
-    for `wait` seconds if it said so."""
+    """Why a request brought no body. `again`: the same request may succeed later. `pause`: its host is to be left
+    alone, for `wait` seconds if it said so."""
 
     def __init__(
         self, reason: str, detail: str = "", *, status: int = 0, url: str = "", pause: bool = False,
@@ -375,7 +396,7 @@ def _parse(text: str, base: "URL | None" = None) -> "URL":
 
 def _retry_after(value: str) -> float | None:
     """The seconds that a Retry-After header asks for, by number or date; None if it doesn't."""
-    if value.strip().isdecimal():
+    if re.fullmatch(r"\s*\d{1,9}(\.\d*)?\s*", value):
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
