@@ -3,22 +3,29 @@
 Nothing is unpacked to the disk. Of an archive only plain files count whose names stay within it.
 """
 
+import bz2
+import gzip
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from mmrec_lmm.errors import DataError
 
 #: What an archive may unpack to: images hardly shrink, so more than this is a bomb.
 RATIO, FLOOR = 100, 10**9  # times its own bytes, and bytes beside that
+_COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 
 
@@ -65,7 +72,7 @@ class _Folder(Source):
         super().__init__(path)
         for folder, folders, files in os.walk(path):
             folders.sort()
-            for file in files:
+            for file in sorted(files):
                 self._list((Path(folder) / file).relative_to(path).as_posix())
 
     def read(self, names: Collection[str], *, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
@@ -108,7 +115,7 @@ class _Tar(Source):
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         total = 0
-        with _readable(self.path), tarfile.open(self.path, "r|*") as archive:
+        with _readable(self.path), _unpacked(self.path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 total += member.size
                 _refuse_bomb(self.path, total)  # before its content is unpacked
@@ -135,6 +142,19 @@ class _Shards(Source):
                 yield prefix + name, content
 
 
+def _unpacked(path: Path) -> IO[bytes]:
+    """The bytes of a tar archive, without its compression. What is cut short raises EOFError: tarfile alone would take
+    the entries before the cut for all."""
+    with path.open("rb") as file:
+        head = file.read(6)
+        if not head.startswith(tuple(_COMPRESSIONS)):
+            file.seek(-min(512, path.stat().st_size), os.SEEK_END)
+            if file.read().strip(b"\0"):
+                raise EOFError("no end of the archive")
+    opened: IO[bytes] = next((way for start, way in _COMPRESSIONS.items() if head.startswith(start)), open)(path, "rb")
+    return opened
+
+
 def _bounded(file: IO[bytes], most: int) -> bytes | None:
     content = file.read(most + 1)
     return content if len(content) <= most else None
@@ -150,20 +170,14 @@ def _refuse_bomb(path: Path, total: int) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
+    """Turn what libraries raise for damaged archives into a DataError that names this one."""
+    damages = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
     try:
         yield
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        LZMAError,
-        NotImplementedError,
-        RuntimeError,
-    ) as e:
-        why = (
-            "it has a password" if isinstance(e, RuntimeError) and "password" in str(e) else str(e) or type(e).__name__
-        )
+    except (*damages, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = str(error) or type(error).__name__
         raise DataError(
-            f"{path}: expected a whole archive, got one that can't be read ({why}); copy it again"
+            f"{path}: expected a whole archive without a password, got one that can't be read ({why}); copy it again"
         ) from None
