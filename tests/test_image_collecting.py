@@ -223,7 +223,8 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path: Path, monkeypatch: pytest
 def test_an_archive_that_is_cut_short_is_named(tmp_path: Path, kind: str, part: float) -> None:
     files = {f"{n}.jpg": random.Random(n).randbytes(512) for n in range(40)}
     path = KINDS[kind](tmp_path, files)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part) // 1024 * 1024])  # in a tar, between two entries
+    # of a tar, between two entries
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part) // 1024 * 1024])
     folder = data_set(tmp_path, ["1"])
     with pytest.raises(DataError, match=r"pictures.*(is it whole\?|expected a whole archive)"):
         collect_images(folder, path)
