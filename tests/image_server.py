@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             world.now += 1
             world.most = max(world.most, world.now)
         try:
-            self._answer(*unquote(path).strip("/").split("/", 1), nth=world.asked[path])
+            self._answer(*unquote(urlsplit(path).path).strip("/").split("/", 1), nth=world.asked[path])
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:

@@ -168,6 +168,10 @@ def test_a_host_that_never_answers_is_given_up_and_the_others_go_on(shop: Callab
     assert set(report.missing) == {"no connection", "host given up"}
     assert sum(row.tries for row in rows(folder).values()) < 60
     assert "4 times" in next(row.detail for row in rows(folder).values() if row.reason == "host given up")
+    (folder / "images.tsv").unlink()
+    lone = shop(f"{dead}/a.jpg")
+    with pytest.raises(DataError, match=r"no item has an image: is this machine online\? A proxy is taken from"):
+        fetch(lone)
 
 
 def test_hosts_that_fail_all_the_time_are_given_up(
@@ -383,7 +387,7 @@ def test_a_table_of_addresses_may_replace_those_of_the_catalog(
 
 def test_a_data_set_without_addresses_or_catalog_says_what_to_do(shop: Callable[..., Path]) -> None:
     folder = shop("", "")
-    with pytest.raises(DataError, match="expected items with an address, got none; try --urls FILE or --from"):
+    with pytest.raises(DataError, match="expected items with an address, got none; try --urls FILE or --from PATH"):
         fetch(folder)
     (folder / "items.tsv").write_text("itemID\ttitle\n0\tx\n")
     with pytest.raises(DataError, match=r"expected a column of addresses \(image_url, .*; try --urls FILE"):
@@ -505,6 +509,17 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     assert not server.asked
 
 
+def test_a_proxy_is_used_where_the_environment_names_one_and_private_addresses_stay_out(
+    server: Server, shop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", server.url(""))
+    folder = shop("http://shop.test/good/a.jpg", "http://10.0.0.1/good/b.jpg", "http://0x7f.1/good/c.jpg")
+    report = fetch(folder, limits=Limits(pause=0.01))
+    assert set(server.asked) == {"http://shop.test/good/a.jpg"}
+    assert (report.new, report.missing) == (1, {"private address": 2})
+
+
 # The command line
 
 
@@ -523,7 +538,7 @@ def test_the_command_counts_by_reason_and_says_what_is_next(shop: Callable[..., 
 def test_no_image_at_all_is_an_error_of_data(shop: Callable[..., Path]) -> None:
     answer = ask(shop("missing/b.jpg", "html/c.jpg"))
     assert answer.code == 4
-    assert "no item has an image; look at the rows' reasons" in answer.err
+    assert "no item has an image: look at the rows' reasons" in answer.err
     assert "Traceback" not in answer.err
 
 

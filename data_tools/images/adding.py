@@ -84,7 +84,9 @@ def download_images(
         addresses = {item: rule(listed[item]) if listed.get(item) else [] for item in album.position}
         if not any(addresses.values()):
             got = f"none of the {len(listed):,} items of {urls} is one of {album.table.path}" if urls else "none"
-            raise DataError(f"{album.table.path}: expected items with an address, got {got}; try --urls FILE or --from")
+            raise DataError(
+                f"{album.table.path}: expected items with an address, got {got}; try --urls FILE or --from PATH"
+            )
         wanted = {}
         for item, tried in addresses.items():
             if not again and album.has(item):
@@ -272,7 +274,13 @@ class _Album:
             dict(missing.most_common()), self.manifest.path, [*notes, *self._shared(have)],
         )  # fmt: skip
         if not have:
-            raise DataError(f"{report}\nno item has an image; look at the rows' reasons, or try --urls FILE or --from")
+            offline = set(missing) & {"no connection", "host given up"}
+            cure = (
+                "is this machine online? A proxy is taken from https_proxy; images that came elsewhere from --from PATH"
+                if offline
+                else "look at the rows' reasons; --urls FILE has other addresses, --from PATH other images"
+            )
+            raise DataError(f"{report}\nno item has an image: {cure}")
         self.table.write(
             [
                 self.image_of(item) if item in have else old
