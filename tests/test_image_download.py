@@ -17,11 +17,11 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset, read_catalog
 from mmrec_lmm.data.tables import read_table
 from mmrec_lmm.errors import ConfigError, DataError, RunBusy
-from mmrec_lmm_data_tools.images import adding, fetching
+from mmrec_lmm_data_tools.images import adding, fetching, requesting
 from mmrec_lmm_data_tools.images.adding import ImagesReport, download_images
 from mmrec_lmm_data_tools.images.addresses import candidates, is_public, literal_address
-from mmrec_lmm_data_tools.images.fetching import Limits
 from mmrec_lmm_data_tools.images.manifest import Manifest, Row, read_manifest
+from mmrec_lmm_data_tools.images.requesting import Limits
 
 pytest.importorskip("aiohttp", reason="no aiohttp here: pip install 'mmrec-lmm[images]'")
 
@@ -493,8 +493,8 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     server: Server, shop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """127.0.0.2 stands for the internet here."""
-    real = fetching.is_public
-    monkeypatch.setattr(fetching, "is_public", lambda address: address == "127.0.0.2" or real(address))
+    real = requesting.is_public
+    monkeypatch.setattr(requesting, "is_public", lambda address: address == "127.0.0.2" or real(address))
     with serve("127.0.0.2") as outside:
         for target in (
             server.url("good/a.jpg"),

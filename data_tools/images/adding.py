@@ -26,8 +26,9 @@ from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
 from ..writing import write_table
 from .addresses import candidates, split_urls
 from .collecting import ITEM_COLUMNS, collect, stems
-from .fetching import PRIVATE, RETRIED, Limits, fetch_all
+from .fetching import fetch_all
 from .manifest import NAME, Manifest, Row
+from .requesting import PRIVATE, RETRIED, Limits
 from .verifying import Unusable, verify
 
 URL_COLUMNS = ("image_url", "imUrl", "imageURLHighRes", "imageURL", "url")

@@ -49,7 +49,7 @@ def add_images(data: Verbs) -> None:
 
 def _images(options: argparse.Namespace) -> int:
     from mmrec_lmm_data_tools.images.adding import collect_images, download_images
-    from mmrec_lmm_data_tools.images.fetching import Limits
+    from mmrec_lmm_data_tools.images.requesting import Limits
 
     folder = options.data_path / options.name
     common = {
