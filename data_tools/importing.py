@@ -10,25 +10,22 @@ hashes; `writing.py` describes the layout.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import fingerprint, hash_bytes, hash_file, write_json
+from mmrec_lmm.cache import hash_file, write_json
 from mmrec_lmm.data.splitting import split_labels
 from mmrec_lmm.data.tables import Quotes
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.types import SPLITS
 
 from .filtering import k_core
-from .images.collecting import by_id, resolve
-from .images.sources import Source, open_source
+from .images.copying import copy_images
 from .sources.tables import SPLIT, Columns, Format, read_interactions, read_items
 from .writing import TEXT_COLUMNS, new_dataset, write_tables
-
-LARGEST_IMAGE = 10**9  # bytes; more in one file of a folder or archive is no image
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,12 @@ def import_dataset(
         if items is not None:
             inputs["items"] = hash_file(items)
         missing: tuple[str, ...] = ()
-        notes: list[str] = []
+        notes: tuple[str, ...] = ()
         if images is not None:
-            source = open_source(images)
-            found, missing, notes = _find_images(catalog, source)
-            stored, inputs["images"] = _copy_images(found, source, building / "images")
-            catalog = catalog.assign(image=[stored.get(raw_id, "") for raw_id in catalog.index])
+            paths = dict(zip(catalog.index, catalog["image"], strict=True)) if "image" in catalog else None
+            copied = copy_images(images, building / "images", list(catalog.index), paths)
+            missing, notes, inputs["images"] = copied.missing, copied.notes, copied.hash
+            catalog = catalog.assign(image=[copied.names.get(raw_id, "") for raw_id in catalog.index])
         elif "image" in catalog:
             catalog = catalog.assign(image="")  # the names are useless without the folder of images
 
@@ -163,7 +160,7 @@ def import_dataset(
             texts={column: int((catalog[column] != "").sum()) for column in TEXT_COLUMNS if column in catalog},
             images=int((catalog["image"] != "").sum()) if "image" in catalog else 0,
             images_missing=missing,
-            images_notes=tuple(notes),
+            images_notes=notes,
             items_without_interactions=len(catalog) - len(np.unique(item_ids)),
             dropped=dropped,
             seed=seed,
@@ -202,36 +199,6 @@ def _select(table: pd.DataFrame, catalog: pd.Index, core: int) -> tuple[pd.DataF
     keep(~table.duplicated(["user", "item"]).to_numpy(), "pair repeated")
     keep(k_core(pd.factorize(table["user"])[0], pd.factorize(table["item"])[0], core), f"outside the {core}-core")
     return table, dropped
-
-
-# Images
-
-
-def _find_images(catalog: pd.DataFrame, source: Source) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
-    """raw id -> its file in `source`, by the column `image` or by its name; the raw ids whose named file is missing;
-    and notes."""
-    if "image" not in catalog:
-        found, notes = by_id(source, list(catalog.index))
-        return found, (), notes
-    named = dict(zip(catalog.index, catalog["image"], strict=True))
-    for raw_id, name in named.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"item {raw_id}: image: expected a file within {source.path}, got {name!r}")
-    found, notes = resolve(source, named)
-    return found, tuple(raw_id for raw_id, name in named.items() if name and raw_id not in found), notes
-
-
-def _copy_images(found: Mapping[str, str], source: Source, target: Path) -> tuple[dict[str, str], str]:
-    """Copy the images byte for byte. Returns each item's file name, and a hash of all names and contents."""
-    hashes = {}
-    target.mkdir()
-    for name, content in source.read(set(found.values()), max_bytes=LARGEST_IMAGE):
-        if content is not None:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes(content)
-            hashes[name] = hash_bytes(content)
-    return {raw_id: name for raw_id, name in found.items() if name in hashes}, fingerprint(hashes)
 
 
 # Checks and counts
