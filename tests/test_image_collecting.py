@@ -337,6 +337,7 @@ def ask(*arguments: object) -> Answer:
 
 def test_the_command_takes_images_from_a_folder_without_a_network(tmp_path: Path) -> None:
     folder = data_set(tmp_path, ["a", "b"])
+    (folder / "items.tsv").write_text("itemID\traw_id\n0\ta\n1\tb\n")
     source = folder_of(tmp_path / "p", {"a.jpg": picture("a")})
     answer = ask("shop", "--data-path", folder.parent, "--from", source)
     assert answer.code == 0

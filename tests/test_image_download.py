@@ -381,16 +381,16 @@ def test_a_table_of_addresses_may_replace_those_of_the_catalog(
     with pytest.raises(DataError, match=r"expected a column of items \(item, .*got sku, link; rename them"):
         fetch(folder, urls=table)
     table.write_text("nobody,http://x.org/a.jpg\n")
-    with pytest.raises(DataError, match=r"none of the 1 items of .* is one of"):
+    with pytest.raises(DataError, match=r"items\.tsv: expected the items of .*urls\.csv, got 1 others"):
         fetch(folder, urls=table)
 
 
 def test_a_data_set_without_addresses_or_catalog_says_what_to_do(shop: Callable[..., Path]) -> None:
     folder = shop("", "")
-    with pytest.raises(DataError, match="expected items with an address, got none; try --urls FILE or --from PATH"):
+    with pytest.raises(DataError, match=r"expected addresses, got none in image_url, .*, or --from PATH"):
         fetch(folder)
     (folder / "items.tsv").write_text("itemID\ttitle\n0\tx\n")
-    with pytest.raises(DataError, match=r"expected a column of addresses \(image_url, .*; try --urls FILE"):
+    with pytest.raises(DataError, match=r"the columns are itemID, title; try --urls FILE, a table of item and url"):
         fetch(folder)
     (folder / "items.tsv").unlink()
     with pytest.raises(DataError, match=r"no such file; images need a catalog"):

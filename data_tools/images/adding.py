@@ -84,9 +84,15 @@ def download_images(
         rule: Callable[[Sequence[str]], list[str]] = list if as_given else candidates
         addresses = {item: rule(listed[item]) if listed.get(item) else [] for item in album.position}
         if not any(addresses.values()):
-            got = f"none of the {len(listed):,} items of {urls} is one of {album.table.path}" if urls else "none"
+            expected, got = (
+                "addresses",
+                f"none in {', '.join(URL_COLUMNS)}; the columns are {', '.join(album.table.columns)}",
+            )
+            if urls is not None:
+                expected, got = f"the items of {urls}", f"{len(listed):,} others"
             raise DataError(
-                f"{album.table.path}: expected items with an address, got {got}; try --urls FILE or --from PATH"
+                f"{album.table.path}: expected {expected}, got {got}; try --urls FILE, a table of item and url, or --from "
+                "PATH"
             )
         wanted = {}
         for item, tried in addresses.items():
@@ -222,14 +228,11 @@ class _Album:
         self.new: set[str] = set()
 
     def urls(self) -> dict[str, list[str]]:
-        """item -> the addresses in items.tsv."""
-        columns = [name for name in URL_COLUMNS if name in self.table.columns][:1]
-        if not columns:
-            raise DataError(
-                f"{self.table.path}: expected a column of addresses ({', '.join(URL_COLUMNS)}), got "
-                f"{', '.join(self.table.columns)}; try --urls FILE, a table of item and url"
-            )
-        cells = self.table.columns[columns[0]]
+        """item -> the addresses in items.tsv; empty without a column of these."""
+        column = next((name for name in URL_COLUMNS if name in self.table.columns), None)
+        if column is None:
+            return {}
+        cells = self.table.columns[column]
         return {item: split_urls(str(cells[place])) for item, place in self.position.items()}
 
     def image_of(self, item: str) -> str:
