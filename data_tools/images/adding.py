@@ -84,15 +84,13 @@ def download_images(
         rule: Callable[[Sequence[str]], list[str]] = list if as_given else candidates
         addresses = {item: rule(listed[item]) if listed.get(item) else [] for item in album.position}
         if not any(addresses.values()):
-            expected, got = (
-                "addresses",
-                f"none in {', '.join(URL_COLUMNS)}; the columns are {', '.join(album.table.columns)}",
-            )
+            columns = ", ".join(album.table.columns)
+            expected, got = "addresses", f"none in {', '.join(URL_COLUMNS)}; the columns are {columns}"
             if urls is not None:
                 expected, got = f"the items of {urls}", f"{len(listed):,} others"
             raise DataError(
-                f"{album.table.path}: expected {expected}, got {got}; try --urls FILE, a table of item and url, or --from "
-                "PATH"
+                f"{album.table.path}: expected {expected}, got {got}; try --urls FILE, a table of item and url, or "
+                "--from PATH"
             )
         wanted = {}
         for item, tried in addresses.items():
