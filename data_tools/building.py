@@ -9,19 +9,20 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import fingerprint, hash_bytes, write_json
+from mmrec_lmm.cache import write_json
 from mmrec_lmm.config.choices import SplitRule
 from mmrec_lmm.data.splitting import TIMED, UNITS, draw_labels, time_units
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.types import SPLITS
 
 from .filtering import select
+from .images.copying import Copied, copy_images
 from .raw import RawData, Skipped
 from .sources import read_folder
 from .texts import clean_columns
@@ -48,6 +49,7 @@ class Report:
     images: int  # items with an image
     image_urls: int  # items with an address of an image
     images_missing: tuple[str, ...]  # raw ids of items whose image is named but not in the folder
+    images_notes: tuple[str, ...]  # files that came near and weren't taken, or were ignored
     items_without_content: int
     items_without_interactions: int
     skipped: Mapping[str, Skipped]  # reason -> lines, rows or items that were never interactions
@@ -75,6 +77,7 @@ class Report:
             lines.append(
                 f"{len(self.images_missing):,} images named but not found, of items {first_few(self.images_missing)}"
             )
+        lines += self.images_notes
         if self.items_without_content:
             lines.append(f"{self.items_without_content:,} items without content, kept")
         if self.items_without_interactions:
@@ -150,15 +153,14 @@ def build(
 
         content = None
         cleaned: dict[str, int] = {}
-        missing: tuple[str, ...] = ()
-        inputs = dict(raw.inputs)
+        copied: Copied | None = None
         without_content = 0
         if raw.items is not None:
             without_content = int((~raw_items.isin(raw.items.index)).sum())
             content = raw.items.reindex(raw_items, fill_value="")
             if not raw_text:
                 content, cleaned = clean_columns(content, [one for one in map(str, content) if one not in NOT_TEXT])
-            content, missing = _with_images(content, raw.images, folder, inputs)
+            content, copied = _with_images(content, raw.images, folder)
         write_tables(
             folder,
             name=out.name,
@@ -180,7 +182,8 @@ def build(
             features={name: write(raw_items, folder / name) for name, write in raw.features.items()},
             images=_filled(content, ["image"]).get("image", 0),
             image_urls=_filled(content, ["image_url"]).get("image_url", 0),
-            images_missing=missing,
+            images_missing=copied.missing if copied else (),
+            images_notes=copied.notes if copied else (),
             items_without_content=without_content,
             items_without_interactions=len(raw_items) - len(np.unique(item_ids)),
             skipped=raw.skipped,
@@ -190,7 +193,7 @@ def build(
                 "core": core, "min_rating": min_rating, "split": split, "split_seed": split_seed, "raw_text": raw_text,
                 **(options or {}),
             },
-            inputs=inputs,
+            inputs={**raw.inputs, "images": copied.hash} if copied else raw.inputs,
             read=raw.read,
             versions={
                 "mmrec-lmm": version("mmrec-lmm"), "python": platform.python_version(), "numpy": np.__version__,
@@ -277,36 +280,13 @@ def _labels(
 # Images
 
 
-def _with_images(
-    content: pd.DataFrame, images: Path | None, folder: Path, inputs: dict[str, str]
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The items with the images that are there, copied to the data set; and the raw ids of those whose image isn't."""
+def _with_images(content: pd.DataFrame, images: Path | None, folder: Path) -> tuple[pd.DataFrame, Copied | None]:
+    """The items with the images that are there, which are copied to the data set."""
     if images is None:  # names are useless without the folder of images
-        return (content.assign(image="") if "image" in content else content), ()
-    names = dict(zip(content.index, content["image"], strict=True))
-    found, missing, inputs["images"] = _copy_images(names, images, folder / "images")
-    return content.assign(image=found), missing
-
-
-def _copy_images(names: Mapping[str, str], source: Path, target: Path) -> tuple[list[str], tuple[str, ...], str]:
-    """Copy the images byte for byte. Returns each item's file name, empty where there is no such file; the raw ids
-    of items whose file is named but missing; and a hash of all names and contents."""
-    found, missing, hashes = [], [], {}
-    target.mkdir()
-    for raw_id, name in names.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"item {raw_id}: image: expected a file within {source}, got {name!r}")
-        if name and not (source / path).is_file():
-            missing.append(raw_id)
-            name = ""
-        found.append(name)
-        if name and name not in hashes:
-            content = (source / path).read_bytes()
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            (target / path).write_bytes(content)
-            hashes[name] = hash_bytes(content)
-    return found, tuple(missing), fingerprint(hashes)
+        return (content.assign(image="") if "image" in content else content), None
+    named = dict(zip(content.index, content["image"], strict=True)) if "image" in content else None
+    copied = copy_images(images, folder / "images", list(content.index), named)
+    return content.assign(image=[copied.names.get(raw_id, "") for raw_id in content.index]), copied
 
 
 # Counts

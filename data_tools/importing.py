@@ -20,8 +20,6 @@ from .raw import RawData, Skipped
 from .sources.tables import SPLIT, Columns, Format, read_interactions, read_items
 from .writing import check_free
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-
 
 def import_dataset(
     interactions: Path,
@@ -55,9 +53,9 @@ def import_dataset(
     word over numbers; words over words are refused. Without a header its columns are user, item, rating, timestamp, or
     `columns`. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test. The items
     table needs a header; its id is `items_id_column`, else a column of a known name, else the first if it has a name.
-    Its column `image` names files in the folder `images`; without that column the image of item X is `X.jpg` or the
-    like. `core` = k > 0 keeps users and items with k interactions or more, as MMRec did with 5; by default all stay,
-    since a filter changes what a benchmark measures.
+    Its column `image` names files in `images`, a folder or an archive; without that column the image of item X is
+    `X.jpg` or the like, in whatever folder. `core` = k > 0 keeps users and items with k interactions or more, as MMRec
+    did with 5; by default all stay, since a filter changes what a benchmark measures.
 
     Text is cleaned (`texts.py`) unless `raw_text`; `min_rating`, `core`, `split` as in `build`, `seed` is the split's.
 
@@ -85,9 +83,6 @@ def import_dataset(
             table = table[known]
     else:
         catalog = pd.DataFrame(index=pd.Index(table["item"].unique(), dtype=object))
-    if images is not None and "image" not in catalog:
-        by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
-        catalog = catalog.assign(image=[by_stem.get(raw_id, "") for raw_id in catalog.index])
     raw = RawData(table, catalog, skipped, inputs, tuple(read), images=images, origin=interactions, catalog=True)
     options = {
         "user_column": user_column, "item_column": item_column, "columns": columns, "items_id_column": items_id_column,

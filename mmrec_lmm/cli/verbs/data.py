@@ -12,6 +12,7 @@ from ...config.choices import SPLIT_RULES
 from ...errors import ConfigError, MMRecError
 from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
 from ..shared import runs_of
+from .images import add_images
 
 if TYPE_CHECKING:
     from mmrec_lmm_data_tools.building import Report
@@ -75,7 +76,9 @@ def add(verbs: Verbs) -> None:
     load.add_argument(
         "--items", type=Path, metavar="FILE", help="a table of items: id, title, brand, categories, description, image"
     )
-    load.add_argument("--images", type=Path, metavar="DIR", help="the folder of the items table's images")
+    load.add_argument(
+        "--images", type=Path, metavar="PATH", help="a folder or archive of images, as the items table or ids name them"
+    )
     load.add_argument("--user-column", metavar="NAME", help="the users' column, where its name isn't a usual one")
     load.add_argument("--item-column", metavar="NAME", help="the items' column, where its name isn't a usual one")
     load.add_argument(
@@ -111,6 +114,7 @@ def add(verbs: Verbs) -> None:
         "--drop-unknown", action="store_true", help="drop interactions with items that the items table lacks"
     )
     _how_to_build(load)
+    add_images(data)
 
 
 def _how_to_build(parser: argparse.ArgumentParser, *, core: int | None = 0, usual: str = "all") -> None:
