@@ -31,6 +31,7 @@ LAYERS = """
     machine
     api data
     features evaluation
+    checking
     training
     running
     studies

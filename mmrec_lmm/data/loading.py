@@ -95,9 +95,12 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
     """
     separator = settings.field_separator
     header = first_cells(path, separator=separator)
-    columns = [_column(settings.USER_ID_FIELD, "userID", header), _column(settings.ITEM_ID_FIELD, "itemID", header)]
+    columns = [
+        column_name(settings.USER_ID_FIELD, "userID", header),
+        column_name(settings.ITEM_ID_FIELD, "itemID", header),
+    ]
     columns += [] if settings.split else [settings.inter_splitting_label]
-    timed = [_time_column(path, header, settings)] if settings.split in TIMED else []
+    timed = [time_column(path, header, settings)] if settings.split in TIMED else []
     table = read_integers(
         path,
         [*columns, *timed],
@@ -123,7 +126,7 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
     return users, items, labels, None
 
 
-def _time_column(path: Path, header: Sequence[str], settings: Settings) -> str:
+def time_column(path: Path, header: Sequence[str], settings: Settings) -> str:
     """The header's name of the column of times; in either, `timestamp:float` may stand for `timestamp`."""
     bare = settings.TIME_FIELD.partition(":")[0]
     for name in (settings.TIME_FIELD, *header):
@@ -169,7 +172,7 @@ def _cure_of_none(settings: Settings) -> str:
     return f"--split {settings.split}: {why}; try {others}"
 
 
-def _column(name: str, default: str, header: Sequence[str]) -> str:
+def column_name(name: str, default: str, header: Sequence[str]) -> str:
     """The header's name of a column: RecBole types names (`user_id:token`), in headers and in MMRec's overall.yaml,
     where they hold the place of the names that its data sets have."""
     bare = name.partition(":")[0]

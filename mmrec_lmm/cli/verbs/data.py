@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
-from ..shared import runs_of
+from ...errors import DataError
+from ..parser import add_group, add_verb, count, data_folder, folder_name, names, which_data, which_split
+from ..shared import runs_of, write
+from ..text import check_text
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -19,9 +22,13 @@ def add(verbs: Verbs) -> None:
     data_folder(demo)
     demo.add_argument("--seed", type=int, help="another random catalog")
     demo.add_argument("--force", action="store_true", help="replace an existing data set")
-    check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
+    check = add_verb(data, "check", _check, "Say what a data set holds, and what is wrong with it.", keys=True)
     which_data(check)
     which_split(check)
+    check.add_argument("--format", choices=("text", "json", "html"), default="text", help="default: text")
+    check.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
+    check.add_argument("--no-decode", dest="decode", action="store_false", help="don't open images; quicker")
+    check.add_argument("--sample", type=count, metavar="N", help="decode N images only, spread over the items")
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
@@ -86,21 +93,26 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ...data.opening import open_dataset
-    from ...features.files import normalized, read_feature_file
-    from ..text import dataset_text
+    from ...checking.check import check
 
     options.model = options.encoder = None
     registry, resolved = runs_of(options)
     run = resolved.runs[0]
-    dataset = open_dataset(run.dataset, run.settings, registry)
-    tables = {
-        modality: normalized(
-            read_feature_file(path, modality=modality, n_items=dataset.n_items), run.settings.normalize
-        )
-        for modality, path in dataset.feature_files.items()
-    }
-    print(dataset_text(dataset, tables))
+    checked = check(run.dataset, run.settings, registry, decode=options.decode, sample=options.sample)
+    report = checked.report
+    if options.format == "html":
+        from ...report.data_page import data_page
+
+        text = data_page(checked)
+    elif options.format == "json":
+        text = json.dumps(report.document(), indent=2) + "\n"
+    else:
+        text = check_text(report) + "\n"
+    write(text, options.output)
+    if options.output is not None:
+        print(f"{options.output}: {report.name}: {report.verdict}")
+    for finding in report.of("error"):
+        raise DataError(f"data set {report.name}: a run would fail: {finding.text}")
     return 0
 
 
