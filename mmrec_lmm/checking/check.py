@@ -17,7 +17,7 @@ from ..features.files import normalized, read_feature_file
 from ..plugin.registry import Registry
 from ..types import Dataset, FeatureTable, ItemCatalog
 from . import content, features, interactions
-from .findings import Content, Counts, Features, Finding, Place, Report, Times, by_severity, refusal
+from .findings import Content, Features, Finding, Place, Report, Times, by_severity, refusal
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def _features(
     files = {"image": folder / settings.vision_feature_file, "text": folder / settings.text_feature_file}
     if dataset is not None:
         files = dict(dataset.feature_files)
-    read = {}
-    for modality, path in files.items() if n_items is not None else ():
-        if not path.is_file():
+    read: dict[str, Features] = {}
+    for modality, path in files.items():
+        if n_items is None or not path.is_file():
             continue
         try:
             table: FeatureTable = read_feature_file(path, modality=modality, n_items=n_items)

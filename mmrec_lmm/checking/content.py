@@ -127,7 +127,8 @@ def _unused(catalog: ItemCatalog, folder: Path) -> Iterator[Finding]:
 
 def texts(catalog: ItemCatalog, fields: Sequence[str]) -> tuple[dict[str, Content], list[Finding]]:
     """The catalog's text columns, and what is to be said of them; `fields` are those that encoders read."""
-    contents, found = {}, []
+    contents: dict[str, Content] = {}
+    found: list[Finding] = []
     for field, column in catalog.fields.items():
         empty = sum(not text.strip() for text in column)
         contents[field] = Content(len(column) - empty, {"empty": empty} if empty else {})

@@ -56,11 +56,15 @@ class Finding:
     cure: str = ""
 
     @property
+    def counted(self) -> str:
+        """What was found, with its count."""
+        return f"{self.count:,} of {self.of:,} {self.what}" if self.of is not None else self.what
+
+    @property
     def text(self) -> str:
-        """Place, count, what was found and what to do, as a message has them."""
-        counted = f"{self.count:,} of {self.of:,} " if self.of is not None else ""
+        """Place, what was found and what to do, as a message has them."""
         place = f"{self.where}: " if str(self.where) else ""
-        return f"{place}{counted}{self.what}{f'; {self.cure}' if self.cure else ''}"
+        return f"{place}{self.counted}{f'; {self.cure}' if self.cure else ''}"
 
 
 @dataclass(frozen=True)

@@ -414,7 +414,8 @@ def check_text(report: Report) -> str:
     if counts is not None:
         lines += [
             f"{counts.users:,} users, {counts.items:,} items, {counts.interactions:,} interactions, density "
-            f"{counts.density:.3g}; {counts.cold_items:,} items and {counts.cold_users:,} users have no training row",
+            f"{counts.density:.3g}",
+            f"without a training row: items {counts.cold_items:,}, users {counts.cold_users:,}",
             "",
             table([{"split": split, **vars(of_split)} for split, of_split in in_splits(counts)]),
             "",
@@ -435,8 +436,10 @@ def check_text(report: Report) -> str:
         )
     for severity in SEVERITIES:
         found = report.of(severity)
-        lines += [""] if found else []
-        lines += [f"{severity} {finding.name}: {finding.text}" for finding in found]
+        for finding in found:
+            lines += ["", f"{severity} {finding.name}: {finding.counted}"]
+            lines += [f"    where: {finding.where}"] if str(finding.where) else []
+            lines += [f"    what to do: {finding.cure}"] if finding.cure else []
     return "\n".join(lines)
 
 
