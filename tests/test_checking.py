@@ -14,6 +14,7 @@ import pytest
 from helpers import call
 from PIL import Image
 
+from mmrec_lmm.checking.findings import Place
 from mmrec_lmm_data_tools.importing import import_dataset
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -143,7 +144,7 @@ FAULTS = [
         lambda f: added(f, *((0, item, 0) for item in range(16))),
         "no-negative",
         "error",
-        "toy.inter, line 2, users 0",
+        "toy.inter, line 2; user 0",
         "1 of 12 users have all 16 training items",
         frozenset({"in-train-too", "repeated-pairs"}),
     ),
@@ -151,24 +152,24 @@ FAULTS = [
         lambda f: added(f, (1, 2, 2), (1, 2, 1)),
         "in-valid-too",
         "warning",
-        "toy.inter, line 98, items T02, users 1",
-        "both in valid and in test",
+        "toy.inter, line 98; item T02; user 1",
+        "1 of 13 rows of test repeat a pair of valid",
     ),
     Fault(
         lambda f: added(f, (0, 14, 0), (0, 14, 0)),
         "repeated-pairs",
         "warning",
-        "toy.inter, line 98, items T14, users 0",
+        "toy.inter, line 98; item T14; user 0",
         "rows of train repeat a pair",
     ),
     Fault(
         lambda f: added(f, (0, 14, 2)),
         "in-train-too",
         "warning",
-        "toy.inter, line 98, items T14, users 0",
+        "toy.inter, line 98; item T14; user 0",
         "rows of test repeat a training pair",
     ),
-    Fault(only_held_out, "no-history", "warning", "toy.inter, line 26, users 3", "1 of 12 users have no training row"),
+    Fault(only_held_out, "no-history", "warning", "toy.inter, line 26; user 3", "1 of 12 users have no training row"),
     Fault(
         lambda f: timed(f, EARLY * 1000),
         "mixed-units",
@@ -184,35 +185,35 @@ FAULTS = [
         lambda f: (f / "images" / "3.png").unlink(),
         "missing-images",
         "warning",
-        "items.tsv, image, items T03",
+        "items.tsv, image; item T03",
         "1 of 15 images",
     ),
     Fault(
         lambda f: items(f, "image", {4: "images/4.png"}),
         "missing-images",
         "warning",
-        "items.tsv, image, items T04",
+        "items.tsv, image; item T04",
         "leave images/ out of them",
     ),
     Fault(
         lambda f: (f / "images" / "5.png").write_text("<!doctype html><title>404</title>"),
         "unreadable-images",
         "warning",
-        "items.tsv, image, items T05",
+        "items.tsv, image; item T05",
         "a web page",
     ),
     Fault(
         lambda f: (f / "images" / "6.png").write_bytes(b""),
         "unreadable-images",
         "warning",
-        "items.tsv, image, items T06",
+        "items.tsv, image; item T06",
         "an empty file",
     ),
     Fault(
         lambda f: cut(f / "images" / "7.png"),
         "unreadable-images",
         "warning",
-        "items.tsv, image, items T07",
+        "items.tsv, image; item T07",
         "truncated",
     ),
     Fault(
@@ -223,27 +224,27 @@ FAULTS = [
         "no image can be read",
         frozenset({"unreadable-images", "shared-images"}),
     ),
-    Fault(one_picture, "shared-images", "warning", "items.tsv, items T00 T01", "12 have the same"),
+    Fault(one_picture, "shared-images", "warning", "items.tsv; items T00, T01", "12 have the same"),
     Fault(unnamed_images, "unused-images", "warning", "images/0.png", "names no image"),
     Fault(
         lambda f: items(f, "title", {2: "nan"}),
         "placeholder-texts",
         "warning",
-        "items.tsv, title, items T02",
+        "items.tsv, title; item T02",
         "such as 'nan'",
     ),
     Fault(
         lambda f: items(f, "title", {8: "\u200b\u200b"}),
         "invisible-texts",
         "warning",
-        "items.tsv, title, items T08",
+        "items.tsv, title; item T08",
         "no visible character",
     ),
     Fault(
         lambda f: items(f, "title", dict.fromkeys(range(12), "A thing")),
         "shared-texts",
         "warning",
-        "items.tsv, items T00",
+        "items.tsv; items T00",
         "12 have the same",
     ),
     Fault(renamed_texts, "no-text-field", "error", "items.tsv", "--text_fields=[name,maker]"),
@@ -269,14 +270,14 @@ FAULTS = [
         lambda f: features(f, lambda rows: with_rows(rows, slice(2, 14), rows[2])),
         "repeated-rows",
         "warning",
-        "text_feat.npy, items T02 T03",
+        "text_feat.npy; items T02, T03",
         "12 have the same",
     ),
     Fault(
         lambda f: features(f, lambda rows: with_rows(rows, slice(2, 14), 0)),
         "absent-features",
         "warning",
-        "text_feat.npy, items T02",
+        "text_feat.npy; items T02",
         "12 of 16 items have no text features",
     ),
     Fault(
@@ -306,11 +307,8 @@ def test_a_planted_fault_is_found_by_name_and_place_and_fails_where_a_run_does(f
     assert fails == (fault.severity == "error")
     [finding] = [one for one in report["findings"] if one["name"] == fault.name and one["severity"] != "note"]
     assert finding["severity"] == fault.severity
-    where = finding["where"]
-    line = f", line {where['line']}" if where["line"] else ""
-    names = [f", {kind} {' '.join(where[kind])}" for kind in ("items", "users") if where[kind]]
-    place = where["file"] + line + (f", {where['column']}" if where["column"] else "") + "".join(names)
-    assert place.startswith(fault.place)
+    where = Place(**{name: tuple(v) if isinstance(v, list) else v for name, v in finding["where"].items()})
+    assert str(where).startswith(fault.place)
     of = f"{finding['count']} of {finding['of']} " if finding["of"] else ""
     assert fault.words in f"{of}{finding['what']}; {finding['cure']}"
     assert named(report, "error", "warning") == {fault.name, *fault.also}

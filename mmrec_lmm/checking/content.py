@@ -88,7 +88,7 @@ def _why_unreadable(path: Path) -> str | None:
         with path.open("rb") as file:
             got = foreign(file.read(256))
         if got is not None:
-            return got.partition(";")[0]
+            return re.split("[:;]", got)[0]
         if type(error).__name__ == "UnidentifiedImageError":
             return "no image format that is known"
         return re.sub(r" \(.*?\)|\d+ x \d+ ", "", first_line(error)).replace(str(path), "the file")

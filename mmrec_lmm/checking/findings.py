@@ -33,14 +33,10 @@ class Place:
     users: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [
-            self.file,
-            f"line {self.line}" if self.line is not None else None,
-            self.column,
-            f"items {' '.join(self.items)}" if self.items else None,
-            f"users {' '.join(self.users)}" if self.users else None,
-        ]
-        return ", ".join(filter(None, parts))
+        line = f"line {self.line}" if self.line is not None else None
+        named = {"item": self.items, "user": self.users}
+        lists = [f"{one}{'s' * (len(ids) > 1)} {', '.join(ids)}" for one, ids in named.items() if ids]
+        return "; ".join([", ".join(filter(None, (self.file, line, self.column))), *lists])
 
 
 @dataclass(frozen=True)

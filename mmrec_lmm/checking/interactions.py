@@ -167,7 +167,7 @@ def _repeated(rows: Rows, raw_ids: Sequence[str] | None) -> Iterator[Finding]:
             raw_ids,
             again,
             "in-valid-too",
-            "pairs are both in valid and in test, so test results are selected on",
+            "rows of test repeat a pair of valid: the epoch is then selected on what is tested",
             "drop them from one of the two",
         )
 
@@ -183,13 +183,15 @@ def _seen_before(values: np.ndarray) -> np.ndarray:
 def _of_pairs(
     rows: Rows, raw_ids: Sequence[str] | None, places: np.ndarray, name: str, what: str, cure: str
 ) -> Finding:
+    """A finding of rows, `places`, that are all in one split."""
     where = Place(
         rows.path.name,
         int(rows.lines[places[0]]),
         items=_items(np.unique(rows.items[places]), raw_ids),
         users=_named(np.unique(rows.users[places])),
     )
-    return Finding(name, "warning", what, len(places), len(rows.users), where, cure)
+    total = int(np.sum(rows.labels == rows.labels[places[0]]))
+    return Finding(name, "warning", what, len(places), total, where, cure)
 
 
 def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -> Iterator[Finding]:

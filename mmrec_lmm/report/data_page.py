@@ -113,13 +113,13 @@ def _counts(report: Report) -> str:
         tables.append(_table(["content", "items", "missing"], rows_of_content, words=2))
     if report.features:
         features = [(modality, one.items, one.width, one.file) for modality, one in report.features.items()]
-        tables.append(_table(["features", "items", "width", "file"], features))
+        tables.append(_table(["features", "items", "width", "file"], features, words=3))
     return f'<dl class="facts">\n{told}</dl>\n<div class="beside">{"".join(tables)}</div>'
 
 
 def _finding(finding: Finding) -> str:
-    bad = "" if finding.severity == "note" else " bad"
-    lines = [f'<span class="tag{bad}">{finding.severity}</span>', f"<p>{html.escape(finding.counted)}</p>"]
+    kind = {"error": " bad worst", "warning": " bad", "note": ""}[finding.severity]
+    lines = [f'<span class="tag{kind}">{finding.severity}</span>', f"<p>{html.escape(finding.counted)}</p>"]
     where = html.escape(str(finding.where))
     cure = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(finding.cure))
     lines.append(f'<p class="soft"><code>{finding.name}</code>{f" in {where}" if where else ""}</p>')
