@@ -17,6 +17,7 @@ from PIL import Image
 from mmrec_lmm.checking.findings import Place
 from mmrec_lmm_data_tools.importing import import_dataset
 
+ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 EARLY, NOW = 1_000_000_000, int(time.time())
 
@@ -453,3 +454,11 @@ def test_a_data_set_that_is_not_there_is_one_message(folder: Path) -> None:
     answer = call("data", "check", "-d", "ty")
     assert (answer.code, answer.out) == (4, "")
     assert "data/ty/ty.inter: no such file; data holds toy; did you mean toy?" in answer.err
+
+
+def test_every_finding_is_documented() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mmrec_lmm" / "checking").glob("*.py"))
+    names = {"refused", "scale", *re.findall(r'"((?:[a-z]+-)+[a-z]+)"', sources)}
+    assert names >= {fault.name for fault in FAULTS}
+    assert not [name for name in names if f"`{name}`" not in page]

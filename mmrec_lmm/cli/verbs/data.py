@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..parser import add_group, add_verb, count, data_folder, folder_name, names, which_data, which_split
+from ..parser import (
+    add_group,
+    add_verb,
+    configs_folder,
+    count,
+    data_folder,
+    folder_name,
+    folder_names,
+    how_to_print,
+    names,
+    which_data,
+    which_split,
+)
 from ..shared import runs_of, write
 from ..text import check_text
 
@@ -29,6 +41,22 @@ def add(verbs: Verbs) -> None:
     check.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
     check.add_argument("--no-decode", dest="decode", action="store_false", help="don't open images; quicker")
     check.add_argument("--sample", type=count, metavar="N", help="decode N images only, spread over the items")
+    table = add_verb(data, "table", _table, "Print the paper's table 2 of your data sets and encoders.", keys=True)
+    table.add_argument(
+        "-d",
+        "--dataset",
+        dest="datasets",
+        required=True,
+        type=folder_names,
+        metavar="NAME,NAME",
+        help="folders in the folder of data sets",
+    )
+    table.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
+    configs_folder(table)
+    table.add_argument(
+        "--encoders", type=names, metavar="NAME,NAME", help="`list encoders` shows them (default: all that encode)"
+    )
+    how_to_print(table)
     load = add_verb(data, "import", _import, "Make a data set from an interactions table, an items table and images.")
     load.add_argument("name", type=folder_name, help="the new data set's name")
     load.add_argument(
@@ -113,6 +141,28 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{options.output}: {report.name}: {report.verdict}")
     for finding in report.of("error"):
         raise DataError(f"data set {report.name}: a run would fail: {finding.text}")
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from ...data.opening import open_dataset
+    from ...features.files import read_feature_file
+    from ...report.data_table import about, data_table
+
+    options.model = options.encoder = None
+    found = []
+    for name in options.datasets:
+        options.dataset = name
+        registry, resolved = runs_of(options)
+        dataset = open_dataset(resolved.runs[0].dataset, resolved.runs[0].settings, registry)
+        tables = {
+            modality: read_feature_file(path, modality=modality, n_items=dataset.n_items)
+            for modality, path in dataset.feature_files.items()
+        }
+        found.append(about(dataset, {modality: table.dim for modality, table in tables.items()}))
+    chosen = options.encoders or [spec.name for spec in registry.encoders if spec.dims]
+    encoders = [registry.encoders.get(name) for name in chosen]
+    write(data_table(found, encoders, options.format), options.output)
     return 0
 
 
