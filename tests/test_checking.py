@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import call
+from helpers import call, plugin
 from PIL import Image
 
 from mmrec_lmm.checking.findings import Place
@@ -315,6 +315,42 @@ def test_a_planted_fault_is_found_by_name_and_place_and_fails_where_a_run_does(f
     assert named(report, "error", "warning") == {fault.name, *fault.also}
 
 
+def test_ids_too_large_for_a_table_by_id_are_refused_in_little_memory(folder: Path) -> None:
+    (folder / "items.tsv").unlink()
+    added(folder, (2**40, 2**50, 0))
+    report = checked(code=4)
+    assert named(report, "error") == {"refused"}
+    assert report["counts"] is None
+
+
+def test_what_missing_mean_can_not_fill_is_an_error_as_in_a_run(folder: Path) -> None:
+    features(folder, np.zeros_like)
+    assert call("run", "-m", "VBPR", "-d", "toy", "--epochs=1", "--missing=mean").code
+    assert named(checked("--missing=mean", code=4), "error") == {"features-refused"}
+    assert named(checked(code=0), "error", "warning") == {"absent-features"}
+
+
+def test_rows_of_users_without_history_are_counted_as_the_run_counts_them(folder: Path) -> None:
+    only_held_out(folder)
+    assert checked()["counts"]["splits"]["test"] == {"rows": 11, "users": 11, "items": 11}
+    assert checked("--filter_out_cod_start_users=false")["counts"]["splits"]["test"]["rows"] == 19
+
+
+def test_a_data_set_that_a_plugin_reads_is_checked_too(folder: Path) -> None:
+    file = plugin(
+        folder.parent / "shop.py",
+        "from dataclasses import replace\nfrom mmrec_lmm.data.loading import load_dataset\n"
+        "def load(folder, name, settings):\n"
+        "    toy = load_dataset(folder.with_name('toy'), 'toy', settings)\n"
+        "    return replace(toy, name=name, notes=('from the shop',))\n"
+        "@hookimpl\ndef mmrec_register_datasets():\n    return [DatasetSpec('shop', load=load)]\n",
+    )
+    answer = call("data", "check", "-d", "shop", "-p", file, "--format", "json")
+    report = json.loads(answer.out)
+    assert (answer.code, report["counts"]["splits"]["train"]["rows"]) == (0, 72)
+    assert "from the shop" in {finding["what"] for finding in report["findings"]}
+
+
 def test_several_faults_are_found_at_once(folder: Path) -> None:
     relabeled(folder, 1)
     (folder / "images" / "5.png").write_text("<html>")
@@ -462,3 +498,29 @@ def test_every_finding_is_documented() -> None:
     names = {"refused", "scale", *re.findall(r'"((?:[a-z]+-)+[a-z]+)"', sources)}
     assert names >= {fault.name for fault in FAULTS}
     assert not [name for name in names if f"`{name}`" not in page]
+
+
+# In a browser
+
+
+def test_the_page_fits_a_phone_and_follows_the_color_scheme(folder: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here: apt-get install --no-install-recommends chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
+    items(folder, "title", {0: "W" * 2000})
+    call("data", "check", "-d", "toy", "--format", "html", "-o", page := folder.parent / "toy.html")
+    colors, complaints = set(), list[str]()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for scheme in ("light", "dark"):
+            context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+            shown = context.new_page()
+            shown.on("console", lambda message: complaints.append(message.text))
+            shown.goto(page.as_uri())
+            assert shown.evaluate("document.documentElement.scrollWidth") == 390
+            assert shown.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+            assert not complaints
+            colors.add(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+        browser.close()
+    assert len(colors) == 2

@@ -100,18 +100,23 @@ def _interactions(
     found: list[Finding],
     dataset: Dataset | None,
 ) -> tuple[interactions.Rows | None, Times | None]:
-    """The rows and times of the file of interactions; None where it can't be read, or a plugin has it in another."""
+    """The rows and times of the interactions, from their file or from a plugin; None where they can't be read."""
     inter = folder / (settings.inter_file_name or f"{name}.inter")
-    if not inter.is_file():
-        return None, None
-    try:
-        rows = interactions.read_rows(inter, settings, n_items=len(catalog) if catalog else 0)
-        times, of_times = interactions.times(inter, settings, time.time())
-    except DataError:  # as loading has said
+    times = None
+    if inter.is_file():
+        try:
+            rows = interactions.read_rows(inter, settings, n_items=len(catalog) if catalog else 0)
+            times, of_times = interactions.times(inter, settings, time.time())
+        except DataError:  # as loading has said
+            return None, None
+        found += of_times
+    elif dataset is not None:
+        rows = interactions.rows_of(dataset)
+        found += [Finding("loading", "note", note) for note in dataset.notes]
+    else:
         return None, None
     drawn = dataset.split if dataset is not None else None
     found += interactions.findings(rows, catalog.raw_ids if catalog and len(catalog) == rows.n_items else None, drawn)
-    found += of_times
     return rows, times
 
 
@@ -137,5 +142,9 @@ def _features(
             found.append(refusal("features-refused", error))
             continue
         read[modality] = Features(path.name, int(table.present.sum()), table.dim)
+        if settings.missing == "mean" and not table.present.any():
+            cure = f"try --missing=zero, or leave {modality} out of --modalities"
+            what = f"no item has {modality} features, whose mean --missing=mean would fill in"
+            found.append(Finding("features-refused", "error", what, where=Place(path.name), cure=cure))
         found += features.findings(normalized(table, settings.normalize), path, raw_ids)
     return read

@@ -112,11 +112,10 @@ def _unused(catalog: ItemCatalog, folder: Path) -> Iterator[Finding]:
     files = [path for path in (folder / IMAGES).rglob("*") if path.is_file() and not path.name.startswith(".")]
     unused = sorted(path for path in files if path not in named)
     if unused:
-        few = len(unused) < max(1, SHARE * len(files))
         where = Place(f"{IMAGES}/{unused[0].relative_to(folder / IMAGES)}")
         yield Finding(
             "unused-images",
-            "note" if few or catalog.has_images else "warning",
+            "note" if catalog.has_images else "warning",
             f"files in {IMAGES}/ that {TABLE} doesn't name" + ("" if catalog.has_images else "; it names no image"),
             len(unused),
             len(files),

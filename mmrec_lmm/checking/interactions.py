@@ -17,7 +17,7 @@ from ..data.loading import column_name, time_column
 from ..data.splitting import TIMED, UNITS, draw_labels, time_units
 from ..data.tables import first_cells, read_integers
 from ..errors import DataError
-from ..types import SPLITS, DrawnSplit
+from ..types import SPLITS, Dataset, DrawnSplit
 from .findings import NAMED, Bin, Counts, Degrees, Finding, Place, Severity, SplitCounts, Times, refusal
 
 QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
@@ -27,15 +27,19 @@ DAY = 86_400
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of the interactions' file: users, items, labels (N,) int64, and the line of each."""
+    """The rows of the interactions' file: users, items, labels (N,) int64, and the line of each, where there is a file.
 
-    path: Path
+    `leaves_out`: a run leaves out rows of users without a training row.
+    """
+
+    file: str
     users: np.ndarray
     items: np.ndarray
     labels: np.ndarray
-    lines: Sequence[int] | np.ndarray
+    lines: Sequence[int] | np.ndarray | None
     n_users: int
     n_items: int
+    leaves_out: bool = True
 
     @property
     def pairs(self) -> np.ndarray:
@@ -65,8 +69,8 @@ def read_rows(path: Path, settings: Settings, *, n_items: int = 0) -> Rows:
     ]
     table = read_integers(path, columns, separator=separator)
     users, items, *labels = (table.columns[column] for column in columns)
-    if not len(table) or min(users.min(), items.min()) < 0:
-        raise DataError(f"{path}: expected rows with ids from 0 on")
+    if not len(table) or min(users.min(), items.min()) < 0 or max(users.max(), items.max()) >= max(len(table), n_items):
+        raise DataError(f"{path}: expected rows with ids from 0 on without gaps")  # a table by id would fill the memory
     if not labels:
         assert settings.split is not None
         times = None
@@ -74,14 +78,24 @@ def read_rows(path: Path, settings: Settings, *, n_items: int = 0) -> Rows:
             column = time_column(path, header, settings)
             times = read_integers(path, [column], separator=separator, times=[column]).columns[column]
         labels = [draw_labels(settings.split, users, items, times, settings.split_seed)]
-    return Rows(path, users, items, labels[0], table.lines, int(users.max()) + 1, max(n_items, int(items.max()) + 1))
+    n_users, n_items = int(users.max()) + 1, max(n_items, int(items.max()) + 1)
+    leaves_out = settings.filter_out_cod_start_users
+    return Rows(path.name, users, items, labels[0], table.lines, n_users, n_items, leaves_out)
+
+
+def rows_of(dataset: Dataset) -> Rows:
+    """The rows of a data set that a plugin reads from whatever it has."""
+    splits = (dataset.train, dataset.valid, dataset.test)
+    users, items = (np.concatenate([getattr(rows, name) for rows in splits]) for name in ("users", "items"))
+    labels = np.repeat(np.arange(len(splits)), [len(rows) for rows in splits])
+    return Rows(dataset.name, users, items, labels, None, dataset.n_users, dataset.n_items)
 
 
 def count(rows: Rows) -> Counts:
     """Sizes and degrees, without the rows that a run leaves out."""
-    splits = {}
+    splits, has_history = {}, rows.has_history
     for split in SPLITS:
-        chosen = rows.of(split) & rows.has_history[rows.users]
+        chosen = rows.of(split) & (has_history[rows.users] | (not rows.leaves_out))
         splits[split] = SplitCounts(
             int(chosen.sum()), len(np.unique(rows.users[chosen])), len(np.unique(rows.items[chosen]))
         )
@@ -130,7 +144,7 @@ def _without_negative(rows: Rows) -> Iterator[Finding]:
             f"users have all {n_items:,} training items, so no negative item exists for them",
             len(users),
             rows.n_users,
-            Place(rows.path.name, _line(rows, rows.users == users[0]), users=_named(users)),
+            Place(rows.file, _line(rows, int(np.argmax(rows.users == users[0]))), users=_named(users)),
             "drop these users",
         )
 
@@ -185,8 +199,8 @@ def _of_pairs(
 ) -> Finding:
     """A finding of rows, `places`, that are all in one split."""
     where = Place(
-        rows.path.name,
-        int(rows.lines[places[0]]),
+        rows.file,
+        _line(rows, int(places[0])),
         items=_items(np.unique(rows.items[places]), raw_ids),
         users=_named(np.unique(rows.users[places])),
     )
@@ -205,7 +219,7 @@ def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -
             "items have no training row",
             len(cold),
             rows.n_items,
-            Place(rows.path.name, items=_items(cold, raw_ids)),
+            Place(rows.file, items=_items(cold, raw_ids)),
             "only models that read content can rank them; `slices` measures them alone",
         )
     left_out = ~train & ~rows.has_history[rows.users]
@@ -214,10 +228,11 @@ def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -
         yield Finding(
             "no-history",
             "warning" if drawn is None else _if_most(len(users), rows.n_users),
-            f"users have no training row; a run leaves out their {int(left_out.sum()):,} rows of valid and test",
+            f"users have no training row; a run {'leaves out' if rows.leaves_out else 'tests them by'} their "
+            f"{int(left_out.sum()):,} rows of valid and test",
             len(users),
             rows.n_users,
-            Place(rows.path.name, _line(rows, left_out), users=_named(users)),
+            Place(rows.file, _line(rows, int(np.argmax(left_out))), users=_named(users)),
             "label a row of each user 0 (train)" if drawn is None else "other rules of --split keep more users",
         )
     per_user, per_item = np.bincount(rows.users), np.bincount(rows.items)
@@ -229,7 +244,7 @@ def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -
             "users have one interaction, so they are never tested",
             len(single),
             rows.n_users,
-            Place(rows.path.name, users=_named(single)),
+            Place(rows.file, users=_named(single)),
             "a k-core (`data import --core 5`) leaves them out",
         )
     single = np.flatnonzero(per_item == 1)
@@ -240,7 +255,7 @@ def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -
             "items have one interaction",
             len(single),
             rows.n_items,
-            Place(rows.path.name, items=_items(single, raw_ids)),
+            Place(rows.file, items=_items(single, raw_ids)),
             "a k-core (`data import --core 5`) leaves them out",
         )
 
@@ -321,8 +336,8 @@ def _date(time: float, unit: str | None) -> str:
         return f"{time:g}"
 
 
-def _line(rows: Rows, chosen: np.ndarray) -> int:
-    return int(rows.lines[int(np.argmax(chosen))])
+def _line(rows: Rows, row: int) -> int | None:
+    return None if rows.lines is None else int(rows.lines[row])
 
 
 def _items(items: np.ndarray, raw_ids: Sequence[str] | None) -> tuple[str, ...]:
