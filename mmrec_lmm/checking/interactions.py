@@ -8,12 +8,13 @@ Shapes: N rows, U users, I items.
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..config.settings import Settings
-from ..data.loading import column_name, time_column
+from ..data.loading import column_name, occur_again, time_column
 from ..data.splitting import TIMED, UNITS, draw_labels, time_units
 from ..data.tables import first_cells, read_integers
 from ..errors import DataError
@@ -41,15 +42,20 @@ class Rows:
     n_items: int
     leaves_out: bool = True
 
-    @property
+    @cached_property
     def pairs(self) -> np.ndarray:
         """One number (N,) for each pair of user and item."""
         return self.users * self.n_items + self.items
 
+    @cached_property
+    def repeated(self) -> np.ndarray:
+        """The rows whose pair occurs more than once, ascending."""
+        return np.flatnonzero(occur_again(self.pairs))
+
     def of(self, split: str) -> np.ndarray:
         return self.labels == SPLITS.index(split)
 
-    @property
+    @cached_property
     def has_history(self) -> np.ndarray:
         """(U,) bool: does the user have a training row."""
         return np.bincount(self.users[self.of("train")], minlength=self.n_users) > 0
@@ -96,13 +102,11 @@ def count(rows: Rows) -> Counts:
     splits, has_history = {}, rows.has_history
     for split in SPLITS:
         chosen = rows.of(split) & (has_history[rows.users] | (not rows.leaves_out))
-        splits[split] = SplitCounts(
-            int(chosen.sum()), len(np.unique(rows.users[chosen])), len(np.unique(rows.items[chosen]))
-        )
+        splits[split] = SplitCounts(int(chosen.sum()), _distinct(rows.users[chosen]), _distinct(rows.items[chosen]))
     train = rows.of("train")
     of_users = np.bincount(rows.users[train], minlength=rows.n_users)
     of_items = np.bincount(rows.items[train], minlength=rows.n_items)
-    distinct = len(np.unique(rows.pairs))
+    distinct = len(rows.pairs) - len(rows.repeated) + len(np.unique(rows.pairs[rows.repeated]))
     return Counts(
         users=rows.n_users,
         items=rows.n_items,
@@ -114,6 +118,10 @@ def count(rows: Rows) -> Counts:
         splits=splits,
         degrees={"users": _degrees(of_users), "items": _degrees(of_items)},
     )
+
+
+def _distinct(ids: np.ndarray) -> int:
+    return int(np.count_nonzero(np.bincount(ids)))
 
 
 def _degrees(degrees: np.ndarray) -> Degrees:
@@ -134,10 +142,13 @@ def findings(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None
 
 def _without_negative(rows: Rows) -> Iterator[Finding]:
     """Users who have all training items: `NegativeSampler` refuses them."""
-    pairs = np.unique(rows.pairs[rows.of("train")])
-    n_items = len(np.unique(pairs % rows.n_items))
-    degrees = np.bincount(pairs // rows.n_items, minlength=rows.n_users)
-    if n_items and len(users := np.flatnonzero(degrees == n_items)):
+    train = rows.of("train")
+    n_items = _distinct(rows.items[train])
+    degrees = np.bincount(rows.users[train], minlength=rows.n_users)
+    likely = degrees[rows.users] >= max(1, n_items)  # repeated pairs count in a degree
+    pairs = np.unique(rows.pairs[train & likely])
+    users = np.flatnonzero(np.bincount(pairs // rows.n_items) == n_items) if len(pairs) else pairs
+    if len(users):
         yield Finding(
             "no-negative",
             "error",
@@ -150,40 +161,23 @@ def _without_negative(rows: Rows) -> Iterator[Finding]:
 
 
 def _repeated(rows: Rows, raw_ids: Sequence[str] | None) -> Iterator[Finding]:
-    pairs = rows.pairs
+    again = rows.repeated
+    pairs = rows.pairs[again]
+    own = {split: rows.labels[again] == place for place, split in enumerate(SPLITS)}  # few rows
     for split in SPLITS:
-        own = np.flatnonzero(rows.of(split))
-        again = own[_seen_before(pairs[own])]
-        if len(again):
-            yield _of_pairs(
-                rows,
-                raw_ids,
-                again,
-                "repeated-pairs",
-                f"rows of {split} repeat a pair of the same split",
-                "keep one row of each pair; in training, each row counts",
-            )
-    for held_out in ("valid", "test"):
-        again = np.flatnonzero(rows.of(held_out) & np.isin(pairs, pairs[rows.of("train")]))
-        if len(again):
-            yield _of_pairs(
-                rows,
-                raw_ids,
-                again,
-                "in-train-too",
-                f"rows of {held_out} repeat a training pair, whose item is masked, so it can't be hit",
-                f"drop them from {held_out}",
-            )
-    again = np.flatnonzero(rows.of("test") & np.isin(pairs, pairs[rows.of("valid")]))
-    if len(again):
-        yield _of_pairs(
-            rows,
-            raw_ids,
-            again,
-            "in-valid-too",
-            "rows of test repeat a pair of valid: the epoch is then selected on what is tested",
-            "drop them from one of the two",
-        )
+        seen = again[own[split]][_seen_before(pairs[own[split]])]
+        if len(seen):
+            what, cure = f"rows of {split} repeat a pair of the same split", "keep one row of each pair"
+            yield _of_pairs(rows, raw_ids, seen, "repeated-pairs", what, cure)
+    for split in ("valid", "test"):
+        seen = again[own[split] & np.isin(pairs, pairs[own["train"]])]
+        if len(seen):
+            what = f"rows of {split} repeat a training pair, whose item is masked, so it can't be hit"
+            yield _of_pairs(rows, raw_ids, seen, "in-train-too", what, f"drop them from {split}")
+    seen = again[own["test"] & np.isin(pairs, pairs[own["valid"]])]
+    if len(seen):
+        what = "rows of test repeat a pair of valid: the epoch is then selected on what is tested"
+        yield _of_pairs(rows, raw_ids, seen, "in-valid-too", what, "drop them from one of the two")
 
 
 def _seen_before(values: np.ndarray) -> np.ndarray:
@@ -224,7 +218,7 @@ def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -
         )
     left_out = ~train & ~rows.has_history[rows.users]
     if left_out.any():
-        users = np.unique(rows.users[left_out])
+        users = np.flatnonzero(np.bincount(rows.users[left_out]))
         yield Finding(
             "no-history",
             "warning" if drawn is None else _if_most(len(users), rows.n_users),
