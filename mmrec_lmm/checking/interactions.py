@@ -222,7 +222,7 @@ def _cold(rows: Rows, raw_ids: Sequence[str] | None, drawn: DrawnSplit | None) -
         yield Finding(
             "no-history",
             "warning" if drawn is None else _if_most(len(users), rows.n_users),
-            f"users have no training row; a run {'leaves out' if rows.leaves_out else 'tests them by'} their "
+            f"users have no training row; a run {'leaves out' if rows.leaves_out else 'still measures'} their "
             f"{int(left_out.sum()):,} rows of valid and test",
             len(users),
             rows.n_users,
