@@ -32,6 +32,7 @@ LAYERS = """
     machine
     api data
     features evaluation
+    checking
     training
     running
     studies

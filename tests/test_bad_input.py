@@ -175,7 +175,7 @@ FEATURES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a pickle": (lambda path: path.write_bytes(pickle.dumps(Payload())), r"a pickle, which can hold code"),
     "truncated": (lambda path: truncate(path, 0.8), r"got a truncated or damaged file"),
-    "empty": (lambda path: truncate(path, 0), r"expected a \.npy file, got another format"),
+    "empty": (lambda path: truncate(path, 0), r"expected a \.npy file, got an empty file; copy or download it again$"),
     "one number per item": (
         lambda path: np.save(path, np.ones(16)),
         r"expected numbers of shape \(items, width\), got",

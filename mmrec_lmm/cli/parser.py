@@ -185,6 +185,10 @@ def folder_name(text: str) -> str:
     return text
 
 
+def folder_names(text: str) -> tuple[str, ...]:
+    return tuple(map(folder_name, names(text)))
+
+
 def names(text: str) -> tuple[str, ...]:
     listed = tuple(name.strip() for name in text.split(",") if name.strip())
     if not listed:

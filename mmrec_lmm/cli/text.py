@@ -14,6 +14,7 @@ from ..formatting import aligned
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
+    from ..checking.findings import Report
     from ..config.schema import Key
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
-    from ..types import Dataset, FeatureTable, RunResult
+    from ..types import FeatureTable, RunResult
 
 WIDTHS = {"summary": 72, "license": 32, "state": 100}  # column -> most characters in a listing; `info` prints all
 HIDDEN = {"datasets": ("summary", "plugin")}  # columns that only `info` and JSON have
@@ -404,53 +405,48 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
     )
 
 
-def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
-    """`data check`: counts by split, contents of the catalog and the feature files, and notes from loading."""
-    import numpy as np
+def check_text(report: Report) -> str:
+    """`data check`: the verdict, counts by split, degrees, content, and the findings, errors first."""
+    from ..checking.findings import SEVERITIES, in_splits
 
-    from ..features.files import scale_note
-    from ..types import SPLITS
-
-    rows = []
-    for split in SPLITS:
-        interactions = getattr(dataset, split)
-        rows.append(
-            {
-                "split": split,
-                "rows": len(interactions),
-                "users": len(np.unique(interactions.users)),
-                "items": len(np.unique(interactions.items)),
-            }
-        )
-    lines = [f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items", "", table(rows), ""]
-    if dataset.split is not None:
-        lines += [f"split: {dataset.split}, drawn with seed {dataset.split.seed}", ""]
-    if dataset.catalog is None:
-        lines.append("catalog: none (items.tsv); an encoder needs one")
-    else:
-        images = sum(path is not None and path.is_file() for path in dataset.catalog.images)
-        named = sum(path is not None for path in dataset.catalog.images)
-        lines.append(
-            f"images: {images:,} of {dataset.n_items:,} items"
-            + (f" ({named - images:,} files missing)" if named > images else "")
-        )
+    counts = report.counts
+    lines = [f"{report.name}: {report.verdict}"]
+    if report.split is not None:
+        lines.append(f"split: {report.split}")
+    if counts is not None:
         lines += [
-            f"{field}: {sum(map(bool, column)):,} of {dataset.n_items:,} items"
-            for field, column in dataset.catalog.fields.items()
+            f"{counts.users:,} users, {counts.items:,} items, {counts.interactions:,} interactions, density "
+            f"{counts.density:.3g}",
+            f"without a training row: items {counts.cold_items:,}, users {counts.cold_users:,}",
+            "",
+            table([{"split": split, **vars(of_split)} for split, of_split in in_splits(counts)]),
+            "",
+            table([{"training rows of": who, **_whole(one.quantiles)} for who, one in counts.degrees.items()]),
+            "",
         ]
-    lines += [
-        f"features of {modality}: {int(features.present.sum()):,} of {dataset.n_items:,} items, width {features.dim} "
-        f"({dataset.feature_files[modality]})"
-        for modality, features in tables.items()
-    ]
-    notes = [
-        f"{dataset.feature_files[modality]}: {note}"
-        for modality, table in tables.items()
-        if (note := scale_note(table))
-    ]
-    cold = dataset.n_items - len(np.unique(dataset.train.items))
-    lines.append(f"items without a training row: {cold:,}")
-    return "\n".join([*lines, *dataset.notes, *notes])
+    if report.times is not None:
+        lines.append(f"times: {report.times.first} to {report.times.last} ({report.times.unit or 'unknown unit'})")
+    for column, content in report.content.items():
+        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in content.missing.items())
+        total = content.items + sum(content.missing.values())
+        decoded = "" if content.examined is None else f", {content.examined:,} decoded"
+        named = "images" if column == "image" else column
+        lines.append(f"{named}: {content.items:,} of {total:,} items{decoded}{f' ({reasons})' if reasons else ''}")
+    for modality, features in report.features.items():
+        lines.append(
+            f"features of {modality}: {features.items:,} items, width {features.width} ({features.file})",
+        )
+    for severity in SEVERITIES:
+        found = report.of(severity)
+        for finding in found:
+            lines += ["", f"{severity} {finding.name}: {finding.counted}"]
+            lines += [f"    where: {finding.where}"] if str(finding.where) else []
+            lines += [f"    what to do: {finding.cure}"] if finding.cure else []
+    return "\n".join(lines)
+
+
+def _whole(numbers: Mapping[str, float]) -> dict[str, int]:
+    return {name: int(number) for name, number in numbers.items()}
 
 
 def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> str:

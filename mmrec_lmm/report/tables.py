@@ -94,6 +94,11 @@ def render(
     if format == "csv":
         return slices_csv(board, rows) if plan.across == "slice" else as_csv(board, rows, published)
     table = _sliced(board, rows, plan) if plan.across == "slice" else arrange(board, rows, plan, published)
+    return as_text(table, format)
+
+
+def as_text(table: Table, format: str) -> str:
+    """A table in one of FORMATS but CSV."""
     return {"markdown": as_markdown, "latex": as_latex, "html": as_html}[format](table)
 
 
@@ -395,7 +400,7 @@ def as_latex(table: Table) -> str:
     names = len([label for label in table.labels if label != "source"])
     lines: list[str] = []
     for line, said in table.breaks():
-        if lines and said == 0:
+        if lines and said == 0 and len(line.labels) > 1:
             lines.append(r"\midrule")
         elif lines and said < names - 1:
             lines.append(r"\addlinespace")

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config.choices import SPLIT_RULES
-from ...errors import ConfigError, MMRecError
-from ..parser import add_group, add_verb, data_folder, folder_name, names, which_data, which_split
-from ..shared import runs_of
+from ...errors import ConfigError, DataError, MMRecError
+from ..parser import (
+    add_group,
+    add_verb,
+    configs_folder,
+    count,
+    data_folder,
+    folder_name,
+    folder_names,
+    how_to_print,
+    names,
+    which_data,
+    which_split,
+)
+from ..shared import runs_of, write
+from ..text import check_text
 from .images import add_images
 
 if TYPE_CHECKING:
@@ -27,9 +41,29 @@ def add(verbs: Verbs) -> None:
     data_folder(demo)
     demo.add_argument("--seed", type=int, help="another random catalog")
     demo.add_argument("--force", action="store_true", help="replace an existing data set")
-    check = add_verb(data, "check", _check, "Read a data set and report its counts and gaps.", keys=True)
+    check = add_verb(data, "check", _check, "Say what a data set holds, and what is wrong with it.", keys=True)
     which_data(check)
     which_split(check)
+    check.add_argument("--format", choices=("text", "json", "html"), default="text", help="default: text")
+    check.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
+    check.add_argument("--no-decode", dest="decode", action="store_false", help="don't open images; quicker")
+    check.add_argument("--sample", type=count, metavar="N", help="decode N images only, spread over the items")
+    table = add_verb(data, "table", _table, "Print the paper's table 2 of your data sets and encoders.", keys=True)
+    table.add_argument(
+        "-d",
+        "--dataset",
+        dest="datasets",
+        required=True,
+        type=folder_names,
+        metavar="NAME,NAME",
+        help="folders in the folder of data sets",
+    )
+    table.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
+    configs_folder(table)
+    table.add_argument(
+        "--encoders", type=names, metavar="NAME,NAME", help="`list encoders` shows them (default: all that encode)"
+    )
+    how_to_print(table)
     made = add_verb(data, "build", _build, "Make a data set from the files of a public one, such as Amazon reviews.")
     made.add_argument("name", type=folder_name, help="the new data set's name")
     made.add_argument(
@@ -153,21 +187,48 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ...data.opening import open_dataset
-    from ...features.files import normalized, read_feature_file
-    from ..text import dataset_text
+    from ...checking.check import check
 
     options.model = options.encoder = None
     registry, resolved = runs_of(options)
     run = resolved.runs[0]
-    dataset = open_dataset(run.dataset, run.settings, registry)
-    tables = {
-        modality: normalized(
-            read_feature_file(path, modality=modality, n_items=dataset.n_items), run.settings.normalize
-        )
-        for modality, path in dataset.feature_files.items()
-    }
-    print(dataset_text(dataset, tables))
+    checked = check(run.dataset, run.settings, registry, decode=options.decode, sample=options.sample)
+    report = checked.report
+    if options.format == "html":
+        from ...report.data_page import data_page
+
+        text = data_page(checked)
+    elif options.format == "json":
+        text = json.dumps(report.document(), indent=2) + "\n"
+    else:
+        text = check_text(report) + "\n"
+    write(text, options.output)
+    if options.output is not None:
+        print(f"{options.output}: {report.name}: {report.verdict}")
+    for finding in report.of("error"):
+        raise DataError(f"data set {report.name}: a run would fail: {finding.text}")
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from ...data.opening import open_dataset
+    from ...features.files import read_feature_file
+    from ...report.data_table import about, data_table
+
+    options.model = options.encoder = None
+    found = []
+    for name in options.datasets:
+        options.dataset = name
+        registry, resolved = runs_of(options)
+        dataset = open_dataset(resolved.runs[0].dataset, resolved.runs[0].settings, registry)
+        tables = {
+            modality: read_feature_file(path, modality=modality, n_items=dataset.n_items)
+            for modality, path in dataset.feature_files.items()
+        }
+        found.append(about(dataset, {modality: table.dim for modality, table in tables.items()}))
+    chosen = options.encoders or [spec.name for spec in registry.encoders if spec.dims]
+    encoders = [registry.encoders.get(name) for name in chosen]
+    write(data_table(found, encoders, options.format), options.output)
     return 0
 
 

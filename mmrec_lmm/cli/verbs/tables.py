@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ..parser import Verbs
 
 
-TABLES = tuple(layout.table for layout in LAYOUTS.values() if layout.table)  # the paper's
+DATA_SETS = 2  # the paper's table that is no leaderboard
+TABLES = tuple(sorted({DATA_SETS, *(layout.table for layout in LAYOUTS.values() if layout.table)}))  # the paper's
 
 
 def add(verbs: Verbs) -> None:
@@ -39,13 +40,16 @@ def _table(options: argparse.Namespace) -> int:
 
 def _paper(options: argparse.Namespace) -> int:
     from ...report import paper
+    from ...report.data_table import published_datasets
     from ...report.tables import render
 
     if options.format == "csv" and options.table is None:
         raise ConfigError("--format csv: expected one table, as CSV holds no more, got all; try --table 3")
     texts = [
-        render(paper.leaderboard(table), layout=f"table{table}", format=options.format, published=lambda row: {})
-        for table in ([options.table] if options.table else paper.tables())
+        published_datasets(options.format)
+        if table == DATA_SETS
+        else render(paper.leaderboard(table), layout=f"table{table}", format=options.format, published=lambda row: {})
+        for table in ([options.table] if options.table else TABLES)
     ]
     write("\n".join(texts), options.output)
     return 0
