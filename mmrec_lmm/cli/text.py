@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
-from ..formatting import aligned
+from ..formatting import aligned, first_few
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
+    import pandas as pd
+
     from ..config.schema import Key
+    from ..data.ids import Ids
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
@@ -286,6 +290,19 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     ]
 
 
+def recommendations_text(rows: pd.DataFrame, how: str) -> str:
+    """`recommend`: rows of user, rank, item and title, as text, csv, tsv or json."""
+    if how in ("csv", "tsv"):
+        text: str = rows.to_csv(index=False, sep="," if how == "csv" else "\t", lineterminator="\n")
+        return text
+    if not rows["title"].any() and how == "text":
+        rows = rows.drop(columns="title")
+    records = [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False, name=None)]
+    if how == "json":
+        return f"{json.dumps(records, indent=2)}\n"
+    return f"{table(records) or 'no item is left to recommend'}\n"
+
+
 def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """`slices`: each slice with its means, at cutoff 20 if measured; then a description of each slice."""
     metrics = list(rows[0]["metrics"])
@@ -401,8 +418,8 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
     )
 
 
-def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
-    """`data check`: counts by split, contents of the catalog and the feature files, and notes from loading."""
+def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable], ids: Sequence[Ids]) -> str:
+    """`data check`: counts by split, contents of the catalog and the feature files, own ids, and notes from loading."""
     import numpy as np
 
     from ..features.files import scale_note
@@ -447,6 +464,10 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
     ]
     cold = dataset.n_items - len(np.unique(dataset.train.items))
     lines.append(f"items without a training row: {cold:,}")
+    lines += [
+        f"ids of {known.kind}s: " + (f"{known.source} ({first_few(known.of, 2)})" if known.source else "their numbers")
+        for known in ids
+    ]
     return "\n".join([*lines, *dataset.notes, *notes])
 
 

@@ -86,6 +86,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from ...data.ids import MAPPINGS, read_ids
     from ...data.opening import open_dataset
     from ...features.files import normalized, read_feature_file
     from ..text import dataset_text
@@ -100,7 +101,7 @@ def _check(options: argparse.Namespace) -> int:
         )
         for modality, path in dataset.feature_files.items()
     }
-    print(dataset_text(dataset, tables))
+    print(dataset_text(dataset, tables, [read_ids(dataset, kind) for kind in MAPPINGS]))
     return 0
 
 
