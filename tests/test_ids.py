@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import call
 
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.ids import Ids, Kind, read_ids
@@ -99,17 +98,6 @@ def test_what_may_be_meant_is_found_among_very_many_ids() -> None:
     ids = Ids("user", names, "u_id_mapping.csv")
     for typed in (names[123_456].replace("-", "_"), f"x{names[123_456][1:]}", f"{names[123_456][:-1]}x"):
         assert ids.expected(typed).endswith(f"got {typed}; did you mean {names[123_456]}?")
-
-
-def test_data_check_says_whose_ids_are_used(data_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(data_path.parent)
-    assert (
-        "\nids of users: their numbers\nids of items: items.tsv (T00, T01 and 14 more)"
-        in call("data", "check", "-d", "toy").out
-    )
-    (data_path / "toy" / "i_id_mapping.csv").write_text("asin\titemID\nT00\t0\n")
-    answer = call("data", "check", "-d", "toy")
-    assert (answer.code, "i_id_mapping.csv: expected the itemID 0 to 15, got none of 1" in answer.err) == (4, True)
 
 
 def test_real_mappings_of_mmrec_are_read(shared: Path) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 ABOUT = (
     "Train, evaluate and compare recommenders on what their items look like and say. "
-    "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo."
+    "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo. "
+    "With your own data: `data import`, `run`, `recommend`."
 )
 EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data or weights, 130 interrupted"
 
@@ -92,7 +93,8 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         metavar="NAME",
-        help="makes the item features, also as NAME:VARIANT; default: the data set's own feature files",
+        help="makes the item features, also as NAME:VARIANT; `list encoders` shows them (default: the data set's own "
+        "feature files)",
     )
     how_to_encode(parser)
     parser.add_argument(

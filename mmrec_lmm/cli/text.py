@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
-from ..formatting import aligned, first_few
+from ..formatting import aligned
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     import pandas as pd
 
     from ..config.schema import Key
-    from ..data.ids import Ids
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
@@ -418,8 +417,8 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
     )
 
 
-def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable], ids: Sequence[Ids]) -> str:
-    """`data check`: counts by split, contents of the catalog and the feature files, own ids, and notes from loading."""
+def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable]) -> str:
+    """`data check`: counts by split, contents of the catalog and the feature files, and notes from loading."""
     import numpy as np
 
     from ..features.files import scale_note
@@ -464,10 +463,6 @@ def dataset_text(dataset: Dataset, tables: Mapping[str, FeatureTable], ids: Sequ
     ]
     cold = dataset.n_items - len(np.unique(dataset.train.items))
     lines.append(f"items without a training row: {cold:,}")
-    lines += [
-        f"ids of {known.kind}s: " + (f"{known.source} ({first_few(known.of, 2)})" if known.source else "their numbers")
-        for known in ids
-    ]
     return "\n".join([*lines, *dataset.notes, *notes])
 
 

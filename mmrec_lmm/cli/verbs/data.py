@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,21 +30,33 @@ def add(verbs: Verbs) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a table of users and items, with or without a header",
+        help="a table of users and items, one interaction a row, with or without a header",
     )
     load.add_argument(
-        "--items", type=Path, metavar="FILE", help="a table of items: id, title, brand, categories, description, image"
+        "--items",
+        type=Path,
+        metavar="FILE",
+        help="a table of items with a header: their id, title, brand, categories, description, image",
     )
-    load.add_argument("--images", type=Path, metavar="DIR", help="the folder of the items table's images")
-    load.add_argument("--user-column", metavar="NAME", help="the users' column, where its name isn't a usual one")
-    load.add_argument("--item-column", metavar="NAME", help="the items' column, where its name isn't a usual one")
+    load.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="a folder of images: those that the column image names; without it, of item X the file X.jpg or the like",
+    )
+    load.add_argument("--user-column", metavar="NAME", help="the users' column, if it isn't called user_id or the like")
+    load.add_argument("--item-column", metavar="NAME", help="the items' column, if it isn't called item_id or the like")
     load.add_argument(
         "--columns",
         type=names,
         metavar="user,item,...",
         help="names for an interactions table without a header (default: user,item,rating,timestamp)",
     )
-    load.add_argument("--items-id-column", metavar="NAME", help="the id's column of the items table")
+    load.add_argument(
+        "--items-id-column",
+        metavar="NAME",
+        help="the ids' column of the items table, if it isn't called item_id or the like, nor the first",
+    )
     load.add_argument(
         "--split-column",
         metavar="NAME",
@@ -86,7 +99,6 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ...data.ids import MAPPINGS, read_ids
     from ...data.opening import open_dataset
     from ...features.files import normalized, read_feature_file
     from ..text import dataset_text
@@ -101,7 +113,7 @@ def _check(options: argparse.Namespace) -> int:
         )
         for modality, path in dataset.feature_files.items()
     }
-    print(dataset_text(dataset, tables, [read_ids(dataset, kind) for kind in MAPPINGS]))
+    print(dataset_text(dataset, tables))
     return 0
 
 
@@ -129,4 +141,8 @@ def _import(options: argparse.Namespace) -> int:
         force=options.force,
     )
     print(report)
+    where = "" if options.data_path == Path("data") else f" --data-path {shlex.quote(str(options.data_path))}"
+    model = "VBPR --encoder clip" if report.images or any(report.texts.values()) else "LightGCN"
+    print(f"next: mmrec-lmm data check -d {options.name}{where}")
+    print(f"      mmrec-lmm run -d {options.name}{where} -m {model}")
     return 0
