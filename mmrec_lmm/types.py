@@ -163,6 +163,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()  # what loading found and corrected, for the log: dropped rows, duplicates
     split: DrawnSplit | None = None  # None: the file's own labels
+    id_files: Mapping[str, Path] = field(default_factory=dict)  # "user", "item" -> its mapping to the shop's own ids
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -526,18 +527,59 @@ def test_encode_keeps_features_and_uses_them_again(here: Path) -> None:
 def test_recommend_ranks_as_the_run_did_and_leaves_out_training_items() -> None:
     run_id = document(call(*RUN, "--json"))["run_id"]
     top = pd.read_csv(f"runs/{run_id}/topk.tsv", sep="\t", index_col="id")
-    answer = call("recommend", run_id[:-3], "--users", "3,0,3", "-k", "2", "--json")
+    answer = call("recommend", run_id[:-3], "--users", "3,0,3", "-k", "2", "--json", "--internal-ids")
     rows = json.loads(answer.out)
     assert [(row["user"], row["rank"]) for row in rows] == [(3, 1), (3, 2), (0, 1), (0, 2)]
     assert [row["item"] for row in rows] == [*top.loc[3, ["top_0", "top_1"]], *top.loc[0, ["top_0", "top_1"]]]
-    assert rows[0]["id"] == f"T{rows[0]['item']:02d}"
     inter = pd.read_csv("data/toy/toy.inter", sep="\t")
     trained = set(inter.itemID[(inter.userID == 3) & (inter.x_label == 0)])
     everything = json.loads(call("recommend", run_id, "--users", "3", "-k", "99", "--json").out)
-    assert {row["item"] for row in everything} == set(range(16)) - trained
-    assert call("recommend", run_id, "--users", "0", "-k", "1").out.splitlines()[0].split() == [
-        "user", "rank", "item", "id", "title",
-    ]  # fmt: skip
+    assert {row["item"] for row in everything} == {f"T{item:02d}" for item in set(range(16)) - trained}
+
+
+def test_recommend_takes_and_shows_the_shops_own_ids_in_each_format() -> None:
+    run_id = document(call(*RUN, "--json"))["run_id"]
+    names = [f"U,{user}" if user == 5 else f"u-{user:02d}" for user in range(12)]
+    mapping = pd.DataFrame({"user_id": names, "userID": range(12)})
+    mapping.to_csv("data/toy/u_id_mapping.csv", sep="\t", index=False)
+    assert call("replay", run_id).code == 0, "a mapping is no part of the data's fingerprint"
+    numbers = json.loads(call("recommend", run_id, "--users", "3,0", "-k", "2", "--json", "--internal-ids").out)
+    wanted = [(names[row["user"]], row["rank"], f"T{row['item']:02d}", row["title"]) for row in numbers]
+
+    asked = ("recommend", run_id, "--users", " u-03, u-00,u-03", "-k", "2")
+    assert [tuple(row.values()) for row in json.loads(call(*asked, "--format", "json").out)] == wanted
+    for form, separator in (("csv", ","), ("tsv", "\t")):
+        assert call(*asked, "--format", form, "-o", "made.table").out == ""
+        table = pd.read_csv("made.table", sep=separator)
+        assert list(table.columns) == ["user", "rank", "item", "title"]
+        assert [tuple(row) for row in table.itertuples(index=False)] == wanted
+    head, _, first, *_ = call(*asked).out.splitlines()
+    assert (head.split(), first.split()[:3]) == (["user", "rank", "item", "title"], ["u-03", "1", wanted[0][2]])
+
+    everyone = pd.read_csv(StringIO(call("recommend", run_id, "--users", "all", "-k", "1", "--format", "csv").out))
+    assert everyone["user"].tolist() == names
+    Path("who.txt").write_text("\ufeffu-03\r\n\nU,5\nu-03\n", encoding="utf-8")
+    listed = json.loads(call("recommend", run_id, "--users", "@who.txt", "-k", "1", "--json").out)
+    assert [row["user"] for row in listed] == ["u-03", "U,5"]
+    Path("who.txt").write_text("\n \n")
+    answer = call("recommend", run_id, "--users", "@who.txt")
+    assert (answer.code, "@who.txt: expected ids, one a line, got none" in answer.err) == (2, True)
+
+
+def test_recommend_names_an_unknown_id_and_the_one_that_may_be_meant() -> None:
+    run_id = document(call(*RUN, "--json"))["run_id"]
+    mapping = pd.DataFrame({"user_id": [f"u-{user:02d}" for user in range(12)], "userID": range(12)})
+    mapping.to_csv("data/toy/u_id_mapping.csv", sep="\t", index=False)
+    Path("who.txt").write_text("u-03\nu-004\n7\n")
+    begin = "expected ids of data/toy/u_id_mapping.csv such as u-00, u-01, got"
+    for users, text in {
+        "u-03,U-04": f"--users: {begin} U-04; did you mean u-04?",
+        "x": f"--users: {begin} x",
+        "3": f"--users: {begin} 3; user number 3 is u-03 (--internal-ids takes numbers)",
+        "@who.txt": f"who.txt, line 2: {begin} u-004; did you mean u-04? (2 of 3 ids are unknown)",
+    }.items():
+        answer = call("recommend", run_id, "--users", users)
+        assert (answer.code, answer.out, answer.err) == (2, "", f"error: {text}\n")
 
 
 def test_recommend_refuses_when_the_data_changed_since() -> None:
@@ -591,7 +633,8 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         (["run", "-m", "VBPR", "-d", ".."], "expected a data set's name, got '..'"),
         ([*RUN, "--modalities", ","], "expected names separated by commas, got ','"),
         ([*RUN, "--features", "image"], "expected MODALITY=FILE.npy, got 'image'"),
-        (["recommend", "x", "--users", "a"], "expected user ids such as 0,1,2, got 'a'"),
+        (["recommend", "x", "--users", "a,,b"], "expected ids separated by commas, `all` or @FILE, got 'a,,b'"),
+        (["recommend", "x", "--users", "@gone"], "@gone: expected a text file of ids, one a line: No such file"),
         (["recommend", "x", "--users", "0", "-k", "0"], "expected a whole number above 0, got '0'"),
     ],
 )  # fmt: skip
@@ -606,7 +649,10 @@ def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(arguments: list[str]
 def test_recommend_for_an_unknown_user_or_run_says_so() -> None:
     run_id = document(call(*RUN, "--json"))["run_id"]
     answer = call("recommend", run_id, "--users", "0,12")
-    assert (answer.code, answer.err) == (2, "error: --users: expected ids from 0 to 11, got 12\n")
+    assert (answer.code, answer.err) == (
+        2,
+        "error: --users: expected ids from 0 to 11, as the data set has no u_id_mapping.csv, got 12\n",
+    )
     assert (
         "VBPX: expected a finished run in runs, got none of that name" in call("recommend", "VBPX", "--users", "0").err
     )

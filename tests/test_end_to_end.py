@@ -635,12 +635,12 @@ def test_a_finished_run_keeps_encoder_and_features_and_recommends_by_them(run: C
     result = result_of(run("-m", "VBPR", "-d", "toy", *SMALL, *TRAINED, "--json"))
     folder = Path("runs") / result["run_id"]
     assert set(load_weights(folder / "encoder.safetensors")) == set(TinyEncoder().state_dict())
-    rows = json.loads(run(folder.name, "--users", "0", "-k", "5", "--json", verb="recommend").out)
+    rows = json.loads(run(folder.name, "--users", "0", "-k", "5", "--json", "--internal-ids", verb="recommend").out)
     top = (folder / "topk.tsv").read_text().splitlines()[1].split("\t")
     assert [str(row["item"]) for row in rows] == top[1:6]
     features = load_weights(folder / "features.safetensors")
     save_weights(folder / "features.safetensors", {name: -1000 * table for name, table in features.items()})
-    other = json.loads(run(folder.name, "--users", "0", "-k", "5", "--json", verb="recommend").out)
+    other = json.loads(run(folder.name, "--users", "0", "-k", "5", "--json", "--internal-ids", verb="recommend").out)
     assert other != rows
 
 

@@ -244,10 +244,10 @@ def test_a_split_that_no_run_could_use_is_refused(tmp_path: Path, values: str, m
 
 @pytest.mark.parametrize("first", ["", "Unnamed: 0"])
 def test_row_numbers_are_no_item_ids(tmp_path: Path, ratings: Path, first: str) -> None:
-    goods = write(tmp_path / "goods.csv", f"{first},sku,title", "0,d,Rug", "1,b,Lamp", "2,a,Mug", "3,e,Cup")
+    goods = write(tmp_path / "goods.csv", f"{first},code,title", "0,d,Rug", "1,b,Lamp", "2,a,Mug", "3,e,Cup")
     with pytest.raises(DataError, match=r"got a first column without a name, .* try --items-id-column NAME"):
         import_dataset(ratings, tmp_path / "shop", items=goods)
-    import_dataset(ratings, tmp_path / "shop", items=goods, items_id_column="sku")
+    import_dataset(ratings, tmp_path / "shop", items=goods, items_id_column="code")
     table = read(tmp_path / "shop" / "items.tsv")
     assert table["raw_id"].tolist() == ["d", "b", "a", "e"]
     assert list(table.columns) == ["itemID", "raw_id", "title", "image"]

@@ -809,30 +809,41 @@ def test_a_result_of_a_later_version_is_refused_and_a_wrong_value_is_named(finis
         run_folder.list_results(out)
 
 
-def test_recommendations_are_the_lists_of_the_run_with_ids_and_titles(
+def asked(*users: int) -> dict[str, str]:
+    return {str(user): "--users" for user in users}
+
+
+def test_recommendations_are_the_lists_of_the_run_with_own_ids_and_titles(
     finished: RunResult, registry: Registry, out: Path
 ) -> None:
-    rows = recommend(finished.run_id, [3, 0], 8, registry, out=out)
+    rows = recommend(finished.run_id, asked(3, 0), 8, registry, out=out)
     lists = pd.read_csv(finished.path / "topk.tsv", sep="\t", index_col="id")
-    assert [(row["user"], row["rank"], row["item"]) for row in rows] == [
-        (user, rank + 1, int(lists.loc[user, f"top_{rank}"])) for user in (3, 0) for rank in range(8)
+    assert [(row.user, row.rank, row.item) for row in rows.itertuples(index=False)] == [
+        (str(user), rank + 1, f"T{lists.loc[user, f'top_{rank}']:02d}") for user in (3, 0) for rank in range(8)
     ]
-    for row in rows:
-        assert row["id"] == f"T{row['item']:02d}"
-        assert row["title"] == ("" if row["item"] == 14 else f"{['red', 'blue'][row['item'] % 2]} thing {row['item']}")
+    for row in rows.itertuples(index=False):
+        item = int(row.item[1:])
+        assert row.title == ("" if item == 14 else f"{['red', 'blue'][item % 2]} thing {item}")
 
 
 def test_recommendations_leave_out_training_items_and_end_where_candidates_do(
     finished: RunResult, registry: Registry, out: Path
 ) -> None:
-    rows = recommend(finished.run_id, [4], 50, registry, out=out)
-    assert sorted(row["item"] for row in rows) == [1, 3, 4, 5, 6, 7, 9, 11, 13, 15]
-    assert [row["rank"] for row in rows] == list(range(1, 11))
+    rows = recommend(finished.run_id, asked(4), 50, registry, out=out, internal_ids=True)
+    assert sorted(rows["item"]) == [1, 3, 4, 5, 6, 7, 9, 11, 13, 15]
+    assert rows["rank"].tolist() == list(range(1, 11))
 
 
 def test_recommendations_for_an_unknown_user_are_refused(finished: RunResult, registry: Registry, out: Path) -> None:
-    with pytest.raises(ConfigError, match="--users: expected ids from 0 to 11, got 12"):
-        recommend(finished.run_id, [0, 12], 2, registry, out=out)
+    with pytest.raises(
+        ConfigError, match=r"--users: expected ids from 0 to 11, as the data set has no u_id_mapping.csv, g"
+    ):
+        recommend(finished.run_id, asked(0, 12), 2, registry, out=out)
+    for user in ("-1", "12", "0.0", "x", "9" * 30):
+        with pytest.raises(
+            ConfigError, match=f"--users: expected numbers from 0 to 11 with --internal-ids, got {user}"
+        ):
+            recommend(finished.run_id, {user: "--users"}, 2, registry, out=out, internal_ids=True)
 
 
 @pytest.mark.parametrize("part", ["data", "features"])
@@ -845,4 +856,4 @@ def test_recommendations_from_changed_inputs_are_refused(
     else:
         np.save(data_path / "toy" / "image_feat.npy", np.ones((16, 5)))
     with pytest.raises(DataError, match=f"{finished.run_id}: the {part} changed since this run; try running it again"):
-        recommend(finished.run_id, [0], 2, registry, out=out)
+        recommend(finished.run_id, asked(0), 2, registry, out=out)

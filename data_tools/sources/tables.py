@@ -22,8 +22,8 @@ from ..writing import TEXT_COLUMNS
 
 # Header names that are recognized, in lower case, without RecBole's types (`user_id:token`).
 KNOWN: Mapping[str, tuple[str, ...]] = {
-    "user": ("user", "userid", "user_id", "reviewerid"),
-    "item": ("item", "itemid", "item_id", "asin", "parent_asin", "movieid"),
+    "user": ("user", "userid", "user_id", "reviewerid", "customer", "customer_id"),
+    "item": ("item", "itemid", "item_id", "asin", "parent_asin", "movieid", "product_id", "article_id", "sku"),
     "rating": ("rating", "overall", "stars"),
     "timestamp": ("timestamp", "time", "unixreviewtime"),
 }

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 ABOUT = (
     "Train, evaluate and compare recommenders on what their items look like and say. "
-    "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo."
+    "Without a verb, flags mean `run`: mmrec-lmm -m VBPR -d demo. "
+    "With your own data: `data import`, `run`, `recommend`."
 )
 EXIT_CODES = "exit codes: 0 ok, 1 a run failed, 2 usage or configuration, 4 data or weights, 130 interrupted"
 
@@ -92,7 +93,8 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         metavar="NAME",
-        help="makes the item features, also as NAME:VARIANT; default: the data set's own feature files",
+        help="makes the item features, also as NAME:VARIANT; `list encoders` shows them (default: the data set's own "
+        "feature files)",
     )
     how_to_encode(parser)
     parser.add_argument(
@@ -202,10 +204,32 @@ def count(text: str) -> int:
     return int(text)
 
 
-def users(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"expected user ids such as 0,1,2, got {text!r}")
-    return tuple(dict.fromkeys(int(user) for user in text.split(",")))
+def users(text: str) -> dict[str, str] | None:
+    """Each user's id and the place where it stands; None for all users."""
+    if text == "all":
+        return None
+    if text.startswith("@"):
+        return _listed_ids(Path(text[1:]))
+    asked = [user.strip() for user in text.split(",")]
+    if not all(asked):
+        raise argparse.ArgumentTypeError(f"expected ids separated by commas, `all` or @FILE, got {text!r}")
+    return dict.fromkeys(asked, "--users")
+
+
+def _listed_ids(path: Path) -> dict[str, str]:
+    """The ids in a file, one a line, each with the line where it first stands."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise argparse.ArgumentTypeError(f"@{path}: expected a text file of ids, one a line: {why}") from None
+    asked: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            asked.setdefault(line.strip(), f"{path}, line {number}")
+    if not asked:
+        raise argparse.ArgumentTypeError(f"@{path}: expected ids, one a line, got none")
+    return asked
 
 
 def feature_file(text: str) -> tuple[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
@@ -14,6 +15,8 @@ from ..formatting import aligned
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
+    import pandas as pd
+
     from ..checking.findings import Report
     from ..config.schema import Key
     from ..plugin.registry import NamedSpecs, Registry
@@ -287,6 +290,19 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
         }
         for result in results
     ]
+
+
+def recommendations_text(rows: pd.DataFrame, how: str) -> str:
+    """`recommend`: rows of user, rank, item and title, as text, csv, tsv or json."""
+    if how in ("csv", "tsv"):
+        text: str = rows.to_csv(index=False, sep="," if how == "csv" else "\t", lineterminator="\n")
+        return text
+    if not rows["title"].any() and how == "text":
+        rows = rows.drop(columns="title")
+    records = [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False, name=None)]
+    if how == "json":
+        return f"{json.dumps(records, indent=2)}\n"
+    return f"{table(records) or 'no item is left to recommend'}\n"
 
 
 def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
 from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
+from .ids import MAPPINGS
 from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
 from .tables import first_cells, read_integers, read_table
 
@@ -83,6 +84,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         fingerprint=fingerprint(fingerprinted),
         notes=tuple(notes),
         split=drawn,
+        id_files={kind: folder / file for kind, (file, *_) in MAPPINGS.items() if (folder / file).is_file()},
     )
 
 

@@ -1,13 +1,19 @@
-"""Recommendations from a finished run: its model is built again with its best weights, and ranks."""
+"""Recommendations from a finished run: its model is built again with its best weights, and ranks.
+
+Users and items are named by the shop's own ids (`data/ids.py`), or by the numbers that stand in the run's files.
+
+Shapes: U asked users, K items of each.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
+from ..data.ids import Ids, read_ids
 from ..errors import ConfigError
 from ..evaluation.ranking import Ranker
 from ..machine import choose_device
@@ -19,42 +25,70 @@ from .runner import build_model
 
 
 def recommend(
-    run: str, users: Sequence[int], k: int, registry: Registry, *, out: Path, data_path: str | None = None
-) -> list[dict[str, Any]]:
-    """The best `k` items of each user, without training items: rows of user, rank, item, the item's raw id and title.
+    run: str,
+    users: Mapping[str, str] | None,
+    k: int,
+    registry: Registry,
+    *,
+    out: Path,
+    data_path: str | None = None,
+    internal_ids: bool = False,
+) -> pd.DataFrame:
+    """The best `k` items of each user, without training items: rows of user, rank, item and the item's title.
 
-    Raises DataError if the data or features changed since the run, ConfigError for unknown users.
+    `users` maps each id, in the order of the answer, to the place where it was asked for, which messages name; None:
+    all users. Under `internal_ids`, ids are numbers, in question and answer. Raises DataError if the data or features
+    changed since the run, or for a damaged mapping; ConfigError for unknown users.
     """
     folder = run_folder.find_run(out, run)
     spec = run_folder.load_config(folder, registry)
     if data_path is not None:
         spec = dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, data_path=data_path))
     inputs = gather(spec, registry)
+    dataset = inputs.dataset
     result = run_folder.load_result(folder)
     assert result is not None
-    run_folder.check_unchanged(result, inputs.dataset, inputs.tables)
-    unknown = [user for user in users if not 0 <= user < inputs.dataset.n_users]
-    if unknown:
-        raise ConfigError(f"--users: expected ids from 0 to {inputs.dataset.n_users - 1}, got {unknown[0]}")
+    run_folder.check_unchanged(result, dataset, inputs.tables)
+    user_ids = None if internal_ids else read_ids(dataset, "user")
+    item_ids = None if internal_ids else read_ids(dataset, "item")
+    asked = np.arange(dataset.n_users) if users is None else _numbers(users, user_ids, dataset.n_users)
     device = choose_device(spec.settings)
     model = build_model(spec, inputs, registry, device)
     model.load_state_dict(load_weights(folder / run_folder.WEIGHTS))
     if model.features.joint:
         for modality, table in load_weights(folder / run_folder.FEATURES).items():
             model.features.refresh(modality, torch.arange(len(table), device=device), table.to(device))
-    ranker = Ranker(np.unique(users), [inputs.dataset.train], inputs.dataset.n_items)
-    top = dict(zip(ranker.users.tolist(), ranker.top(model, k).tolist(), strict=True))
-    catalog = inputs.dataset.catalog
-    titles = catalog.fields.get("title") if catalog else None
-    return [
+    ranked, places = np.unique(asked, return_inverse=True)
+    top = Ranker(ranked, [dataset.train], dataset.n_items).top(model, k).numpy()[places]  # (U, K)
+    rows, ranks = np.nonzero(top >= 0)
+    found, items = asked[rows], top[rows, ranks]
+    titles = dataset.catalog.fields.get("title") if dataset.catalog else None
+    return pd.DataFrame(
         {
-            "user": user,
-            "rank": rank,
-            "item": item,
-            "id": catalog.raw_ids[item] if catalog else str(item),
-            "title": titles[item] if titles else "",
+            "user": found if user_ids is None else user_ids.of[found],
+            "rank": ranks + 1,
+            "item": items if item_ids is None else item_ids.of[items],
+            "title": "" if titles is None else np.array(titles, dtype=object)[items],
         }
-        for user in users
-        for rank, item in enumerate(top[user], start=1)
-        if item >= 0
-    ]
+    )
+
+
+def _numbers(users: Mapping[str, str], ids: Ids | None, n_users: int) -> np.ndarray:
+    """The numbers (U,) of the asked users; ConfigError names the first unknown one and its place."""
+    asked = list(users)
+    as_numbers = np.array([int(user) if user.isdecimal() and len(user) < 19 else -1 for user in asked])
+    as_numbers[as_numbers >= n_users] = -1
+    numbers = as_numbers if ids is None else ids.numbers(asked)
+    if (unknown := numbers < 0).any():
+        place = int(np.argmax(unknown))
+        user = asked[place]
+        if ids is None:
+            text = f"expected numbers from 0 to {n_users - 1} with --internal-ids, got {user}"
+        else:
+            text = ids.expected(user)
+            if ids.source is not None and as_numbers[place] >= 0:
+                text += f"; user number {user} is {ids.of[as_numbers[place]]} (--internal-ids takes numbers)"
+        if (count := int(unknown.sum())) > 1:
+            text += f" ({count:,} of {len(asked):,} ids are unknown)"
+        raise ConfigError(f"{users[user]}: {text}")
+    return numbers

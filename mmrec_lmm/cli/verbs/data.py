@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,23 +106,34 @@ def add(verbs: Verbs) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a table of users and items, with or without a header",
+        help="a table of users and items, one interaction a row, with or without a header",
     )
     load.add_argument(
-        "--items", type=Path, metavar="FILE", help="a table of items: id, title, brand, categories, description, image"
+        "--items",
+        type=Path,
+        metavar="FILE",
+        help="a table of items with a header: their id, title, brand, categories, description, image",
     )
     load.add_argument(
-        "--images", type=Path, metavar="PATH", help="a folder or archive of images, as the items table or ids name them"
+        "--images",
+        type=Path,
+        metavar="PATH",
+        help="a folder or archive of images: those that the column image names; without it, of item X the file X.jpg "
+        "or the like",
     )
-    load.add_argument("--user-column", metavar="NAME", help="the users' column, where its name isn't a usual one")
-    load.add_argument("--item-column", metavar="NAME", help="the items' column, where its name isn't a usual one")
+    load.add_argument("--user-column", metavar="NAME", help="the users' column, if it isn't called user_id or the like")
+    load.add_argument("--item-column", metavar="NAME", help="the items' column, if it isn't called item_id or the like")
     load.add_argument(
         "--columns",
         type=names,
         metavar="user,item,...",
         help="names for an interactions table without a header (default: user,item,rating,timestamp)",
     )
-    load.add_argument("--items-id-column", metavar="NAME", help="the id's column of the items table")
+    load.add_argument(
+        "--items-id-column",
+        metavar="NAME",
+        help="the ids' column of the items table, if it isn't called item_id or the like, nor the first",
+    )
     load.add_argument(
         "--split-column",
         metavar="NAME",
@@ -352,15 +364,14 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _next_step(report: Report, data_path: Path) -> str:
-    """The command to type once a data set is made: one that gets its images where it has only addresses, else a run."""
-    where = f"-d {report.name}" + ("" if data_path == Path("data") else f" --data-path {data_path}")
+    """The commands to type once a data set is made: to get its images where it has only addresses, else a run."""
+    where = report.name if data_path == Path("data") else f"{report.name} --data-path {shlex.quote(str(data_path))}"
     if report.image_urls and not report.images:
-        images = f"mmrec-lmm data images {where.removeprefix('-d ')}"
-        return f"next: {images}  (fetches the images of {report.image_urls:,} items)"
-    if report.features:
-        return f"next: mmrec-lmm run -m VBPR {where}"
-    if report.images or any(report.texts.values()):
-        modalities = [name for name, has in (("image", report.images), ("text", any(report.texts.values()))) if has]
-        only = "" if len(modalities) == 2 else f" --modalities {modalities[0]}"
-        return f"next: mmrec-lmm run -m VBPR {where} --encoder basic{only}"
-    return f"next: mmrec-lmm run -m LightGCN {where}"
+        return f"next: mmrec-lmm data images {where}  (fetches the images of {report.image_urls:,} items)"
+    model, content = "VBPR", {"image": report.images, "text": any(report.texts.values())}
+    modalities = [modality for modality, is_there in content.items() if is_there]
+    if not report.features and modalities:
+        model += " --encoder basic" + (f" --modalities {modalities[0]}" if len(modalities) == 1 else "")
+    elif not report.features:
+        model = "LightGCN"
+    return f"next: mmrec-lmm data check -d {where}\n      mmrec-lmm run -d {where} -m {model}"

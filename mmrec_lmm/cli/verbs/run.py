@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,8 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
         print(f"\n{grid.best.path}/  log: {log}")
+        where = "" if options.out == Path("runs") else f" --out {shlex.quote(str(options.out))}"
+        print(f"next: mmrec-lmm recommend {grid.best.run_id}{where} --users ID,ID,...")
     if options.plots:
         plots.run_plots(grid.best.path, options.plots)
     for point, reason in grid.failures:

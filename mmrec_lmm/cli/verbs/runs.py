@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 def add(verbs: Verbs) -> None:
     recommend = add_verb(verbs, "recommend", _recommend, "Print the best items for users, from a finished run.")
     _which_run(recommend)
-    recommend.add_argument("--users", type=users, required=True, metavar="0,1,2", help="internal user ids")
+    recommend.add_argument(
+        "--users", type=users, required=True, metavar="ID,ID,...",
+        help="the users by your own ids, as in the data that was imported; @FILE: one a line; all: every user",
+    )  # fmt: skip
+    recommend.add_argument(
+        "--internal-ids", action="store_true", help="users and items are the numbers in the run's files, from 0"
+    )
     _data_of_run(recommend)
     recommend.add_argument("-k", type=count, default=10, help="items per user (default: 10)")
     runs_folder(recommend)
-    as_json(recommend)
+    recommend.add_argument("--format", choices=("text", "csv", "tsv", "json"), default="text", help="default: text")
+    recommend.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
+    recommend.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="the same as --format json"
+    )
 
     again = add_verb(verbs, "replay", _replay, "Repeat a finished run and compare: identical, or what differs first.")
     _which_run(again)
@@ -64,15 +74,15 @@ def _data_of_run(parser: argparse.ArgumentParser) -> None:
 def _recommend(options: argparse.Namespace) -> int:
     from ...logs import start_log
     from ...running.recommend import recommend
-    from ..text import table
+    from ..shared import write
+    from ..text import recommendations_text
 
     start_log(None, "recommend", level="ERROR", verbose=False)  # the run has warned about its data
-    registry = registry_of(options)
-    rows = recommend(options.run, options.users, options.k, registry, out=options.out, data_path=options.data_path)
-    if options.json:
-        print_json(rows)
-    else:
-        print(table(rows))
+    rows = recommend(
+        options.run, options.users, options.k, registry_of(options), out=options.out, data_path=options.data_path,
+        internal_ids=options.internal_ids,
+    )  # fmt: skip
+    write(recommendations_text(rows, options.format), options.output)
     return 0
 
 
