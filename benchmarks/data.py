@@ -49,8 +49,8 @@ def block(job: tuple[int, int, int]) -> bytes:
 
 
 def _ids(rng: np.random.Generator, size: int, count: int, *, steepness: int) -> np.ndarray:
-    """Random ids of `count` owners. The share of the k-th is proportional to k ** (1 / steepness - 1), but the first few
-    are alike. Scattered, so that the order of ids says nothing."""
+    """Random ids of `count` owners. The share of the k-th is proportional to k ** (1 / steepness - 1), but the first
+    few are alike. Scattered, so that the order of ids says nothing."""
     ranks = (count * rng.uniform(0.01, 1, size) ** steepness).astype(np.int64)
     return ranks * 2_654_435_761 % 2**36
 
