@@ -89,7 +89,8 @@ def _resolved(text: str) -> str:
 
 def _without_styles(text: str) -> str:
     """The text without the rules of style sheets that stand in it."""
-    kept, end = [], 0
+    kept: list[str] = []
+    end = 0
     for braces in _BRACES.finditer(text):
         parts = [part for part in braces[1].split(";") if part.strip()]
         if ";" not in braces[1] or not all(map(_DECLARATION.fullmatch, parts)):

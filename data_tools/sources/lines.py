@@ -96,6 +96,8 @@ def _unpacked(path: Path, file: IO[bytes]) -> Iterator[bytes]:
             while packed:
                 if member is None:
                     packed = packed.lstrip(b"\0")  # padding
+                    if not packed:
+                        break
                     member = zlib.decompressobj(wbits=31)
                 piece = member.decompress(packed, BLOCK)
                 lines += piece.count(b"\n")
