@@ -509,3 +509,15 @@ def test_the_real_2018_file_has_134_repeated_reviews(tmp_path: Path, amazon_raw:
     report = build_folder(tmp_path, tmp_path / "shop", strict=True)
     assert report.dropped == {"pair repeated": 134}
     assert (report.users, report.items, report.interactions) == (406, 31, 3042)
+
+
+def test_the_benchmarks_reviews_have_the_format_of_2014(tmp_path: Path) -> None:
+    from benchmarks.data import write as write_reviews
+
+    write_reviews(tmp_path / "reviews_X.json.gz", 2000, plain=False)
+    name, raw = read_folder(tmp_path, strict=True)
+    assert (name, len(raw.interactions), raw.skipped) == ("amazon-2014", 2000, {})
+    assert set(json.loads(lines.first_lines(tmp_path / "reviews_X.json.gz", 1)[0])) == {
+        "reviewerID", "asin", "reviewerName", "helpful", "reviewText", "overall", "summary", "unixReviewTime",
+        "reviewTime",
+    }  # fmt: skip
