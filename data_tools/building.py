@@ -78,6 +78,9 @@ class Report:
                 f"{len(self.images_missing):,} images named but not found, of items {first_few(self.images_missing)}"
             )
         lines += self.images_notes
+        if not all(self.splits.values()):
+            empty = " and ".join(split for split, rows in self.splits.items() if not rows)
+            lines.append(f"no rows of {empty}: a run needs some; try another --split, or a smaller --core")
         if self.items_without_content:
             lines.append(f"{self.items_without_content:,} items without content, kept")
         if self.items_without_interactions:

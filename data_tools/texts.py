@@ -52,7 +52,6 @@ def clean(text: str, found: Counter[str] | None = None) -> str:
     if text.isascii() and not _ODD.search(text) and not _SCRIPT.search(text):  # most texts
         return " ".join(text.split())
     counts = Counter[str]() if found is None else found
-    text = " ".join(text.split())
 
     def step(kind: str, change: Callable[[str], str]) -> None:
         nonlocal text
@@ -60,7 +59,8 @@ def clean(text: str, found: Counter[str] | None = None) -> str:
         counts[kind] += changed != text
         text = changed
 
-    step(ENCODING, _decoded)
+    step(ENCODING, _decoded)  # before white space: the second byte of `à` is a space in Latin-1
+    text = " ".join(text.split())
     step(ENTITIES, _resolved)
     step(STYLE, _without_styles)
     step(SCRIPT, _without_script)

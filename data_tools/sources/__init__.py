@@ -1,7 +1,7 @@
 """One reader per layout in which data sets are published: each turns a folder's files into RawData."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +66,9 @@ def read_folder(
     if len(found) != 1:
         raise _unclear(folder, found, layout, paths)
     name, files = next(iter(found.items()))
-    return name, LAYOUTS[name].read(files, strict=strict)
+    raw = LAYOUTS[name].read(files, strict=strict)
+    rest = [path.name for path in paths if path.name not in raw.inputs]
+    return name, replace(raw, read=(*raw.read, f"not read: {', '.join(rest)}")) if rest else raw
 
 
 def _candidates(folder: Path, category: str | None) -> list[Path]:

@@ -63,7 +63,12 @@ def kind_of(path: Path) -> tuple[str, str] | None:
     something else."""
     if path.suffix == ".b":
         return "2014", "features"
-    lines = first_lines(path, 20)
+    try:
+        lines = first_lines(path, 20)
+    except DataError:
+        if path.suffix == ".txt":  # some note
+            return None
+        raise
     for line in lines:
         if line.startswith(b"{'") and b"'asin'" in line:
             return "2014", "items"
@@ -146,7 +151,7 @@ def read(year: str, files: Files, *, strict: bool = False) -> RawData:
         items=items,
         skipped=tallies.counts(),
         inputs={path.name: hash_file(path) for path, *_ in used},
-        read=tuple(said + files.unused(path for path, *_ in used)),
+        read=tuple(said),
         repaired=tallies.repaired.counts,
         features=features,
         origin=used[0][0],

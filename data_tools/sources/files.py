@@ -1,6 +1,6 @@
 """The files of a layout, by the part that each plays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,6 @@ class Files:
     """Files by part, such as ratings, reviews, items."""
 
     parts: Mapping[str, Sequence[Path]]
-
-    def unused(self, used: Iterable[Path]) -> list[str]:
-        """A line that names the files that aren't read, if there are any."""
-        rest = {path for paths in self.parts.values() for path in paths} - set(used)
-        return (
-            [f"not read, as other files have the same: {', '.join(sorted(path.name for path in rest))}"] if rest else []
-        )
 
 
 def only(files: Files, part: str) -> Path:

@@ -13,9 +13,12 @@ import functools
 import itertools
 import json
 import math
+import multiprocessing
 import operator
 import os
 import re
+import signal
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -96,6 +99,8 @@ def _unpacked(path: Path, file: IO[bytes]) -> Iterator[bytes]:
             while packed:
                 if member is None:
                     packed = packed.lstrip(b"\0")  # padding
+                    if not packed:
+                        break
                     member = zlib.decompressobj(wbits=31)
                 piece = member.decompress(packed, BLOCK)
                 lines += piece.count(b"\n")
@@ -234,7 +239,7 @@ def each_block(path: Path, work: Callable[[tuple[int, bytes]], Result]) -> Itera
     if len(ahead) < 2 or processes < 2:
         yield from map(work, itertools.chain(ahead, blocks))
         return
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=_begin_work) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for block in itertools.chain(ahead, blocks):
@@ -245,6 +250,20 @@ def each_block(path: Path, work: Callable[[tuple[int, bytes]], Result]) -> Itera
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_work() -> None:
+    """Leave Ctrl-C to the process that reads, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when its parent ends: a killed command leaves none behind."""
+    parent.join()
+    os._exit(1)
 
 
 # Interactions

@@ -82,7 +82,7 @@ def read(files: Files, *, strict: bool = False) -> RawData:
         items=items,
         skipped=tallies.counts(),
         inputs={path.name: hash_file(path) for path in used},
-        read=tuple(said + files.unused(used)),
+        read=tuple(said),
         repaired=tallies.repaired.counts,
     )
 

@@ -159,12 +159,12 @@ def add(verbs: Verbs) -> None:
     load.add_argument(
         "--drop-unknown", action="store_true", help="drop interactions with items that the items table lacks"
     )
-    _how_to_build(load)
+    _how_to_build(load, "--seed")
     add_images(data)
 
 
-def _how_to_build(parser: argparse.ArgumentParser, *, core: int | None = 0, usual: str = "all") -> None:
-    """Add the flags of filters, split and text."""
+def _how_to_build(parser: argparse.ArgumentParser, *seed: str, core: int | None = 0, usual: str = "all") -> None:
+    """Add the flags of filters, split and text; `seed` are other names of the split's seed."""
     parser.add_argument(
         "--min-rating", type=float, metavar="X", help="keep only interactions with a rating of X or more"
     )
@@ -181,7 +181,7 @@ def _how_to_build(parser: argparse.ArgumentParser, *, core: int | None = 0, usua
         help="draw the split by this rule (default: the split that the files bring, else ratio)",
     )
     parser.add_argument(
-        "--split-seed", "--seed", dest="split_seed", type=int, default=0, metavar="N", help="of the split (default: 0)"
+        "--split-seed", *seed, dest="split_seed", type=int, default=0, metavar="N", help="of the split (default: 0)"
     )
     parser.add_argument(
         "--raw-text", action="store_true", help="keep tags, entities and broken encodings in texts as they are"
