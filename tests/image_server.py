@@ -82,11 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
         match kind:
             case "slow":
                 time.sleep(0.3)
-            case "drip":  # a byte now and then, for ever
+            case "drip":  # a byte now and then
                 self._head(200, {"Content-Length": str(len(body))})
                 for byte in body:
                     self._send(bytes([byte]))
-                    time.sleep(0.2)
+                    time.sleep(0.02)
                 return
             case "hang":
                 time.sleep(3)

@@ -147,11 +147,11 @@ def test_a_host_that_asks_for_patience_gets_it_from_all_downloads(
 def test_a_body_that_drips_for_ever_is_given_up(shop: Callable[..., Path]) -> None:
     folder = shop("drip/a.jpg")
     with pytest.raises(DataError, match="missing: timeout 1"):
-        fetch(folder, limits=Limits(allow_private=True, timeout=0.3, tries=1))  # three seconds for a whole image
+        fetch(folder, limits=Limits(allow_private=True, timeout=0.1, tries=1))  # a second for a whole image
 
 
 def test_few_connections_are_open_at_once(server: Server, shop: Callable[..., Path]) -> None:
-    folder = shop(*(f"slow/{n}.jpg" for n in range(12)))
+    folder = shop(*(f"slow/{n}.jpg" for n in range(8)))
     fetch(folder, limits=Limits(allow_private=True, per_host=4))
     assert server.most == 4
     server.most = 0
@@ -250,7 +250,8 @@ def test_an_image_that_a_run_may_read_is_never_overwritten(server: Server, shop:
 
 
 @pytest.mark.parametrize(
-    "signal_number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "signal_number",
+    [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGTERM))],
 )
 def test_after_an_end_at_any_moment_only_what_is_missing_is_fetched(
     server: Server, shop: Callable[..., Path], signal_number: int
