@@ -13,6 +13,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from PIL import Image
 
 GIF = (  # 1 x 1, transparent: what shops send where they have no picture
@@ -81,11 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
         match kind:
             case "slow":
                 time.sleep(0.3)
-            case "drip":  # a byte now and then, for ever
+            case "drip":  # a byte now and then
                 self._head(200, {"Content-Length": str(len(body))})
                 for byte in body:
                     self._send(bytes([byte]))
-                    time.sleep(0.2)
+                    time.sleep(0.02)
                 return
             case "hang":
                 time.sleep(3)
@@ -160,7 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(address: str = "127.0.0.1") -> Iterator[Server]:
     world = Server()
-    httpd = ThreadingHTTPServer((address, 0), type("Handler", (_Handler,), {"world": world}))
+    try:
+        httpd = ThreadingHTTPServer((address, 0), type("Handler", (_Handler,), {"world": world}))
+    except OSError:  # macOS has no loopback address but 127.0.0.1
+        pytest.skip(f"{address} is no address of this machine")
     httpd.daemon_threads = True
     httpd.block_on_close = False
     world.port = httpd.server_port

@@ -28,6 +28,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
     "timestamp": ("timestamp", "time", "unixreviewtime"),
 }
 BY_POSITION = tuple(KNOWN)  # the columns of a table without a header
+IMAGE_URLS = ("image_url", "imurl", "imageurl", "img_url", "image_link")
 SPLIT = "x_label"
 LABELS: Mapping[str, int] = {
     **{str(label): label for label in range(len(SPLITS))},
@@ -120,6 +121,7 @@ def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame
     if not len(raw):
         raise DataError(f"{path}: expected items, got no rows below the header ({', '.join(names)})")
     usual = {name: name.lower() for name in names if name.lower() in (*TEXT_COLUMNS, "image")}
+    usual |= dict.fromkeys([name for name in names if name.lower() in IMAGE_URLS][:1], "image_url")
     _require_distinct(path, [usual.get(name, name) for name in names if name])
     column = columns.items_id or _find(names, "item") or names[0]
     if not column:
@@ -131,7 +133,7 @@ def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame
     cells = {name: cells for name, cells in zip(names, raw.columns.values(), strict=True) if name}
     table = pd.DataFrame(cells, dtype=object).rename(columns=usual)
     table = table.replace(r"[\t\r\n]+", " ", regex=True).apply(lambda cells: cells.str.strip())
-    table = table.set_index(usual.get(column, column))
+    table = _addresses_apart(table.set_index(usual.get(column, column)))
     reserved = [name for name in ("itemID", "raw_id") if name in table]
     if reserved:
         raise DataError(
@@ -152,6 +154,16 @@ def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame
         f"{path.name}: separator {separator!r}; item ids: {column}; other columns: {', '.join(table.columns) or 'none'}"
     )
     return table, said
+
+
+def _addresses_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with addresses that stand in the column `image` in `image_url`, where `data images` looks for them."""
+    if "image" not in table or "image_url" in table:
+        return table
+    is_address = table["image"].str.match(r"https?://")
+    if not is_address.any():
+        return table
+    return table.assign(image=table["image"].mask(is_address, ""), image_url=table["image"].where(is_address, ""))
 
 
 def _separator(path: Path, form: Format) -> str:
