@@ -86,14 +86,23 @@ def read_ids(dataset: Dataset, kind: Kind) -> Ids:
     Raises DataError for a mapping that lacks a number, has one or an own id twice, or contradicts the catalog.
     """
     n = dataset.n_users if kind == "user" else dataset.n_items
-    numbers = np.array([str(number) for number in range(n)], dtype=object)
-    listed = None  # by the catalog
-    if kind == "item" and dataset.catalog is not None and tuple(numbers) != dataset.catalog.raw_ids:
-        listed = np.array(dataset.catalog.raw_ids, dtype=object)
+    listed = _listed(dataset) if kind == "item" else None
     path = dataset.id_files.get(kind)
-    if path is None:
-        return Ids(kind, numbers, None) if listed is None else Ids(kind, listed, "items.tsv")
-    return Ids(kind, _read_mapping(path, kind, n, listed), str(path))
+    if path is not None:
+        return Ids(kind, _read_mapping(path, kind, n, listed), str(path))
+    return Ids(kind, _as_text(n), None) if listed is None else Ids(kind, listed, "items.tsv")
+
+
+def _listed(dataset: Dataset) -> np.ndarray | None:
+    """The own ids (N,) of items in the catalog; None if it has none but their numbers."""
+    catalog = dataset.catalog
+    if catalog is None or catalog.raw_ids == tuple(_as_text(len(catalog))):
+        return None
+    return np.array(catalog.raw_ids, dtype=object)
+
+
+def _as_text(n: int) -> np.ndarray:
+    return np.array([str(number) for number in range(n)], dtype=object)
 
 
 def _read_mapping(path: Path, kind: Kind, n: int, listed: np.ndarray | None) -> np.ndarray:
