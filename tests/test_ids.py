@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,24 @@ def test_what_may_be_meant_is_found_among_very_many_ids() -> None:
     ids = Ids("user", names, "u_id_mapping.csv")
     for typed in (names[123_456].replace("-", "_"), f"x{names[123_456][1:]}", f"{names[123_456][:-1]}x"):
         assert ids.expected(typed).endswith(f"got {typed}; did you mean {names[123_456]}?")
+
+
+def test_a_plugins_data_set_without_mappings_has_its_catalogs_ids(read: Read, tmp_path: Path) -> None:
+    read("user", catalog=CATALOG.replace("C", "B"), items="asin\titemID\n")
+    dataset = replace(load_dataset(tmp_path / "shop", "shop", Settings()), id_files={})
+    ids = read_ids(dataset, "item")
+    assert ids.of.tolist() == ["A", "B", "B"]
+    assert ids.numbers(["B", "A", "C"]).tolist() == [1, 0, -1]
+    assert read_ids(replace(dataset, catalog=None), "item").of.tolist() == ["0", "1", "2"]
+
+
+def test_an_unknown_number_is_not_compared_with_other_numbers(read: Read) -> None:
+    ids = read("user", users="user_id\tuserID\n196\t0\n186\t1\n")
+    begin = f"expected ids of {ids.source} such as 196, 186, got"
+    assert ids.expected("1") == f"{begin} 1; user number 1 is 186 (--internal-ids takes numbers)"
+    assert ids.expected("195") == f"{begin} 195"
+    assert ids.expected("9" * 30).startswith(f"{begin} 999")
+    assert ids.expected("u196") == f"{begin} u196; did you mean 196?"
 
 
 def test_real_mappings_of_mmrec_are_read(shared: Path) -> None:

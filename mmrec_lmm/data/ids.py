@@ -44,20 +44,25 @@ class Ids:
         return len(self.of)
 
     @cached_property
-    def _numbers(self) -> pd.Index:
-        return pd.Index(self.of, dtype=object)
+    def _numbers(self) -> dict[str, int]:
+        return dict(zip(self.of[::-1].tolist(), range(len(self) - 1, -1, -1), strict=True))
 
     def numbers(self, ids: Sequence[str]) -> np.ndarray:
-        """The numbers (M,) int64 of own ids, -1 where there is no such id."""
-        return self._numbers.get_indexer(pd.Index(ids, dtype=object)).astype(np.int64)
+        """The numbers (M,) int64 of own ids, -1 where there is none; the first where a catalog repeats one."""
+        return np.array([self._numbers.get(own, -1) for own in ids], np.int64)
 
     def expected(self, unknown: str) -> str:
         """The part of a message about an unknown id that says what was expected, what came, and what may be meant."""
+        few = ", ".join(self.of[:2])
         if self.source is None:
             last = len(self) - 1
             return f"expected ids from 0 to {last}, as the data set has no {MAPPINGS[self.kind][0]}, got {unknown}"
-        few = ", ".join(self.of[:2])
-        return f"expected ids of {self.source} such as {few}, got {unknown}{did_you_mean(unknown, self._near(unknown))}"
+        number = number_in(unknown)
+        if 0 <= number < len(self):
+            meant = f"; {self.kind} number {number} is {self.of[number]} (--internal-ids takes numbers)"
+        else:
+            meant = "" if number >= 0 else did_you_mean(unknown, self._near(unknown))
+        return f"expected ids of {self.source} such as {few}, got {unknown}{meant}"
 
     def _near(self, name: str) -> list[str]:
         """Ids that begin or end much like `name`: of a million, those that may be meant."""
@@ -70,20 +75,34 @@ class Ids:
         return [known[text] for text in near]
 
 
+def number_in(text: str) -> int:
+    """The number that a text of digits is; -1 for another text."""
+    return int(text) if text.isdecimal() and len(text) < 19 else -1
+
+
 def read_ids(dataset: Dataset, kind: Kind) -> Ids:
     """The own ids of a data set's users or items: of its mapping, of its catalog, else the numbers.
 
     Raises DataError for a mapping that lacks a number, has one or an own id twice, or contradicts the catalog.
     """
     n = dataset.n_users if kind == "user" else dataset.n_items
-    numbers = np.array([str(number) for number in range(n)], dtype=object)
-    listed = None  # by the catalog
-    if kind == "item" and dataset.catalog is not None and tuple(numbers) != dataset.catalog.raw_ids:
-        listed = np.array(dataset.catalog.raw_ids, dtype=object)
+    listed = _listed(dataset) if kind == "item" else None
     path = dataset.id_files.get(kind)
-    if path is None:
-        return Ids(kind, numbers, None) if listed is None else Ids(kind, listed, "items.tsv")
-    return Ids(kind, _read_mapping(path, kind, n, listed), str(path))
+    if path is not None:
+        return Ids(kind, _read_mapping(path, kind, n, listed), str(path))
+    return Ids(kind, _as_text(n), None) if listed is None else Ids(kind, listed, "items.tsv")
+
+
+def _listed(dataset: Dataset) -> np.ndarray | None:
+    """The own ids (N,) of items in the catalog; None if it has none but their numbers."""
+    catalog = dataset.catalog
+    if catalog is None or catalog.raw_ids == tuple(_as_text(len(catalog))):
+        return None
+    return np.array(catalog.raw_ids, dtype=object)
+
+
+def _as_text(n: int) -> np.ndarray:
+    return np.array([str(number) for number in range(n)], dtype=object)
 
 
 def _read_mapping(path: Path, kind: Kind, n: int, listed: np.ndarray | None) -> np.ndarray:

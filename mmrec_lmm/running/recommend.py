@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..data.ids import Ids, read_ids
+from ..data.ids import Ids, number_in, read_ids
 from ..errors import ConfigError
 from ..evaluation.ranking import Ranker
 from ..machine import choose_device
@@ -76,18 +76,13 @@ def recommend(
 def _numbers(users: Mapping[str, str], ids: Ids | None, n_users: int) -> np.ndarray:
     """The numbers (U,) of the asked users; ConfigError names the first unknown one and its place."""
     asked = list(users)
-    as_numbers = np.array([int(user) if user.isdecimal() and len(user) < 19 else -1 for user in asked])
-    as_numbers[as_numbers >= n_users] = -1
-    numbers = as_numbers if ids is None else ids.numbers(asked)
-    if (unknown := numbers < 0).any():
-        place = int(np.argmax(unknown))
-        user = asked[place]
+    numbers = np.array([number_in(user) for user in asked]) if ids is None else ids.numbers(asked)
+    if (unknown := (numbers < 0) | (numbers >= n_users)).any():
+        user = asked[int(np.argmax(unknown))]
         if ids is None:
             text = f"expected numbers from 0 to {n_users - 1} with --internal-ids, got {user}"
         else:
             text = ids.expected(user)
-            if ids.source is not None and as_numbers[place] >= 0:
-                text += f"; user number {user} is {ids.of[as_numbers[place]]} (--internal-ids takes numbers)"
         if (count := int(unknown.sum())) > 1:
             text += f" ({count:,} of {len(asked):,} ids are unknown)"
         raise ConfigError(f"{users[user]}: {text}")
