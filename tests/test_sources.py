@@ -425,8 +425,11 @@ def test_files_of_several_layouts_or_categories_are_told_apart_by_name(tmp_path:
 
 
 def test_ratings_by_item_and_user_are_the_2018_edition(tmp_path: Path) -> None:
-    write(tmp_path / "Toys.csv", f"B000000001,A00000000001,5.0,{TIME}", f"0000031852,A00000000002,5.0,{TIME}")
+    write(
+        tmp_path / "Toys.csv", "cut here", f"B000000001,A00000000001,5.0,{TIME}", f"0000031852,A00000000002,5.0,{TIME}"
+    )
     name, raw = read_folder(tmp_path)
+    assert counts(raw) == {"not 4 cells": (1, 1)}
     assert (name, pairs(raw)[1]) == ("amazon-2018", ("A00000000002", "0000031852"))
 
 

@@ -132,7 +132,7 @@ def read(year: str, files: Files, *, strict: bool = False) -> RawData:
         if part != "reviews":
             first = first_lines(path, 1)[0].decode("latin-1").split(",")
             header = first[0] == "user_id"
-            take = Cells(",", len(first), edition.cells)
+            take = Cells(",", len(first) if header else len(edition.cells), edition.cells)
         count = interactions.read(path, take, edition.unit, header=header, label=label)
         said.append(f"{path.name}: {part} of Amazon {year}, {count:,} of user, item, rating, time in {edition.unit}")
     items, features = None, {}
