@@ -7,7 +7,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,7 +46,7 @@ class Server:
     agents: set[str] = field(default_factory=set)
     times: dict[str, list[float]] = field(default_factory=dict)  # of requests, by path
     sent: Counter[str] = field(default_factory=Counter)  # bytes, by path
-    most: int = 0  # requests at once
+    most: int = 0  # slow requests at once
     now: int = 0
     dates: bool = False  # Retry-After as a date
     wait: float = 1.0  # seconds of Retry-After
@@ -66,22 +66,20 @@ class _Handler(BaseHTTPRequestHandler):
             world.asked[path] += 1
             world.agents.add(self.headers["User-Agent"])
             world.times.setdefault(path, []).append(time.monotonic())
-            world.now += 1
-            world.most = max(world.most, world.now)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self._answer(*unquote(urlsplit(path).path).strip("/").split("/", 1), nth=world.asked[path])
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with world.lock:
-                world.now -= 1
 
     def _answer(self, kind: str, name: str = "", *, nth: int) -> None:
         world = self.world
         body = world.given.get(name) or picture(name)
         match kind:
             case "slow":
+                with world.lock:
+                    world.now += 1
+                    world.most = max(world.most, world.now)
                 time.sleep(0.3)
+                with world.lock:  # before the answer, after which the client asks again
+                    world.now -= 1
             case "drip":  # a byte now and then
                 self._head(200, {"Content-Length": str(len(body))})
                 for byte in body:

@@ -96,7 +96,7 @@ def test_movielens_becomes_a_data_set_of_texts(mirror: Mirror) -> None:
     assert "ml-latest-small: 8 users, 6 items, 48 interactions" in answer.out
     items = table("data/ml-latest-small/items.tsv")
     assert items.title[0] == "Film 1, The (1995)"
-    command = answer.out.splitlines()[-1].removeprefix("next: mmrec-lmm ").split("  ")[0]
+    command = answer.out.splitlines()[-1].removeprefix("      mmrec-lmm ")
     run = call(*command.split(), "--epochs=1", "--topk=[5]", "--valid_metric=Recall@5")
     assert run.code == 0, run.err
 
@@ -156,7 +156,7 @@ def test_the_items_images_come_with_the_data_set(pictures: Mirror) -> None:
     with Image.open(Path("data/baby/images") / items.loc[served.asin(3), "image"]) as image:
         assert image.size == (11, 8)
     assert not items.loc[served.asin(4), "image"]
-    assert answer.out.splitlines()[-1] == "next: mmrec-lmm run -m VBPR -d baby --encoder basic"
+    assert answer.out.splitlines()[-1] == "      mmrec-lmm run -d baby -m VBPR --encoder basic"
     asked = len(pictures.asked)
     again = call("data", "get", "baby", "--accept-terms", "--mirror", pictures.url)
     assert again.code == 0

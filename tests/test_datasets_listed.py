@@ -95,7 +95,7 @@ def test_a_folder_of_the_users_own_keeps_the_case_of_its_name(data_path: Path) -
     (data_path / "Elec" / "toy.inter").rename(data_path / "Elec" / "Elec.inter")
     answer = call("data", "check", "-d", "Elec", "--data-path", data_path)
     assert answer.code == 0
-    assert answer.out.startswith("Elec: 12 users")
+    assert answer.out.startswith("Elec: nothing is wrong\n12 users")
     assert rows(data_path)["Elec"]["state"] == "here"
 
 

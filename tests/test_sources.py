@@ -477,7 +477,8 @@ def test_the_command_says_what_it_took_and_what_to_type_next(tmp_path: Path) -> 
     assert (again.code, "--force" in again.err) == (2, True)
     movielens_100k(tmp_path / "ml")
     answer = call("data", "build", "ml", "--from", tmp_path / "ml", "--data-path", tmp_path / "data", "--strict")
-    assert answer.out.splitlines()[-1].startswith("next: mmrec-lmm run -m VBPR -d ml")
+    assert answer.out.splitlines()[-2].startswith("next: mmrec-lmm data check -d ml")
+    assert answer.out.splitlines()[-1].startswith("      mmrec-lmm run -d ml")
     missing = call("data", "build", "x", "--from", tmp_path / "nowhere", "--data-path", tmp_path / "data")
     assert (missing.code, "nowhere: no such file or folder" in missing.err) == (4, True)
 
