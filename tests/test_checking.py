@@ -91,6 +91,11 @@ def renamed_texts(folder: Path) -> None:
     path.write_text(path.read_text().replace("title\tbrand", "name\tmaker"))
 
 
+def repeated_id(folder: Path) -> None:
+    ids = [f"U{user}" for user in (0, 1, 1, *range(3, 12))]
+    pd.DataFrame({"user_id": ids, "userID": range(12)}).to_csv(folder / "u_id_mapping.csv", sep="\t", index=False)
+
+
 def one_picture(folder: Path) -> None:
     for item in range(12):
         Image.new("RGB", (20, 20), "gray").save(folder / "images" / f"{item}.png")
@@ -225,6 +230,7 @@ FAULTS = [
         "no image can be read",
         frozenset({"unreadable-images", "shared-images"}),
     ),
+    Fault(repeated_id, "ids-refused", "warning", "u_id_mapping.csv, line 4", "U1"),
     Fault(one_picture, "shared-images", "warning", "items.tsv; items T00, T01", "12 have the same"),
     Fault(unnamed_images, "unused-images", "warning", "images/0.png", "names no image"),
     Fault(

@@ -5,11 +5,12 @@ them. Whatever else can be read is still checked.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.settings import Settings
+from ..data.ids import MAPPINGS, read_ids
 from ..data.loading import read_catalog
 from ..data.opening import open_dataset
 from ..errors import DataError
@@ -47,6 +48,8 @@ def check(
         if not folder.is_dir():
             raise
         found.append(refusal("refused", error))
+    if dataset is not None:
+        found += _ids(dataset)
     catalog = _catalog(folder, dataset, found)
     rows, times = _interactions(folder, name, settings, catalog, found, dataset)
     counts = interactions.count(rows) if rows is not None else None
@@ -77,6 +80,15 @@ def check(
         findings=by_severity(found),
     )
     return Checked(report, dataset, catalog, rows, unreadable)
+
+
+def _ids(dataset: Dataset) -> Iterator[Finding]:
+    """What is wrong with the mappings of own ids, which no run reads, but `recommend` does."""
+    for kind in MAPPINGS:
+        try:
+            read_ids(dataset, kind)
+        except DataError as error:
+            yield refusal("ids-refused", error, severity="warning")
 
 
 def _catalog(folder: Path, dataset: Dataset | None, found: list[Finding]) -> ItemCatalog | None:
