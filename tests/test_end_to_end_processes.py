@@ -59,6 +59,7 @@ ETE = (
     "run", "-p", "tiny.py", "-m", "MMGCN", "-d", "toy", "--encoder", "tiny", "--paradigm", "ete", "--epochs=4",
     "--embedding_size=4", "--train_batch_size=16", "--ete.learning_rate=0.01", "--ete.rows=9", "--ete.micro_batch=2",
     "--ete.encoder_every=2", "--ete.itc=0.1", "--ete.warmup_steps=3", "--encode_batch_size=3", "--threads=1", "--json",
+    "--checkpoint_seconds=0",
 )  # fmt: skip
 
 
