@@ -44,6 +44,7 @@ class Report:
     splits: Mapping[str, int]  # rows of train, valid, test
     split: str  # where the split comes from
     texts: Mapping[str, int]  # text column -> items with a value
+    other_columns: Mapping[str, int]  # column that isn't among `text_fields` by default -> items with a value
     cleaned: Mapping[str, int]  # kind of fault -> texts
     features: Mapping[str, int]  # feature file -> items with a row
     images: int  # items with an image
@@ -72,6 +73,11 @@ class Report:
             f"({_counts(self.splits)})",
             f"{self.images:,} images; texts: {_counts(self.texts) or 'none'}",
         ]
+        if self.other_columns:
+            fields = ",".join([*(name for name, count in self.texts.items() if count), *self.other_columns])
+            lines.append(
+                f"other columns: {_counts(self.other_columns)}; encoders read them by --text_fields=[{fields}]"
+            )
         lines += [f"features: {_counts(self.features)}"] if self.features else []
         if self.images_missing:
             lines.append(
@@ -80,7 +86,8 @@ class Report:
         lines += self.images_notes
         if not all(self.splits.values()):
             empty = " and ".join(split for split, rows in self.splits.items() if not rows)
-            lines.append(f"no rows of {empty}: a run needs some; try another --split, or a smaller --core")
+            cure = "try another --split" + (", or a smaller --core" if self.options.get("core") else "")
+            lines.append(f"no rows of {empty}: a run needs some; {cure}")
         if self.items_without_content:
             lines.append(f"{self.items_without_content:,} items without content, kept")
         if self.items_without_interactions:
@@ -172,6 +179,7 @@ def build(
             raw_items=raw_items,
             items=content if content is not None and len(content.columns) else None,
         )
+        columns = [] if content is None else list(map(str, content))
         report = Report(
             name=out.name,
             source=source,
@@ -180,7 +188,8 @@ def build(
             interactions=len(table),
             splits=dict(zip(SPLITS, np.bincount(labels, minlength=len(SPLITS)).tolist(), strict=True)),
             split=said,
-            texts=_filled(content, [one for one in TEXT_COLUMNS if content is not None and one in content]),
+            texts=_filled(content, [one for one in TEXT_COLUMNS if one in columns]),
+            other_columns=_filled(content, [one for one in columns if one not in (*TEXT_COLUMNS, *NOT_TEXT)]),
             cleaned=cleaned,
             features={name: write(raw_items, folder / name) for name, write in raw.features.items()},
             images=_filled(content, ["image"]).get("image", 0),

@@ -389,3 +389,23 @@ def test_movielens_100k_becomes_a_data_set(tmp_path: Path) -> None:
     assert len(list((tmp_path / "ml100k" / "images").iterdir())) == 1663
     first = read(tmp_path / "ml100k" / "items.tsv").iloc[0]
     assert (first["title"], first["image"]) == ("Toy Story (1995)", "1.jpg")
+
+
+def test_columns_that_encoders_do_not_read_unasked_are_named_with_the_flag(tmp_path: Path, ratings: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("item,title,color\n" + "".join(f"{one},Title {one},red\n" for one in "abcde"))
+    report = import_dataset(ratings, tmp_path / "shop", items=table)
+    assert report.other_columns == {"color": 5}
+    assert "other columns: color 5; encoders read them by --text_fields=[title,color]" in str(report)
+
+
+@pytest.mark.parametrize(("names", "seen"), [(["x.jpg", "y.jpg"], "2 have other names, such as"), ([], "0 have other")])
+def test_a_folder_of_images_of_which_none_is_an_items_is_named(
+    tmp_path: Path, ratings: Path, names: list[str], seen: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    report = import_dataset(ratings, tmp_path / "shop", images=tmp_path / "photos")
+    assert report.images == 0
+    assert f"no image is named after an item, such as d.jpg; {seen}" in str(report)

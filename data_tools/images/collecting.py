@@ -64,7 +64,11 @@ def by_id(source: Source, items: Sequence[str]) -> tuple[dict[str, str], list[st
     images = _images(source)
     others = [name for name in source.names if not name.lower().endswith((*SUFFIXES, ".json", ".parquet", ".txt"))]
     names, notes = _named_after(images, items)
-    return names, [*notes, *_near(images, others, [item for item in items if item not in names])]
+    notes = [*notes, *_near(images, others, [item for item in items if item not in names])]
+    if items and not names and not notes:
+        seen = f", such as {first_few(sorted(images))}" if images else ""
+        notes = [f"no image is named after an item, such as {items[0]}.jpg; {len(images):,} have other names{seen}"]
+    return names, notes
 
 
 def _images(source: Source) -> list[str]:

@@ -374,4 +374,5 @@ def _next_step(report: Report, data_path: Path) -> str:
         model += " --encoder basic" + (f" --modalities {modalities[0]}" if len(modalities) == 1 else "")
     elif not report.features:
         model = "LightGCN"
-    return f"next: mmrec-lmm data check -d {where}\n      mmrec-lmm run -d {where} -m {model}"
+    check = f"next: mmrec-lmm data check -d {where}"
+    return f"{check}\n      mmrec-lmm run -d {where} -m {model}" if all(report.splits.values()) else check
