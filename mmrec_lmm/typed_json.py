@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
 #: Metadata of a field that is left out where it is None.
 OPTIONAL: Mapping[str, bool] = MappingProxyType({"optional": True})
+#: Metadata of a field that isn't written, and so is part of no fingerprint; it needs a default.
+UNWRITTEN: Mapping[str, bool] = MappingProxyType({"unwritten": True})
 
 
 class AsText(ABC):
@@ -60,6 +62,8 @@ def plain(value: Any) -> Any:
 def _plain_fields(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(value):
+        if field.metadata == UNWRITTEN:
+            continue
         content = plain(getattr(value, field.name))
         if field.metadata == FLAT:
             found |= content

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .typed_json import FLAT, OPTIONAL, AsText, plain
+from .typed_json import FLAT, OPTIONAL, UNWRITTEN, AsText, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -273,7 +273,8 @@ class RunSpec:
     """One run, fully resolved: what to train on what, with every value that can change a number.
 
     `settings` are the host's own values, `model_config` and `encoder_config` those of the plugins' schemas (frozen
-    dataclasses); `point` holds this run's values of the grid's keys.
+    dataclasses); `point` holds this run's values of the grid's keys. `given` tells messages which keys the user set and
+    where; it is no part of the run, and a run that is loaded from its record has none.
     """
 
     model: str
@@ -288,6 +289,7 @@ class RunSpec:
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None
     point: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False, metadata=UNWRITTEN)
 
     @property
     def axes(self) -> Axes:

@@ -53,6 +53,32 @@ def refusal(answer: Answer, code: int) -> str:
     return message.removesuffix("\n")
 
 
+# Names of columns
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*RUN, "--encoder", "basic"),
+        ("encode", "-d", "toy", "--encoder", "basic"),
+        ("data", "check", "-d", "toy"),
+    ],
+)
+def test_a_mistyped_text_field_is_named_with_the_likely_one(command, earlier):
+    answer = call(*command, "--text_fields=[titel,brand]")
+    assert refusal(answer, 2).endswith("got titel; did you mean title? there are title, brand")
+
+
+def test_a_mistyped_text_field_in_a_study_fails_the_runs_that_read_it_with_the_likely_one(toy):
+    Path("mine.yaml").write_text(
+        "{models: [VBPR, BPR], datasets: [toy], encoders: [basic],\nsettings: {epochs: 1, text_fields: [titel]}}"
+    )
+    answer = call("study", "run", "mine.yaml")
+    assert answer.code == 1
+    assert "mine.yaml:2: text_fields: expected columns" in answer.out + answer.err, answer.out + answer.err
+    assert "did you mean title?" in answer.out + answer.err
+
+
 # Interactions
 
 

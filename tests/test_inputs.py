@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from mmrec_lmm.cache import fingerprint
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.machine import choose_device
@@ -91,3 +92,69 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own_while_there_are_enough(mo
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
         assert choose_device(Settings()).index == choose_device(Settings(device="cuda")).index == index
         assert choose_device(Settings(device="cuda:1")).index == 1
+
+
+# Text fields that the catalog lacks: a typing error of the user's, not of the default's
+
+
+def refused(spec: RunSpec, registry: Registry) -> str:
+    with pytest.raises(ConfigError) as caught:
+        inputs.encode_dataset(spec, registry)
+    return str(caught.value)
+
+
+def test_a_text_field_typed_by_the_user_that_the_catalog_lacks_is_an_error_that_suggests_another(specs, registry):
+    for encoder, modalities in (("basic", None), ("basic", "text"), ("vlmo:tiny", "joint")):
+        flags = {} if modalities is None else {"modalities": modalities}
+        [spec] = specs(encoder=encoder, text_fields="[title, brnad]", **flags)
+        assert refused(spec, registry) == (
+            "command line: text_fields: expected columns of the catalog of toy, got brnad; did you mean brand? "
+            "there are title, brand"
+        )
+        with pytest.raises(ConfigError, match="did you mean brand"):
+            inputs.gather(spec, registry)
+        with pytest.raises(ConfigError, match="did you mean brand"):
+            inputs.cached_files(spec, inputs.open_dataset("toy", spec.settings, registry), registry)
+    [spec] = specs(encoder="basic", text_fields="[price]")
+    assert refused(spec, registry).endswith("got price; there are title, brand")
+
+
+def test_what_reads_no_text_does_not_mind_its_fields(specs, registry):
+    [images] = specs(encoder="basic", text_fields="[brnad]", modalities="image")
+    assert set(inputs.encode_dataset(images, registry)) == {"image"}
+    [files] = specs(text_fields="[brnad]")
+    assert set(inputs.encode_dataset(files, registry)) == {"image", "text"}
+
+
+def test_the_fields_of_the_default_may_be_missing_wherever_they_stand(specs, registry, caplog):
+    caplog.set_level("INFO")
+    default = "[title, brand, categories, description]"
+    chosen = [spec for fields in ({}, {"text_fields": default}) for spec in specs(encoder="basic", **fields)]
+    chosen += specs(encoder="basic", text_fields="[title, brand]")
+    tables = [inputs.encode_dataset(spec, registry)["text"] for spec in chosen]
+    np.testing.assert_array_equal(tables[0].values, tables[1].values)
+    assert len({table.fingerprint for table in tables}) == 1
+    assert "skipped" not in caplog.text
+
+
+def test_a_field_of_the_users_file_is_an_error_and_one_of_a_shipped_file_a_note(
+    specs, registry, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "overall.yaml").write_text("epochs: 3\ntext_fields: [title, description, subtitle]\n")
+    [own] = specs(encoder="basic")
+    assert refused(own, registry).startswith("configs/overall.yaml:2: text_fields: expected columns of the catalog of")
+    monkeypatch.setattr("mmrec_lmm.config.yaml_layers.shipped", lambda: tmp_path / "configs")
+    [shipped] = specs(encoder="basic")
+    assert inputs.encode_dataset(shipped, registry)["text"].present.sum() == 15
+    assert "text_fields: subtitle skipped, as the catalog of toy lacks them" in caplog.text
+
+
+def test_where_a_key_was_set_is_no_part_of_a_run(specs):
+    [typed], [default] = specs(), specs(text_fields="[title, brand, categories, description]")
+    assert "text_fields" in default.given
+    assert "text_fields" not in typed.given
+    assert fingerprint(typed) == fingerprint(default)
+    assert typed == default

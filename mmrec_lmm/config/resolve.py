@@ -136,6 +136,8 @@ def resolve(
     }
     if not origins["use_gpu"].value and origins["device"].value == "auto":
         origins["device"] = dataclasses.replace(origins["use_gpu"], value="cpu")  # MMRec's way to choose the CPU
+    of_plugins = [spec.configs for spec in (model, encoder, dataset) if spec and spec.configs]
+    given = {name: str(origin) for name, origin in origins.items() if not _is_shipped(origin, of_plugins)}
     runs = []
     for choice in itertools.product(*axes.values()):
         point = dict(zip(axes, choice, strict=True))
@@ -153,6 +155,7 @@ def resolve(
             features=request.features,
             control=request.control,
             point=point,
+            given=given,
         )
         runs.append(run)
     merge.fail()
@@ -428,6 +431,14 @@ def _files(
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
     return f"unknown {kind}: {name}{did_you_mean(name, known) or ';'} known: {', '.join(sorted(set(known))) or 'none'}"
+
+
+def _is_shipped(origin: Origin, of_plugins: Iterable[Path]) -> bool:
+    """True if a default set the value, or a file that comes with mmrec-lmm or with a plugin."""
+    if origin.layer in (DEFAULT, COMMAND_LINE):
+        return origin.layer == DEFAULT
+    file = Path(origin.source).resolve()
+    return any(file.is_relative_to(folder.resolve()) for folder in (yaml_layers.shipped(), *of_plugins))
 
 
 def _dataset_name(request: Request, dataset: DatasetSpec | None) -> str:

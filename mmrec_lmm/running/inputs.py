@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..cache import fingerprint, hash_file, hash_readable, join_hashes
-from ..config.settings import OF_INPUTS, OF_SPLIT
+from ..config.settings import OF_INPUTS, OF_SPLIT, Settings
 from ..data.items import JOINT, source_of
 from ..data.opening import open_dataset
-from ..errors import ConfigError, NotApplicable, WeightsMissing
+from ..errors import ConfigError, NotApplicable, WeightsMissing, did_you_mean
 from ..features.controls import NO_FEATURES
 from ..features.encoding import EncodeOptions, encode, encoder_spec, table_path
 from ..features.files import (
@@ -199,6 +199,8 @@ def feature_tables(
         assert spec.encoder is not None
         assert dataset.catalog is not None
         settings, device = spec.settings, choose_device(spec.settings)
+        if any(modality != "image" for modality in to_encode):
+            _note_skipped_fields(spec, dataset)
         with _naming_content(dataset):
             tables = encode(
                 dataset.catalog,
@@ -231,7 +233,8 @@ def _naming_content(dataset: Dataset) -> Iterator[None]:
 def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[str, Path], tuple[str, ...]]:
     """The modalities that a run uses: those read from files, and those to encode.
 
-    Raises NotApplicable if one is available from neither, or there are none.
+    Raises NotApplicable if one is available from neither, or there are none, and ConfigError for a text field that the
+    user gave and the catalog lacks.
     """
     files = {**_ready_files(spec, dataset, registry), **spec.features}
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
@@ -246,7 +249,38 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
     if missing or not wanted:
         raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
     ready = {modality: files[modality] for modality in wanted if modality in files}
-    return ready, tuple(modality for modality in wanted if modality not in files)
+    to_encode = tuple(modality for modality in wanted if modality not in files)
+    if any(modality != "image" for modality in to_encode):
+        check_text_fields(spec, dataset)
+    return ready, to_encode
+
+
+def check_text_fields(spec: RunSpec, dataset: Dataset) -> None:
+    """ConfigError if the user gave a text field that the catalog lacks. The default's may be missing, wherever they
+    stand: they are those of the usual data sets."""
+    lacking = _lacking_fields(spec, dataset)
+    if "text_fields" not in spec.given or not lacking or spec.settings.text_fields == Settings().text_fields:
+        return
+    assert dataset.catalog is not None
+    there = list(dataset.catalog.fields)
+    raise ConfigError(
+        f"{spec.given['text_fields']}: text_fields: expected columns of the catalog of {dataset.name}, got "
+        f"{lacking[0]}{did_you_mean(lacking[0], there) or ';'} there are {', '.join(there) or 'none'}"
+    )
+
+
+def _note_skipped_fields(spec: RunSpec, dataset: Dataset) -> None:
+    """Log the text fields of a shipped file that the catalog lacks, but for those of the default."""
+    lacking = [field for field in _lacking_fields(spec, dataset) if field not in Settings().text_fields]
+    if lacking:
+        logger.info("text_fields: %s skipped, as the catalog of %s lacks them", ", ".join(lacking), dataset.name)
+
+
+def _lacking_fields(spec: RunSpec, dataset: Dataset) -> list[str]:
+    """The run's text fields that the catalog lacks."""
+    if dataset.catalog is None:
+        return []
+    return [field for field in spec.settings.text_fields if field not in dataset.catalog.fields]
 
 
 def cached_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:

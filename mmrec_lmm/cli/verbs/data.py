@@ -200,11 +200,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from ...checking.check import check
+    from ...running.inputs import check_text_fields
 
     options.model = options.encoder = None
     registry, resolved = runs_of(options)
     run = resolved.runs[0]
     checked = check(run.dataset, run.settings, registry, decode=options.decode, sample=options.sample)
+    if checked.dataset is not None:
+        check_text_fields(run, checked.dataset)
     report = checked.report
     if options.format == "html":
         from ...report.data_page import data_page
