@@ -53,6 +53,32 @@ def refusal(answer: Answer, code: int) -> str:
     return message.removesuffix("\n")
 
 
+# Images that are all lost
+
+
+def pointers(toy: Path) -> str:
+    for path in (toy / "images").iterdir():
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    return "a pointer of Git LFS"
+
+
+def repeated_prefix(toy: Path) -> str:
+    items = pd.read_csv(toy / "items.tsv", sep="\t", dtype=str, keep_default_na=False)
+    items["image"] = [name and f"images/{name}" for name in items["image"]]
+    items.to_csv(toy / "items.tsv", sep="\t", index=False)
+    return "No such file"
+
+
+@pytest.mark.parametrize("lose", [pointers, repeated_prefix])
+def test_a_data_set_without_a_readable_image_ends_a_run_and_an_encoding_and_not_those_of_text(lose, toy, earlier):
+    reason = lose(toy)
+    for command in (RUN, ("encode", "-d", "toy")):
+        said = refusal(call(*command, "--encoder", "basic"), 4)
+        assert "none of 15 images can be read, the first is data/toy/images" in said
+        assert reason in said
+    assert call(*RUN, "--encoder", "basic", "--modalities", "text").code == 0
+
+
 # Names of columns
 
 

@@ -225,7 +225,7 @@ FAULTS = [
     Fault(
         lambda f: [path.write_text("x") for path in (f / "images").iterdir()],
         "no-image",
-        "warning",
+        "error",
         "images",
         "no image can be read",
         frozenset({"unreadable-images", "shared-images"}),

@@ -154,10 +154,11 @@ def test_images_that_cannot_be_read_are_reported_by_raw_id_and_masked_and_shift_
         for _ in range(2):  # the second time from the store
             caplog.clear()
             table = encoding.encode(catalog(images=images), BASIC, BasicConfig(), modalities=["image"])["image"]
-            warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            *warnings, last = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
             assert [message.split(" is masked")[0] for message in warnings] == [
                 f"image of item raw{item}" for item in (1, 2, 3, 4)
             ]
+            assert last == "image: most images can't be read, 4 of 6; `data check` names causes"
             for reason, message in zip(("truncated", "cannot identify", "bomb", "No such file"), warnings, strict=True):
                 assert reason in message
             assert (
@@ -599,3 +600,53 @@ def test_the_second_of_two_processes_that_share_nothing_waits_and_finds_the_tabl
         path.write_bytes(kept)
     second.join()
     assert LengthEncoder.built == 1
+
+
+# Content that is lost
+
+
+def resolved(name: str) -> EncoderSpec:
+    spec = load_registry().encoders.get(name)
+    return dataclasses.replace(spec, cls=resolve(spec.cls), weights_id=resolve(spec.weights_id))
+
+
+@pytest.mark.parametrize("modality", ["image", "joint"])
+def test_where_no_image_can_be_read_the_first_is_named_with_its_reason_each_time(tmp_path, modality):
+    pointers = [tmp_path / "0.jpg", tmp_path / "1.jpg"]
+    for path in pointers:
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    spec = resolved("vlmo") if modality == "joint" else BASIC
+    config = resolve(spec.config)(variant="tiny") if modality == "joint" else BasicConfig()
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(DataError) as caught:
+            encoding.encode(
+                catalog(["", "a", "b"], images=[None, *pointers]), spec, config,
+                modalities=[modality], text_fields=["title"],
+            )  # fmt: skip
+        said = str(caught.value)
+        assert said.startswith(f"{modality} features can't be encoded: none of 2 images can be read, the first is ")
+        assert f"{pointers[0]}, of item raw1: a pointer of Git LFS" in said
+
+
+def test_half_of_the_images_unreadable_is_no_warning_of_its_own(tmp_path, caplog):
+    noise = tmp_path / "0.png"
+    Image.new("RGB", (8, 8), "red").save(noise)
+    table = encoding.encode(catalog(images=[noise, tmp_path / "gone.png"]), BASIC, BasicConfig(), modalities=["image"])[
+        "image"
+    ]
+    assert table.present.tolist() == [True, False]
+    assert "most images" not in caplog.text
+
+
+def test_texts_that_are_no_content_are_counted_in_the_log_by_column(caplog):
+    items = ItemCatalog(
+        {"title": ("Mug", "NaN", " none ", "\u200b", ""), "brand": ("nan", "Acme", "Ball", "\x07", "")},
+        (None,) * 5, tuple(f"raw{item}" for item in range(5)), "",
+    )  # fmt: skip
+    encoding.encode(items, BASIC, BasicConfig(), modalities=["text"], text_fields=["title", "brand", "price"])
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        "text: texts that say that there is none, such as 'nan', count as text: 2 in title, 1 in brand; `data check` "
+        "names them",
+        "text: texts that are invisible, count as text: 1 in title, 1 in brand; `data check` names them",
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache import hash_readable, is_readable
-from ..data.items import item_texts, read_image
+from ..data.items import CODE_WORDS, is_invisible, item_texts, read_image
 from ..formatting import first_line, foreign
 from ..types import ItemCatalog
 from .findings import NAMED, SHARE, Content, Finding, Place, of_placeholder
@@ -22,8 +22,6 @@ IMAGES = "images"
 THREADS = 8  # that decode images: Pillow decodes outside of Python's lock
 NOT_NAMED = "none named"
 NO_FILE = "no such file"
-#: What programs write for a missing text. A real text may be one of these words, but few are.
-CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 #: What people write for one, and what may also be a name: there is a film called "unknown".
 WORDS = frozenset({"unknown", "na", "-", "--", ".", "?", "no description", "not available", "no title", "untitled"})
 
@@ -64,9 +62,9 @@ def images(
         for reason, count in missing.most_common()
     ]
     if paths and len(unreadable) == len(paths):
-        what = "no image can be read: every item counts as without one"
-        cure = "`list models` names models that need none"
-        found.append(Finding("no-image", "warning", what, len(paths), len(catalog), Place(IMAGES), cure))
+        what = "no image can be read; a run with an encoder of images would fail"
+        cure = "mend them, or choose --modalities text"
+        found.append(Finding("no-image", "error", what, len(paths), len(catalog), Place(IMAGES), cure))
     found += _unused(catalog, folder)
     found += _shared(
         catalog,
@@ -173,7 +171,7 @@ def _placeholders(catalog: ItemCatalog, field: str, column: Sequence[str]) -> It
                 Place(TABLE, column=field, items=_named(catalog, items)),
                 "empty these cells",
             )
-    items = [item for item, word in enumerate(words) if word and not any(map(_is_visible, word))]
+    items = [item for item, text in enumerate(column) if is_invisible(text)]
     if items:
         yield Finding(
             "invisible-texts",
@@ -184,11 +182,6 @@ def _placeholders(catalog: ItemCatalog, field: str, column: Sequence[str]) -> It
             Place(TABLE, column=field, items=_named(catalog, items)),
             "empty these cells",
         )
-
-
-def _is_visible(character: str) -> bool:
-    """False for white space, control characters and those of no width, such as U+200B."""
-    return character.isprintable() and not character.isspace()
 
 
 def _shared(catalog: ItemCatalog, contents: Sequence[str | None], name: str, what: str, cure: str) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ from ..plugin.contracts import ItemEncoder
 from ..types import ItemCatalog, RawItem
 
 LONGEST = 1000  # of an image's long side, in short sides
+#: What programs write for a missing text. A real text may be one of these words, but few are.
+CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 JOINT = "joint"  # the modality of image and text together, for items that have both
 
 
@@ -38,6 +40,16 @@ def item_texts(catalog: ItemCatalog, fields: Sequence[str]) -> list[str]:
     if not columns:
         return [""] * len(catalog)
     return [" ".join(" ".join(parts).split()) for parts in zip(*columns, strict=True)]
+
+
+def is_placeholder(text: str) -> bool:
+    """True for a word that a program wrote for a missing text."""
+    return text.strip().casefold() in CODE_WORDS
+
+
+def is_invisible(text: str) -> bool:
+    """True for a text of control characters and those of no width, such as U+200B; False for white space alone."""
+    return bool(text.strip()) and not any(each.isprintable() and not each.isspace() for each in text)
 
 
 def read_image(path: Path) -> Image.Image:

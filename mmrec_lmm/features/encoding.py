@@ -30,9 +30,10 @@ import torch
 from tqdm import tqdm
 
 from .. import cache
-from ..data.items import Prepared, Source, loader, source_of
+from ..data.items import Prepared, Source, is_invisible, is_placeholder, loader, source_of
 from ..distributed import is_first_process, processes
-from ..errors import ConfigError, MMRecError, PluginError, RunError
+from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
+from ..formatting import foreign
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
@@ -87,8 +88,8 @@ def encode(
     are the encoder's own, or those of `tuned`. Of the options only `dtype` enters a table's name: the others change a
     value by rounding at most. Which items lack an image or a text is logged, as is each image that can't be read, with
     its reason. Raises ConfigError for a modality that the encoder lacks, DataError where no item has anything to
-    encode, WeightsMissing, PluginError where the encoder breaks its contract, and RunError where memory doesn't
-    suffice.
+    encode that can be read, WeightsMissing, PluginError where the encoder breaks its contract, and RunError where
+    memory doesn't suffice.
     """
     options = options or EncodeOptions()
     lacking = [modality for modality in modalities if modality not in spec.modalities]
@@ -119,6 +120,8 @@ def encode(
         table, header = load_with_header(path)
         tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
         _report(tables[modality], header.unreadable, catalog)
+    if any(modality != "image" for modality in modalities):
+        _report_texts(catalog, text_fields)
     return tables
 
 
@@ -150,13 +153,41 @@ def _seconds(path: Path) -> float:
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:
-    """Log which items are absent, and why those are that couldn't be read."""
+    """Log which items are absent, and why those are that couldn't be read; DataError if none could be."""
+    n_read = int(table.present.sum())
+    if unreadable and not n_read:
+        item, reason = next(iter(unreadable.items()))
+        path = catalog.images[int(item)]
+        assert path is not None
+        if cache.is_readable(path):
+            with path.open("rb") as file:
+                reason = foreign(file.read(256)) or reason
+        raise DataError(
+            f"{table.modality} features can't be encoded: none of {len(unreadable)} images can be read, the first is "
+            f"{path}, of item {catalog.raw_ids[int(item)]}: {reason}; try `data check`, which names causes, "
+            f"another modality with --modalities, or --features {table.modality}=FILE.npy"
+        )
     for item, reason in list(unreadable.items())[:REPORTED]:
         raw_id = catalog.raw_ids[int(item)]
         logger.warning("%s of item %s is masked, unreadable: %s", table.modality, raw_id, reason)
     if len(unreadable) > REPORTED:
         logger.warning("%s of %d more items is masked, unreadable", table.modality, len(unreadable) - REPORTED)
     logger.info("%s", coverage(table, catalog))
+    if len(unreadable) > n_read:
+        logger.warning(
+            "%s: most images can't be read, %d of %d; `data check` names causes",
+            table.modality, len(unreadable), len(unreadable) + n_read,
+        )  # fmt: skip
+
+
+def _report_texts(catalog: ItemCatalog, text_fields: Sequence[str]) -> None:
+    """Log how many items have a text that is no content: `data check` names them."""
+    columns = {field: catalog.fields[field] for field in text_fields if field in catalog.fields}
+    for what, is_so in (("say that there is none, such as 'nan'", is_placeholder), ("are invisible", is_invisible)):
+        counts = {field: sum(map(is_so, column)) for field, column in columns.items()}
+        if any(counts.values()):
+            listed = ", ".join(f"{count} in {field}" for field, count in counts.items() if count)
+            logger.warning("text: texts that %s, count as text: %s; `data check` names them", what, listed)
 
 
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
