@@ -76,6 +76,11 @@ def test_a_data_set_without_a_readable_image_ends_a_run_and_an_encoding_and_not_
         said = refusal(call(*command, "--encoder", "basic"), 4)
         assert "none of 15 images can be read, the first is data/toy/images" in said
         assert reason in said
+    said = refusal(call(*RUN, "--encoder", "vlmo:tiny", "--paradigm", "ft"), 4)
+    assert said.startswith(
+        "joint features can't be encoded: none of 14 images can be read, the first is data/toy/images"
+    )
+    assert reason in said
     assert call(*RUN, "--encoder", "basic", "--modalities", "text").code == 0
 
 

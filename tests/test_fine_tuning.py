@@ -544,7 +544,10 @@ def test_patterns_that_freeze_nothing_or_everything_are_refused(shop, tuning, me
 def test_a_catalog_without_pairs_is_refused(shop):
     with pytest.raises(DataError, match=r"expected items with both an image and a text in the fields title, .* none"):
         tuned(shop(4, images=dict.fromkeys((0, 1)), titles=dict.fromkeys((2, 3), "")))
-    with pytest.raises(DataError, match="got 0 and 0 of 0 items with a readable image and a text"):
+    with pytest.raises(
+        DataError,
+        match=r"joint features .*none of 4 images can be read, the first is gone.png, of item 0: FileNotFoundError",
+    ):
         tuned(shop(4, images=dict.fromkeys(range(4), Path("gone.png"))))
     with pytest.raises(DataError, match="got 1 and 2 of 3 items with a readable image and a text"):
         tuned(shop(3))

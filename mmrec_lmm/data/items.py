@@ -25,6 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..errors import ConfigError, DataError, MMRecError, PluginError
+from ..formatting import foreign
 from ..plugin.contracts import ItemEncoder
 from ..types import ItemCatalog, RawItem
 
@@ -70,6 +71,20 @@ def read_image(path: Path) -> Image.Image:
             if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
                 return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
+
+
+def nothing_readable(catalog: ItemCatalog, modality: str, item: int, reason: str, n_images: int) -> DataError:
+    """The error where none of `n_images` can be read, with the first, `item`, and its reason: what kind of file it is
+    if that is known."""
+    path = catalog.images[item]
+    if path is not None and cache.is_readable(path):
+        with path.open("rb") as file:
+            reason = foreign(file.read(256)) or reason
+    return DataError(
+        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is {path}, of item "
+        f"{catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, another modality with --modalities, "
+        f"or --features {modality}=FILE.npy"
+    )
 
 
 @dataclass(frozen=True)

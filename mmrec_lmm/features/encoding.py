@@ -30,10 +30,9 @@ import torch
 from tqdm import tqdm
 
 from .. import cache
-from ..data.items import Prepared, Source, is_invisible, is_placeholder, loader, source_of
+from ..data.items import Prepared, Source, is_invisible, is_placeholder, loader, nothing_readable, source_of
 from ..distributed import is_first_process, processes
-from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
-from ..formatting import foreign
+from ..errors import ConfigError, MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
@@ -157,16 +156,7 @@ def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCat
     n_read = int(table.present.sum())
     if unreadable and not n_read:
         item, reason = next(iter(unreadable.items()))
-        path = catalog.images[int(item)]
-        assert path is not None
-        if cache.is_readable(path):
-            with path.open("rb") as file:
-                reason = foreign(file.read(256)) or reason
-        raise DataError(
-            f"{table.modality} features can't be encoded: none of {len(unreadable)} images can be read, the first is "
-            f"{path}, of item {catalog.raw_ids[int(item)]}: {reason}; try `data check`, which names causes, "
-            f"another modality with --modalities, or --features {table.modality}=FILE.npy"
-        )
+        raise nothing_readable(catalog, table.modality, int(item), reason, len(unreadable))
     for item, reason in list(unreadable.items())[:REPORTED]:
         raw_id = catalog.raw_ids[int(item)]
         logger.warning("%s of item %s is masked, unreadable: %s", table.modality, raw_id, reason)

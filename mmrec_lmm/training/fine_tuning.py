@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from .. import cache
 from ..config.settings import Settings
-from ..data.items import JOINT, Source, source_of
+from ..data.items import JOINT, Source, nothing_readable, source_of
 from ..distributed import (
     all_gather,
     all_reduce,
@@ -156,6 +156,16 @@ class FineTuned(Paradigm):
         return step, tuning.epochs
 
 
+def _nothing_readable(catalog: ItemCatalog, source: Source) -> DataError:
+    """The error where no pair's image can be read. What was prepared keeps no reasons, so the first is read again."""
+    item, reason = int(source.items.min()), "it could not be read when it was prepared"
+    try:
+        source.read(item)
+    except Exception as error:  # decoders raise anything
+        reason = f"{type(error).__name__}: {error}"
+    return nothing_readable(catalog, JOINT, item, reason, len(source.items))
+
+
 def tunable_encoders(registry: Registry) -> list[str]:
     """The encoders that can be tuned, or their variants that can; without encoders whose libraries are missing."""
     names = []
@@ -225,6 +235,8 @@ def tune(
             if recompute:
                 recompute_blocks(encoder)
             prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
+            if prepared.unreadable.issuperset(source.items.tolist()):
+                raise _nothing_readable(catalog, source)
             train, held_out, sizes = split(source, prepared.unreadable, tuning, name=spec.name)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # keeps the caller's random state
                 tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
