@@ -51,24 +51,25 @@ def import_dataset(
     it, by what the first lines have: tabs, commas, semicolons or bars. The interactions table has a header under
     `header`, or if its first line holds a known name (`sources/tables.py`) or one of the columns that are given, or a
     word over numbers; words over words are refused. Without a header its columns are user, item, rating, timestamp, or
-    `columns`. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test. The items
-    table needs a header; its id is `items_id_column`, else a column of a known name, else the first if it has a name.
-    Its column `image` names files in `images`, a folder or an archive; without that column the image of item X is
-    `X.jpg` or the like, in whatever folder. `core` = k > 0 keeps users and items with k interactions or more, as MMRec
-    did with 5; by default all stay, since a filter changes what a benchmark measures.
+    `columns`. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test; under
+    `split` it isn't read. Ratings and timestamps are finite numbers with a decimal point, or the comma of `decimal`.
+    The items table needs a header; its id is `items_id_column`, else a column of a known name, else the first if it has
+    a name. Its column `image` names files in `images`, a folder or an archive; without that column the image of item X
+    is `X.jpg` or the like, in whatever folder. `core` = k > 0 keeps users and items with k interactions or more, as
+    MMRec did with 5; by default all stay, since a filter changes what a benchmark measures.
 
     Text is cleaned (`texts.py`) unless `raw_text`; `min_rating`, `core`, `split` as in `build`, `seed` is the split's.
 
-    Raises DataError for an unknown column, an empty table or id, ids that aren't unique, and interactions with items
-    that the items table lacks (dropped under `drop_unknown`); ConfigError where `out` is in use, unless `force`
-    replaces the data set there.
+    Raises DataError for an unknown column, an empty table or id, a rating or timestamp that is no number, ids that
+    aren't unique, and interactions with items that the items table lacks (dropped under `drop_unknown`); ConfigError
+    for a column of two roles, and where `out` is in use, unless `force` replaces the data set there.
     """
     out = out.absolute()
     keep_apart(out, [path for path in (interactions, items, images) if path is not None])
     check_free(out, out.name, force)
     form = Format(separator, header, columns, quotes, encoding, decimal)
     named = Columns(user_column, item_column, split_column, items_id_column)
-    table, said = read_interactions(interactions, form, named)
+    table, said = read_interactions(interactions, form, named, keep_split=split is None)
     table = table.rename(columns={SPLIT: "label"})
     read, inputs, skipped = [said], {"interactions": hash_file(interactions)}, {}
     if items is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import call
 
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
@@ -181,7 +182,7 @@ def test_headers_orders_and_separators_of_many_kinds_are_understood(
         (["user;item;rating", "u1;x;4,5", "u1;y;3"], {"decimal": ","}, "separator ';'"),
         (["a,b", "u1,x", "u1,y"], {"header": True, "user_column": "a", "item_column": "b"}, "user a, item b"),
         (["u1,x", "u1,y"], {"header": False}, "no header"),
-        (['u1,x,"so good"', 'u1,y,"5"" wide"'], {}, "no header"),
+        (['u1,x,"so good"', 'u1,y,"5"" wide"'], {"columns": ("user", "item", "note")}, "no header"),
     ],
 )
 def test_what_was_taken_of_a_table_is_said(
@@ -199,6 +200,86 @@ def test_decimal_commas_and_a_byte_order_mark_become_numbers(tmp_path: Path) -> 
         import_dataset(table, tmp_path / "shop")
     import_dataset(table, tmp_path / "shop", decimal=",")
     assert read(tmp_path / "shop" / "shop.inter")["rating"].tolist() == ["4.5", "3.0"]
+
+
+BAD_NUMBERS = {
+    "a word": ("rating", "abc", {}, "rating: expected a number, got 'abc' (1 such rows of 2); correct such cells"),
+    "not a number": ("rating", "NaN", {}, "got 'NaN'"),
+    "infinite": ("rating", "-inf", {}, "got '-inf'"),
+    "too large": ("rating", "1e999", {}, "got '1e999'"),
+    "empty": ("rating", "", {}, "got '' (1 such rows of 2); fill such cells or remove their rows"),
+    "blank": ("timestamp", " ", {}, "got ' ' (1 such rows of 2); fill such cells or remove their rows"),
+    "a date": (
+        "timestamp",
+        "2024-01-03",
+        {},
+        "timestamp: expected a number, such as seconds since 1970, got '2024-01-03' (1 such rows of 2); "
+        "convert dates to seconds, or rename the column",
+    ),
+    "a date and time": ("time", "2024-01-03T10:00:00Z", {}, "; convert dates to seconds, or rename the column"),
+    "a date with points": ("time", "3.1.2024", {"decimal": ","}, "; convert dates to seconds, or rename the column"),
+    "a decimal comma": ("stars", "4,5", {}, "; try --decimal ','"),
+    "a point between thousands": ("stars", "1.234,5", {"decimal": ","}, "got '1.234,5' (1 such rows of 2); with"),
+    "a point alone": ("stars", "1.234", {"decimal": ","}, "a number has no point"),
+    "two commas": ("stars", "1,234,5", {"decimal": ","}, "; correct such cells"),
+}
+
+
+@pytest.mark.parametrize("split", [None, "user-time"])
+@pytest.mark.parametrize(("column", "cell", "options", "message"), BAD_NUMBERS.values(), ids=BAD_NUMBERS.keys())
+def test_a_rating_or_time_that_is_no_number_is_refused_with_its_line(
+    tmp_path: Path, column: str, cell: str, options: dict[str, Any], message: str, split: Any
+) -> None:
+    table = write(tmp_path / "table", f"user;item;{column}", "u1;x;5", f"u1;y;{cell}")
+    with pytest.raises(DataError) as refused:
+        import_dataset(table, tmp_path / "shop", split=split, **options)
+    assert str(refused.value).startswith(f"{table}, line 3: {column}: expected a number")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("cell", ["4", " 4.5 ", "-1", "+.5", "1e3"])
+def test_numbers_may_be_written_in_many_ways_and_stay_as_they_are(tmp_path: Path, cell: str) -> None:
+    table = write(tmp_path / "table", "user;item;rating", "u1;x;5", f"u1;y;{cell}")
+    import_dataset(table, tmp_path / "shop")
+    assert sorted(read(tmp_path / "shop" / "shop.inter")["rating"]) == sorted(["5", cell])
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "message"),
+    [
+        ("user,item,part", {"user_column": "item"}, "--user-column: expected another column than that of item, got "),
+        ("user,item,part", {"item_column": "user"}, "--item-column: expected another column than that of user, got "),
+        ("a,b,part", {"user_column": "a", "item_column": "a"}, "--user-column: expected another column than that of "),
+        ("user,item,rating", {"user_column": "rating"}, "--user-column: expected another column than that of rating"),
+        ("user,item,part", {"split_column": "user"}, "--split-column: expected another column than that of user, got "),
+        ("user,item,part", {"separator": ""}, "--separator: expected the text between cells, got ''"),
+    ],
+)
+def test_flags_that_contradict_the_table_are_named(
+    tmp_path: Path, first: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        import_dataset(write(tmp_path / "table", first, "1,2,0", "1,3,1"), tmp_path / "shop", **options)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--core", "-3", "a whole number from 0"),
+        ("--core", "2.5", "a whole number from 0"),
+        ("--split-seed", "-1", "a whole number from 0"),
+        ("--min-rating", "nan", "a number"),
+        ("--min-rating", "many", "a number"),
+    ],
+)
+@pytest.mark.parametrize("verb", [("import", "--interactions"), ("build", "--from")], ids=lambda verb: verb[0])
+def test_filters_out_of_range_are_usage_errors(
+    tmp_path: Path, ratings: Path, verb: tuple[str, str], flag: str, value: str, expected: str
+) -> None:
+    answer = call("data", verb[0], "shop", verb[1], ratings, "--data-path", tmp_path, flag, value)
+    assert (answer.code, list(tmp_path.glob("shop*"))) == (2, [])
+    assert f"{flag}: expected {expected}, got '{value}'" in answer.err.replace("/--seed", "")
 
 
 @pytest.mark.parametrize("words", ["a,b", "kunde,ware", "c,d"])
@@ -232,14 +313,22 @@ def test_a_split_that_a_table_brings_is_kept(
     ("values", "message"),
     [
         ("013", "line 4: x_label: expected 0, 1, 2 or train, valid, test, got '3'"),
+        (["0", "1", ""], "line 4: x_label: expected 0, 1, 2 or train, valid, test, got ''"),
         ("002", "got train 2, valid 0, test 1"),
+        ("000", "got train 3, valid 0, test 0"),
     ],
 )
-def test_a_split_that_no_run_could_use_is_refused(tmp_path: Path, values: str, message: str) -> None:
+def test_a_split_that_no_run_could_use_is_refused_unless_another_is_drawn(
+    tmp_path: Path, values: str, message: str
+) -> None:
     table = write(tmp_path / "table", "user,item,x_label", *(f"u,i{place},{item}" for place, item in enumerate(values)))
     with pytest.raises(DataError) as refused:
         import_dataset(table, tmp_path / "shop")
     assert message in str(refused.value)
+    assert "try --split ratio" in str(refused.value)
+    report = import_dataset(table, tmp_path / "shop", split="ratio")
+    assert report.splits == {"train": 1, "valid": 1, "test": 1}
+    assert "not used: x_label" in str(report)
 
 
 @pytest.mark.parametrize("first", ["", "Unnamed: 0"])

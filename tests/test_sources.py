@@ -251,6 +251,20 @@ def test_an_mmrec_folder_keeps_its_numbers_items_and_rows_of_features(tmp_path: 
     assert set(zip(inter["itemID"], inter["x_label"], strict=True)) == {("0", "0"), ("1", "1"), ("2", "2")}
 
 
+@pytest.mark.parametrize("label", ["3", "-1", "9"])
+def test_an_mmrec_folder_with_a_label_of_no_split_is_refused_with_its_line(tmp_path: Path, label: str) -> None:
+    mmrec(tmp_path / "raw")
+    inter = tmp_path / "raw" / "toys.inter"
+    lines = inter.read_text().splitlines()
+    for row in (2, 5):
+        lines[row] = lines[row].rsplit("\t", 1)[0] + f"\t{label}"
+    write(inter, *lines)
+    answer = call("data", "build", "shop", "--from", tmp_path / "raw", "--data-path", tmp_path / "data")
+    assert answer.code == 4
+    expected = f"x_label: expected 0 (train), 1 (valid) or 2 (test), got {label} (2 such rows)"
+    assert f"{inter}, line 3: {expected}" in answer.err
+
+
 def test_atomic_files_may_lack_ratings_and_times(tmp_path: Path) -> None:
     write(tmp_path / "toys.inter", "item_id:token\tuser_id:token", "i1\tu1", "i2\tu1")
     assert list(read_folder(tmp_path)[1].interactions.columns) == ["user", "item"]

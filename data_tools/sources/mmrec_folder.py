@@ -16,6 +16,7 @@ from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.tables import Table, first_cells, read_integers, read_table
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.features.files import read_feature_file
+from mmrec_lmm.types import SPLITS
 
 from ..raw import RawData
 from .files import Files, only
@@ -37,6 +38,8 @@ def read(files: Files, *, strict: bool = False) -> RawData:
     columns = {"rating": "rating", "timestamp": "timestamp", LABEL: "label"}
     known = [name for name in columns if name in header]
     rows = read_integers(path, [USER, ITEM, *known], times=("rating", "timestamp"))
+    if LABEL in known:
+        _require_labels(rows)
     users = _raw_ids(folder / "u_id_mapping.csv", rows, USER)
     items = _raw_ids(folder / "i_id_mapping.csv", rows, ITEM)
     order = np.argsort(rows.columns[USER], kind="stable")  # users then appear in their order
@@ -70,6 +73,18 @@ def _header(path: Path) -> list[str]:
         return first_cells(path, separator="\t")
     except DataError:
         return []
+
+
+def _require_labels(rows: Table) -> None:
+    """DataError for a label that names no split."""
+    labels = rows.columns[LABEL]
+    strange = (labels < 0) | (labels >= len(SPLITS))
+    if strange.any():
+        row = int(np.argmax(strange))
+        raise DataError(
+            f"{rows.at(row)}: {LABEL}: expected 0 (train), 1 (valid) or 2 (test), got {labels[row]} "
+            f"({int(strange.sum()):,} such rows)"
+        )
 
 
 def _raw_ids(path: Path, rows: Table, column: str) -> pd.Index:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mmrec_lmm.api import first_few
 from mmrec_lmm.data.tables import Quotes, Table, find_separator, first_cells, read_table
-from mmrec_lmm.errors import DataError, did_you_mean
+from mmrec_lmm.errors import ConfigError, DataError, did_you_mean
 from mmrec_lmm.types import SPLITS
 
 from ..writing import TEXT_COLUMNS
@@ -35,6 +35,8 @@ LABELS: Mapping[str, int] = {
     **{split: label for label, split in enumerate(SPLITS)},
     **dict.fromkeys(("val", "validation", "dev"), SPLITS.index("valid")),
 }
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?!\d)")
+_COMMA = re.compile(r"[+-]?\d*,\d+")
 _TYPES = re.compile(r":(token|float)(_seq)?$")
 _SAMPLE = 1000  # rows in which numbers below a word make it a header
 
@@ -61,9 +63,15 @@ class Columns:
     items_id: str | None = None
 
 
-def read_interactions(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame, str]:
-    """The columns user, item and, where there are any, rating, timestamp and x_label (0, 1, 2), in file order; all but
-    the label as strings. And one line that says what was taken for what."""
+def read_interactions(
+    path: Path, form: Format, columns: Columns, *, keep_split: bool = True
+) -> tuple[pd.DataFrame, str]:
+    """The columns user, item and, where there are any, rating, timestamp and, under `keep_split`, x_label (0, 1, 2), in
+    file order; all but the label as strings. And one line that says what was taken for what.
+
+    Raises DataError for an empty id, and for a rating or timestamp that is no finite number; ConfigError where a flag
+    names a column that has another role.
+    """
     separator = _separator(path, form)
     first = _names(first_cells(path, separator=separator, quotes=form.quotes, encoding=form.encoding))
     header = form.header if form.header is not None else None if form.columns is None else False
@@ -88,6 +96,9 @@ def read_interactions(path: Path, form: Format, columns: Columns) -> tuple[pd.Da
         "timestamp": _find(names, "timestamp"),
         SPLIT: _column(path, names, "split", columns.split) if columns.split else SPLIT if SPLIT in names else None,
     }
+    _require_one_role_each(chosen, columns)
+    if not keep_split:
+        del chosen[SPLIT]
     used = {role: name for role, name in chosen.items() if name is not None}
     begin = 1 if header else 0
     table = pd.DataFrame(
@@ -102,8 +113,9 @@ def read_interactions(path: Path, form: Format, columns: Columns) -> tuple[pd.Da
                 f"{raw.at(int(np.argmax(empty)) + begin)}: expected {'an' if role == 'item' else 'a'} {role} id, got "
                 f"an empty cell ({int(empty.sum()):,} such rows of {len(table):,})"
             )
-    for role in {"rating", "timestamp"} & set(used):
-        table[role] = _with_points(raw, table[role], used[role], form.decimal, begin)
+    for role in ("rating", "timestamp"):
+        if role in used:
+            table[role] = _with_points(raw, table[role], role, used[role], form, begin)
     if SPLIT in used:
         table[SPLIT] = _labels(raw, table[SPLIT], used[SPLIT], begin)
     taken = ", ".join(f"{role} {name}" for role, name in used.items())
@@ -168,8 +180,9 @@ def _addresses_apart(table: pd.DataFrame) -> pd.DataFrame:
 
 def _separator(path: Path, form: Format) -> str:
     """The separator that was given (`\\t` also as typed in a shell), or the file's."""
-    given = form.separator.replace(r"\t", "\t") if form.separator else None
-    return given or find_separator(path, encoding=form.encoding)
+    if form.separator is None:
+        return find_separator(path, encoding=form.encoding)
+    return form.separator.replace(r"\t", "\t")
 
 
 def _names(cells: Sequence[str]) -> list[str]:
@@ -208,6 +221,19 @@ def _require_distinct(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path}: expected columns of different names, got {repeated} more than once; rename one")
 
 
+def _require_one_role_each(chosen: Mapping[str, str | None], columns: Columns) -> None:
+    """ConfigError for a flag that names a column which is taken for something else too."""
+    for role, flag, given in (
+        ("user", "--user-column", columns.user),
+        ("item", "--item-column", columns.item),
+        (SPLIT, "--split-column", columns.split),
+    ):
+        other = next((one for one, name in chosen.items() if one != role and name == chosen[role]), None)
+        if given is not None and other is not None:
+            cure = f"; try --{other}-column NAME too" if other in ("user", "item") else ""
+            raise ConfigError(f"{flag}: expected another column than that of {other}, got {given!r} for both{cure}")
+
+
 def _column(path: Path, names: Sequence[str], role: str, given: str | None) -> str:
     """The column that holds `role`: the `given` one, or one of a known name."""
     columns = ", ".join(name or "one without a name" for name in names)
@@ -227,18 +253,36 @@ def _find(names: Sequence[str], role: str) -> str | None:
     return next((name for name in names if name.lower() in KNOWN[role]), None)
 
 
-def _with_points(table: Table, cells: pd.Series, name: str, decimal: str, begin: int) -> pd.Series:
-    """Numbers with a decimal point; DataError for a comma unless `decimal` says so."""
-    if decimal != ".":
-        return cells.str.replace(decimal, ".", regex=False)
-    commas = cells.str.fullmatch(r"\s*[+-]?\d*,\d+\s*").to_numpy(bool)
-    if commas.any():
-        row = int(np.argmax(commas))
+def _with_points(table: Table, cells: pd.Series, role: str, name: str, form: Format, begin: int) -> pd.Series:
+    """Finite numbers as they are written, but with a decimal point; DataError for other cells."""
+    points = cells
+    if form.decimal != ".":  # a point then groups thousands, which no reader of the data set would know
+        points = cells.mask(cells.str.contains(".", regex=False), "").str.replace(form.decimal, ".", regex=False)
+    faulty = ~np.isfinite(pd.to_numeric(points, errors="coerce").to_numpy(np.float64))
+    if faulty.any():
+        row = int(np.argmax(faulty))
+        expected = "a number, such as seconds since 1970" if role == "timestamp" else "a number"
         raise DataError(
-            f"{table.at(row + begin)}: {name}: expected a number, got {cells.iloc[row]!r} ({int(commas.sum()):,} such "
-            "rows); try --decimal ','"
+            f"{table.at(row + begin)}: {name}: expected {expected}, got {cells.iloc[row][:80]!r} "
+            f"({int(faulty.sum()):,} such rows of {len(cells):,}); {_cure(cells.iloc[row].strip(), form, begin)}"
         )
-    return cells
+    return points
+
+
+def _cure(cell: str, form: Format, begin: int) -> str:
+    """What helps against a cell that is no number."""
+    leave_out = (
+        "rename the column, which leaves it out" if begin else "leave the column out by another name in --columns"
+    )
+    if form.decimal == "." and _COMMA.fullmatch(cell):
+        return "try --decimal ','"
+    if _DATE.match(cell):
+        return f"convert dates to seconds, or {leave_out}"
+    if form.decimal != "." and "." in cell:
+        return f"with --decimal '{form.decimal}' a number has no point: remove those between thousands, or --decimal"
+    if not cell:
+        return f"fill such cells or remove their rows, or {leave_out}"
+    return f"correct such cells, or {leave_out}"
 
 
 def _labels(table: Table, cells: pd.Series, name: str, begin: int) -> np.ndarray:
@@ -248,14 +292,9 @@ def _labels(table: Table, cells: pd.Series, name: str, begin: int) -> np.ndarray
         row = int(np.argmax(strange))
         raise DataError(
             f"{table.at(row + begin)}: {name}: expected 0, 1, 2 or train, valid, test, got {cells.iloc[row]!r} "
-            f"({int(strange.sum()):,} such rows)"
+            f"({int(strange.sum()):,} such rows); try --split ratio, which draws another split"
         )
-    numbers = labels.to_numpy(np.int64)
-    counts = np.bincount(numbers, minlength=len(SPLITS))
-    if not counts.all():
-        shown = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, counts, strict=True))
-        raise DataError(f"{table.path}: {name}: expected rows of train, valid and test, got {shown}")
-    return numbers
+    return labels.to_numpy(np.int64)
 
 
 def _is_number(text: str) -> bool:

@@ -17,11 +17,13 @@ from ..parser import (
     add_verb,
     configs_folder,
     count,
+    count_or_zero,
     data_folder,
     folder_name,
     folder_names,
     how_to_print,
     names,
+    number,
     which_data,
     which_split,
 )
@@ -40,7 +42,7 @@ def add(verbs: Verbs) -> None:
     data = add_group(verbs, "data", "Get, make, check and import data sets.")
     demo = add_verb(data, "demo", _demo, "Make the demo data set.")
     data_folder(demo)
-    demo.add_argument("--seed", type=int, help="another random catalog")
+    demo.add_argument("--seed", type=count_or_zero, help="another random catalog")
     demo.add_argument("--force", action="store_true", help="replace an existing data set")
     check = add_verb(data, "check", _check, "Say what a data set holds, and what is wrong with it.", keys=True)
     which_data(check)
@@ -166,11 +168,11 @@ def add(verbs: Verbs) -> None:
 def _how_to_build(parser: argparse.ArgumentParser, *seed: str, core: int | None = 0, usual: str = "all") -> None:
     """Add the flags of filters, split and text; `seed` are other names of the split's seed."""
     parser.add_argument(
-        "--min-rating", type=float, metavar="X", help="keep only interactions with a rating of X or more"
+        "--min-rating", type=number, metavar="X", help="keep only interactions with a rating of X or more"
     )
     parser.add_argument(
         "--core",
-        type=int,
+        type=count_or_zero,
         default=core,
         metavar="K",
         help=f"keep only users and items with K interactions or more (default: {usual})",
@@ -181,7 +183,13 @@ def _how_to_build(parser: argparse.ArgumentParser, *seed: str, core: int | None 
         help="draw the split by this rule (default: the split that the files bring, else ratio)",
     )
     parser.add_argument(
-        "--split-seed", *seed, dest="split_seed", type=int, default=0, metavar="N", help="of the split (default: 0)"
+        "--split-seed",
+        *seed,
+        dest="split_seed",
+        type=count_or_zero,
+        default=0,
+        metavar="N",
+        help="of the split (default: 0)",
     )
     parser.add_argument(
         "--raw-text", action="store_true", help="keep tags, entities and broken encodings in texts as they are"
