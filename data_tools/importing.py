@@ -12,8 +12,9 @@ import pandas as pd
 from mmrec_lmm.api import first_few
 from mmrec_lmm.cache import hash_file
 from mmrec_lmm.config.choices import SplitRule
+from mmrec_lmm.data.splitting import TIMED
 from mmrec_lmm.data.tables import Quotes
-from mmrec_lmm.errors import DataError
+from mmrec_lmm.errors import ConfigError, DataError
 
 from .building import Report, build, keep_apart
 from .raw import RawData, Skipped
@@ -34,6 +35,8 @@ def import_dataset(
     columns: Sequence[str] | None = None,
     items_id_column: str | None = None,
     split_column: str | None = None,
+    time_column: str | None = None,
+    rating_column: str | None = None,
     separator: str | None = None,
     header: bool | None = None,
     quotes: Quotes = "line",
@@ -51,8 +54,9 @@ def import_dataset(
     it, by what the first lines have: tabs, commas, semicolons or bars. The interactions table has a header under
     `header`, or if its first line holds a known name (`sources/tables.py`) or one of the columns that are given, or a
     word over numbers; words over words are refused. Without a header its columns are user, item, rating, timestamp, or
-    `columns`. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test; under
-    `split` it isn't read. Ratings and timestamps are finite numbers with a decimal point, or the comma of `decimal`.
+    `columns`; a third one of three that looks like times is the timestamp. `time_column` and `rating_column` name
+    columns of other names. A column `x_label`, or `split_column`, holds a split to keep: 0, 1, 2 or train, valid, test;
+    under `split` it isn't read. Ratings and timestamps are finite numbers with a decimal point, or `decimal`'s comma.
     The items table needs a header; its id is `items_id_column`, else a column of a known name, else the first if it has
     a name. Its column `image` names files in `images`, a folder or an archive; without that column the image of item X
     is `X.jpg` or the like, in whatever folder. `core` = k > 0 keeps users and items with k interactions or more, as
@@ -62,14 +66,20 @@ def import_dataset(
 
     Raises DataError for an unknown column, an empty table or id, a rating or timestamp that is no number, ids that
     aren't unique, and interactions with items that the items table lacks (dropped under `drop_unknown`); ConfigError
-    for a column of two roles, and where `out` is in use, unless `force` replaces the data set there.
+    for a column of two roles, and where `out` is in use, unless `force` replaces the data set there, and where `split`
+    needs times that there aren't.
     """
     out = out.absolute()
     keep_apart(out, [path for path in (interactions, items, images) if path is not None])
     check_free(out, out.name, force)
     form = Format(separator, header, columns, quotes, encoding, decimal)
-    named = Columns(user_column, item_column, split_column, items_id_column)
+    named = Columns(user_column, item_column, split_column, items_id_column, time_column, rating_column)
     table, said = read_interactions(interactions, form, named, keep_split=split is None)
+    if split in TIMED and "timestamp" not in table:
+        raise ConfigError(
+            f"--split {split}: expected interactions with times, got none ({said}); try --time-column NAME, or --split "
+            "ratio"
+        )
     table = table.rename(columns={SPLIT: "label"})
     read, inputs, skipped = [said], {"interactions": hash_file(interactions)}, {}
     if items is not None:
@@ -78,6 +88,12 @@ def import_dataset(
         inputs["items"] = hash_file(items)
         known = table["item"].isin(catalog.index)
         if not known.all():
+            if (table["item"] == catalog.index.name).any():
+                raise DataError(
+                    f"{items}: has the items table no header? Its first line, with {catalog.index.name} in place of "
+                    f"the ids' column, was taken as one, and {interactions.name} has interactions with "
+                    f"{catalog.index.name}; put a line of names first, such as item_id,title"
+                )
             if not drop_unknown:
                 raise _unknown(table["item"][~known], interactions, items)
             skipped["item unknown"] = Skipped(int((~known).sum()), interactions.name)
@@ -87,7 +103,8 @@ def import_dataset(
     raw = RawData(table, catalog, skipped, inputs, tuple(read), images=images, origin=interactions, catalog=True)
     options = {
         "user_column": user_column, "item_column": item_column, "columns": columns, "items_id_column": items_id_column,
-        "split_column": split_column, "separator": separator, "header": header, "quotes": quotes, "encoding": encoding,
+        "split_column": split_column, "time_column": time_column, "rating_column": rating_column,
+        "separator": separator, "header": header, "quotes": quotes, "encoding": encoding,
         "decimal": decimal, "drop_unknown": drop_unknown,
     }  # fmt: skip
     return build(

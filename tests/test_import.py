@@ -194,6 +194,145 @@ def test_what_was_taken_of_a_table_is_said(
     assert read(tmp_path / "shop" / "i_id_mapping.csv")["asin"].tolist() == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    ("name", "cells", "said"),
+    [
+        ("ts", "12", "ts (--time-column ts takes it as the time)"),
+        ("createdAt", "12", "createdAt (--time-column createdAt takes it as the time)"),
+        ("Review Date", "12", "(--time-column 'Review Date' takes it as the time)"),
+        ("t_dat", ["2018-09-20", "2018-09-21"], "(--time-column t_dat takes it as the time once its cells are numbers"),
+        ("chat", "12", "not used: chat\n"),
+        ("date_of_birth", "12", "not used: date_of_birth\n"),
+    ],
+)
+def test_a_column_with_the_name_of_a_time_is_named_with_its_flag(
+    tmp_path: Path, name: str, cells: list[str], said: str
+) -> None:
+    table = write(tmp_path / "table", f"user,item,{name}", f"u1,x,{cells[0]}", f"u1,y,{cells[1]}")
+    assert said in str(import_dataset(table, tmp_path / "shop"))
+    with pytest.raises(ConfigError, match=r"--split user-time: expected interactions with times.*; try --time-column"):
+        import_dataset(table, tmp_path / "other", split="user-time")
+
+
+def test_times_and_ratings_have_the_columns_that_flags_name(tmp_path: Path) -> None:
+    table = write(tmp_path / "table", "user,item,time,ts,score", "u1,x,0,7,2", "u1,y,0,8,3", "u1,z,0,9,4")
+    options: dict[str, Any] = {"time_column": "ts", "rating_column": "score"}
+    report = import_dataset(table, tmp_path / "shop", split="user-time", **options)
+    written = read(tmp_path / "shop" / "shop.inter")
+    assert sorted(zip(written["timestamp"], written["rating"], strict=True)) == [("7", "2"), ("8", "3"), ("9", "4")]
+    assert (report.options["time_column"], report.options["rating_column"]) == ("ts", "score")
+    with pytest.raises(ConfigError, match="--time-column: expected another column than that of item, got 'item'"):
+        import_dataset(table, tmp_path / "other", time_column="item")
+    with pytest.raises(ConfigError, match=r"--rating-column: .* that of timestamp, .*; try --time-column NAME too"):
+        import_dataset(table, tmp_path / "other", rating_column="time")
+    with pytest.raises(DataError, match=r"expected column 'tss', got .*did you mean ts\?"):
+        import_dataset(table, tmp_path / "other", time_column="tss")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("user,item,rating", "u1,x,5", "user,item,rating", "u1,y,4"),
+        ("user,item,rating", "u1,x,5", "\ufeffuser,item,rating", "u1,y,4"),
+        ("user,item", "u1,x", "user,item"),
+        ("buyer,good,score", "u1,x,5", "buyer,good,score", "u1,y,4"),
+    ],
+)
+def test_a_header_that_comes_again_is_refused(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    options = {"user_column": "buyer", "item_column": "good"} if lines[0].startswith("buyer") else {}
+    table = write(tmp_path / "table", *lines)
+    with pytest.raises(DataError, match=r"table, line 3: .* repeats the header; remove it \(1 such rows\)"):
+        import_dataset(table, tmp_path / "shop", **options)
+
+
+def test_a_header_of_unknown_names_that_comes_again_is_no_row(tmp_path: Path) -> None:
+    table = write(tmp_path / "table", "kunde,ware,note", "u1,x,5", "kunde,ware,note", "u1,y,4")
+    with pytest.raises(DataError, match=r"line 3: .* repeats the header"):
+        import_dataset(table, tmp_path / "shop")
+
+
+def test_the_header_of_items_that_comes_again_is_refused(tmp_path: Path, ratings: Path) -> None:
+    goods = write(tmp_path / "goods.csv", "asin,title", "a,x", "asin,title", "b,y")
+    with pytest.raises(DataError, match=r"goods\.csv, line 3: .* repeats the header"):
+        import_dataset(ratings, tmp_path / "shop", items=goods)
+
+
+@pytest.mark.parametrize("drop_unknown", [False, True])
+@pytest.mark.parametrize("first", ["d,Rug", "d,item"])
+def test_an_items_table_whose_first_row_became_its_header_is_asked_for_one(
+    tmp_path: Path, ratings: Path, first: str, drop_unknown: bool
+) -> None:
+    goods = write(tmp_path / "goods.csv", first, "a,Mug", "b,Lamp", "e,Cup")
+    options: dict[str, Any] = {"items_id_column": "d", "drop_unknown": drop_unknown}
+    with pytest.raises(DataError, match=r"goods\.csv: has the items table no header\? .*, with d in place") as refused:
+        import_dataset(ratings, tmp_path / "shop", items=goods, **options)
+    assert "--drop-unknown" not in str(refused.value)
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "sep=;\r", "\ufeffsep=;", "sep=;\n"])
+def test_the_separator_that_excel_is_told_is_taken(tmp_path: Path, first: str) -> None:
+    table = write(tmp_path / "table", first, "user;item;note", "u1;x;a,b", "u1;y;c,d")
+    report = import_dataset(table, tmp_path / "shop")
+    assert "separator ';', a header; columns: user user, item item; not used: note" in str(report)
+    assert report.interactions == 2
+    with pytest.raises(DataError, match=f"table, line {4 + first.count(chr(10))}: expected 3 cells"):
+        import_dataset(write(table, first, "user;item;note", "u1;x;a,b", "u1;y"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("third", ["1700000002", "1700000002000", "1700000002.5"])
+def test_a_third_column_of_times_is_the_timestamp(tmp_path: Path, third: str) -> None:
+    table = write(tmp_path / "table", f"u1,x,{third}", f"u1,y,{third}")
+    report = import_dataset(table, tmp_path / "shop")
+    assert "no header; columns: user user, item item, timestamp timestamp" in str(report)
+    assert read(tmp_path / "shop" / "shop.inter")["timestamp"].tolist() == [third] * 2
+    table = write(tmp_path / "table", f"u1,x,{third},5", f"u1,y,{third},4")
+    with pytest.raises(DataError, match=r"third column that looks like times .* try --columns user,item,timestamp,"):
+        import_dataset(table, tmp_path / "other")
+    report = import_dataset(table, tmp_path / "other", columns=("user", "item", "timestamp", "rating"))
+    assert report.interactions == 2
+
+
+@pytest.mark.parametrize("third", ["5", "4.5", "99999"])
+def test_a_third_column_of_small_numbers_is_the_rating(tmp_path: Path, third: str) -> None:
+    import_dataset(write(tmp_path / "table", f"u1,x,{third}", "u1,y,1700000002"), tmp_path / "shop")
+    assert list(read(tmp_path / "shop" / "shop.inter").columns) == ["userID", "itemID", "rating", "x_label"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "code"),
+    [("u\u200b1", "200B"), ("\u2060u1", "2060"), ("u1\ufeff", "FEFF"), ("u1\u200d", "200D"), ("u\xad1", "00AD")],
+)
+def test_an_id_with_an_invisible_character_is_named(tmp_path: Path, cell: str, code: str) -> None:
+    good = write(tmp_path / "good", "user,item", "u1,x", "u1,y")
+    table = write(tmp_path / "table", "user,item", "u1,x", f"u1,{cell}")
+    with pytest.raises(
+        DataError, match=rf"table, line 3: expected an item id .* with U\+{code} \(1 such rows\); remove"
+    ):
+        import_dataset(table, tmp_path / "shop")
+    goods = write(tmp_path / "goods", "item,title", "x,a", f"{cell},b", "y,c")
+    with pytest.raises(DataError, match=rf"goods, line 3: expected an item id .* with U\+{code}"):
+        import_dataset(good, tmp_path / "shop", items=goods)
+
+
+def test_a_joiner_within_a_word_is_part_of_it(tmp_path: Path) -> None:
+    report = import_dataset(write(tmp_path / "table", "user,item", "u1,می\u200cخواهم", "u1,y"), tmp_path / "shop")
+    assert report.items == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "cure"),
+    [
+        (("user,item", "u,x", ",y"), "remove such rows, or try --user-column NAME"),
+        (("user,item", "u,x", "u,"), "remove such rows, or try --item-column NAME"),
+        (("u,x,5", ",y,4"), "remove such rows, or try --columns user,item,..."),
+    ],
+)
+def test_an_empty_id_is_refused_with_a_way_out(tmp_path: Path, lines: tuple[str, ...], cure: str) -> None:
+    with pytest.raises(DataError) as refused:
+        import_dataset(write(tmp_path / "table", *lines), tmp_path / "shop")
+    assert cure in str(refused.value)
+
+
 def test_decimal_commas_and_a_byte_order_mark_become_numbers(tmp_path: Path) -> None:
     table = write(tmp_path / "table", "\ufeffuser;item;rating", "u1;x;4,5", "u1;y;3,0")
     with pytest.raises(DataError, match=r"table, line 2: rating: expected a number, got '4,5' .*try --decimal ','"):

@@ -186,6 +186,28 @@ def test_the_separator_is_that_which_all_lines_agree_on(tmp_path: Path, lines: s
     assert find_separator(file(tmp_path, lines)) == expected
 
 
+@pytest.mark.parametrize("content", ["\ufeff\ufeffa\tb\n1\t2\n3\t4\n", "a\tb\n\ufeff1\t2\n\ufeff\ufeff3\t4\n"])
+@pytest.mark.parametrize("block", [6, 2**24])
+def test_byte_order_marks_at_the_start_of_lines_are_no_part_of_them(
+    tmp_path: Path, content: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "BLOCK", block)
+    path = file(tmp_path, content)
+    assert {name: cells.tolist() for name, cells in read_table(path).columns.items()} == {
+        "a": ["1", "3"],
+        "b": ["2", "4"],
+    }
+    assert read_integers(path).columns["a"].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("separator", list("\t,;|"))
+def test_a_first_line_that_names_the_separator_is_believed_and_no_row(tmp_path: Path, separator: str) -> None:
+    path = file(tmp_path, f"sep={separator}\na{separator}b\n1{separator}2\n")
+    assert find_separator(path) == separator
+    table = read_table(path, separator=separator)
+    assert (list(table.columns), list(table.lines)) == (["a", "b"], [3])
+
+
 def test_two_separators_that_lines_agree_on_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got commas and semicolons in each line; try --separator ';'"):
         find_separator(file(tmp_path, "u1;4,5\nu2;3,5\n"))

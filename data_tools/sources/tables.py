@@ -5,7 +5,9 @@ pandas' `to_csv` writes) is never taken for an id. `Format` holds what a user sa
 found from the first lines, refused where it can't be told, and reported as it was taken.
 """
 
+import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,14 @@ LABELS: Mapping[str, int] = {
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?!\d)")
 _COMMA = re.compile(r"[+-]?\d*,\d+")
 _TYPES = re.compile(r":(token|float)(_seq)?$")
+# Names of columns that likely hold times; they aren't taken unless --time-column says so.
+TIME_LIKE = re.compile(
+    r"(?:.*[_ -])?(?:ts|t|dat|date|datetime|when|at|timestamp|time|unixtime)"
+    r"|(?:date|time|timestamp)[_ -](?:added|created|stamp|s|ms|sec|seconds|utc|unix)"
+)
 _SAMPLE = 1000  # rows in which numbers below a word make it a header
+_LEAST_TIME = 1e8  # seconds; 1973
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]|^[\u200c\u200d]|[\u200c\u200d]$")
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Columns:
     item: str | None = None
     split: str | None = None
     items_id: str | None = None
+    time: str | None = None
+    rating: str | None = None
 
 
 def read_interactions(
@@ -76,7 +87,8 @@ def read_interactions(
     first = _names(first_cells(path, separator=separator, quotes=form.quotes, encoding=form.encoding))
     header = form.header if form.header is not None else None if form.columns is None else False
     if header is None:
-        header = _known_header(first, {columns.user, columns.item, columns.split})
+        given = {columns.user, columns.item, columns.split, columns.time, columns.rating}
+        header = _known_header(first, given)
     # Columns beyond the known positions are named by their numbers, which match no role.
     positions = list(form.columns or [*BY_POSITION, *map(str, range(len(BY_POSITION), len(first)))][: len(first)])
     if not header and len(positions) != len(first):
@@ -87,13 +99,15 @@ def read_interactions(
     raw = read_table(path, separator=separator, names=numbered, quotes=form.quotes, encoding=form.encoding)
     if header is None:
         header = _looks_like_header(path, raw)
-    names = first if header else positions
+    names = first if header else positions if form.columns else _times_in_place(raw, positions)
     _require_distinct(path, [name for name in names if name])
+    if header:
+        _require_one_header(raw, [str(cells[0]) for cells in raw.columns.values()], begin=1)
     chosen = {
         "user": _column(path, names, "user", columns.user),
         "item": _column(path, names, "item", columns.item),
-        "rating": _find(names, "rating"),
-        "timestamp": _find(names, "timestamp"),
+        "rating": _column(path, names, "rating", columns.rating) if columns.rating else _find(names, "rating"),
+        "timestamp": _column(path, names, "timestamp", columns.time) if columns.time else _find(names, "timestamp"),
         SPLIT: _column(path, names, "split", columns.split) if columns.split else SPLIT if SPLIT in names else None,
     }
     _require_one_role_each(chosen, columns)
@@ -111,15 +125,22 @@ def read_interactions(
         if (empty := (table[role] == "").to_numpy()).any():
             raise DataError(
                 f"{raw.at(int(np.argmax(empty)) + begin)}: expected {'an' if role == 'item' else 'a'} {role} id, got "
-                f"an empty cell ({int(empty.sum()):,} such rows of {len(table):,})"
+                f"an empty cell ({int(empty.sum()):,} such rows of {len(table):,}); remove such rows, or try "
+                + (f"--{role}-column NAME" if header else "--columns user,item,...")
             )
+        _require_visible(raw, table[role], role, begin)
     for role in ("rating", "timestamp"):
         if role in used:
             table[role] = _with_points(raw, table[role], role, used[role], form, begin)
     if SPLIT in used:
         table[SPLIT] = _labels(raw, table[SPLIT], used[SPLIT], begin)
     taken = ", ".join(f"{role} {name}" for role, name in used.items())
-    ignored = [name or "one without a name" for name in names if name not in used.values()]
+    ignored = [
+        (name or "one without a name")
+        + (_time_hint(name, cells[begin:]) if "timestamp" not in used and TIME_LIKE.fullmatch(_words(name)) else "")
+        for name, cells in zip(names, raw.columns.values(), strict=True)
+        if name not in used.values()
+    ]
     lines = f"{path.name}: separator {separator!r}, {'a header' if header else 'no header'}; columns: {taken}"
     return table, lines + (f"; not used: {', '.join(ignored)}" if ignored else "")
 
@@ -132,6 +153,7 @@ def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame
     names = _names(tuple(raw.columns))
     if not len(raw):
         raise DataError(f"{path}: expected items, got no rows below the header ({', '.join(names)})")
+    _require_one_header(raw, list(raw.columns), begin=0)
     usual = {name: name.lower() for name in names if name.lower() in (*TEXT_COLUMNS, "image")}
     usual |= dict.fromkeys([name for name in names if name.lower() in IMAGE_URLS][:1], "image_url")
     _require_distinct(path, [usual.get(name, name) for name in names if name])
@@ -154,8 +176,9 @@ def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame
     if (empty := np.asarray(table.index == "")).any():
         raise DataError(
             f"{raw.at(int(np.argmax(empty)))}: expected an id in column {column}, got an empty cell "
-            f"({int(empty.sum()):,} such rows)"
+            f"({int(empty.sum()):,} such rows); remove such rows, or try --items-id-column NAME"
         )
+    _require_visible(raw, table.index.to_series(), "item", 0)
     repeated = table.index[table.index.duplicated()].unique()
     if len(repeated):
         raise DataError(
@@ -186,8 +209,14 @@ def _separator(path: Path, form: Format) -> str:
 
 
 def _names(cells: Sequence[str]) -> list[str]:
-    """Column names without RecBole's types; pandas' `Unnamed: 0` is none."""
+    """Column names without RecBole's types and invisible characters; pandas' `Unnamed: 0` is none."""
+    cells = [_INVISIBLE.sub("", cell).strip() for cell in cells]
     return ["" if cell.startswith("Unnamed: ") else _TYPES.sub("", cell) for cell in cells]
+
+
+def _words(name: str) -> str:
+    """A column's name in lower case, its words apart: `createdAt` is `created_at`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def _known_header(first: Sequence[str], named: set[str | None]) -> bool | None:
@@ -200,6 +229,9 @@ def _looks_like_header(path: Path, table: Table) -> bool:
     """Whether the first row is a header of unknown names: no cell of it is a number or comes again in its column, and
     one is a word over numbers. DataError where words stand over words."""
     columns = list(table.columns.values())
+    others = np.ones(len(table), bool)
+    others[_rows_equal(table, [str(cells[0]) for cells in columns])[1:]] = False  # a header that is repeated
+    columns = [cells[others] for cells in columns]
     over_numbers = False
     for cells in columns:
         below = cells[1 : _SAMPLE + 1]
@@ -215,6 +247,59 @@ def _looks_like_header(path: Path, table: Table) -> bool:
     return True
 
 
+def _time_hint(name: str, cells: np.ndarray) -> str:
+    """How an unused column whose name is that of a time becomes the time."""
+    ready = all(map(_is_number, cells[:_SAMPLE]))
+    condition = "" if ready else " once its cells are numbers, such as seconds since 1970"
+    return f" (--time-column {shlex.quote(name)} takes it as the time{condition})"
+
+
+def _times_in_place(table: Table, positions: Sequence[str]) -> Sequence[str]:
+    """The names by position of a table without a header; its third column is the time if it looks like one."""
+    third = "2"
+    if third not in table.columns or not all(_is_number(cell, _LEAST_TIME) for cell in table.columns[third][:_SAMPLE]):
+        return positions
+    if len(positions) > 3:
+        raise DataError(
+            f"{table.at(0)}: expected the columns user, item, rating, timestamp, got a third column that looks like "
+            f"times ({table.columns[third][0]}); try --columns user,item,timestamp,... with a name for each of "
+            f"{len(positions)} columns"
+        )
+    return [*positions[:2], "timestamp"]
+
+
+def _rows_equal(table: Table, cells: Sequence[str]) -> np.ndarray:
+    """The rows (n,) that have exactly these cells."""
+    rows = np.arange(len(table))
+    for cell, column in zip(cells, table.columns.values(), strict=True):
+        rows = rows[column[rows] == cell] if len(rows) < len(table) else np.flatnonzero(column == cell)
+    return rows
+
+
+def _require_one_header(table: Table, header: Sequence[str], begin: int) -> None:
+    """Refuse a header line among the rows from `begin` on, as where two exports were concatenated."""
+    again = _rows_equal(table, header)
+    again = again[again >= begin]
+    if len(again):
+        raise DataError(
+            f"{table.at(int(again[0]))}: expected a row, got one that repeats the header; remove it "
+            f"({len(again):,} such rows)"
+        )
+
+
+def _require_visible(table: Table, ids: pd.Series, role: str, begin: int) -> None:
+    """Refuse ids with characters that nobody sees: they would be other ids than the same ones without."""
+    hidden = [one for one in ids.unique() if not one.isascii() and _INVISIBLE.search(one)]
+    if hidden:
+        rows = np.flatnonzero(ids.isin(hidden))
+        cell = ids.iloc[rows[0]]
+        code = ord(_INVISIBLE.search(cell)[0])  # type: ignore[index]
+        raise DataError(
+            f"{table.at(int(rows[0]) + begin)}: expected {'an' if role == 'item' else 'a'} {role} id of characters "
+            f"that can be seen, got {cell!a} with U+{code:04X} ({len(rows):,} such rows); remove that character"
+        )
+
+
 def _require_distinct(path: Path, names: Sequence[str]) -> None:
     repeated = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if repeated is not None:
@@ -226,11 +311,14 @@ def _require_one_role_each(chosen: Mapping[str, str | None], columns: Columns) -
     for role, flag, given in (
         ("user", "--user-column", columns.user),
         ("item", "--item-column", columns.item),
+        ("rating", "--rating-column", columns.rating),
+        ("timestamp", "--time-column", columns.time),
         (SPLIT, "--split-column", columns.split),
     ):
         other = next((one for one, name in chosen.items() if one != role and name == chosen[role]), None)
         if given is not None and other is not None:
-            cure = f"; try --{other}-column NAME too" if other in ("user", "item") else ""
+            named = "time" if other == "timestamp" else other
+            cure = "" if other == SPLIT else f"; try --{named}-column NAME too"
             raise ConfigError(f"{flag}: expected another column than that of {other}, got {given!r} for both{cure}")
 
 
@@ -297,9 +385,9 @@ def _labels(table: Table, cells: pd.Series, name: str, begin: int) -> np.ndarray
     return labels.to_numpy(np.int64)
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, least: float = -math.inf) -> bool:
+    """Whether the text is a number, and no less than `least`."""
     try:
-        float(text.replace(",", "."))
+        return not float(text.replace(",", ".")) < least
     except ValueError:
         return False
-    return True

@@ -2,7 +2,8 @@
 
 A line is a row: as many rows come out as lines went in, each with as many cells as the header, or a line is named.
 Lines end at \\n or \\r\\n; a lone \\r is white space. Blank lines are skipped, and so is one separator too many at the
-end of a line.
+end of a line. A byte order mark at the start of a line is no part of it. A first line `sep=;`, as Excel knows it, is
+skipped; `find_separator` takes its word.
 
 Engine: whole numbers by pandas' C parser, text by the csv module, both on blocks whose cells are counted first. Other
 engines (docs/performance.md) are quicker by seconds on 20 million rows, and none names the line.
@@ -34,6 +35,8 @@ BLOCK = 2**24  # bytes read at once
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", " ": "blanks", "::": "double colons"}
 _INSTEAD = "\x1f"  # within the reader, for a separator that isn't one ASCII character
 _LARGEST = 2**63
+_MARKS = re.compile(rb"(^|\n)(?:\xef\xbb\xbf)+")  # byte order marks at the start of lines
+_DECLARED = re.compile(rb'\s*"?sep=(\t|[!-/:-@|^~ ])"?[ \t,;]*\r?\n', re.IGNORECASE)
 
 csv.field_size_limit(2**31 - 1)  # the module's own limit of 131,072 is less than some descriptions have
 
@@ -139,12 +142,15 @@ def first_cells(path: Path, *, separator: str, quotes: Quotes = "lenient", encod
 
 
 def find_separator(path: Path, *, encoding: str = "utf-8") -> str:
-    """The separator of a table by its first lines: that which gives them one number of cells, a tab before others.
+    """The separator of a table by its first lines: the one of a line `sep=;`, else that which gives them one number of
+    cells, a tab before others.
 
     Raises DataError where none does, or several.
     """
     reader = _Reader(path, "\t", "none", encoding)
     lines = reader.first_lines(20)
+    if reader.declared:
+        return reader.declared
     counts = {one: {len(_split(line, one)[0]) for line in lines} for one in "\t,;|" if one in lines[0]}
     steady = [one for one, found in counts.items() if len(found) == 1]
     if len(steady) > 1 and steady[0] != "\t":
@@ -180,6 +186,7 @@ class _Reader:
         self.separator = separator if len(separator) == 1 and separator.isascii() else _INSTEAD
         self.imports = quotes != "lenient"  # messages name the flags of `data import`
         self.cut_short = False  # the last line has no line end
+        self.declared = ""  # the separator that a first line `sep=;` names
         self._within_cells = bytes(set(range(256)) - set(f"{self.separator}\n".encode()))
         self._quoted = _dialect(self.separator)
         if separator in ("", '"', "\n", "\r"):
@@ -225,7 +232,12 @@ class _Reader:
             yield from self._checked(rest + b"\n", number, skip=not skipped)
 
     def _checked(self, block: bytes, number: int, *, skip: bool) -> Iterator[tuple[int, bytes]]:
-        """The block with plain line ends, without its first line that isn't blank if `skip`."""
+        """The block with plain line ends, without its first line that isn't blank if `skip`; `sep=;` is."""
+        if codecs.BOM_UTF8 in block:
+            block = _MARKS.sub(rb"\1", block)
+        if number == 1 and (declared := _DECLARED.match(block)):
+            self.declared = declared[1].decode()
+            block = b"\n" * declared[0].count(b"\n") + block[declared.end() :]
         if b"\0" in block:
             line = number + block[: block.index(b"\0")].count(b"\n")
             raise DataError(f"{self.path}, line {line}: expected a table of text, got bytes that aren't text (NUL)")
@@ -278,7 +290,7 @@ class _Reader:
         if got is None and utf16 and not self.encoding.lower().startswith(("utf-16", "utf16", "u16")):
             flag = "try --encoding utf-16" if self.imports else "convert it: iconv -f UTF-16 -t UTF-8 FILE"
             got = f"UTF-16 text; {flag}"
-        elif got is None and re.match(rb'(\xef\xbb\xbf)?\s*[\[{]\s*[{"\]]', head):
+        elif got is None and re.match(rb'(\xef\xbb\xbf)*\s*[\[{]\s*[{"\]]', head):
             got = "JSON; `data build` reads the layouts that are published as JSON, others must become tables first"
         if got:
             raise DataError(f"{self.path}: expected a table of text, got {got}")

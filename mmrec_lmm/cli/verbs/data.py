@@ -125,6 +125,10 @@ def add(verbs: Verbs) -> None:
     )
     load.add_argument("--user-column", metavar="NAME", help="the users' column, if it isn't called user_id or the like")
     load.add_argument("--item-column", metavar="NAME", help="the items' column, if it isn't called item_id or the like")
+    load.add_argument("--time-column", metavar="NAME", help="the times' column, if it isn't called timestamp or time")
+    load.add_argument(
+        "--rating-column", metavar="NAME", help="the ratings' column, if it isn't called rating, overall or stars"
+    )
     load.add_argument(
         "--columns",
         type=names,
@@ -357,6 +361,8 @@ def _import(options: argparse.Namespace) -> int:
         columns=options.columns,
         items_id_column=options.items_id_column,
         split_column=options.split_column,
+        time_column=options.time_column,
+        rating_column=options.rating_column,
         separator=options.separator,
         header=options.header,
         quotes=options.quotes,
