@@ -81,7 +81,7 @@ def _made_by(manifest: Path) -> object:
 
 
 def _unpacked(paths: Sequence[Path], dataset: PublishedDataset) -> list[Path]:
-    """The files, with a zip's content in its place, which is unpacked anew into the cache each time."""
+    """The files; a zip is replaced by its content, which is unpacked into the cache each time."""
     found: list[Path] = []
     for path in paths:
         if path.suffix != ".zip":

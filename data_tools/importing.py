@@ -64,7 +64,7 @@ def import_dataset(
 
     Text is cleaned (`texts.py`) unless `raw_text`; `min_rating`, `core`, `split` as in `build`, `seed` is the split's.
 
-    Raises DataError for an unknown column, an empty table or id, a rating or timestamp that is no number, ids that
+    Raises DataError for an unknown column, an empty table or id, a rating or timestamp that isn't a number, ids that
     aren't unique, and interactions with items that the items table lacks (dropped under `drop_unknown`); ConfigError
     for a column of two roles, and where `out` is in use, unless `force` replaces the data set there, and where `split`
     needs times that there aren't.

@@ -274,7 +274,7 @@ class RunSpec:
 
     `settings` are the host's own values, `model_config` and `encoder_config` those of the plugins' schemas (frozen
     dataclasses); `point` holds this run's values of the grid's keys. `given` tells messages which keys the user set and
-    where; it is no part of the run, and a run that is loaded from its record has none.
+    where; it isn't part of the run, and a run that is loaded from its record has none.
     """
 
     model: str

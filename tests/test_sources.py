@@ -284,10 +284,10 @@ BAD_LINES: Mapping[str, tuple[str | bytes, str]] = {
     "an id that is a list": (review(["A3"], "B3"), "no user id"),
     "an id with a tab": (review("A\t3", "B3"), "no user id"),
     "an id with a line break": (review("A3", "B\n3"), "no item id"),
-    "a rating in words": (review("A3", "B3", "five"), "rating is no number"),
-    "no rating": (review("A3", "B3", None), "rating is no number"),
-    "an infinite rating": (review("A3", "B3", "inf"), "rating is no number"),
-    "a time in words": (review("A3", "B3", time="yesterday"), "time is no number"),
+    "a rating in words": (review("A3", "B3", "five"), "rating isn't a number"),
+    "no rating": (review("A3", "B3", None), "rating isn't a number"),
+    "an infinite rating": (review("A3", "B3", "inf"), "rating isn't a number"),
+    "a time in words": (review("A3", "B3", time="yesterday"), "time isn't a number"),
     "a line of 10 MB": (review("A3", "B3", summary="x" * 10_000_000), "longer than 1,048,576 bytes"),
 }
 
@@ -380,7 +380,7 @@ def test_a_truncated_or_damaged_gzip_file_stops_with_the_line(tmp_path: Path) ->
         ("reviews_X.json", b"version https://git-lfs.github.com/spec/v1", r"git lfs pull"),
         ("reviews_X.json", b"", r"got an empty file"),
         ("reviews_X.json", review("A1", "B1").encode("utf-16"), r"got UTF-16"),
-        ("reviews_X.json", review("A1", "B1", "five").encode(), r"no usable line; rating is no number: 1 \(first: "),
+        ("reviews_X.json", review("A1", "B1", "five").encode(), r"no usable line; rating isn't a number: 1 \(first: "),
         ("ratings.csv", b"hello\nworld\n", r"expected files of a known layout, got ratings\.csv; try .*data import"),
     ],
 )  # fmt: skip

@@ -332,8 +332,8 @@ def _interactions(take: Take, unit: str | None, header: bool, block: tuple[int, 
     reasons = {
         "no user id": no_user,
         "no item id": no_item,
-        "rating is no number": ~np.isfinite(ratings),
-        "time is no number": ~(np.isfinite(times) & (np.abs(times) < 2**53)),
+        "rating isn't a number": ~np.isfinite(ratings),
+        "time isn't a number": ~(np.isfinite(times) & (np.abs(times) < 2**53)),
     }
     keep = np.ones(len(users), bool)
     for reason, bad in reasons.items():
@@ -361,7 +361,7 @@ def _ids(cells: Sequence[Any]) -> tuple[np.ndarray, list[str], np.ndarray]:
 
 
 def numbers(cells: Sequence[Any]) -> np.ndarray:
-    """Cells (N,) as float64; NaN for what is no number."""
+    """Cells (N,) as float64; NaN for what isn't a number."""
     try:
         return np.array(cells, np.float64)
     except (ValueError, TypeError, OverflowError):

@@ -2,7 +2,7 @@
 
 Columns are taken by name, or by position where there is no header. A column without a name (the row numbers that
 pandas' `to_csv` writes) is never taken for an id. `Format` holds what a user says of the files; what is left open is
-found from the first lines, refused where it can't be told, and reported as it was taken.
+found from the first lines, refused where it is ambiguous, and reported as it was read.
 """
 
 import math
@@ -358,7 +358,7 @@ def _with_points(table: Table, cells: pd.Series, role: str, name: str, form: For
 
 
 def _cure(cell: str, form: Format, begin: int) -> str:
-    """What helps against a cell that is no number."""
+    """What helps against a cell that isn't a number."""
     leave_out = (
         "rename the column, which leaves it out" if begin else "leave the column out by another name in --columns"
     )

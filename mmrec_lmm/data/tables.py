@@ -2,7 +2,7 @@
 
 A line is a row: as many rows come out as lines went in, each with as many cells as the header, or a line is named.
 Lines end at \\n or \\r\\n; a lone \\r is white space. Blank lines are skipped, and so is one separator too many at the
-end of a line. A byte order mark at the start of a line is no part of it. A first line `sep=;`, as Excel knows it, is
+end of a line. A byte order mark at the start of a line isn't part of it. A first line `sep=;`, as Excel knows it, is
 skipped; `find_separator` takes its word.
 
 Engine: whole numbers by pandas' C parser, text by the csv module, both on blocks whose cells are counted first. Other
