@@ -6,15 +6,14 @@ there, and not by the text of an address, private networks are kept out.
 
 import asyncio
 import contextlib
-import email.utils
-import re
 import socket
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmrec_lmm.downloads.fetching import retry_after
 
 from .addresses import is_public, literal_address
 
@@ -123,7 +122,7 @@ class Client:
         """Write the body to `part`, as far as its status and size allow."""
         status, url = response.status, str(response.url)
         if status != 200:
-            wait = _retry_after(response.headers.get("Retry-After", ""))
+            wait = retry_after(response.headers.get("Retry-After", ""))
             reason = {404: "not found", 410: "not found", 401: "refused", 403: "refused", 429: "too many requests"}.get(
                 status, "server error" if status in _TRANSIENT else f"HTTP {status}"
             )
@@ -201,13 +200,3 @@ def _parse(text: str, base: "URL | None" = None) -> "URL":
     except ValueError:
         pass
     raise Failure("bad address", f"expected http:// or https://, got {text[:100]!r}")
-
-
-def _retry_after(value: str) -> float | None:
-    """The seconds that a Retry-After header asks for, by number or date; None if it doesn't."""
-    if re.fullmatch(r"\s*\d{1,9}(\.\d*)?\s*", value):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

@@ -220,7 +220,7 @@ def _words(name: str) -> str:
 
 
 def _known_header(first: Sequence[str], named: set[str | None]) -> bool | None:
-    """True if the first line has a name that is known or was given; None if that can't be told."""
+    """True if the first line has a name that is known or was given; None if it is ambiguous."""
     known = {name for names in KNOWN.values() for name in names} | {SPLIT}
     return True if any(cell.lower() in known or (cell and cell in named) for cell in first) else None
 

@@ -11,11 +11,11 @@ import http.client
 import json
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.message import Message
 from pathlib import Path
 
@@ -167,15 +167,19 @@ def _may_pass(error: Exception, *, began: bool) -> bool:
 
 
 def _asked_pause(error: Exception) -> float:
-    """The seconds that a server asks to wait by Retry-After, a number or a date; 0 if it doesn't."""
-    text = (error.headers.get("Retry-After") or "").strip() if isinstance(error, urllib.error.HTTPError) else ""
-    if text.isdecimal():
-        return float(text)
+    """The seconds that a server asks to wait; 0 if it doesn't."""
+    asked = retry_after(error.headers.get("Retry-After") or "") if isinstance(error, urllib.error.HTTPError) else None
+    return asked or 0.0
+
+
+def retry_after(value: str) -> float | None:
+    """The seconds that a Retry-After header asks for, by number or date; None if it doesn't."""
+    if re.fullmatch(r"\s*\d+(\.\d*)?\s*", value):
+        return float(value)
     try:
-        moment = email.utils.parsedate_to_datetime(text)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
-        return 0.0
-    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+        return None
 
 
 def _read_origin(part: Path) -> _Origin | None:
