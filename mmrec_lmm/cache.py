@@ -1,8 +1,12 @@
 """The content-addressed cache: every derived file is named by a hash of all that it depends on.
 
-A stale file is therefore impossible: change the encoder, its weights, the preprocessing or the catalog, and the name
-changes. A file appears whole or not at all (it is written beside its place, then renamed), and two processes that want
-the same file make it once.
+Change the encoder, its weights, the preprocessing or the catalog, and the name changes. A file appears whole or not at
+all (it is written beside its place, then renamed), and two processes that want the same file make it once.
+
+Three rules make the names hold. A hash is remembered only together with the file's inode and its time of change, which
+no program can set back. What is loaded or encoded is compared with what was hashed. And stored tensors carry a
+checksum (weights/sealed.py). One case remains: a file system without a time of change of its own (FAT, squashfs, some
+network file systems), where a file is replaced by another of equal size, time and number.
 """
 
 import errno
@@ -10,8 +14,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,8 +47,13 @@ def hash_bytes(data: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    return hash_files([path])
+    """SHA-256 of a file's content, in hex. It may be remembered, except within `hashed_anew`."""
+    anew = _ANEW.get()
+    if anew is not None:
+        return anew.hash(path)
+    digest = hash_files([path])
+    _LAST_HASH[path.resolve()] = digest
+    return digest
 
 
 def hash_files(paths: Sequence[Path]) -> str:
@@ -49,7 +62,10 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 def hash_readable(paths: Sequence[Path | None]) -> list[str | None]:
-    """SHA-256 of each file's content; None without a path, or if it isn't a plain file that this process may read."""
+    """SHA-256 of each file's content; None without a path, or if it isn't a plain file that this process may read.
+
+    Raises RunError where the machine fails to read one.
+    """
     files = [path for path in paths if path is not None and is_readable(path)]
     hashes = dict(zip(files, _remembered_hashes(files, _try_read_hash), strict=True))
     return [hashes.get(path) if path is not None else None for path in paths]
@@ -60,49 +76,148 @@ def join_hashes(hashes: Sequence[str]) -> str:
     return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
 
 
-_Hash = TypeVar("_Hash", str, str | None)
-
-
-def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> Sequence[_Hash]:
-    """The hash of each file. Hashes are remembered by the paths, sizes and times of change of all files: if these are
-    known, no file is opened.
-
-    One change goes unseen: a file replaced by one of equal size within the clock's resolution.
-    """
-    stats = [(path, path.stat()) for path in paths]
-    folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
-    key = fingerprint([(folders[path.parent], path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
-    memo = home() / "file-hashes" / (key if len(paths) == 1 else f"{key}.each")
-    with suppress(OSError):
-        known = memo.read_text().split()
-        if len(known) == len(paths):
-            return known
-    hashes = [read(path) for path in paths]
-    if all(hashes):
-        with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
-            write_bytes(memo, "\n".join(map(str, hashes)).encode())
-    return hashes
-
-
 def read_hash(path: Path) -> str:
     """SHA-256 of a file's content, in hex; the file is read each time, and nothing is remembered."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class _Anew:
+    """The hashes of files that are hashed anew, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[str, Stamp]] = {}
+
+    def hash(self, path: Path) -> str:
+        place = path.resolve()
+        if place not in self._known:
+            before = stamp(place.stat())
+            self._known[place] = read_hash(place), before
+        digest, _ = self._known[place]
+        if _LAST_HASH.get(place, digest) != digest:
+            raise changed(path, "after it was hashed")
+        return digest
+
+    def check(self) -> None:
+        for place, (_, before) in self._known.items():
+            if not place.is_file() or stamp(place.stat()) != before:
+                raise changed(place, "while it was loaded")
+
+
+_ANEW: ContextVar[_Anew | None] = ContextVar("anew", default=None)
+_LAST_HASH: dict[Path, str] = {}  # path -> the hash that `hash_file` returned last, by which things have been named
+
+
+@contextmanager
+def hashed_anew() -> Iterator[None]:
+    """A context that loads files whose hashes name what is made of them: `hash_file` reads each of them.
+
+    Raises DataError if one of these files isn't what `hash_file` said of it before, or if it changes until the end of
+    the context.
+    """
+    anew = _Anew()
+    token = _ANEW.set(anew)
+    try:
+        yield
+    finally:
+        _ANEW.reset(token)
+    anew.check()
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """A context that reads a file and hashes it: DataError if the file changes meanwhile."""
+    before = stamp(path.stat())
+    yield
+    if not path.is_file() or stamp(path.stat()) != before:
+        raise changed(path, "while it was read")
+
+
+def changed(path: Path, when: str) -> DataError:
+    """The error for a file that isn't what it was when it was hashed."""
+    return DataError(f"{path}: expected the file as it was hashed, got another: it changed {when}; start again")
+
+
+Stamp = tuple[int, int, int, int]
+SETTLED = 2_000_000_000  # ns: the coarsest clock of a file system; a later change then has a later time
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """The size, inode, and times of change of content and of status of a file: equal only if the file didn't change.
+
+    Copying and unpacking set the time of the content (mtime) as they like; that of the status (ctime) is the kernel's.
+    The device isn't among them: its number differs between the machines that share a file system.
+    """
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+_Hash = TypeVar("_Hash", str, str | None)
+
+
+def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> Sequence[_Hash]:
+    """The hash of each file. Hashes are remembered by the paths and stamps of all files: if these are known, no file is
+    opened. Those of a file that changed a moment ago aren't: a second change could bear the same time."""
+    now = time.time_ns()
+    stats = [path.stat() for path in paths]
+    folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
+    named = zip(paths, stats, strict=True)
+    key = fingerprint([(folders[path.parent], path.name, stamp(status)) for path, status in named])
+    memo = home() / "file-hashes" / (key if len(paths) == 1 else f"{key}.each")
+    with suppress(OSError, UnicodeDecodeError):
+        known = memo.read_text().split("\n")
+        if len(known) == len(paths) and all(re.fullmatch("[0-9a-f]{64}", each) for each in known):
+            return known
+    hashes = [read(path) for path in paths]
+    if all(hashes) and all(status.st_ctime_ns < now - SETTLED for status in stats):
+        with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
+            write_bytes(memo, "\n".join(map(str, hashes)).encode())
+    return hashes
+
+
 def _try_read_hash(path: Path) -> str | None:
     try:
         return read_hash(path)
-    except OSError:  # a disk error, or a permission that `access` doesn't see
+    except OSError as error:  # a permission that `access` doesn't see, or a file that was removed
+        if is_machines(error):
+            raise machine_failed(path, error) from None
         return None
 
 
 def is_readable(path: Path) -> bool:
-    """True if a path is a plain file that this process may read. It isn't opened."""
+    """True if a path is a plain file that this process may read. It isn't opened. RunError where the machine fails."""
     try:
-        return path.is_file() and os.access(path, os.R_OK)
-    except OSError:  # a name that is too long
+        return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
+    except ValueError:  # a null byte in the name
         return False
+    except OSError as error:
+        if is_machines(error):
+            raise machine_failed(path, error) from None
+        return False
+
+
+#: Errors that say something about one file: missing, forbidden, or not a file. Any other is the machine's and may pass.
+_OF_THE_FILE = frozenset(
+    {
+        errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+        errno.EINVAL, errno.ENXIO, errno.EILSEQ,
+    }
+)  # fmt: skip
+
+
+def is_machines(error: BaseException) -> bool:
+    """True for an error of the machine, not of a file's content: no memory, no free descriptor, a failing disk."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
+
+
+def machine_failed(path: Path, error: BaseException) -> RunError:
+    """The error for a file that the machine fails to read: to mask it would keep a passing failure for good."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or "not enough memory"
+    return RunError(
+        f"{path}: can't be read by this machine: {reason}; finished work is kept: mend it and start again, or remove "
+        "the file if it is lost"
+    )
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:

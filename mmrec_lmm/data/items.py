@@ -1,11 +1,15 @@
 """Items as encoders get them: what a catalog holds of a modality, read one by one, prepared, and put into batches.
 
 An image that can't be read never stops a run: its item continues without it, and the reason is kept. Which files can't
-be read is decided here, and only here, whatever is wrong with them.
+be read is decided here, and only here, whatever is wrong with them. But an error of the machine ends the run, and so
+does a file that isn't the one that was hashed.
 
 Shapes: I items, B batch.
 """
 
+import functools
+import io
+import re
 import signal
 import stat
 import sys
@@ -16,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,6 +35,7 @@ from ..plugin.contracts import ItemEncoder
 from ..types import ItemCatalog, RawItem
 
 LONGEST = 1000  # of an image's long side, in short sides
+LARGEST = 2**30  # bytes of an image's file: more than an image of the most pixels that Pillow takes has
 #: What programs write for a missing text. A real text may be one of these words, but few are.
 CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 JOINT = "joint"  # the modality of image and text together, for items that have both
@@ -53,24 +59,73 @@ def is_invisible(text: str) -> bool:
     return bool(text.strip()) and not any(each.isprintable() and not each.isspace() for each in text)
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image in a file, decoded, as RGB: of an animation the first frame, of 16 bits the upper 8.
+def read_image(path: Path, content: bytes | None = None) -> Image.Image:
+    """The image in a file, or in its `content` if that was read already, decoded, as RGB: of an animation the first frame, of 16 bits the upper 8.
 
     As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
     Raises what its decoder raises, and an error for a decompression bomb, anything but a plain file, and a strip:
     scaled to an encoder's short side, an image a thousand times as long as wide would fill the memory.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block forever
-        raise OSError("not a plain file")
+    if content is None:
+        content = _read_content(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             if max(image.size) > LONGEST * min(image.size):
                 raise ValueError(f"a strip of {image.width} x {image.height} pixels")
             if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
                 return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
+
+
+def _read_content(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block forever
+        raise OSError("not a plain file")
+    if status.st_size > LARGEST:
+        raise ValueError(f"a file of {status.st_size:,} bytes, more than {LARGEST:,}")
+    return path.read_bytes()
+
+
+def read_hashed(path: Path, sha256: str | None) -> Image.Image:
+    """The image in a file that had this hash when the catalog was hashed; None: it couldn't be read then.
+
+    Raises DataError if it isn't that file any more, RunError where the machine fails, and for anything else that is
+    wrong with the file what `read_image` raises.
+    """
+    try:
+        content = _read_content(path)
+    except OSError as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        if sha256 is None:
+            raise
+        raise cache.changed(path, "before it was read") from None
+    if cache.hash_bytes(content) != sha256:
+        raise cache.changed(path, "before it was read")
+    try:
+        return read_image(path, content)
+    except MemoryError as error:
+        raise cache.machine_failed(path, error) from None
+
+
+def reason_of(error: Exception, path: Path | None) -> str:
+    """Why an image can't be read, as it is stored: without the path, which is another tomorrow."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = str(error).replace(repr(str(path)), "").replace(str(path), "")
+        text = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", text).strip()
+    return f"{type(error).__name__}: {text}"
+
+
+@functools.cache
+def decoders() -> str:
+    """What decodes images here, with versions: other decoders may read an image that these can't."""
+    names = [name for name in ("webp", "avif") if name in PIL.features.modules and PIL.features.check_module(name)]
+    names += PIL.features.get_supported_codecs()
+    return ", ".join([f"Pillow {PIL.__version__}", *(f"{name} {PIL.features.version(name) or ''}" for name in names)])
 
 
 def nothing_readable(catalog: ItemCatalog, modality: str, item: int, reason: str, n_images: int) -> DataError:
@@ -90,19 +145,20 @@ def nothing_readable(catalog: ItemCatalog, modality: str, item: int, reason: str
 @dataclass(frozen=True)
 class Source:
     """A catalog's content in one modality. `items` are the ids that have it, in the order of encoding; `fingerprint` is
-    a hash of their content."""
+    a hash of their content; `hashes` are those of the images' files."""
 
     modality: str
     items: np.ndarray
     fingerprint: str
     texts: Sequence[str] = field(repr=False)
     images: Sequence[Path | None] = field(repr=False)
+    hashes: Sequence[str | None] = field(repr=False)
 
     def read(self, item: int) -> RawItem:
-        """The item with just this modality, or with both of `joint`. Raises what `read_image` raises."""
+        """The item with just this modality, or with both of `joint`. Raises what `read_hashed` raises."""
         image = None if self.modality == "text" else self.images[item]
         text = "" if self.modality == "image" else self.texts[item]
-        return RawItem(item, read_image(image) if image else None, text)
+        return RawItem(item, read_hashed(image, self.hashes[item]) if image else None, text)
 
 
 def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -> Source:
@@ -110,13 +166,14 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     texts = item_texts(catalog, text_fields)
     with_text = np.array([bool(text) for text in texts])
     with_image = np.array([image is not None for image in catalog.images])
+    hashes = [None] * len(catalog) if modality == "text" else cache.hash_readable(catalog.images)
     no_text = f"no item has text in the fields {', '.join(text_fields)}; there are {', '.join(catalog.fields)}"
     if modality == "text":
         having, content, nothing = with_text, cache.fingerprint(texts), no_text
     elif modality == "image":
-        having, content, nothing = with_image, _content(catalog.images), "no item has an image"
+        having, content, nothing = with_image, _content(hashes), "no item has an image"
     elif modality == JOINT:
-        content = cache.fingerprint([cache.fingerprint(texts), _content(catalog.images)])
+        content = cache.fingerprint([cache.fingerprint(texts), _content(hashes)])
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
@@ -127,26 +184,27 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     # Longest first: texts of like length share a batch, so little is padded, and memory runs out early if at all
     lengths = [0 if modality == "image" else -len(text) for text in texts]
     order = np.argsort(lengths, kind="stable")
-    return Source(modality, order[having[order]], content, texts, catalog.images)
+    return Source(modality, order[having[order]], content, texts, catalog.images, hashes)
 
 
-def _content(images: Sequence[Path | None]) -> str:
+def _content(hashes: Sequence[str | None]) -> str:
     """A hash of which items have an image that can be read, and of these files' content."""
-    hashes = cache.hash_readable(images)
     known = [one for one in hashes if one is not None]
     return cache.fingerprint([[one is not None for one in hashes], cache.join_hashes(known)])
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch that an encoder prepared, and by item the reason if it couldn't be read."""
+    """A batch that an encoder prepared of some items, and by item the reason if it couldn't be read."""
 
+    items: Sequence[int]
     tensors: Mapping[str, Tensor]
     unreadable: Mapping[int, str]
 
     def pin_memory(self) -> "Prepared":
         """The batch in page-locked memory, for copies to a GPU; the loader calls this."""
-        return Prepared({key: tensor.pin_memory() for key, tensor in self.tensors.items()}, self.unreadable)
+        tensors = {key: tensor.pin_memory() for key, tensor in self.tensors.items()}
+        return Prepared(self.items, tensors, self.unreadable)
 
 
 def loader(
@@ -154,7 +212,7 @@ def loader(
 ) -> DataLoader[Prepared | MMRecError]:
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
-    A breach of the encoder's contract is yielded as an error, not raised: a worker's exception would arrive here with a
+    A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a worker's exception would arrive here with a
     traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
     """
     return DataLoader(
@@ -175,11 +233,12 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-_Item = tuple[int, dict[str, Tensor], str | None]
+_Item = tuple[int, dict[str, Tensor], str | None] | MMRecError
 
 
 class _Items(TorchDataset[_Item]):
-    """Item id -> the id, its tensors as the encoder prepares them, and why it couldn't be read, if so."""
+    """Item id -> the id, its tensors as the encoder prepares them, and why it couldn't be read, if so; or an error that
+    ends the run."""
 
     def __init__(self, source: Source, prepare: Callable[[RawItem], dict[str, Tensor]]) -> None:
         self.source, self.prepare = source, prepare
@@ -187,16 +246,21 @@ class _Items(TorchDataset[_Item]):
     def __getitem__(self, item: int) -> _Item:
         try:
             raw, reason = self.source.read(item), None
+        except MMRecError as error:
+            return error
         except Exception as error:  # decoders raise anything; whatever it is, one bad image must not end the run
-            raw, reason = RawItem(item, None, ""), f"{type(error).__name__}: {error}"
+            raw, reason = RawItem(item, None, ""), reason_of(error, self.source.images[item])
         return item, self.prepare(raw), reason
 
 
 def _collate(samples: Sequence[_Item], *, padding: Mapping[str, int], name: str) -> Prepared | MMRecError:
-    prepared = [tensors for _, tensors, _ in samples]
-    unreadable = {item: reason for item, _, reason in samples if reason is not None}
+    for sample in samples:
+        if isinstance(sample, MMRecError):
+            return sample
+    items, prepared, reasons = zip(*samples, strict=True)  # type: ignore[arg-type]  # none is an error
+    unreadable = {item: reason for item, reason in zip(items, reasons, strict=True) if reason is not None}
     try:
-        return Prepared(pad_and_stack(prepared, padding=padding, encoder=name), unreadable)
+        return Prepared(items, pad_and_stack(prepared, padding=padding, encoder=name), unreadable)
     except MMRecError as error:
         return error
 

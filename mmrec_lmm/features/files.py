@@ -6,16 +6,17 @@ masks.
 Shapes: I items, D feature width.
 """
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from .. import cache
 from ..data.tables import read_integers
@@ -23,6 +24,7 @@ from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import first_few, foreign
 from ..typed_json import OPTIONAL, decode
 from ..types import FeatureTable, ItemCatalog
+from ..weights.sealed import DamagedFile, load_arrays, save_file
 from .controls import CONTROLS
 
 ABSENT_WIDTH = 64  # of the tables of `absent_table`
@@ -34,27 +36,18 @@ MISSED_IMAGES = "missed_img_itemIDs.csv"  # MMRec's list of items whose image fe
 
 
 def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTable:
-    """The table of a .npy file of any float type, as float32; a file of float32 is memory-mapped, not read.
+    """The table of a .npy file of any float type, as float32, in memory: what is hashed is what is used.
 
     Absent are the items with an all-zero row, and for images those that MMRec's `missed_img_itemIDs.csv` beside the
     file names (there their row is the mean of the others; here it becomes zero). Raises DataError where the file is
     missing, damaged, pickled, holds NaN or infinity, or hasn't one row per item.
     """
-    stored = _open_npy(path)
-    if stored.ndim != 2 or stored.dtype.kind not in "fiu":
-        raise DataError(f"{path}: expected numbers of shape (items, width), got {stored.dtype} of shape {stored.shape}")
-    if len(stored) != n_items:
-        raise DataError(f"{path}: expected {n_items} rows, row i for item i, got {len(stored)}")
-    values = stored if stored.dtype == np.float32 else np.empty(stored.shape, np.float32)
+    values, digest = _read_npy(path, n_items)
     finite, present = np.empty(n_items, bool), np.empty(n_items, bool)
-    step = max(1, 2**24 // max(1, stored.shape[1]))  # rows of 64 MB: a mapped file is never in memory whole
+    step = _rows_at_once(values.shape[1])
     for start in range(0, n_items, step):
         rows = slice(start, start + step)
-        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported below
-            block = stored[rows].astype(np.float32, copy=False)
-        finite[rows], present[rows] = np.isfinite(block).all(axis=1), block.any(axis=1)
-        if values is not stored:
-            values[rows] = block
+        finite[rows], present[rows] = np.isfinite(values[rows]).all(axis=1), values[rows].any(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise DataError(
@@ -65,28 +58,87 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
     if modality == "image" and missed.is_file():
         ids = _missed_items(missed, n_items)
         present[ids] = False
-        values[ids] = 0  # copy on write: the file stays as it is
-    return FeatureTable(modality, values, present, cache.fingerprint([cache.hash_file(path), present]))
+        values[ids] = 0
+    return FeatureTable(modality, values, present, cache.fingerprint([digest, present]))
 
 
-def _open_npy(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped copy-on-write; pickles are refused by name."""
+def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
+    """The array (I, D) in a .npy file as float32, and the SHA-256 of the file, which is read once, from one descriptor.
+
+    Pickles are refused by name, and so is a header that promises other data than the file has.
+    """
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             start = file.read(256)
-        if not start.startswith(b"\x93NUMPY"):
-            got = foreign(start) or "another format"
-            cure = "" if ";" in got else "; save the array with numpy.save"
-            raise DataError(f"{path}: expected a .npy file, got {got}{cure}")
-        return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+            if not start.startswith(np.lib.format.MAGIC_PREFIX):
+                got = foreign(start) or "another format"
+                cure = "" if ";" in got else "; save the array with numpy.save"
+                raise DataError(f"{path}: expected a .npy file, got {got}{cure}")
+            file.seek(0)
+            shape, by_columns, dtype = _npy_header(file)
+            if len(shape) != 2 or dtype.kind not in "fiu":
+                raise DataError(f"{path}: expected numbers of shape (items, width), got {dtype} of shape {shape}")
+            if shape[0] != n_items:
+                raise DataError(f"{path}: expected {n_items} rows, row i for item i, got {shape[0]}")
+            begin = file.tell()
+            found = os.fstat(file.fileno()).st_size - begin
+            if shape[1] < 0 or shape[0] * shape[1] * dtype.itemsize > found:
+                raise ValueError(f"an array of shape {shape} doesn't fit into {found:,} bytes")
+            file.seek(0)
+            digest.update(file.read(begin))
+            values = _numbers(file, digest, shape[::-1] if by_columns else shape, dtype)
+            while rest := file.read(1 << 20):
+                digest.update(rest)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except PermissionError as error:
+        raise DataError(f"{path}: expected a file that can be read, got {error.strerror}") from None
+    except (OSError, ValueError, EOFError) as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
         if "Python objects" in str(error):
             got = "pickled Python objects, which could run code when read; save a plain array of numbers"
         else:
             got = f"a truncated or damaged file ({error}); copy or download it again"
         raise DataError(f"{path}: expected an array of numbers, got {got}") from None
+    return np.ascontiguousarray(values.T) if by_columns else values, digest.hexdigest()
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns are stored one by one, and type. ValueError where it is damaged, or of Python objects."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        header = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"version {version} of the format, which has no numbers")
+    shape, by_columns, dtype = header
+    if dtype.hasobject:
+        raise ValueError("Python objects")
+    return shape, by_columns, dtype
+
+
+def _numbers(file: BinaryIO, digest: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """The rows that come next in a file, as float32. They are added to the digest."""
+    values = np.empty(shape, np.float32)
+    step = _rows_at_once(shape[1])
+    for start in range(0, shape[0], step):
+        rows = values[start : start + step]
+        block = rows if dtype == np.float32 else np.empty(rows.shape, dtype)
+        wanted = memoryview(block.reshape(-1).view(np.uint8))
+        if file.readinto(wanted) != len(wanted):
+            raise ValueError("it ended while it was read")
+        digest.update(wanted)
+        if block is not rows:
+            with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported
+                rows[:] = block
+    return values
+
+
+def _rows_at_once(width: int) -> int:
+    return max(1, 2**24 // max(1, width))  # 64 MB
 
 
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
@@ -127,7 +179,8 @@ class TableHeader:
     modality: str
     fingerprint: str
     encoder: str | None = field(default=None, metadata=OPTIONAL)
-    unreadable: Mapping[str, str] = field(default_factory=dict)  # item -> why its image or text can't be read
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # item -> why its image can't be read, without its path
+    decoders: tuple[str, ...] = ()  # those that couldn't read any of them
     seconds: float | None = field(default=None, metadata=OPTIONAL)  # that a shard took
 
 
@@ -137,12 +190,13 @@ def save_table(
     *,
     encoder: str | None = None,
     unreadable: Mapping[str, str] = MappingProxyType({}),
+    decoders: Sequence[str] = (),
     seconds: float | None = None,
 ) -> Path:
-    """Write a table atomically as safetensors, with a TableHeader."""
-    header = cache.plain(TableHeader(table.modality, table.fingerprint, encoder, unreadable, seconds))
-    arrays = {"values": np.ascontiguousarray(table.values), "present": np.ascontiguousarray(table.present)}
-    metadata = {"about": json.dumps(header)}
+    """Write a table atomically as safetensors with a checksum and a TableHeader."""
+    header = TableHeader(table.modality, table.fingerprint, encoder, unreadable, tuple(decoders), seconds)
+    arrays = {"values": table.values, "present": table.present}
+    metadata = {"about": json.dumps(cache.plain(header))}
     return cache.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
@@ -157,18 +211,26 @@ def export_table(path: Path, table: FeatureTable) -> Path:
 
 
 def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
-    """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file."""
+    """The table in a file of `save_table`, in memory, and the file's header.
+
+    Raises DamagedFile where the content isn't what was written, DataError for a missing file, or one that this process
+    may not read, and RunError where the machine fails to read it.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["about"])
-            arrays = file.get_tensor("values"), file.get_tensor("present")
+        arrays, metadata = load_arrays(path)
+        about = json.loads(metadata["about"])
         header = decode(TableHeader, about, where=str(path), cure="try deleting it, to have it made again")
-        return FeatureTable(header.modality, *arrays, header.fingerprint), header
+        return FeatureTable(header.modality, arrays["values"], arrays["present"], header.fingerprint), header
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected a feature table, got a damaged one ({error}); delete it to make it again"
+    except OSError as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        raise DataError(f"{path}: expected a file that can be read, got {error.strerror}") from None
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DamagedFile(
+            f"{path}: expected a feature table, got a damaged one ({reason}); delete it to make it again"
         ) from None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache import locked, plain, write_bytes
+from ..cache import locked, plain, stamp, write_bytes
 from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
 from ..formatting import csv_text
 from ..types import AXES, RunResult
@@ -58,7 +58,7 @@ COLUMNS: Mapping[str, str] = {
     "parameters_trained": "INTEGER",
     "finished": "TEXT",  # ISO 8601, UTC
     "per_user": "TEXT",  # the file of per-user metrics, within the folder of runs
-    "stamp": "TEXT",  # size and modification time of result.json; another stamp means another result
+    "stamp": "TEXT",  # of result.json: another stamp means another result
 }
 TABLES = f"""
     CREATE TABLE runs ({", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())});
@@ -184,12 +184,11 @@ def _empty() -> sqlite3.Connection:
 
 
 def _stamps(out: Path) -> dict[str, str]:
-    """Size and modification time of each finished run's `result.json`, by run."""
+    """The stamp of each finished run's `result.json`, by run."""
     stamps = {}
     for path in sorted(out.glob(f"*/{RESULT}")):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            stat = path.stat()
-            stamps[path.parent.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+            stamps[path.parent.name] = " ".join(map(str, stamp(path.stat())))
     return stamps
 
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
 
 from ..cache import plain, read_json, write_atomic, write_bytes, write_json
 from ..config.settings import Settings
@@ -34,6 +33,7 @@ from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
 from ..typed_json import decode
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
+from ..weights.sealed import load_arrays, save_file
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import Ranking
@@ -171,17 +171,13 @@ def find_run(out: Path, name: str) -> Path:
 
 def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Write {"test": {"users": (U,), "recall@20": (U,), ...}, ...}."""
-    flat = {
-        f"{split}/{name}": np.ascontiguousarray(values)
-        for split, arrays in splits.items()
-        for name, values in arrays.items()
-    }
+    flat = {f"{split}/{name}": values for split, arrays in splits.items() for name, values in arrays.items()}
     write_atomic(folder / PER_USER, lambda temporary: save_file(flat, temporary))
 
 
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
-    """{"test/users": (U,), "test/recall@20": (U,), ...}."""
-    return load_file(folder / PER_USER)
+    """{"test/users": (U,), "test/recall@20": (U,), ...}. Raises DamagedFile, and OSError for a missing one."""
+    return load_arrays(folder / PER_USER, sealed=False)[0]  # runs of earlier versions have no checksums
 
 
 def save_history(folder: Path, reports: Sequence[EpochReport]) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Generic, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from ..cache import plain, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
+from ..weights.sealed import load_tensors, save_file
 from .loop import N, Numbers, TrainingState
 
 STATE = "state.safetensors"
@@ -29,17 +29,18 @@ STATE = "state.safetensors"
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors of any device atomically."""
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=dict(metadata) if metadata else None))
+    ready = {name: value.detach().cpu() for name, value in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors onto the CPU; DataError names the file if it is missing or damaged."""
+    """Read tensors into memory; DataError names the file if it is missing or damaged."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        return load_tensors(path, sealed=False)  # runs of earlier versions have no checksums
+    except (DataError, OSError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise DataError(
-            f"{path}: expected a file of safetensors, got an unreadable one ({error}); try deleting it, and --force"
+            f"{path}: expected a file of safetensors, got an unreadable one ({reason}); try deleting it, and --force"
         ) from None
 
 
