@@ -1,6 +1,5 @@
 """Items as encoders get them: every odd file that stands in a catalog is read or masked, and none ends anything."""
 
-import errno
 import os
 import re
 import shutil
@@ -177,7 +176,7 @@ def test_a_file_that_this_process_may_not_read_is_masked_too(as_nobody, monkeypa
     source = items.source_of(catalog(["", ""], [locked, mine]), "image", ())
     dataset = items._Items(source, lambda raw: {})
     assert source.items.tolist() == [0, 1]
-    assert dataset[0][2] == f"PermissionError: [Errno {errno.EACCES}] Permission denied: '{locked}'"
+    assert dataset[0][2] == "PermissionError: Permission denied"
     assert dataset[1][2] is None
     locked.chmod(0o600)
     assert items.source_of(catalog(["", ""], [locked, mine]), "image", ()).fingerprint != source.fingerprint

@@ -60,7 +60,8 @@ def is_invisible(text: str) -> bool:
 
 
 def read_image(path: Path, content: bytes | None = None) -> Image.Image:
-    """The image in a file, or in its `content` if that was read already, decoded, as RGB: of an animation the first frame, of 16 bits the upper 8.
+    """The image in a file, or in its `content` if that was read already, decoded, as RGB: of an animation the first
+    frame, of 16 bits the upper 8.
 
     As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
     Raises what its decoder raises, and an error for a decompression bomb, anything but a plain file, and a strip:
@@ -123,7 +124,9 @@ def reason_of(error: Exception, path: Path | None) -> str:
 @functools.cache
 def decoders() -> str:
     """What decodes images here, with versions: other decoders may read an image that these can't."""
-    names = [name for name in ("webp", "avif") if name in PIL.features.modules and PIL.features.check_module(name)]
+    names: list[str] = [
+        name for name in ("webp", "avif") if name in PIL.features.modules and PIL.features.check_module(name)
+    ]
     names += PIL.features.get_supported_codecs()
     return ", ".join([f"Pillow {PIL.__version__}", *(f"{name} {PIL.features.version(name) or ''}" for name in names)])
 
@@ -212,8 +215,8 @@ def loader(
 ) -> DataLoader[Prepared | MMRecError]:
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
-    A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a worker's exception would arrive here with a
-    traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
+    A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a
+    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
     """
     return DataLoader(
         _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
@@ -257,7 +260,7 @@ def _collate(samples: Sequence[_Item], *, padding: Mapping[str, int], name: str)
     for sample in samples:
         if isinstance(sample, MMRecError):
             return sample
-    items, prepared, reasons = zip(*samples, strict=True)  # type: ignore[arg-type]  # none is an error
+    items, prepared, reasons = zip(*samples, strict=True)
     unreadable = {item: reason for item, reason in zip(items, reasons, strict=True) if reason is not None}
     try:
         return Prepared(items, pad_and_stack(prepared, padding=padding, encoder=name), unreadable)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cache import fingerprint, hash_file, hash_readable, join_hashes
+from ..cache import fingerprint, hash_file, hash_readable, join_hashes, unchanged
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
@@ -27,7 +27,9 @@ NOT_TEXT = ("itemID", "image", "image_url", "imUrl", "asin", "price", "salesRank
 def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     """The data set in `folder`. Raises DataError, with counts, for data that can't be ranked correctly."""
     inter = inter_file(folder, name, settings)
-    users, items, labels, times = read_interactions(inter, settings)
+    with unchanged(inter):
+        users, items, labels, times = read_interactions(inter, settings)
+        inter_hash = hash_file(inter)
     catalog = read_catalog(folder) if (folder / "items.tsv").is_file() else None
 
     n_users = _count_ids(users, inter, settings.USER_ID_FIELD, gaps_allowed=False)
@@ -65,7 +67,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
             )
     notes += _repeated(splits, n_items)
 
-    fingerprinted = [hash_file(inter), n_users, n_items]
+    fingerprinted = [inter_hash, n_users, n_items]
     drawn = None
     if settings.split:
         sizes = {split: len(rows) for split, rows in splits.items()}

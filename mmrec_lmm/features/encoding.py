@@ -136,9 +136,7 @@ def encode(
     return tables
 
 
-def _inference(
-    spec: EncoderSpec, config: Any, modality: str, options: EncodeOptions, tuned: Tuned | None
-) -> Inference:
+def _inference(spec: EncoderSpec, config: Any, modality: str, options: EncodeOptions, tuned: Tuned | None) -> Inference:
     """The encoder of a modality, ready to run, with the weights of `tuned` if given."""
     encoder = build_encoder(spec, config, (modality,))
     if tuned:  # of image and text; an encoder of one modality may lack weights of the other
@@ -315,9 +313,7 @@ class _Shard:
     path: Path
 
 
-def _make(
-    path: Path, source: Source, build: Callable[[], Inference], n_items: int, options: EncodeOptions
-) -> None:
+def _make(path: Path, source: Source, build: Callable[[], Inference], n_items: int, options: EncodeOptions) -> None:
     """Make the table at `path`, together with all other processes that make it; shards that exist are kept."""
     model = build()
     folder = path.with_suffix(".parts")

@@ -12,9 +12,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
     return np.ascontiguousarray(values.T) if by_columns else values, digest.hexdigest()
 
 
-def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _npy_header(file: BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns are stored one by one, and type. ValueError where it is damaged, or of Python objects."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -120,14 +121,14 @@ def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, by_columns, dtype
 
 
-def _numbers(file: BinaryIO, digest: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+def _numbers(file: BufferedReader, digest: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     """The rows that come next in a file, as float32. They are added to the digest."""
     values = np.empty(shape, np.float32)
     step = _rows_at_once(shape[1])
     for start in range(0, shape[0], step):
         rows = values[start : start + step]
         block = rows if dtype == np.float32 else np.empty(rows.shape, dtype)
-        wanted = memoryview(block.reshape(-1).view(np.uint8))
+        wanted = block.reshape(-1).view(np.uint8).data
         if file.readinto(wanted) != len(wanted):
             raise ValueError("it ended while it was read")
         digest.update(wanted)

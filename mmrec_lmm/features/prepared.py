@@ -2,12 +2,14 @@
 
 Decoding and scaling an image costs many times as much as reading its pixels back. So each tensor of `prepare` is kept
 in an array file of all items, memory-mapped: rows come from the disk once, and then from the system's cache as far as
-memory allows. The folder of these files is named by a hash of all that they depend on.
+memory allows. The folder of these files is named by a hash of all that they depend on. It is made again where a file
+isn't what was written, and where other decoders can read an image that couldn't be read.
 
 Shapes: I items, B batch, L the longest of a key whose length varies.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
@@ -26,17 +28,18 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
-from ..data.items import item_texts, read_image, source_of
-from ..errors import PluginError, RunError
+from ..data.items import decoders, item_texts, read_hashed, source_of
+from ..errors import MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
+from ..typed_json import decode
 from ..types import ItemCatalog, RawItem
 from .encoding import encoder_id
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same encoder and items would give other files
-UNREADABLE = "unreadable.json"
+FORMAT = 2  # raise it when the same encoder and items would give other files
+ABOUT = "about.json"
 _READ_AT_ONCE = 32  # items that a loader process hands over together
 
 _T = TypeVar("_T")
@@ -74,22 +77,58 @@ def prepared_items(
     """All items of the catalog as `encoder` prepares them for its modalities: from the cache, or made and cached.
 
     An image that can't be read counts as missing: encoding the catalog logs it, and masks its row.
-    Raises PluginError where `prepare` gives other tensors for one item than for another, RunError at a full disk.
+    Raises PluginError where `prepare` gives other tensors for one item than for another, DataError for an image that
+    changed since it was hashed, RunError where the machine can't read one, or at a full disk.
     """
     modalities = sorted(encoder.dims)
     made_by = [encoder_id(spec, config, modality) for modality in modalities]  # the vocabulary is among its weights
-    made_of = [source_of(catalog, modality, text_fields).fingerprint for modality in modalities]
-    name = cache.fingerprint([FORMAT, modalities, made_by, made_of])
+    sources = [source_of(catalog, modality, text_fields) for modality in modalities]
+    name = cache.fingerprint([FORMAT, modalities, made_by, [source.fingerprint for source in sources]])
     folder = cache.home() / "prepared" / name
-    items = _Items(catalog, text_fields, modalities, encoder.prepare)
+    hashes = next((source.hashes for source in sources if source.modality != "text"), [None] * len(catalog))
+    items = _Items(catalog, text_fields, modalities, encoder.prepare, hashes)
     with cache.locked(folder):
+        if folder.exists() and (reason := _why_again(folder, items)):
+            logger.warning("%s: %s; it is made again", folder, reason)
+            shutil.rmtree(folder)
         if not folder.exists():
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
-        if not (folder / UNREADABLE).exists():  # of an older version
-            cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
+        about = _read_about(folder)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
-    return PreparedItems(arrays, lengths, frozenset(cache.read_json(folder / UNREADABLE)))
+    return PreparedItems(arrays, lengths, frozenset(about.unreadable))
+
+
+@dataclass(frozen=True)
+class _About:
+    """The SHA-256 of each file in a folder, the items whose image can't be read, and by which decoders."""
+
+    sha256: Mapping[str, str]
+    unreadable: tuple[int, ...]
+    decoders: tuple[str, ...]
+
+
+def _read_about(folder: Path) -> _About:
+    cure = "delete the folder to make it again"
+    return decode(_About, cache.read_json(folder / ABOUT), where=str(folder / ABOUT), cure=cure)
+
+
+def _why_again(folder: Path, items: "_Items") -> str:
+    """Why a folder must be made again; empty if it needn't. Its files are read only if they changed since last time."""
+    try:
+        about = _read_about(folder)
+        for name, digest in about.sha256.items():
+            if cache.hash_file(folder / name) != digest:
+                return f"{name} isn't what was written"
+    except (MMRecError, OSError) as error:
+        return str(error)
+    if about.unreadable and decoders() not in about.decoders:
+        if not all(items.read(item)[1] for item in about.unreadable):
+            return f"{decoders()} can read images that couldn't be read"
+        about = _About(about.sha256, about.unreadable, (*about.decoders, decoders()))
+        with contextlib.suppress(OSError):  # a cache that can't be written to
+            cache.write_json(folder / ABOUT, about)
+    return ""
 
 
 def ahead(results: Iterable[_T]) -> Iterator[_T]:
@@ -102,12 +141,12 @@ def ahead(results: Iterable[_T]) -> Iterator[_T]:
             yield cast(_T, result)
 
 
-_Item = tuple[dict[str, Tensor], bool]
+_Item = tuple[dict[str, Tensor], bool] | MMRecError
 
 
 class _Items(TorchDataset[_Item]):
     """Item id -> the tensors that `prepare` makes of what the item has of the modalities, and whether its image can't
-    be read."""
+    be read; or an error that ends the run."""
 
     def __init__(
         self,
@@ -115,24 +154,31 @@ class _Items(TorchDataset[_Item]):
         text_fields: Sequence[str],
         modalities: Sequence[str],
         prepare: Callable[[RawItem], dict[str, Tensor]],
+        hashes: Sequence[str | None],
     ) -> None:
         nothing = len(catalog) * [None]
         self.texts = nothing if list(modalities) == ["image"] else item_texts(catalog, text_fields)
         self.images = nothing if list(modalities) == ["text"] else catalog.images
-        self.prepare = prepare
+        self.prepare, self.hashes = prepare, hashes
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, item: int) -> _Item:
-        image, unreadable = self.read(item)
+        try:
+            image, unreadable = self.read(item)
+        except MMRecError as error:  # returned, as a worker's exception would arrive with a traceback in its message
+            return error
         return self.prepare(RawItem(item, image, self.texts[item] or "")), unreadable
 
     def read(self, item: int) -> tuple[Image.Image | None, bool]:
-        """The item's image, and whether it has one that can't be read."""
+        """The item's image, and whether it has one that can't be read. DataError where it changed since it was hashed,
+        RunError where the machine can't read it."""
         path = self.images[item]
         try:
-            return (None if path is None else read_image(path)), False
+            return (None if path is None else read_hashed(path, self.hashes[item])), False
+        except MMRecError:
+            raise
         except Exception:  # decoders raise anything; encoding the features has logged the reason
             return None, True
 
@@ -158,32 +204,50 @@ def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, i
     texts: dict[str, list[np.ndarray]] = {}
     first: dict[str, np.ndarray] = {}
     unreadable: list[bool] = []
+    hashes: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
+        files: dict[str, _HashedFile] = {}
         for prepared in _loader(items, workers):
-            for tensors, bad in prepared:
+            for one in prepared:
+                if isinstance(one, MMRecError):
+                    raise one
+                tensors, bad = one
                 unreadable.append(bad)
                 rows = {key: np.ascontiguousarray(tensor.numpy()) for key, tensor in tensors.items()}
                 for key, row in rows.items() if not first else ():
                     if row.ndim == 1 and row.dtype.kind in "iu":
                         texts[key] = []
                     else:
-                        files[key] = stack.enter_context((folder / f"{key}.npy").open("wb"))
-                        _write_header(files[key], row, len(items))
+                        files[key] = _HashedFile(stack.enter_context((folder / f"{key}.npy").open("wb")))
+                        _write_header(cast(BinaryIO, files[key]), row, len(items))
                 first = first or rows
                 _check_like(rows, first, varying=texts, encoder=name)
                 for key, file in files.items():
                     file.write(rows[key].data)
                 for key, known in texts.items():
                     known.append(rows[key])
+        hashes = {f"{key}.npy": file.digest.hexdigest() for key, file in files.items()}
     for key, known in texts.items():
         lengths = np.array([len(ids) for ids in known])  # (I,)
         table = np.full((len(known), lengths.max()), padding.get(key, 0), dtype=known[0].dtype)  # (I, L)
         for row, ids in zip(table, known, strict=True):
             row[: len(ids)] = ids
-        np.save(folder / f"{key}.npy", table)
-        np.save(folder / "lengths" / f"{key}.npy", lengths)
-    cache.write_json(folder / UNREADABLE, np.flatnonzero(unreadable).tolist())
+        for name, array in ((f"{key}.npy", table), (f"lengths/{key}.npy", lengths)):
+            np.save(folder / name, array)
+            hashes[name] = cache.read_hash(folder / name)
+    bad_items = np.flatnonzero(unreadable).tolist()
+    cache.write_json(folder / ABOUT, _About(hashes, tuple(bad_items), (decoders(),)))
+
+
+class _HashedFile:
+    """A file that is written once, and the hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        self.digest.update(data)
+        self.file.write(data)
 
 
 def _loader(items: _Items, workers: int) -> DataLoader[_Item]:

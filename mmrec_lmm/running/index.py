@@ -207,14 +207,14 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
     for table in ("runs", "metrics"):
         connection.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in outdated])
     added = 0
-    for run, stamp in stamps.items():
-        if known.get(run) == stamp:
+    for run, found in stamps.items():
+        if known.get(run) == found:
             continue
         try:
             result = load_result(out / run)
             if result is None:
                 continue
-            row = _row(result, stamp)
+            row = _row(result, found)
         except MMRecError as error:
             logger.warning("left out of the index: %s", error)
             continue
@@ -228,7 +228,7 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
     return bool(outdated or added)
 
 
-def _row(result: RunResult, stamp: str) -> list[Any]:
+def _row(result: RunResult, found: str) -> list[Any]:
     """A run's values of COLUMNS."""
     record = result.record
     if record.resolved is None:
@@ -261,7 +261,7 @@ def _row(result: RunResult, stamp: str) -> list[Any]:
         "parameters_trained": record.parameters_trained,
         "finished": record.finished,
         "per_user": f"{result.path.name}/{PER_USER}",
-        "stamp": stamp,
+        "stamp": found,
     }
     return [json.dumps(values[name]) if kind == JSON else values[name] for name, kind in COLUMNS.items()]
 

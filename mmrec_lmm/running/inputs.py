@@ -113,8 +113,13 @@ def declared_modalities(
     return tuple(sorted(modality for modality in encoder.modalities if modality != JOINT))
 
 
-def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
-    """The features of a run alone: one table per modality. ConfigError for a paradigm that trains them with a model."""
+def encode_dataset(
+    spec: RunSpec, registry: Registry, *, progress: bool = False, force: bool = False
+) -> dict[str, FeatureTable]:
+    """The features of a run alone: one table per modality; with `force`, encoded again.
+
+    ConfigError for a paradigm that trains them with a model.
+    """
     if registry.paradigms.get(spec.paradigm).joint:
         raise ConfigError(
             f"--paradigm {spec.paradigm}: expected a paradigm that makes features without a recommender, got one that "
@@ -123,7 +128,7 @@ def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False)
     torch.set_num_threads(cpu_threads(spec.settings))
     dataset = open_dataset(spec.dataset, spec.settings, registry)
     tuned = prepared_encoder(spec, dataset, registry, progress=progress)
-    return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress))
+    return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress, force=force))
 
 
 def files_behind(
@@ -177,13 +182,20 @@ def prepared_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, pro
 
 
 def feature_tables(
-    spec: RunSpec, dataset: Dataset, registry: Registry, *, tuned: Tuned | None = None, progress: bool
+    spec: RunSpec,
+    dataset: Dataset,
+    registry: Registry,
+    *,
+    tuned: Tuned | None = None,
+    progress: bool,
+    force: bool = False,
 ) -> Iterator[tuple[str, FeatureTable]]:
     """One table per modality: from the encoder (as `tuned`, if given) if the run names one, else from the data set's
     feature files.
 
     A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
-    `joint` only if it is named there. Tables from files are scaled by `normalize`.
+    `joint` only if it is named there. Tables from files are scaled by `normalize`; with `force`, those of the encoder
+    are made again.
     """
     files, to_encode = _wanted(spec, dataset, registry)
     if spec.control == NO_FEATURES:  # reads no file and encodes nothing
@@ -215,6 +227,7 @@ def feature_tables(
                     dtype=settings.encode_dtype,
                     compile=settings.encode_compile,
                     progress=progress,
+                    force=force,
                 ),
                 tuned=tuned,
             )

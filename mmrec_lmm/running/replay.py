@@ -196,7 +196,9 @@ def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]
         elif name == run_folder.TOPK:
             then, now = (path.read_text().splitlines() for path in paths)
             yield name, sum(one != other for one, other in zip(then, now, strict=False)) + abs(len(then) - len(now))
-        elif (largest := _largest(*map(load_weights, paths))) != 0:  # of earlier versions, equal numbers differ in bytes
+        elif (
+            largest := _largest(*map(load_weights, paths))
+        ) != 0:  # of earlier versions, equal numbers differ in bytes
             yield name, largest
 
 

@@ -42,7 +42,9 @@ class DamagedFile(DataError):
 def save_file(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays of numpy, or tensors of torch on the CPU, with a checksum. No copy of a contiguous one is made."""
     parts = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
-    order = sorted(parts, key=lambda name: (-_width(parts[name].kind), name))  # so each begins at a multiple of its width
+    order = sorted(
+        parts, key=lambda name: (-_width(parts[name].kind), name)
+    )  # so each begins at a multiple of its width
     about: dict[str, Any] = {"__metadata__": {**(metadata or {}), CHECKSUM: _UNKNOWN}}
     end = 0
     for name in order:
@@ -86,7 +88,9 @@ def load_tensors(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     tensors = {}
     for name, (kind, shape, data) in entries.items():
         dtype = getattr(torch, names[kind])
-        tensors[name] = (torch.from_numpy(data).view(dtype) if data.nbytes else torch.empty(0, dtype=dtype)).reshape(shape)
+        tensors[name] = (torch.from_numpy(data).view(dtype) if data.nbytes else torch.empty(0, dtype=dtype)).reshape(
+            shape
+        )
     return tensors
 
 
@@ -112,8 +116,8 @@ def _read(path: Path, *, sealed: bool) -> tuple[dict[str, tuple[str, tuple[int, 
         content = np.empty(size - 8 - len(header), np.uint8)
         digest, at = hashlib.sha256(head), 0
         expected = _digest_header(header, digest)
-        while at < len(content) and (count := file.readinto(memoryview(content)[at : at + _AT_ONCE])):
-            digest.update(content[at : at + count])
+        while at < len(content) and (count := file.readinto(content.data[at : at + _AT_ONCE])):
+            digest.update(content.data[at : at + count])
             at += count
         if at < len(content) or file.read(1):
             raise DamagedFile(f"{path}: expected {size:,} bytes, got another length: it changed while it was read")
@@ -143,7 +147,9 @@ def _entries(
 def _header_length(head: bytes, size: int, path: Path) -> int:
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > min(size - 8, _LONGEST_HEADER):
-        raise DamagedFile(f"{path}: expected a header and tensors, got {size:,} bytes, where the header alone is longer")
+        raise DamagedFile(
+            f"{path}: expected a header and tensors, got {size:,} bytes, where the header alone is longer"
+        )
     return length
 
 
@@ -180,15 +186,15 @@ class _Part:
 
     kind: str
     shape: list[int]
-    data: np.ndarray
+    data: memoryview
 
 
 def _bytes_of(tensor: Any) -> _Part:
     if isinstance(tensor, np.ndarray):
         kind = next(name for name, dtype in _TYPES.items() if dtype and np.dtype(dtype) == tensor.dtype)
-        return _Part(kind, [*tensor.shape], np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+        return _Part(kind, [*tensor.shape], np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     torch = sys.modules["torch"]
     flat = tensor.detach().contiguous().reshape(-1)
     kind = _OF_TORCH[str(tensor.dtype).removeprefix("torch.")]
     data = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
-    return _Part(kind, [*tensor.shape], data)
+    return _Part(kind, [*tensor.shape], data.data)
