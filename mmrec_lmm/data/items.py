@@ -7,9 +7,7 @@ Shapes: I items, B batch.
 """
 
 import signal
-import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -25,11 +22,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..errors import ConfigError, DataError, MMRecError, PluginError
-from ..formatting import foreign
 from ..plugin.contracts import ItemEncoder
-from ..types import ItemCatalog, RawItem
+from ..types import Background, ItemCatalog, RawItem
+from .images import READING, UnreadableImage, read_image
 
-LONGEST = 1000  # of an image's long side, in short sides
 #: What programs write for a missing text. A real text may be one of these words, but few are.
 CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 JOINT = "joint"  # the modality of image and text together, for items that have both
@@ -53,37 +49,12 @@ def is_invisible(text: str) -> bool:
     return bool(text.strip()) and not any(each.isprintable() and not each.isspace() for each in text)
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image in a file, decoded, as RGB: of an animation the first frame, of 16 bits the upper 8.
-
-    As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
-    Raises what its decoder raises, and an error for a decompression bomb, anything but a plain file, and a strip:
-    scaled to an encoder's short side, an image a thousand times as long as wide would fill the memory.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block forever
-        raise OSError("not a plain file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise ValueError(f"a strip of {image.width} x {image.height} pixels")
-            if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
-                return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-
-
 def nothing_readable(catalog: ItemCatalog, modality: str, item: int, reason: str, n_images: int) -> DataError:
-    """The error where none of `n_images` can be read, with the first, `item`, and its reason: what kind of file it is
-    if that is known."""
-    path = catalog.images[item]
-    if path is not None and cache.is_readable(path):
-        with path.open("rb") as file:
-            reason = foreign(file.read(256)) or reason
+    """The error where none of `n_images` can be read, with the first, `item`, and its reason."""
     return DataError(
-        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is {path}, of item "
-        f"{catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, another modality with --modalities, "
-        f"or --features {modality}=FILE.npy"
+        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is "
+        f"{catalog.images[item]}, of item {catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, "
+        f"another modality with --modalities, or --features {modality}=FILE.npy"
     )
 
 
@@ -97,12 +68,13 @@ class Source:
     fingerprint: str
     texts: Sequence[str] = field(repr=False)
     images: Sequence[Path | None] = field(repr=False)
+    background: Background = "white"
 
     def read(self, item: int) -> RawItem:
         """The item with just this modality, or with both of `joint`. Raises what `read_image` raises."""
         image = None if self.modality == "text" else self.images[item]
         text = "" if self.modality == "image" else self.texts[item]
-        return RawItem(item, read_image(image) if image else None, text)
+        return RawItem(item, read_image(image, self.background) if image else None, text)
 
 
 def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -> Source:
@@ -114,9 +86,9 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     if modality == "text":
         having, content, nothing = with_text, cache.fingerprint(texts), no_text
     elif modality == "image":
-        having, content, nothing = with_image, _content(catalog.images), "no item has an image"
+        having, content, nothing = with_image, _content(catalog), "no item has an image"
     elif modality == JOINT:
-        content = cache.fingerprint([cache.fingerprint(texts), _content(catalog.images)])
+        content = cache.fingerprint([cache.fingerprint(texts), _content(catalog)])
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
@@ -127,14 +99,15 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     # Longest first: texts of like length share a batch, so little is padded, and memory runs out early if at all
     lengths = [0 if modality == "image" else -len(text) for text in texts]
     order = np.argsort(lengths, kind="stable")
-    return Source(modality, order[having[order]], content, texts, catalog.images)
+    return Source(modality, order[having[order]], content, texts, catalog.images, catalog.background)
 
 
-def _content(images: Sequence[Path | None]) -> str:
-    """A hash of which items have an image that can be read, and of these files' content."""
-    hashes = cache.hash_readable(images)
+def _content(catalog: ItemCatalog) -> str:
+    """A hash of which items have an image that can be read, of these files' content, and of how it becomes pixels."""
+    hashes = cache.hash_readable(catalog.images)
     known = [one for one in hashes if one is not None]
-    return cache.fingerprint([[one is not None for one in hashes], cache.join_hashes(known)])
+    files = [[one is not None for one in hashes], cache.join_hashes(known)]
+    return cache.fingerprint([*files, READING, catalog.background])
 
 
 @dataclass(frozen=True)
@@ -188,7 +161,8 @@ class _Items(TorchDataset[_Item]):
         try:
             raw, reason = self.source.read(item), None
         except Exception as error:  # decoders raise anything; whatever it is, one bad image must not end the run
-            raw, reason = RawItem(item, None, ""), f"{type(error).__name__}: {error}"
+            known = isinstance(error, UnreadableImage)
+            raw, reason = RawItem(item, None, ""), str(error) if known else f"{type(error).__name__}: {error}"
         return item, self.prepare(raw), reason
 
 

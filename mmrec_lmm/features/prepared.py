@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
-from ..data.items import item_texts, read_image, source_of
+from ..data.images import read_image
+from ..data.items import item_texts, source_of
 from ..errors import PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
@@ -119,7 +120,7 @@ class _Items(TorchDataset[_Item]):
         nothing = len(catalog) * [None]
         self.texts = nothing if list(modalities) == ["image"] else item_texts(catalog, text_fields)
         self.images = nothing if list(modalities) == ["text"] else catalog.images
-        self.prepare = prepare
+        self.background, self.prepare = catalog.background, prepare
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -132,7 +133,7 @@ class _Items(TorchDataset[_Item]):
         """The item's image, and whether it has one that can't be read."""
         path = self.images[item]
         try:
-            return (None if path is None else read_image(path)), False
+            return (None if path is None else read_image(path, self.background)), False
         except Exception:  # decoders raise anything; encoding the features has logged the reason
             return None, True
 
