@@ -348,6 +348,7 @@ class RunRecord(Mapping[str, Any]):
     data: str  # fingerprint of the interactions
     features: Mapping[str, str]  # modality -> fingerprint
     present: Mapping[str, int]  # modality -> items that have it
+    n_items: int = 0  # of the data set; 0 in earlier records
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # part ("data", a modality) -> file -> hash
     config: str  # fingerprint of all values
     resolved: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # every value, as in `config.json`

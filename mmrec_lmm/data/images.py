@@ -73,13 +73,13 @@ def read_image(path: Path, background: Background = "white") -> Image.Image:
 def read_content(path: Path) -> bytes:
     """The bytes of an image's file. Raises OSError, and UnreadableImage for anything but a plain file, and for one that
     is too large."""
-    with path.open("rb") if stat.S_ISREG(path.stat().st_mode) else nullcontext() as file:
-        if file is None:  # a pipe would block forever
-            raise UnreadableImage("not a plain file")
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block forever
+        raise UnreadableImage("not a plain file")
+    if status.st_size > MOST_BYTES:
         raise UnreadableImage(f"a file of over {MOST_BYTES >> 20} MiB")
-    return content
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES)
 
 
 def decode_image(content: bytes, background: Background | None = "white") -> Image.Image:
