@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mmrec_lmm.cache import home
 from mmrec_lmm.config.settings import Settings
-from mmrec_lmm.data.items import item_texts, pad_and_stack, read_image
+from mmrec_lmm.data.images import read_image
+from mmrec_lmm.data.items import item_texts, pad_and_stack
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.errors import PluginError
 from mmrec_lmm.features.prepared import PreparedItems, ahead, prepared_items

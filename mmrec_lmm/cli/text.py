@@ -406,8 +406,10 @@ def info_text(registry: Registry, name: str) -> str:
 
 
 def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
-    """`encode`: one row per modality."""
-    return table(
+    """`encode`: one row per modality, and a warning of each that most items lack."""
+    from ..features.files import scarcity
+
+    rows = table(
         [
             {
                 "modality": modality,
@@ -419,6 +421,8 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
             for modality, encoded in tables.items()
         ]
     )
+    scarce = (scarcity(name, int(encoded.present.sum()), len(encoded.values)) for name, encoded in tables.items())
+    return "\n".join([rows, *(f"warning: {reason}" for reason in scarce if reason)])
 
 
 def check_text(report: Report) -> str:

@@ -7,20 +7,14 @@ does a file that isn't the one that was hashed.
 Shapes: I items, B batch.
 """
 
-import functools
-import io
-import re
 import signal
-import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL.features
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,12 +24,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..errors import ConfigError, DataError, MMRecError, PluginError
-from ..formatting import foreign
 from ..plugin.contracts import ItemEncoder
-from ..types import ItemCatalog, RawItem
+from ..types import Background, ItemCatalog, RawItem
+from .images import READING, UnreadableImage, decode_image, read_content
 
-LONGEST = 1000  # of an image's long side, in short sides
-LARGEST = 2**30  # bytes of an image's file: more than an image of the most pixels that Pillow takes has
 #: What programs write for a missing text. A real text may be one of these words, but few are.
 CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 JOINT = "joint"  # the modality of image and text together, for items that have both
@@ -59,44 +51,14 @@ def is_invisible(text: str) -> bool:
     return bool(text.strip()) and not any(each.isprintable() and not each.isspace() for each in text)
 
 
-def read_image(path: Path, content: bytes | None = None) -> Image.Image:
-    """The image in a file, or in its `content` if that was read already, decoded, as RGB: of an animation the first
-    frame, of 16 bits the upper 8.
-
-    As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
-    Raises what its decoder raises, and an error for a decompression bomb, anything but a plain file, and a strip:
-    scaled to an encoder's short side, an image a thousand times as long as wide would fill the memory.
-    """
-    if content is None:
-        content = _read_content(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise ValueError(f"a strip of {image.width} x {image.height} pixels")
-            if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
-                return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-
-
-def _read_content(path: Path) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block forever
-        raise OSError("not a plain file")
-    if status.st_size > LARGEST:
-        raise ValueError(f"a file of {status.st_size:,} bytes, more than {LARGEST:,}")
-    return path.read_bytes()
-
-
-def read_hashed(path: Path, sha256: str | None) -> Image.Image:
+def read_hashed(path: Path, sha256: str | None, background: Background) -> Image.Image:
     """The image in a file that had this hash when the catalog was hashed; None: it couldn't be read then.
 
     Raises DataError if it isn't that file any more, RunError where the machine fails, and for anything else that is
     wrong with the file what `read_image` raises.
     """
     try:
-        content = _read_content(path)
+        content = read_content(path)
     except OSError as error:
         if cache.is_machines(error):
             raise cache.machine_failed(path, error) from None
@@ -106,42 +68,28 @@ def read_hashed(path: Path, sha256: str | None) -> Image.Image:
     if cache.hash_bytes(content) != sha256:
         raise cache.changed(path, "before it was read")
     try:
-        return read_image(path, content)
+        return decode_image(content, background)
     except MemoryError as error:
         raise cache.machine_failed(path, error) from None
 
 
 def reason_of(error: Exception, path: Path | None) -> str:
     """Why an image can't be read, as it is stored: without the path, which is another tomorrow."""
+    if isinstance(error, UnreadableImage):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     else:
-        text = str(error).replace(repr(str(path)), "").replace(str(path), "")
-        text = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", text).strip()
+        text = str(error).replace(repr(str(path)), "").replace(str(path), "").strip()
     return f"{type(error).__name__}: {text}"
 
 
-@functools.cache
-def decoders() -> str:
-    """What decodes images here, with versions: other decoders may read an image that these can't."""
-    names: list[str] = [
-        name for name in ("webp", "avif") if name in PIL.features.modules and PIL.features.check_module(name)
-    ]
-    names += PIL.features.get_supported_codecs()
-    return ", ".join([f"Pillow {PIL.__version__}", *(f"{name} {PIL.features.version(name) or ''}" for name in names)])
-
-
 def nothing_readable(catalog: ItemCatalog, modality: str, item: int, reason: str, n_images: int) -> DataError:
-    """The error where none of `n_images` can be read, with the first, `item`, and its reason: what kind of file it is
-    if that is known."""
-    path = catalog.images[item]
-    if path is not None and cache.is_readable(path):
-        with path.open("rb") as file:
-            reason = foreign(file.read(256)) or reason
+    """The error where none of `n_images` can be read, with the first, `item`, and its reason."""
     return DataError(
-        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is {path}, of item "
-        f"{catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, another modality with --modalities, "
-        f"or --features {modality}=FILE.npy"
+        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is "
+        f"{catalog.images[item]}, of item {catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, "
+        f"another modality with --modalities, or --features {modality}=FILE.npy"
     )
 
 
@@ -156,12 +104,13 @@ class Source:
     texts: Sequence[str] = field(repr=False)
     images: Sequence[Path | None] = field(repr=False)
     hashes: Sequence[str | None] = field(repr=False)
+    background: Background = "white"
 
     def read(self, item: int) -> RawItem:
         """The item with just this modality, or with both of `joint`. Raises what `read_hashed` raises."""
         image = None if self.modality == "text" else self.images[item]
         text = "" if self.modality == "image" else self.texts[item]
-        return RawItem(item, read_hashed(image, self.hashes[item]) if image else None, text)
+        return RawItem(item, read_hashed(image, self.hashes[item], self.background) if image else None, text)
 
 
 def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -> Source:
@@ -174,9 +123,9 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     if modality == "text":
         having, content, nothing = with_text, cache.fingerprint(texts), no_text
     elif modality == "image":
-        having, content, nothing = with_image, _content(hashes), "no item has an image"
+        having, content, nothing = with_image, _content(hashes, catalog.background), "no item has an image"
     elif modality == JOINT:
-        content = cache.fingerprint([cache.fingerprint(texts), _content(hashes)])
+        content = cache.fingerprint([cache.fingerprint(texts), _content(hashes, catalog.background)])
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
@@ -187,13 +136,14 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     # Longest first: texts of like length share a batch, so little is padded, and memory runs out early if at all
     lengths = [0 if modality == "image" else -len(text) for text in texts]
     order = np.argsort(lengths, kind="stable")
-    return Source(modality, order[having[order]], content, texts, catalog.images, hashes)
+    return Source(modality, order[having[order]], content, texts, catalog.images, hashes, catalog.background)
 
 
-def _content(hashes: Sequence[str | None]) -> str:
-    """A hash of which items have an image that can be read, and of these files' content."""
+def _content(hashes: Sequence[str | None], background: Background) -> str:
+    """A hash of which items have an image that can be read, of these files' content, and of how it becomes pixels."""
     known = [one for one in hashes if one is not None]
-    return cache.fingerprint([[one is not None for one in hashes], cache.join_hashes(known)])
+    files = [[one is not None for one in hashes], cache.join_hashes(known)]
+    return cache.fingerprint([*files, READING, background])
 
 
 @dataclass(frozen=True)
@@ -216,7 +166,8 @@ def loader(
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
     A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a
-    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
+    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is prepared,
+    two batches for each worker.
     """
     return DataLoader(
         _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items

@@ -1,5 +1,6 @@
 """Opening a data set by its name: a folder in MMRec's layout, or what a plugin makes or reads."""
 
+import dataclasses
 import logging
 import shlex
 import shutil
@@ -38,8 +39,12 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
                 f"--split {settings.split}: expected a data set whose table of interactions is read here, got {name}, "
                 "which its plugin reads and splits; try leaving out --split"
             )
+    else:
+        dataset = load_dataset(folder, name, settings)
+    if dataset.catalog is None:
         return dataset
-    return load_dataset(folder, name, settings)
+    catalog = dataclasses.replace(dataset.catalog, background=settings.image_background)
+    return dataclasses.replace(dataset, catalog=catalog)
 
 
 def how_to_get(spec: DatasetSpec, settings: Settings) -> str:

@@ -30,10 +30,10 @@ import torch
 from tqdm import tqdm
 
 from .. import cache
+from ..data.images import decoders
 from ..data.items import (
     Prepared,
     Source,
-    decoders,
     is_invisible,
     is_placeholder,
     loader,

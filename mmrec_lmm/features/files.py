@@ -244,6 +244,11 @@ def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
     return line
 
 
+def scarcity(modality: str, present: int, n_items: int) -> str:
+    """The warning where most items lack a modality; empty where they don't."""
+    return f"most items lack {modality}: {present:,} of {n_items:,} have it" if 2 * present < n_items else ""
+
+
 def normalized(table: FeatureTable, how: str) -> FeatureTable:
     """The table on a common scale (`normalize`); absent items stay zero.
 

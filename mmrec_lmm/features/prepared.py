@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
-from ..data.items import decoders, item_texts, read_hashed, source_of
+from ..data.images import decoders
+from ..data.items import item_texts, read_hashed, source_of
 from ..errors import MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
@@ -159,7 +160,7 @@ class _Items(TorchDataset[_Item]):
         nothing = len(catalog) * [None]
         self.texts = nothing if list(modalities) == ["image"] else item_texts(catalog, text_fields)
         self.images = nothing if list(modalities) == ["text"] else catalog.images
-        self.prepare, self.hashes = prepare, hashes
+        self.background, self.prepare, self.hashes = catalog.background, prepare, hashes
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -176,7 +177,7 @@ class _Items(TorchDataset[_Item]):
         RunError where the machine can't read it."""
         path = self.images[item]
         try:
-            return (None if path is None else read_hashed(path, self.hashes[item])), False
+            return (None if path is None else read_hashed(path, self.hashes[item], self.background)), False
         except MMRecError:
             raise
         except Exception:  # decoders raise anything; encoding the features has logged the reason

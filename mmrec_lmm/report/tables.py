@@ -293,8 +293,8 @@ def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
     if reasons:
         named = ". ".join(f"{first_few(found, 6)}: {why}" for why, found in reasons.items())
         yield (
-            f"{MARK}: the figure may say more about the training budget than about the model, or is compared with one "
-            f"that may. {named}."
+            f"{MARK}: the figure may say more about the training budget or the data than about the model, or is "
+            f"compared with one that may. {named}."
         )
 
 

@@ -24,6 +24,7 @@ from ..features.files import (
     mean_filled,
     normalized,
     read_feature_file,
+    scarcity,
 )
 from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.registry import Registry
@@ -49,6 +50,8 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     prepared = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
+    if spec.control != NO_FEATURES:
+        _warn_of_scarcity(tables)
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
     encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.seconds if tuned else 0.0)
@@ -128,7 +131,15 @@ def encode_dataset(
     torch.set_num_threads(cpu_threads(spec.settings))
     dataset = open_dataset(spec.dataset, spec.settings, registry)
     tuned = prepared_encoder(spec, dataset, registry, progress=progress)
-    return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress, force=force))
+    tables = dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress, force=force))
+    _warn_of_scarcity(tables)
+    return tables
+
+
+def _warn_of_scarcity(tables: Mapping[str, FeatureTable]) -> None:
+    for modality, table in tables.items():
+        if scarce := scarcity(modality, int(table.present.sum()), len(table.present)):
+            logger.warning("%s", scarce)
 
 
 def files_behind(

@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from .. import cache
 from ..config.settings import Settings
-from ..data.items import JOINT, Source, decoders, nothing_readable, reason_of, source_of
+from ..data.images import decoders
+from ..data.items import JOINT, Source, nothing_readable, reason_of, source_of
 from ..distributed import (
     all_gather,
     all_reduce,
