@@ -216,7 +216,8 @@ def loader(
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
     A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a
-    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
+    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is prepared, two
+    batches for each worker.
     """
     return DataLoader(
         _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
