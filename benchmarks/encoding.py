@@ -1,7 +1,7 @@
 """Memory and time of encoding a large catalog: `python -m benchmarks.encoding [--items 1000000]`.
 
-A data set of short texts is made in a temporary folder and encoded by `encode --encoder basic`, in a process of its own.
-What that process needs for 1,000 items is torch's own; the rest is compared with the table.
+A data set of short texts is made in a temporary folder and encoded by `encode --encoder basic`, in a process of its
+own. What that process needs for 1,000 items is torch's own; the rest is compared with the table.
 """
 
 import argparse
