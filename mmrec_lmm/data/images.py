@@ -4,20 +4,21 @@ Only the formats of FORMATS are opened, whatever a file is called: among the oth
 start programs. Memory and time are bounded by the limits below. docs/data.md has a table of what is read and what not.
 """
 
+import functools
 import io
 import re
 import stat
 import threading
 import warnings
 from contextlib import nullcontext
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError, features
-from PIL import __version__ as PIL_VERSION
 
+from ..cache import is_machines
 from ..formatting import foreign
 from ..types import Background
 
@@ -98,10 +99,10 @@ def decode_image(content: bytes, background: Background | None = "white") -> Ima
         warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
         try:
             return _decode(content, background)
-        except (UnreadableImage, MemoryError) as error:
+        except UnreadableImage as error:
             refused: Exception = error
         except Exception as error:  # decoders raise anything
-            refused = _damaged(error)
+            refused = error if is_machines(error) else _damaged(error)
             if completed := _with_end(content):
                 return _decode(completed, background)
     raise refused from None
@@ -115,12 +116,12 @@ def image_size(content: bytes) -> tuple[str, int, int]:
     return image.format or "", image.width, image.height
 
 
-@cache
+@functools.cache
 def decoders() -> str:
     """What decodes images here, with versions: other decoders may read an image that these can't."""
     names: list[str] = [name for name in ("webp", "avif") if name in features.modules and features.check_module(name)]
     names += features.get_supported_codecs()
-    return ", ".join([f"Pillow {PIL_VERSION}", *(f"{name} {features.version(name) or ''}" for name in names)])
+    return ", ".join([f"Pillow {PIL.__version__}", *(f"{name} {features.version(name) or ''}" for name in names)])
 
 
 def _decode(content: bytes, background: Background | None) -> Image.Image:
@@ -152,17 +153,15 @@ def _open(content: bytes) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage("too many pixels", str(error)) from None
-    except MemoryError:
-        raise
     except Exception as error:  # decoders raise anything
-        raise _damaged(error) from None
+        raise error if is_machines(error) else _damaged(error) from None
 
 
 def _damaged(error: Exception) -> UnreadableImage:
     return UnreadableImage("damaged or cut short", f"{type(error).__name__}: {error}")
 
 
-@cache
+@functools.cache
 def _formats() -> list[str]:
     """Those of FORMATS that the installed Pillow can read."""
     Image.init()

@@ -69,8 +69,10 @@ def read_hashed(path: Path, sha256: str | None, background: Background) -> Image
         raise cache.changed(path, "before it was read")
     try:
         return decode_image(content, background)
-    except MemoryError as error:
-        raise cache.machine_failed(path, error) from None
+    except (OSError, MemoryError) as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        raise
 
 
 def reason_of(error: Exception, path: Path | None) -> str:
@@ -166,8 +168,8 @@ def loader(
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
     A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a
-    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is prepared,
-    two batches for each worker.
+    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is
+    prepared, two batches for each worker.
     """
     return DataLoader(
         _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items

@@ -22,7 +22,7 @@ import numpy as np
 from .. import cache
 from ..data.tables import read_integers
 from ..errors import ConfigError, DataError, did_you_mean
-from ..formatting import first_few, foreign
+from ..formatting import first_few, first_line, foreign
 from ..typed_json import OPTIONAL, decode
 from ..types import FeatureTable, ItemCatalog
 from ..weights.sealed import DamagedFile, load_arrays, save_file
@@ -109,13 +109,13 @@ def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
 def _npy_header(file: BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns are stored one by one, and type. ValueError where it is damaged, or of Python objects."""
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(file)
-    else:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
         raise ValueError(f"version {version} of the format, which has no numbers")
-    shape, by_columns, dtype = header
+    try:
+        shape, by_columns, dtype = readers[version](file)
+    except Exception as error:  # of Python's own tokenizer too
+        raise ValueError(f"its header: {first_line(error)}") from None
     if dtype.hasobject:
         raise ValueError("Python objects")
     return shape, by_columns, dtype

@@ -55,7 +55,8 @@ def save_file(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str
     header += b" " * (-len(header) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for piece in (len(header).to_bytes(8, "little"), header, *(parts[name].data for name in order)):
+        pieces: list[bytes | memoryview] = [len(header).to_bytes(8, "little"), header]
+        for piece in [*pieces, *(parts[name].data for name in order)]:
             digest.update(piece)
             file.write(piece)
         place = _place_of_checksum(header)
