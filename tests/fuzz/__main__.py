@@ -68,13 +68,11 @@ def try_input(seed: int, number: int, workspace: Workspace, report: Report, *, s
         if kind.after:
             judge.run(shlex.split(kind.after), workspace.folder)
         file = rng.choice(workspace.files(*kind.files))
-        folder = file.rpartition("/")[0]
-        run = folder if folder.startswith("runs/") else "VBPR-toy"
-        command = rng.choice(kind.commands)
-        argv = [word.format(run=run, file=file, folder=folder) for word in shlex.split(command)]
+        run = "/".join(file.split("/")[:2]) if file.startswith("runs/") else "VBPR-toy"
+        argv = [word.format(run=run, file=file) for word in shlex.split(rng.choice(kind.commands))]
         named = file.rpartition("/")[2]
         what = f"{file} {damage(workspace.folder / file, kind.format, rng)}: "
-        may_change = (*(pattern.format(folder=folder) for pattern in kind.may_change), *_renewed(file))
+        may_change = (*(pattern.format(run=run) for pattern in kind.may_change), *_renewed(file))
     before = workspace.scan()
     outcome = judge.run(argv, workspace.folder, seconds=seconds)
     faults = outcome.faults(may_take_long=name in (KEYS, FLAGS))

@@ -42,8 +42,8 @@ CONFIGURED = (
 class Kind:
     """Files by patterns, their format (of damage.FORMATS) and the commands that read them, one of which is run.
 
-    `{run}` is the folder of the file, or else a run's id. `may_change` are existing files that these commands may
-    replace. `after` is a command that is run before, whose files are damaged.
+    `{file}` is the file, `{run}` the folder of its run, or else a run's id. `may_change` are existing files that these
+    commands may replace. `after` is a command that is run before the damage.
     """
 
     files: tuple[str, ...]
@@ -66,7 +66,7 @@ def _weights(name: str) -> tuple[str, ...]:
     )
 
 
-OWN_RUN = ("{folder}/*",)
+OWN_RUN = ("{run}/*",)
 IN_HOME = ("home/*",)
 
 KINDS: Mapping[str, Kind] = {
@@ -132,7 +132,7 @@ KINDS: Mapping[str, Kind] = {
     "best items": Kind(("runs/VBPR-toy-*/topk.tsv",), "table", (*LOOK, *STUDY, RUN), OWN_RUN),
     "checkpoints": Kind(
         ("runs/*/checkpoint/*.safetensors",), "safetensors",
-        (f"{STOPPED} --resume", STOPPED, f"{STOPPED} --force", "list runs"), ("{folder}/../*", *OWN_RUN),
+        (f"{STOPPED} --resume", STOPPED, f"{STOPPED} --force", "list runs"), OWN_RUN,
     ),
     "index": Kind(("runs/index.sqlite",), "database", (*LIST[:2], *LOOK[6:], *STUDY[:3])),
     "study records": Kind(("runs/study/*/*.json",), "json", STUDY),

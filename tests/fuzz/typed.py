@@ -61,7 +61,7 @@ class KeyOf:
 
 
 @cache
-def keys() -> tuple[KeyOf, ...]:
+def all_keys() -> tuple[KeyOf, ...]:
     """Every key of the host, and of each model, encoder and paradigm."""
     from mmrec_lmm.config.schema import schema_of
     from mmrec_lmm.config.settings import Settings
@@ -87,7 +87,7 @@ def keys() -> tuple[KeyOf, ...]:
 
 def key_command(rng: random.Random) -> tuple[list[str], str]:
     """A command with one key of an odd value, and that key's name."""
-    key = rng.choice(keys())
+    key = rng.choice(all_keys())
     value = rng.choice((rng.choice(TYPED), rng.choice(list(_near(key.hint)) or TYPED)))
     command = key.command.split()
     if not key.name.startswith("encoder.") and rng.random() < 0.3:
