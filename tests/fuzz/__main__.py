@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,8 +56,11 @@ ANSWERS = {
 }
 
 
-def try_input(seed: int, number: int, workspace: Workspace, report: Report, *, seconds: float = 30) -> judge.Outcome:
-    """Try one input, which depends on `seed` and `number` alone, and count what it does."""
+def try_input(
+    seed: int, number: int, workspace: Workspace, report: Report, *, seconds: float = 30, show: Collection[str] = ()
+) -> judge.Outcome:
+    """Try one input, which depends on `seed` and `number` alone, and count what it does; print it if it is at fault,
+    or has an answer of those to `show`."""
     rng = random.Random(f"{seed}:{number}")
     name = ORDER[number % len(ORDER)]
     may_change: tuple[str, ...] = ()
@@ -69,21 +73,23 @@ def try_input(seed: int, number: int, workspace: Workspace, report: Report, *, s
             judge.run(shlex.split(kind.after), workspace.folder)
         file = rng.choice(workspace.files(*kind.files))
         run = "/".join(file.split("/")[:2]) if file.startswith("runs/") else "VBPR-toy"
-        argv = [word.format(run=run, file=file) for word in shlex.split(rng.choice(kind.commands))]
+        places = {"file": file, "folder": file.rpartition("/")[0], "run": run}
+        argv = [word.format_map(places) for word in shlex.split(rng.choice(kind.commands))]
         named = file.rpartition("/")[2]
         what = f"{file} {damage(workspace.folder / file, kind.format, rng)}: "
-        may_change = (*(pattern.format(run=run) for pattern in kind.may_change), *_renewed(file))
+        may_change = (*(pattern.format_map(places) for pattern in kind.may_change), *_renewed(file))
     before = workspace.scan()
     outcome = judge.run(argv, workspace.folder, seconds=seconds)
     faults = outcome.faults(may_take_long=name in (KEYS, FLAGS))
     if outcome.code >= 0 and "hang" not in faults:
         faults += wrongs(before, workspace.scan(), may_change=may_change)
-    for fault in faults:
+    answer = _answer(outcome, named)
+    for fault in [*faults, *({answer}.intersection(show))]:
         print(f"{fault}: --seed {seed} --input {number} ({name})\n  {what}{shlex.join(argv)[:300]!r}")
         print(f"  -> {outcome.code}: {(outcome.err.splitlines() or [''])[-1][:300]!r}", flush=True)
     report.faults.update({fault.split()[0] if fault.startswith(("changed", "left")) else fault for fault in faults})
     report.inputs[name] += 1
-    report.answers[_answer(outcome, named)] += 1
+    report.answers[answer] += 1
     report.slowest, report.peak = max(report.slowest, outcome.seconds), max(report.peak, outcome.peak)
     return outcome
 
@@ -110,6 +116,7 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=(*KINDS, KEYS, FLAGS), metavar="KIND", help="inputs of one kind alone")
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="until an input hangs (default: 30)")
+    parser.add_argument("--show", nargs="+", choices=ANSWERS, default=(), metavar="ANSWER", help="print these, too")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep the files that are damaged there, to look at")
     options = parser.parse_args()
     judge.import_all()
@@ -129,7 +136,7 @@ def _try_many(options: argparse.Namespace, workspace: Workspace, report: Report)
     number = 0
     while report.inputs.total() < options.inputs:
         if options.only in (None, ORDER[number % len(ORDER)]):
-            try_input(options.seed, number, workspace, report, seconds=options.seconds)
+            try_input(options.seed, number, workspace, report, seconds=options.seconds, show=options.show)
             workspace.restore()
             if sys.stderr.isatty():
                 print(f"\r{report.inputs.total()} of {options.inputs}", end="\r", file=sys.stderr)

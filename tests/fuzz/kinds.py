@@ -42,8 +42,8 @@ CONFIGURED = (
 class Kind:
     """Files by patterns, their format (of damage.FORMATS) and the commands that read them, one of which is run.
 
-    `{file}` is the file, `{run}` the folder of its run, or else a run's id. `may_change` are existing files that these
-    commands may replace. `after` is a command that is run before the damage.
+    `{file}` is the file, `{folder}` its folder, `{run}` that of its run, or else a run's id. `may_change` are existing
+    files that these commands may replace. `after` is a command that is run before the damage.
     """
 
     files: tuple[str, ...]
@@ -176,9 +176,7 @@ KINDS: Mapping[str, Kind] = {
     "amazon 2018": Kind(("raw/amazon_2018/*",), "json", (_build("amazon_2018"), f"{_build('amazon_2018')} --strict")),
     "amazon 2023": Kind(("raw/amazon_2023/*.gz",), "gzip", (_build("amazon_2023"),)),
     "amazon 2023 metadata": Kind(("raw/amazon_2023/*.jsonl",), "json", (_build("amazon_2023"),)),
-    "movielens": Kind(
-        ("raw/movielens_*",), "table", tuple(map(_build, ("movielens_100k", "movielens_1m", "movielens_latest"))),
-    ),
+    "movielens": Kind(("raw/movielens_*",), "table", ("data build new --from {folder}",)),
     "recbole": Kind(("raw/recbole/*",), "table", (_build("recbole"),)),
     "mmrec": Kind(("raw/mmrec/*",), "table", (_build("mmrec"),)),
     "published data": Kind(

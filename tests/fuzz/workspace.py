@@ -105,8 +105,10 @@ def wrongs(before: dict[str, State], after: dict[str, State], *, may_change: tup
 
 
 def _is_leftover(path: str) -> bool:
+    """True for what is in a folder of temporaries, half-downloaded, or hidden, unless it is a lock."""
     name = path.rpartition("/")[2]
-    return ".tmp" in name or name.endswith(".part") or path.startswith("tmp/") or name.startswith((".old", ".new"))
+    hidden = name.startswith(".") and not name.endswith(".lock")
+    return hidden or path.startswith("tmp/") or name.endswith((".tmp", ".part"))
 
 
 def _scan(folder: Path, prefix: str) -> Iterator[tuple[str, State]]:
