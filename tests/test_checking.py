@@ -281,6 +281,13 @@ FAULTS = [
         "12 have the same",
     ),
     Fault(
+        lambda f: features(f, lambda rows: np.asfortranarray(with_rows(rows, slice(2, 14), rows[2]))),
+        "repeated-rows",
+        "warning",
+        "text_feat.npy; items T02, T03",
+        "12 have the same",
+    ),
+    Fault(
         lambda f: features(f, lambda rows: with_rows(rows, slice(2, 14), 0)),
         "absent-features",
         "warning",

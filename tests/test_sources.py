@@ -279,6 +279,7 @@ BAD_LINES: Mapping[str, tuple[str | bytes, str]] = {
     "a page": ("<!DOCTYPE html><html>", "not JSON"),
     "a cut line": (review("A3", "B3")[:40], "not JSON"),
     "a list": ("[1, 2]", "not a JSON object"),
+    "deep nesting": ('{"a":' * 100_000, "not JSON"),
     "no user": (json.dumps({"asin": "B3", "overall": 5.0, "unixReviewTime": TIME}), "no user id"),
     "an empty item": (review("A3", " "), "no item id"),
     "an id that is a list": (review(["A3"], "B3"), "no user id"),
@@ -305,6 +306,12 @@ def test_a_line_that_cant_be_used_is_skipped_and_counted_or_stops(
     assert pairs(raw) == [("A1", "B1"), ("A2", "B2")]
     with pytest.raises(DataError, match=rf"reviews_X\.json, line 2: {reason}; without --strict"):
         read_folder(tmp_path, strict=True)
+
+
+def test_a_layout_is_recognized_behind_a_line_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    write(tmp_path / "reviews_X.json", '{"a":' * 100_000, *GOOD)
+    name, raw = read_folder(tmp_path)
+    assert (name, pairs(raw)) == ("amazon-2014", [("A1", "B1"), ("A2", "B2")])
 
 
 def _parser(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:

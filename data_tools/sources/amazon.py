@@ -80,7 +80,7 @@ def kind_of(path: Path) -> tuple[str, str] | None:
 def _kind_of_record(line: bytes) -> tuple[str, str] | None:
     try:
         keys = set(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if {"user_id", "parent_asin"} <= keys:
         return "2023", "reviews"

@@ -172,7 +172,7 @@ def _json_taker(names: tuple[str, ...]) -> Take:
             return values(decode(line))
         except msgspec.ValidationError:
             raise Unusable("not a JSON object") from None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise Unusable("not JSON") from None
 
     return take
