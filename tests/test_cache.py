@@ -192,9 +192,7 @@ def test_what_cannot_be_read_has_no_hash_and_the_others_have_theirs(
     with monkeypatch.context() as patch:
         patch.setattr(cache, "read_hash", read_hash)
         assert cache.hash_readable(paths) == [None, None, None, None, one, None, one]
-    assert cache.hash_readable(paths) == [None, None, two, None, one, None, one], (
-        "no lack of permission is kept"
-    )
+    assert cache.hash_readable(paths) == [None, None, two, None, one, None, one], "no lack of permission is kept"
 
 
 def test_files_that_are_known_are_not_opened_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
