@@ -140,7 +140,7 @@ def _inference(spec: EncoderSpec, config: Any, modality: str, options: EncodeOpt
     """The encoder of a modality, ready to run, with the weights of `tuned` if given."""
     encoder = build_encoder(spec, config, (modality,))
     if tuned:  # of image and text; an encoder of one modality may lack weights of the other
-        state, own = load_tensors(tuned.path), encoder.state_dict()
+        state, own = load_tensors(tuned.path, sealed=False), encoder.state_dict()
         load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
     if torch.device(options.device).type == "cuda" and options.dtype == "float32":
         _note_full_precision()

@@ -283,7 +283,7 @@ def _is_stored(path: Path, source: Source) -> bool:
     if not path.exists():
         return False
     try:
-        verify(path)
+        verify(path, sealed=False)  # earlier versions wrote no checksum
         left_out = _load_left_out(path)
     except DamagedFile as error:
         reason = str(error)
