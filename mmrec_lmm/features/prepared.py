@@ -27,7 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..data.images import read_image
-from ..data.items import item_texts, source_of
+from ..data.items import bounded, item_texts, log_cut_texts, source_of
 from ..errors import PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
@@ -82,9 +82,10 @@ def prepared_items(
     made_of = [source_of(catalog, modality, text_fields).fingerprint for modality in modalities]
     name = cache.fingerprint([FORMAT, modalities, made_by, made_of])
     folder = cache.home() / "prepared" / name
-    items = _Items(catalog, text_fields, modalities, encoder.prepare)
+    items = _Items(catalog, text_fields, modalities, bounded(encoder))
     with cache.locked(folder):
         if not folder.exists():
+            log_cut_texts(filter(None, items.texts), encoder, spec.name)
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
         if not (folder / UNREADABLE).exists():  # of an older version
             cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
