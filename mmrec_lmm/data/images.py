@@ -22,7 +22,7 @@ from ..cache import is_machines
 from ..formatting import foreign
 from ..types import Background
 
-READING = 2  # raise it when the same file would give other pixels: it is part of the name of all that is made of images
+READING = 2  # raise it when the same file would give other pixels: it is part of the name of all that is made of it
 #: Pillow's names of the formats that are opened.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MOST_BYTES = 2**29  # of a file

@@ -7,10 +7,12 @@ does a file that isn't the one that was hashed.
 Shapes: I items, B batch.
 """
 
+import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +30,10 @@ from ..plugin.contracts import ItemEncoder
 from ..types import Background, ItemCatalog, RawItem
 from .images import READING, UnreadableImage, decode_image, read_content
 
+logger = logging.getLogger(__name__)
+
+LONGEST_WORD = 1000  # letters, or signs, in a row: the time of some tokenizers grows with the square of it
+_WORD = re.compile(rf"(\w{{1,{LONGEST_WORD}}})\w*|([^\w\s]{{1,{LONGEST_WORD}}})[^\w\s]*")
 #: What programs write for a missing text. A real text may be one of these words, but few are.
 CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 JOINT = "joint"  # the modality of image and text together, for items that have both
@@ -39,6 +45,30 @@ def item_texts(catalog: ItemCatalog, fields: Sequence[str]) -> list[str]:
     if not columns:
         return [""] * len(catalog)
     return [" ".join(" ".join(parts).split()) for parts in zip(*columns, strict=True)]
+
+
+def cut_text(text: str, most: int) -> str:
+    """The text's first `most` characters, and of a word, or of signs in a row, the first LONGEST_WORD."""
+    return text if len(text) <= min(most, LONGEST_WORD) else _WORD.sub(r"\1\2", text[:most])
+
+
+def bounded(encoder: ItemEncoder) -> Callable[[RawItem], dict[str, Tensor]]:
+    """The encoder's `prepare`, which gets no text that is longer than it asks for. All of its texts come this way."""
+    return partial(_prepare_cut, encoder.prepare, encoder.max_characters)
+
+
+def _prepare_cut(prepare: Callable[[RawItem], dict[str, Tensor]], most: int, item: RawItem) -> dict[str, Tensor]:
+    return prepare(replace(item, text=cut_text(item.text, most)))
+
+
+def log_cut_texts(texts: Iterable[str], encoder: ItemEncoder, name: str) -> None:
+    """Log how many texts the encoder gets cut, if any."""
+    cut = sum(cut_text(text, encoder.max_characters) != text for text in texts)
+    if cut:
+        logger.info(
+            "text: %s texts are cut for %s: to %s characters, and words to %s",
+            f"{cut:,}", name, f"{encoder.max_characters:,}", f"{LONGEST_WORD:,}",
+        )  # fmt: skip
 
 
 def is_placeholder(text: str) -> bool:
@@ -123,7 +153,7 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     hashes = [None] * len(catalog) if modality == "text" else cache.hash_readable(catalog.images)
     no_text = f"no item has text in the fields {', '.join(text_fields)}; there are {', '.join(catalog.fields)}"
     if modality == "text":
-        having, content, nothing = with_text, cache.fingerprint(texts), no_text
+        having, content, nothing = with_text, cache.fingerprint([texts, READING]), no_text
     elif modality == "image":
         having, content, nothing = with_image, _content(hashes, catalog.background), "no item has an image"
     elif modality == JOINT:
@@ -171,8 +201,10 @@ def loader(
     worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is
     prepared, two batches for each worker.
     """
+    if source.modality != "image":
+        log_cut_texts((source.texts[item] for item in source.items), encoder, name)
     return DataLoader(
-        _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
+        _Items(source, bounded(encoder)),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
         batch_sampler=batches,
         collate_fn=partial(_collate, padding=encoder.padding, name=name),
         num_workers=workers,

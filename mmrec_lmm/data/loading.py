@@ -6,6 +6,7 @@ catalog, the number of items is its number of rows and items without interaction
 largest id + 1, and a gap is an error, since row i of every feature file must be item i.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         n_items = len(catalog)
 
     notes = _odd_times(times, inter, settings) if times is not None else []
+    notes += _unnamed_images(folder, catalog, name) if catalog is not None else []
     if settings.split:
         labels = draw_labels(settings.split, users, items, times, settings.split_seed)
     splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
@@ -208,7 +210,7 @@ def read_catalog(folder: Path) -> ItemCatalog:
     table = table.iloc[order]
     raw_column = next((column for column in ("raw_id", "asin") if column in table), "itemID")
     names = table["image"].tolist() if "image" in table else [""] * len(table)
-    images = tuple(folder / "images" / name if name else None for name in names)
+    images = tuple(_image(folder / "images", name) if name else None for name in names)
     fields = {column: tuple(table[column]) for column in table.columns if column not in NOT_TEXT}
     contents = [one for one in hash_readable(images) if one is not None]
     return ItemCatalog(
@@ -217,6 +219,26 @@ def read_catalog(folder: Path) -> ItemCatalog:
         raw_ids=tuple(table[raw_column]),
         fingerprint=fingerprint([fields, names, join_hashes(contents)]),
     )
+
+
+def _image(folder: Path, name: str) -> Path:
+    """The path of an image, in the Unicode form that its file has: macOS and some archives have é as two characters."""
+    path = folder / name
+    if name.isascii() or path.exists():
+        return path
+    forms = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
+
+
+def _unnamed_images(folder: Path, catalog: ItemCatalog, name: str) -> list[str]:
+    """A note where the catalog names no image, and the folder of images isn't empty."""
+    images = folder / "images"
+    if catalog.has_images or not images.is_dir() or all(path.name.startswith(".") for path in images.iterdir()):
+        return []
+    return [
+        f"items.tsv names no image, and {images} holds files, which no item gets; `mmrec-lmm data images {name} --from "
+        f"{images}` gives items the images that are called by their ids, and names what comes near"
+    ]
 
 
 def items_table(path: Path) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..data.images import decoders
-from ..data.items import item_texts, read_hashed, source_of
+from ..data.items import bounded, item_texts, log_cut_texts, read_hashed, source_of
 from ..errors import MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
@@ -87,12 +87,13 @@ def prepared_items(
     name = cache.fingerprint([FORMAT, modalities, made_by, [source.fingerprint for source in sources]])
     folder = cache.home() / "prepared" / name
     hashes = next((source.hashes for source in sources if source.modality != "text"), [None] * len(catalog))
-    items = _Items(catalog, text_fields, modalities, encoder.prepare, hashes)
+    items = _Items(catalog, text_fields, modalities, bounded(encoder), hashes)
     with cache.locked(folder):
         if folder.exists() and (reason := _why_again(folder, items)):
             logger.warning("%s: %s; it is made again", folder, reason)
             shutil.rmtree(folder)
         if not folder.exists():
+            log_cut_texts(filter(None, items.texts), encoder, spec.name)
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
         about = _read_about(folder)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}

@@ -407,6 +407,11 @@ def _content(dataset: Dataset) -> str:
     if catalog is None:
         return "no catalog (items.tsv)"
     images = sum(image is not None for image in catalog.images)
-    where = "" if images else " (put them into its folder images, and name them in the column image of items.tsv)"
+    where = (
+        ""
+        if images
+        else " (the column image of items.tsv names them; `mmrec-lmm data images NAME --from DIR` takes those that are "
+        "called by the items' ids)"
+    )
     texts = [f"{sum(map(bool, column)):,} with text in {field}" for field, column in catalog.fields.items()]
     return ", ".join([f"{len(catalog):,} items, {images:,} of them with an image{where}", *texts])

@@ -6,9 +6,10 @@ tag also says how images are prepared and whether the GELU is OpenAI's quick one
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mmrec_lmm.api import (
     read_checkpoint,
 )
 
-from ..words import SIZE, HashedWords
+from ..words import SIZE, HashedWords, as_words
 from . import NAME, ClipConfig
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
@@ -162,9 +163,18 @@ def tokenizer(found: Architecture) -> Any:
         return HashedWords(start=SIZE - 2, end=SIZE - 1, first=1, last=SIZE - 3, max_tokens=CONTEXT)
     try:
         with _quiet():
-            return _open_clip().get_tokenizer(found.name)
+            made = _open_clip().get_tokenizer(found.name)
     except (OSError, ValueError, ImportError) as error:
         raise _hub_needed(found, "tokenizer", found.layers["text_cfg"].get("hf_tokenizer_name"), error) from None
+    own = hasattr(made, "all_special_ids")  # OpenAI's; the others wrap one of transformers
+    special = [made.decoder[token] for token in made.all_special_ids] if own else made.tokenizer.all_special_tokens
+    made.clean_fn = partial(_cleaned, made.clean_fn, tuple(special))
+    return made
+
+
+def _cleaned(clean: Callable[[str], str], special: Sequence[str], text: str) -> str:
+    """The text as `clean` makes it, which may bring a special token to light: "&lt;" is "<" then."""
+    return as_words(clean(text), special)
 
 
 def _empty(found: Architecture, config: ClipConfig) -> Any:
