@@ -63,16 +63,17 @@ def try_input(
     or has an answer of those to `show`."""
     rng = random.Random(f"{seed}:{number}")
     name = ORDER[number % len(ORDER)]
-    may_change: tuple[str, ...] = ()
+    any_run = rng.choice(workspace.files("runs/*-toy-*/result.json")).removesuffix("/result.json")
     if name in (KEYS, FLAGS):
         argv, named = typed.key_command(rng) if name == KEYS else typed.flag_command(rng)
+        argv = [word.replace("{run}", any_run) for word in argv]
         what, may_change = "", typed.MAY_CHANGE
     else:
         kind = KINDS[name]
         if kind.after:
             judge.run(shlex.split(kind.after), workspace.folder)
         file = rng.choice(workspace.files(*kind.files))
-        run = "/".join(file.split("/")[:2]) if file.startswith("runs/") else "VBPR-toy"
+        run = "/".join(file.split("/")[:2]) if file.startswith("runs/") else any_run
         places = {"file": file, "folder": file.rpartition("/")[0], "run": run}
         argv = [word.format_map(places) for word in shlex.split(rng.choice(kind.commands))]
         named = file.rpartition("/")[2]

@@ -41,12 +41,12 @@ BASES = {
     "study status": "study status mine.yaml",
     "study table": "study table mine.yaml",
     "study page": "study page mine.yaml -o page.html",
-    "recommend": "recommend VBPR-toy --users U00",
-    "replay": "replay VBPR-toy",
+    "recommend": "recommend {run} --users U00",
+    "replay": "replay {run}",
     "results index": "results index",
     "results export": "results export",
     "results query": "results query SELECT*FROM_runs",
-    "slices": "slices VBPR-toy",
+    "slices": "slices {run}",
 }
 MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*")
 
