@@ -63,19 +63,20 @@ def try_input(
     or has an answer of those to `show`."""
     rng = random.Random(f"{seed}:{number}")
     name = ORDER[number % len(ORDER)]
-    may_change: tuple[str, ...] = ()
+    any_run = rng.choice(workspace.files("runs/*-toy-*/result.json")).removesuffix("/result.json")
     if name in (KEYS, FLAGS):
-        argv, named = typed.key_command(rng) if name == KEYS else typed.flag_command(rng)
+        argv, names = typed.key_command(rng) if name == KEYS else typed.flag_command(rng)
+        argv = [word.replace("{run}", any_run) for word in argv]
         what, may_change = "", typed.MAY_CHANGE
     else:
         kind = KINDS[name]
         if kind.after:
             judge.run(shlex.split(kind.after), workspace.folder)
         file = rng.choice(workspace.files(*kind.files))
-        run = "/".join(file.split("/")[:2]) if file.startswith("runs/") else "VBPR-toy"
+        run = "/".join(file.split("/")[:2]) if file.startswith("runs/") else any_run
         places = {"file": file, "folder": file.rpartition("/")[0], "run": run}
         argv = [word.format_map(places) for word in shlex.split(rng.choice(kind.commands))]
-        named = file.rpartition("/")[2]
+        names = [file.rpartition("/")[2]]
         what = f"{file} {damage(workspace.folder / file, kind.format, rng)}: "
         may_change = (*(pattern.format_map(places) for pattern in kind.may_change), *_renewed(file))
     before = workspace.scan()
@@ -83,7 +84,7 @@ def try_input(
     faults = outcome.faults(may_take_long=name in (KEYS, FLAGS))
     if outcome.code >= 0 and "hang" not in faults:
         faults += wrongs(before, workspace.scan(), may_change=may_change)
-    answer = _answer(outcome, named)
+    answer = _answer(outcome, names)
     for fault in [*faults, *({answer}.intersection(show))]:
         print(f"{fault}: --seed {seed} --input {number} ({name})\n  {what}{shlex.join(argv)[:300]!r}")
         print(f"  -> {outcome.code}: {(outcome.err.splitlines() or [''])[-1][:300]!r}", flush=True)
@@ -99,10 +100,10 @@ def _renewed(file: str) -> tuple[str, ...]:
     return (file,) if file.startswith(("home/", "runs/study/", "runs/index")) else ()
 
 
-def _answer(outcome: judge.Outcome, name: str) -> str:
+def _answer(outcome: judge.Outcome, names: Collection[str]) -> str:
     if outcome.stopped:
         return "stopped"
-    named = name in outcome.said
+    named = any(name and name in outcome.said for name in names)
     return ("warned" if named else "accepted") if outcome.code == 0 else ("refused" if named else "unnamed")
 
 

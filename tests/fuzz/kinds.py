@@ -8,7 +8,7 @@ from .workspace import ENCODED, RUN, SHARDED, STOPPED, TUNED
 ANOTHER = f"{RUN} --seed=8"
 LIST = ("list runs", "list runs --json", "list datasets")
 LOOK = (
-    "recommend VBPR-toy --users U00,U01", "recommend {run} --users U00,U03 --format json",
+    "recommend {run} --users U00,U01", "recommend {run} --users all --format json -k 3",
     "recommend {run} --users @users.txt --internal-ids", "replay {run}", "slices {run}", "slices {run} --json",
     "results query 'select * from runs'", "results query 'select run, value from metrics' --json", "results index",
     "results export --format csv", "results export --where model=VBPR",
@@ -42,7 +42,7 @@ CONFIGURED = (
 class Kind:
     """Files by patterns, their format (of damage.FORMATS) and the commands that read them, one of which is run.
 
-    `{file}` is the file, `{folder}` its folder, `{run}` that of its run, or else a run's id. `may_change` are existing
+    `{file}` is the file, `{folder}` its folder, `{run}` that of its run, or else of any. `may_change` are existing
     files that these commands may replace. `after` is a command that is run before the damage.
     """
 
@@ -83,7 +83,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "features": Kind(
         ("data/toy/*_feat.npy",), "npy",
-        (ANOTHER, RUN, *CHECK, "run -m VBPR -d toy --encoder precomputed --epochs=1", "replay VBPR-toy", *STUDY[3:4],
+        (ANOTHER, RUN, *CHECK, "run -m VBPR -d toy --encoder precomputed --epochs=1", "replay {run}", *STUDY[3:4],
          f"{ANOTHER} --features image=data/toy/image_feat.npy --features text=data/toy/text_feat.npy",
          f"{ANOTHER} --control shuffled --missing=mean --normalize=standard", "run -m LATTICE -d toy --epochs=1"),
     ),
@@ -92,7 +92,7 @@ KINDS: Mapping[str, Kind] = {
         ("data/plain/*_id_mapping.csv", "data/toy/*_id_mapping.csv"), "table",
         ("recommend VBPR-plain --users U01,U02", "recommend VBPR-plain --users all --format csv", "data check -d plain",
          "recommend VBPR-plain --users 1 --internal-ids", "run -m BPR -d plain --epochs=1",
-         "recommend VBPR-toy --users U01"),
+         "recommend {run} --users U01"),
     ),
     "images": Kind(
         ("data/toy/images/*", "raw/shop/photos/*"), "image",
@@ -144,7 +144,7 @@ KINDS: Mapping[str, Kind] = {
     "feature tables": Kind(
         ("home/features/*.safetensors",), "safetensors",
         (ENCODED, f"{ENCODED} --seed=8", "encode -d toy --encoder basic --export out", f"{TUNED} --seed=8",
-         "recommend VBPR-toy --users U00", *LOOK[3:5], SHARDED), IN_HOME,
+         "recommend {run} --users U00", *LOOK[3:5], SHARDED), IN_HOME,
     ),
     "shards": Kind(("home/features/*.parts/*",), "safetensors", (SHARDED,), IN_HOME),
     "prepared items": Kind(
@@ -196,6 +196,6 @@ KINDS: Mapping[str, Kind] = {
     "items": Kind(("raw/shop/items.csv",), "table", (*IMPORT[:2], f"{IMPORT[0]} --quotes none")),
     "user lists": Kind(
         ("users.txt",), "text",
-        ("recommend VBPR-toy --users @users.txt", "recommend VBPR-toy --users @users.txt --internal-ids"),
+        ("recommend {run} --users @users.txt", "recommend {run} --users @users.txt --internal-ids"),
     ),
 }  # fmt: skip

@@ -41,12 +41,12 @@ BASES = {
     "study status": "study status mine.yaml",
     "study table": "study table mine.yaml",
     "study page": "study page mine.yaml -o page.html",
-    "recommend": "recommend VBPR-toy --users U00",
-    "replay": "replay VBPR-toy",
+    "recommend": "recommend {run} --users U00",
+    "replay": "replay {run}",
     "results index": "results index",
     "results export": "results export",
     "results query": "results query SELECT*FROM_runs",
-    "slices": "slices VBPR-toy",
+    "slices": "slices {run}",
 }
 MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*")
 
@@ -85,8 +85,8 @@ def all_keys() -> tuple[KeyOf, ...]:
     )
 
 
-def key_command(rng: random.Random) -> tuple[list[str], str]:
-    """A command with one key of an odd value, and that key's name."""
+def key_command(rng: random.Random) -> tuple[list[str], list[str]]:
+    """A command with one key of an odd value, and the words by which a message may name them."""
     key = rng.choice(all_keys())
     value = rng.choice((rng.choice(TYPED), rng.choice(list(_near(key.hint)) or TYPED)))
     command = key.command.split()
@@ -94,7 +94,7 @@ def key_command(rng: random.Random) -> tuple[list[str], str]:
         command = ["config", "show", *command[1:]]
     elif key.name.startswith("encoder.") and rng.random() < 0.5:
         command = ["encode", "-d", "toy", "--encoder", command[command.index("--encoder") + 1]]
-    return [*command, f"--{key.name}={value}"], key.name
+    return [*command, f"--{key.name}={value}"], [key.name.rpartition(".")[2]]
 
 
 def _near(hint: Any) -> Iterator[str]:
@@ -140,20 +140,21 @@ def verbs(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[s
             yield from verbs(one, f"{prefix} {name}")
 
 
-def flag_command(rng: random.Random) -> tuple[list[str], str]:
-    """A command with one flag, or a place of its own, of an odd value, and that flag's name."""
+def flag_command(rng: random.Random) -> tuple[list[str], list[str]]:
+    """A command with one flag, or a place of its own, of an odd value, and the words by which a message may name it."""
     from mmrec_lmm.cli import build_parser
 
     name, parser = rng.choice(list(verbs(build_parser())))
     command = [word.replace("*FROM_", " * FROM ") for word in BASES[name].split()]
     action = rng.choice([action for action in parser._actions if action.dest not in ("help", "on", "mirror")])
     values = [*map(str, action.choices or ()), *TYPED] if rng.random() < 0.3 else list(TYPED)
+    value = rng.choice(values)
     if not action.option_strings:
-        command[len(name.split())] = rng.choice(values)
-        return command, action.dest
-    flag = rng.choice(action.option_strings)
+        command[len(name.split())] = value
+        return command, [action.dest, value]
+    flag, names = rng.choice(action.option_strings), [*action.option_strings, action.dest, value]
     if action.nargs == 0:
-        return [*command, flag], flag
+        return [*command, flag], names
     if flag.startswith("--") and rng.random() < 0.5:
-        return [*command, f"{flag}={rng.choice(values)}"], flag
-    return [*command, flag, *rng.choices(values, k=rng.choice((0, 1, 1, 1, 2)))], flag
+        return [*command, f"{flag}={value}"], names
+    return [*command, flag, *rng.choice(([], [value], [value], [value, rng.choice(values)]))], names
