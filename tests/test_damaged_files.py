@@ -344,6 +344,18 @@ def test_a_damaged_result_fails_its_cell_alone(here: Path) -> None:
     assert call("study", "run", "mine.yaml").code == 0
 
 
+def test_damaged_numbers_by_user_fail_their_row_alone(here: Path) -> None:
+    Path("mine.yaml").write_text("{models: [BPR, LightGCN], datasets: [toy], settings: {epochs: 1, embedding_size: 4}}")
+    assert call("study", "run", "mine.yaml").code == 0
+    (bad,) = Path("runs").glob("LightGCN-*")
+    (bad / "per_user.safetensors").write_bytes(b"")
+    assert call("study", "table", "mine.yaml").code == 0
+    rows = {row.axes.model: row for row in read_leaderboard(Path("runs/study/mine/leaderboard.json")).rows}
+    assert rows["BPR"].scores
+    assert not rows["LightGCN"].scores
+    assert (rows["LightGCN"].state, str(bad) in rows["LightGCN"].reason) == ("failed", True)
+
+
 @each_way
 def test_a_damaged_leaderboard_is_named(way: str, here: Path) -> None:
     path = Path("runs/study/mine/leaderboard.json")
