@@ -27,7 +27,11 @@ import filelock
 import platformdirs
 
 from .errors import DataError, RunError
+from .typed_json import parse
 from .typed_json import plain as plain
+
+AGAIN = "delete it to make it again"  # the cure of a damaged file that is derived from others
+LARGEST_JSON = 2**28  # bytes; a leaderboard of a thousand rows has two million
 
 
 def home() -> Path:
@@ -254,12 +258,40 @@ def write_json(path: Path, value: Any) -> Path:
     return write_bytes(path, (json.dumps(plain(value), indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content; DataError names the file where it is damaged."""
+def check_file(path: Path, cure: str) -> int:
+    """The size of a plain file in bytes. DataError for anything else: reading a pipe would wait for ever."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, got a damaged file ({error}); delete it to make it again") from None
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, cure) from None
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise DataError(f"{path}: expected a file, got {what}; {cure}")
+    return found.st_size
+
+
+def read_file(path: Path, *, largest: int, cure: str = AGAIN) -> bytes:
+    """The content of a plain file of at most `largest` bytes. DataError names another, a missing or unreadable one."""
+    size = check_file(path, cure)
+    if size > largest:
+        raise DataError(f"{path}: expected at most {largest:,} bytes, got {size:,}; {cure}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error, cure) from None
+
+
+def read_json(path: Path, *, cure: str = AGAIN) -> Any:
+    """A JSON file's content; DataError names the file if it is missing or damaged (see `typed_json.parse`)."""
+    return parse(read_file(path, largest=LARGEST_JSON, cure=cure), where=str(path), cure=cure)
+
+
+def _unreadable(path: Path, error: OSError | ValueError, cure: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file; {cure}")
+    if isinstance(error, PermissionError):
+        return DataError(f"{path}: permission denied")
+    return DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {cure}")
 
 
 @contextmanager

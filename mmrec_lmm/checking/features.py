@@ -68,7 +68,7 @@ def _repeated_rows(
 ) -> Iterator[Finding]:
     """Items whose row is that of another."""
     rows = (np.ascontiguousarray(table.values[item]) for item in present)  # (D,); arrays may lie in Fortran's order
-    digests = np.array([hashlib.blake2b(row, digest_size=16).digest() for row in rows])
+    digests = np.array([hashlib.blake2b(row.data, digest_size=16).digest() for row in rows])
     _, groups, sizes = np.unique(digests, return_inverse=True, return_counts=True)  # (P,)
     of_item = sizes[groups]
     repeated = present[of_item > 1]

@@ -1,5 +1,6 @@
 """What a data set's folder holds, counted for listings: nothing is hashed, decoded or split."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from ..config.settings import Settings
 from ..errors import DataError
+from .arrays import check_header
 from .loading import NOT_TEXT, inter_file, items_table, read_interactions
 from .tables import first_cells
 
@@ -53,12 +55,9 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
 
 def _width(path: Path) -> int:
     """The columns of an .npy file; 0 without one. Only its header is read."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return 0
-    try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (ValueError, OSError, EOFError):
-        raise DataError(f"{path}: expected an array of numbers as numpy saves it, got something else") from None
+    shape = check_header(path)
     if len(shape) != 2:
         raise DataError(f"{path}: expected rows of features, got an array of shape {shape}")
     return shape[1]

@@ -8,7 +8,6 @@ Shapes: I items, D feature width.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from .. import cache
+from ..data.arrays import CURE, damaged, read_header
 from ..data.tables import read_integers
 from ..errors import ConfigError, DataError, did_you_mean
-from ..formatting import first_few, first_line, foreign
-from ..typed_json import OPTIONAL, decode
+from ..formatting import first_few
+from ..typed_json import OPTIONAL, decode, parse
 from ..types import FeatureTable, ItemCatalog
 from ..weights.sealed import DamagedFile, load_arrays, save_file
 from .controls import CONTROLS
@@ -69,56 +69,25 @@ def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
     Pickles are refused by name, and so is a header that promises other data than the file has.
     """
     digest = hashlib.sha256()
+    size = cache.check_file(path, CURE)
     try:
         with path.open("rb") as file:
-            start = file.read(256)
-            if not start.startswith(np.lib.format.MAGIC_PREFIX):
-                got = foreign(start) or "another format"
-                cure = "" if ";" in got else "; save the array with numpy.save"
-                raise DataError(f"{path}: expected a .npy file, got {got}{cure}")
-            file.seek(0)
-            shape, by_columns, dtype = _npy_header(file)
+            shape, by_columns, dtype = read_header(file, path, size)
             if len(shape) != 2 or dtype.kind not in "fiu":
                 raise DataError(f"{path}: expected numbers of shape (items, width), got {dtype} of shape {shape}")
             if shape[0] != n_items:
                 raise DataError(f"{path}: expected {n_items} rows, row i for item i, got {shape[0]}")
             begin = file.tell()
-            found = os.fstat(file.fileno()).st_size - begin
-            if shape[1] < 0 or shape[0] * shape[1] * dtype.itemsize > found:
-                raise ValueError(f"an array of shape {shape} doesn't fit into {found:,} bytes")
             file.seek(0)
             digest.update(file.read(begin))
             values = _numbers(file, digest, shape[::-1] if by_columns else shape, dtype)
             while rest := file.read(1 << 20):
                 digest.update(rest)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except PermissionError as error:
-        raise DataError(f"{path}: expected a file that can be read, got {error.strerror}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         if cache.is_machines(error):
             raise cache.machine_failed(path, error) from None
-        if "Python objects" in str(error):
-            got = "pickled Python objects, which could run code when read; save a plain array of numbers"
-        else:
-            got = f"a truncated or damaged file ({error}); copy or download it again"
-        raise DataError(f"{path}: expected an array of numbers, got {got}") from None
+        raise damaged(path, str(error)) from None
     return np.ascontiguousarray(values.T) if by_columns else values, digest.hexdigest()
-
-
-def _npy_header(file: BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns are stored one by one, and type. ValueError where it is damaged, or of Python objects."""
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"version {version} of the format, which has no numbers")
-    try:
-        shape, by_columns, dtype = readers[version](file)
-    except Exception as error:  # of Python's own tokenizer too
-        raise ValueError(f"its header: {first_line(error)}") from None
-    if dtype.hasobject:
-        raise ValueError("Python objects")
-    return shape, by_columns, dtype
 
 
 def _numbers(file: BufferedReader, digest: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
@@ -217,22 +186,23 @@ def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
     Raises DamagedFile where the content isn't what was written, DataError for a missing file, or one that this process
     may not read, and RunError where the machine fails to read it.
     """
+    cure = "delete it to make it again"
+    cache.check_file(path, cure)
     try:
         arrays, metadata = load_arrays(path)
-        about = json.loads(metadata["about"])
-        header = decode(TableHeader, about, where=str(path), cure="try deleting it, to have it made again")
-        return FeatureTable(header.modality, arrays["values"], arrays["present"], header.fingerprint), header
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        about = parse(metadata["about"], where=str(path), cure=cure)
+        header = decode(TableHeader, about, where=str(path), cure=cure)
+        values, present = arrays["values"], arrays["present"]
+        if values.dtype != np.float32 or present.dtype != np.bool_:
+            raise TypeError(f"values of {values.dtype} and present of {present.dtype}")
+        return FeatureTable(header.modality, values, present, header.fingerprint), header
     except OSError as error:
         if cache.is_machines(error):
             raise cache.machine_failed(path, error) from None
         raise DataError(f"{path}: expected a file that can be read, got {error.strerror}") from None
     except (DataError, KeyError, TypeError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise DamagedFile(
-            f"{path}: expected a feature table, got a damaged one ({reason}); delete it to make it again"
-        ) from None
+        raise DamagedFile(f"{path}: expected a feature table, got a damaged one ({reason}); {cure}") from None
 
 
 def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:

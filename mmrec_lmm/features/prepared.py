@@ -28,9 +28,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
+from ..data.arrays import open_npy
 from ..data.images import decoders
 from ..data.items import bounded, item_texts, log_cut_texts, read_hashed, source_of
-from ..errors import MMRecError, PluginError, RunError
+from ..errors import DataError, MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
 from ..typed_json import decode
@@ -95,10 +96,7 @@ def prepared_items(
         if not folder.exists():
             log_cut_texts(filter(None, items.texts), encoder, spec.name)
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
-        about = _read_about(folder)
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-    lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
-    return PreparedItems(arrays, lengths, frozenset(about.unreadable))
+        return _read(folder, len(items))
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,22 @@ def _why_again(folder: Path, items: "_Items") -> str:
         with contextlib.suppress(OSError):  # a cache that can't be written to
             cache.write_json(folder / ABOUT, about)
     return ""
+
+
+def _read(folder: Path, n_items: int) -> PreparedItems:
+    """The prepared items in a folder; DataError names a damaged file."""
+    cure = f"delete {folder} to make it again"
+    arrays = {path.stem: open_npy(path, mode="r", cure=cure) for path in sorted(folder.glob("*.npy"))}
+    paths = {path.stem: path for path in sorted((folder / "lengths").glob("*.npy"))}
+    lengths = {key: np.array(open_npy(path, mode="r", cure=cure)) for key, path in paths.items()}
+    for key, array in {**arrays, **{f"lengths/{key}": array for key, array in lengths.items()}}.items():
+        if array.shape[:1] != (n_items,):
+            raise DataError(f"{folder / key}.npy: expected {n_items} rows, got shape {array.shape}; {cure}")
+    for key, array in lengths.items():
+        longest = arrays[key].shape[1] if key in arrays and arrays[key].ndim == 2 else -1
+        if array.dtype.kind not in "iu" or array.ndim != 1 or ((array < 0) | (array > longest)).any():
+            raise DataError(f"{paths[key]}: expected the lengths of rows of {key}.npy, got others; {cure}")
+    return PreparedItems(arrays, lengths, frozenset(_read_about(folder).unreadable))
 
 
 def ahead(results: Iterable[_T]) -> Iterator[_T]:

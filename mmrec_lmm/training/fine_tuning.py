@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -58,7 +57,7 @@ from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import FLAT, OPTIONAL, decode
 from ..types import ItemCatalog, RunSpec, Tuned
-from ..weights.sealed import DamagedFile, verify
+from ..weights.sealed import DamagedFile, read_metadata, verify
 from .loop import EpochLoop, TrainingState, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
@@ -297,9 +296,8 @@ def _is_stored(path: Path, source: Source) -> bool:
 
 
 def _load_left_out(path: Path) -> _LeftOut:
-    with safe_open(path, framework="numpy") as file:
-        content = json.loads(file.metadata().get("left_out", "{}"))
-    return decode(_LeftOut, content, where=str(path), cure="try deleting it, to have the encoder tuned again")
+    cure = "try deleting it, to have the encoder tuned again"
+    return decode(_LeftOut, read_metadata(path, "left_out", cure=cure, default={}), where=str(path), cure=cure)
 
 
 def _any_readable(source: Source, items: Iterable[int]) -> bool:
@@ -339,15 +337,8 @@ def summary(record: TuningRecord) -> str:
 
 def load_record(path: Path) -> TuningRecord:
     """The record in a tuned encoder's file; DataError if the file is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["about"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected a tuned encoder, got a damaged file ({error}); try deleting it, to have the encoder "
-            "tuned again"
-        ) from None
-    return decode(TuningRecord, about, where=str(path), cure="try deleting it, to have the encoder tuned again")
+    cure = "try deleting it, to have the encoder tuned again"
+    return decode(TuningRecord, read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
 
 
 # Training

@@ -12,14 +12,17 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ..cache import check_file, is_machines, machine_failed
 from ..errors import DataError
+from ..typed_json import parse
 
 CHECKSUM = "sha256"  # its key in the metadata
 _UNKNOWN = 64 * "0"
@@ -95,6 +98,40 @@ def load_tensors(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     return tensors
 
 
+def read_tensors(path: Path, *, framework: Literal["numpy", "torch"] = "numpy", cure: str) -> dict[str, Any]:
+    """The arrays or tensors in a file of this or an earlier version. DataError, which ends with the `cure`, names a
+    missing or damaged file."""
+    load: Callable[..., Any] = load_tensors if framework == "torch" else load_arrays
+    with _cured(path, cure):
+        found = load(path, sealed=False)
+    tensors: dict[str, Any] = found if framework == "torch" else found[0]
+    return tensors
+
+
+def read_metadata(path: Path, key: str, *, cure: str, default: Any = None) -> Any:
+    """The JSON under a key of a file's metadata, or the default. DataError names a missing or damaged file, and one
+    without the key where there is no default."""
+    with _cured(path, cure), path.open("rb") as file:
+        header = file.read(_header_length(file.read(8), path.stat().st_size, path))
+        metadata = parse(header, where=str(path), cure=cure).get("__metadata__", {})
+        text = metadata.get(key)
+    if text is None and default is None:
+        raise DataError(f"{path}: expected {key} in its header, got no such entry; {cure}")
+    return default if text is None else parse(text, where=str(path), cure=cure)
+
+
+@contextmanager
+def _cured(path: Path, cure: str) -> Iterator[None]:
+    check_file(path, cure)
+    try:
+        yield
+    except (DamagedFile, OSError, AttributeError) as error:
+        if isinstance(error, OSError) and is_machines(error):
+            raise machine_failed(path, error) from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: expected a file of safetensors, got a damaged one ({reason}); {cure}") from None
+
+
 def verify(path: Path, *, sealed: bool = True) -> None:
     """Raise what `load_arrays` raises of a file, without keeping more of it in memory than a piece."""
     size = path.stat().st_size
@@ -124,12 +161,12 @@ def _read(path: Path, *, sealed: bool) -> tuple[dict[str, tuple[str, tuple[int, 
             raise DamagedFile(f"{path}: expected {size:,} bytes, got another length: it changed while it was read")
     _compare(path, expected, digest.hexdigest(), sealed=sealed)
     try:
-        about = json.loads(header)
+        about = parse(header, where=str(path), cure="")
         metadata = about.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise TypeError("metadata that isn't text")
         return dict(_entries(about, content)), metadata
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (DataError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedFile(f"{path}: expected tensors, got a damaged header ({type(error).__name__}: {error})") from None
 
 
