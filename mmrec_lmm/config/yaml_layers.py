@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..cache import check_readable
 from ..errors import ConfigError
 
 ENCODER = "encoder"  # the section of an encoder's keys; each paradigm has one of its own name, all else is flat
@@ -110,6 +111,7 @@ def _compose(text: str) -> tuple[yaml.Node | None, Any]:
 
 def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) -> Layer:
     """A YAML file as the layer `name`; ConfigError names file and line of anything but YAML keys."""
+    check_readable(path)
     try:
         node, content = _compose(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:

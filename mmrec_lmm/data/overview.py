@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import check_readable
 from ..config.settings import Settings
 from ..errors import DataError
 from .loading import NOT_TEXT, inter_file, items_table, read_interactions
@@ -53,6 +54,7 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
 
 def _width(path: Path) -> int:
     """The columns of an .npy file; 0 without one. Only its header is read."""
+    check_readable(path)
     if not path.is_file():
         return 0
     try:

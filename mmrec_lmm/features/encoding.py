@@ -20,7 +20,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,7 +101,8 @@ def encode(
     for modality in modalities:
         source = source_of(catalog, modality, text_fields)
         path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
-        with cache.locked(path) if processes() == 1 else nullcontext():
+        cache.check_readable(path)
+        with nullcontext() if path.exists() or processes() > 1 else cache.locked(path):  # to read no lock is needed
             if path.exists():
                 logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
             else:
@@ -147,8 +148,9 @@ def _seconds_file(path: Path) -> Path:
 
 def _seconds(path: Path) -> float:
     """The seconds that an encoder took for the table at `path`; 0 if unknown."""
-    file = _seconds_file(path)
-    return float(file.read_text()) if file.is_file() else 0.0
+    with suppress(OSError, ValueError):
+        return float(_seconds_file(path).read_text())
+    return 0.0
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:
@@ -359,6 +361,6 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
         unreadable |= header.unreadable
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
     seconds = sum(header.seconds or 0.0 for _, _, header in parts)  # older shards have none
-    cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
+    cache.write_memo(_seconds_file(path), f"{seconds:.3f}")
     save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
     shutil.rmtree(path.with_suffix(".parts"))

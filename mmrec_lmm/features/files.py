@@ -62,6 +62,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             f"{first_few(bad)}"
         )
     missed = path.with_name(MISSED_IMAGES)
+    cache.check_readable(missed)
     if modality == "image" and missed.is_file():
         ids = _missed_items(missed, n_items)
         present[ids] = False
@@ -71,6 +72,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
 
 def _open_npy(path: Path) -> np.ndarray:
     """The array in a .npy file, mapped copy-on-write; pickles are refused by name."""
+    cache.check_readable(path)
     try:
         with path.open("rb") as file:
             start = file.read(256)
@@ -157,7 +159,9 @@ def export_table(path: Path, table: FeatureTable) -> Path:
 
 
 def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
-    """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file."""
+    """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file, NoAccess
+    one that can't be read."""
+    cache.check_readable(path)
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])

@@ -82,11 +82,13 @@ def prepared_items(
     name = cache.fingerprint([FORMAT, modalities, made_by, made_of])
     folder = cache.home() / "prepared" / name
     items = _Items(catalog, text_fields, modalities, encoder.prepare)
-    with cache.locked(folder):
-        if not folder.exists():
-            _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
-        if not (folder / UNREADABLE).exists():  # of an older version
-            cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
+    cache.check_readable(folder)
+    if not (folder / UNREADABLE).exists():
+        with cache.locked(folder):
+            if not folder.exists():
+                _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
+            if not (folder / UNREADABLE).exists():  # of an older version
+                cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
     return PreparedItems(arrays, lengths, frozenset(cache.read_json(folder / UNREADABLE)))

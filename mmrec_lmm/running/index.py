@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import locked, plain, write_bytes
-from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
+from ..errors import ConfigError, DataError, MMRecError, NoAccess, RunError, did_you_mean
 from ..formatting import csv_text
 from ..types import AXES, RunResult
-from .run_folder import CURE, PER_USER, RESULT, load_result
+from .run_folder import CURE, PER_USER, RESULT, load_result, result_files
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _refreshed(out: Path) -> sqlite3.Connection:
             connection = _stored(out / INDEX) or _empty()  # read again: another process may have updated it
             if _update(connection, out):
                 write_bytes(out / INDEX, connection.serialize())
-    except (OSError, RunError) as error:
+    except (OSError, RunError, NoAccess) as error:
         logger.info("%s isn't written: %s", out / INDEX, error)
         connection = _stored(out / INDEX) or _empty()
         _update(connection, out)
@@ -186,10 +186,13 @@ def _empty() -> sqlite3.Connection:
 def _stamps(out: Path) -> dict[str, str]:
     """Size and modification time of each finished run's `result.json`, by run."""
     stamps = {}
-    for path in sorted(out.glob(f"*/{RESULT}")):
+    for path in result_files(out):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            stat = path.stat()
-            stamps[path.parent.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+            try:
+                stat = path.stat()
+                stamps[path.parent.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+            except PermissionError:
+                stamps[path.parent.name] = ""  # an update reports it
     return stamps
 
 

@@ -23,14 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from ..cache import plain, read_json, write_atomic, write_bytes, write_json
+from ..cache import check_readable, holding, plain, read_json, write_atomic, write_bytes, write_json
 from ..config.settings import Settings
-from ..errors import ConfigError, DataError, RunBusy, did_you_mean
+from ..errors import ConfigError, DataError, RunBusy, did_you_mean, is_denied
 from ..plugin.registry import Registry
 from ..typed_json import decode
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
@@ -57,19 +56,15 @@ BEFORE = {"min_steps": 0}
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock the run's folder; RunBusy at once if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
-    try:
+    """Lock the run's folder; RunBusy at once if another process has locked it. Raises NoAccess."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(holding(folder / ".lock", wait=False))
+        except BlockingIOError:
+            raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
         for leftover in folder.rglob(".*.tmp"):  # unfinished files of a killed process
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def save_config(folder: Path, spec: RunSpec) -> None:
@@ -106,6 +101,7 @@ def load_settings(folder: Path) -> Settings | None:
     Keys that this version doesn't know are left out.
     """
     path = folder / CONFIG
+    check_readable(path)
     if not path.is_file():
         return None
     config = read_json(path)
@@ -122,8 +118,9 @@ def save_result(folder: Path, result: RunResult) -> None:
 
 
 def load_result(folder: Path) -> RunResult | None:
-    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version."""
+    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version; NoAccess."""
     path = folder / RESULT
+    check_readable(path)
     if not path.is_file():
         return None
     content = read_json(path)
@@ -149,15 +146,31 @@ def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, Fe
 
 def list_results(out: Path) -> list[RunResult]:
     """All finished runs under `out`, by name."""
-    found = (load_result(path.parent) for path in sorted(out.glob(f"*/{RESULT}")))
+    found = (load_result(path.parent) for path in result_files(out))
     return [result for result in found if result is not None]
+
+
+def result_files(out: Path) -> list[Path]:
+    """The `result.json` of each finished run under `out`, by name; also where its folder can't be looked into, which
+    reading it reports. Raises NoAccess for `out` itself."""
+    check_readable(out)
+    found = []
+    for folder in sorted(out.iterdir()) if out.is_dir() else ():
+        try:
+            (folder / RESULT).stat()
+        except OSError as error:
+            if not is_denied(error):  # missing, or `folder` is a file
+                continue
+        found.append(folder / RESULT)
+    return found
 
 
 def find_run(out: Path, name: str) -> Path:
     """The folder of a finished run, from its id, the start of its id, or a path."""
+    check_readable(Path(name) / RESULT)
     if (Path(name) / RESULT).is_file():
         return Path(name)
-    runs = {path.parent.name: path.parent for path in out.glob(f"*/{RESULT}")}
+    runs = {path.parent.name: path.parent for path in result_files(out)}
     matches = [folder for run_id, folder in runs.items() if run_id.lower().startswith(name.lower())]
     if len(matches) == 1:
         return matches[0]
@@ -180,7 +193,8 @@ def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) 
 
 
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
-    """{"test/users": (U,), "test/recall@20": (U,), ...}."""
+    """{"test/users": (U,), "test/recall@20": (U,), ...}. Raises NoAccess."""
+    check_readable(folder / PER_USER)
     return load_file(folder / PER_USER)
 
 
@@ -192,6 +206,7 @@ def save_history(folder: Path, reports: Sequence[EpochReport]) -> None:
 def load_history(folder: Path) -> list[EpochReport]:
     """The reports of a finished run's epochs, in order; DataError if the file is missing or damaged."""
     path = folder / HISTORY
+    check_readable(path)
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:

@@ -225,8 +225,9 @@ def tune(
     path = tuned_path(source, spec, config, tuning)
     device = torch.device(device)
     join(device)
-    with cache.locked(path) if is_first_process() else nullcontext():
-        if broadcast(path.exists()):
+    made_before = broadcast(path.exists())  # what exists is read without a lock
+    with nullcontext() if made_before or not is_first_process() else cache.locked(path):
+        if made_before or broadcast(path.exists()):
             logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
         else:
             encoder = build_encoder(spec, config, PAIR)
@@ -286,7 +287,8 @@ def summary(record: TuningRecord) -> str:
 
 
 def load_record(path: Path) -> TuningRecord:
-    """The record in a tuned encoder's file; DataError if the file is damaged."""
+    """The record in a tuned encoder's file; DataError if the file is damaged, NoAccess if it can't be read."""
+    cache.check_readable(path)
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..cache import plain, write_atomic
+from ..cache import check_readable, plain, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
@@ -34,7 +34,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors onto the CPU; DataError names the file if it is missing or damaged."""
+    """Read tensors onto the CPU; DataError names the file if it is missing or damaged, NoAccess if it can't be read."""
+    check_readable(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -59,6 +60,7 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
     again, may end with others. Raises DataError if the numbers don't fit `kind`: other code wrote them.
     """
     path = folder / STATE
+    check_readable(path)
     if not path.is_file():
         remove_checkpoint(folder)
         return None
@@ -71,6 +73,7 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
 def load_numbers(folder: Path, kind: type[N]) -> N:
     """The numbers of the checkpoint in `folder`; errors as of `load_checkpoint`."""
     path = folder / STATE
+    check_readable(path)
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["numbers"])
     return decode(kind, content, where=str(path), cure=f"try deleting {folder}, to start over")
