@@ -84,6 +84,11 @@ def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> 
                 _write_record(path, hash_file(path))
 
 
+def known_hash(file: RemoteFile, place: Path) -> str:
+    """The hash that a file at `place` must have: as published, or as at its first use; empty where neither is known."""
+    return file.digest.lower() or _recorded(place)
+
+
 def expect_format(path: Path, name: str) -> None:
     """Raise ValueError for a web page, and for a gzip or zip file that isn't sound to its last byte."""
     with path.open("rb") as file:
@@ -110,7 +115,7 @@ def has_end(name: str) -> bool:
 
 def _bring(file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str) -> None:
     part = _part(place)
-    expected = file.digest.lower() or _recorded(place)
+    expected = known_hash(file, place)
     logger.info("%s: downloading %s", who, url)
     measured = fetch(url, part, label=file.name, hash_known=bool(expected))
     digest = _hash(part, expected)
