@@ -121,7 +121,35 @@ def test_two_users_of_a_group_fill_the_same_folders(lab: Lab) -> None:
         assert path.stat().st_gid == GROUP, path
         assert path.stat().st_mode & 0o020, path
 
+    lock = lab.runs / run_id(first[1]) / ".lock"  # as Ann's process leaves it that is killed, under another umask
+    lock.touch(0o644)
+    os.chown(lock, ANN, GROUP)
+    (again,) = lab.calls(BOB, (*RUN, "--force"), umask=0o002)
+    assert again.code == 0, again.err
+    for path in (*lab.home.glob("features/*.claims.lock"), *lab.home.glob("features/*.safetensors")):
+        path.unlink() if path.suffix == ".safetensors" else path.chmod(0o444)
+    (refused,) = lab.calls(BOB, ENCODE, umask=0o002)
+    assert refused.code == 4
+    assert re.search(r"claims\.lock: permission denied; ask its owner to let you write it, or set MMREC_", refused.err)
 
+
+@pytest.mark.slow
+def test_another_users_closed_run_is_named_and_a_home_that_cant_be_filled_says_what_to_do(lab: Lab) -> None:
+    prepared(lab, 0o755)
+    (first,) = lab.calls(ANN, RUN)
+    commands = [(*ENCODE, "--encoder.text_dim=64"), (*RUN, "--seed=5"), (*RUN, "--force"), ("results", "index", *OUT)]
+    for answer in lab.calls(BOB, *commands):
+        assert (answer.code, answer.out) == (4, ""), answer
+        assert re.search(
+            r"permission denied; ask its owner to let you write it, or (set MMREC|try another)", answer.err
+        )
+    (lab.runs / run_id(first)).chmod(0o700)
+    (listed,) = lab.calls(BOB, ("results", "query", "SELECT run FROM runs", *OUT))
+    assert listed.code == 0
+    assert re.search(r"left out of the index: .*result\.json: permission denied; ask its owner", listed.err)
+
+
+@pytest.mark.slow
 def test_what_a_user_may_not_read_is_called_so_and_never_damaged_or_missing(lab: Lab) -> None:
     prepared(lab, 0o755)
     own = lab.own(ANN)
