@@ -93,7 +93,7 @@ def test_without_arguments_the_help_is_printed() -> None:
     assert answer.out.startswith("usage: mmrec-lmm")
 
 
-@pytest.mark.parametrize("group", ["config", "data", "results", "study"])
+@pytest.mark.parametrize("group", ["config", "data", "results", "study", "weights"])
 def test_a_group_without_its_verb_is_a_usage_error_that_leaves_stdout_empty(group: str) -> None:
     answer = call(group)
     assert (answer.code, answer.out) == (2, "")
@@ -677,7 +677,7 @@ CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(?:mmrec-lmm )?([^`]+)`\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", "config", "data", "results", "study")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", "config", "data", "results", "study", "weights")])
 def test_every_flag_of_every_verb_is_documented_in_its_section(verb: str) -> None:
     text = SECTIONS[verb]
     for action in VERBS[verb]._actions:
