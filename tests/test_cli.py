@@ -677,7 +677,9 @@ CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(?:mmrec-lmm )?([^`]+)`\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", "config", "data", "results", "study", "weights")])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb not in ("", "config", "data", "results", "study", "weights")]
+)
 def test_every_flag_of_every_verb_is_documented_in_its_section(verb: str) -> None:
     text = SECTIONS[verb]
     for action in VERBS[verb]._actions:
