@@ -16,7 +16,7 @@ from mmrec_lmm.cache import hash_file, home, locked, read_json
 from mmrec_lmm.config.choices import SplitRule
 from mmrec_lmm.downloads.fetching import offline
 from mmrec_lmm.downloads.files import NotDownloaded, RemoteFile, bring, check
-from mmrec_lmm.errors import DataError
+from mmrec_lmm.errors import DataError, NoAccess
 
 from .building import MANIFEST, Report, build
 from .published import IMAGE_FEATURES, Counts, PublishedDataset, PublishedFile
@@ -122,7 +122,7 @@ def get_files(
                 if variable := offline():
                     raise NotDownloaded(f"{variable} is set")
                 bring(remote, place, who=dataset.name, otherwise="put the one that you trust into a folder, --from DIR")
-            except (NotDownloaded, PermissionError) as error:
+            except (NotDownloaded, NoAccess) as error:
                 absent = [other for other in wanted if _present(other, place_of(dataset, other), given) is None]
                 raise DataError(_by_hand(dataset, file, error, absent, mirror)) from None
         else:
@@ -162,7 +162,6 @@ def _by_hand(
 ) -> str:
     """What to do without the server: every address, and the places to put the files."""
     folder = place_of(dataset, file).parent
-    reason = f"{error.filename} can't be written" if isinstance(error, PermissionError) else str(error)
     addresses = "\n".join(f"  {url}" for other in absent for url in dataset.urls(other))
     also = f" (--mirror {mirror})" if mirror else ""
     unpacked = (
@@ -171,7 +170,7 @@ def _by_hand(
         else ""
     )
     return (
-        f"{dataset.name}: {file.name} isn't here and couldn't be downloaded{also}: {reason}\n"
+        f"{dataset.name}: {file.name} isn't here and couldn't be downloaded{also}: {error}\n"
         f"download by hand into {folder}, or into a folder that you name by --from DIR:\n{addresses}\n"
         f"({dataset.page} lists them), and type the same command again: it continues from those files"
         f"{unpacked}"

@@ -23,10 +23,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-import filelock
 import platformdirs
 
-from .errors import DataError, RunError
+from .errors import DataError, NoAccess, RunError, is_denied
 from .typed_json import parse
 from .typed_json import plain as plain
 
@@ -227,25 +226,74 @@ def machine_failed(path: Path, error: BaseException) -> RunError:
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the new one whole.
 
-    Raises RunError where the disk is full; nothing is left behind.
+    The file has the permissions of any new one there (umask), whatever `write` gives it. Raises RunError where the disk
+    is full, and NoAccess; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        permissions = _make_empty(temporary)
         write(temporary)
+        if stat.S_IMODE(temporary.stat().st_mode) != permissions:  # safetensors lets only the owner read its files
+            temporary.chmod(permissions)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what refuses the file refuses this, too
+            temporary.unlink(missing_ok=True)
         if is_disk_full(error):
             raise RunError(f"{path}: no space left on the disk; nothing was lost: free some and start again") from None
+        if is_denied(error):
+            raise no_access(path, error, to="write") from None
         raise
     return path
+
+
+def _make_empty(path: Path) -> int:
+    """Make a file empty, and return its permissions: those of any new file there, by the umask and the folder."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def is_disk_full(error: BaseException) -> bool:
     """True if an error means a full disk. safetensors wraps the system's error in its own, so the text counts too."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
+
+
+def no_access(path: Path, error: BaseException | None = None, *, to: str) -> NoAccess:
+    """The error that says what to do about a path that this user may not `to`: read, write or use."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return NoAccess(f"{path}: expected a place to write to, got a read-only file system; {_elsewhere(path)}")
+    return NoAccess(f"{path}: permission denied; ask its owner to let you {to} it, or {_elsewhere(path)}")
+
+
+def _elsewhere(path: Path) -> str:
+    is_ours = home().absolute() in (path.absolute(), *path.absolute().parents)
+    return "set MMREC_LMM_HOME to a folder of your own" if is_ours else "try another folder"
+
+
+def check_readable(path: Path) -> None:
+    """Raise NoAccess if this user may not read a file or folder, or not enter one that leads there.
+
+    Nothing is opened, and what is missing passes. Called before a library that calls such a file missing or damaged.
+    """
+    try:
+        rights = os.R_OK | (os.X_OK if stat.S_ISDIR(path.stat().st_mode) else 0)
+    except OSError as error:
+        if is_denied(error):
+            raise no_access(path, error, to="read") from None
+        return
+    if not os.access(path, rights):
+        raise no_access(path, to="read")
+
+
+def write_memo(path: Path, text: str) -> None:
+    """Write a file that saves time and decides nothing: a folder that is full or can't be written to costs no more."""
+    with suppress(OSError, RunError, NoAccess):
+        write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
@@ -259,7 +307,9 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def check_file(path: Path, cure: str) -> int:
-    """The size of a plain file in bytes. DataError for anything else: reading a pipe would wait for ever."""
+    """The size of a plain file in bytes. DataError for anything else: reading a pipe would wait for ever. NoAccess for
+    one that this user may not read."""
+    check_readable(path)
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
@@ -289,29 +339,89 @@ def read_json(path: Path, *, cure: str = AGAIN) -> Any:
 def _unreadable(path: Path, error: OSError | ValueError, cure: str) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file; {cure}")
-    if isinstance(error, PermissionError):
-        return DataError(f"{path}: permission denied")
+    if is_denied(error):
+        return no_access(path, error, to="read")
     return DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {cure}")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock named after `path` (a `.lock` file beside it), waiting for another process if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(str(path.with_name(f"{path.name}.lock"))):
+    """Hold an exclusive lock named after `path` (a `.lock` file beside it), waiting for another process if need be.
+
+    To read what exists no lock is needed: files appear whole. Raises NoAccess.
+    """
+    with holding(path.with_name(f"{path.name}.lock")):
         yield
+
+
+@contextmanager
+def holding(lock: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the exclusive lock that a file stands for. It ends with the process, however that ends.
+
+    The file exists while the lock is held or waited for. Raises NoAccess and, without `wait`, BlockingIOError where
+    another process holds it.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquired(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if is_denied(error) or error.errno == errno.EBADF:  # network file systems lock only what may be written
+            raise no_access(lock, error, to="write") from None
+        raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # in another user's folder it stays
+            lock.unlink()
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # for forked processes, too
+        os.close(descriptor)
+
+
+def _acquired(lock: Path, how: int) -> int:
+    """A descriptor that holds the lock of the file of that name."""
+    while True:
+        descriptor = _open_lock(lock)
+        try:
+            fcntl.flock(descriptor, how)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has deleted it meanwhile: another may have made a new one
+
+
+def _open_lock(lock: Path) -> int:
+    """A lock's file, made if need be. One that this user may only read serves as well on most file systems."""
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if not is_denied(error):
+            raise
+        with suppress(OSError):
+            return os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        raise
 
 
 class Claims:
     """Exclusive claims on the numbered pieces of a file that several processes make together.
 
     A claim is a lock on one byte of a `.claims.lock` file beside `path`. It ends with its process, however that ends: a
-    dead process blocks no other. Loader processes forked meanwhile don't inherit claims.
+    dead process blocks no other. Loader processes forked meanwhile don't inherit claims. Raises NoAccess.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.with_name(f"{path.name}.claims.lock").open("ab")
+        file = path.with_name(f"{path.name}.claims.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("ab")
+        except OSError as error:
+            if is_denied(error):
+                raise no_access(file, error, to="write") from None
+            raise
 
     def __enter__(self) -> "Claims":
         return self

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrec_lmm import cache
-from mmrec_lmm.errors import DataError, RunError
+from mmrec_lmm.errors import DataError, NoAccess, RunError
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def half_written(error: BaseException) -> Callable[[Path], None]:
     return write
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EACCES, "denied")])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = cache.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(type(error)):
@@ -298,3 +300,64 @@ def test_two_processes_that_want_one_artifact_make_it_once(tmp_path: Path) -> No
     assert [maker.wait(60) for maker in makers] == [0, 0]
     assert path.read_bytes() == b"artifact"
     assert log.read_text() == "made\n"
+
+
+# Locks
+
+
+def test_a_lock_that_another_holds_is_refused_without_waiting_and_leaves_no_file(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / ".lock"
+    with cache.holding(lock):
+        with pytest.raises(BlockingIOError), cache.holding(lock, wait=False):
+            pass
+        assert lock.exists()
+    assert not lock.exists()
+    with cache.holding(lock, wait=False):
+        pass
+
+
+def test_many_that_wait_for_a_lock_hold_it_one_after_the_other_though_each_deletes_its_file(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> int:
+        with cache.locked(tmp_path / "made"):
+            inside.append(number)
+            time.sleep(0.002)
+            alone = inside == [number]
+            inside.remove(number)
+            return alone
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(enter, range(64)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_can_only_be_read_serves_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, opened = tmp_path / ".lock", os.open
+
+    def refuse(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(NoAccess, match=r"\.lock: permission denied; ask its owner"), cache.holding(lock):
+        pass
+    lock.touch()
+    with cache.holding(lock), pytest.raises(BlockingIOError), cache.holding(lock, wait=False):
+        pass
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077], ids=oct)
+def test_a_file_has_the_permissions_of_any_new_one_whatever_wrote_it(mask: int, tmp_path: Path) -> None:
+    def private(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+    before = os.umask(mask)
+    try:
+        made = cache.write_atomic(tmp_path / "new" / "file", private)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE(made.parent.stat().st_mode) == 0o777 & ~mask

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import read_hash, write_atomic
+from mmrec_lmm.cache import check_readable, holding, read_hash, write_atomic
 from mmrec_lmm.data.tables import find_separator, first_cells, read_table
 from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
 
@@ -163,6 +162,7 @@ def collect_images(
 @contextmanager
 def _open_album(folder: Path) -> Iterator["_Album"]:
     """The images of a data set, for one process at a time."""
+    check_readable(folder)
     if not folder.is_dir():
         names = sorted(path.name for path in folder.parent.glob("[!.]*") if path.is_dir())
         raise DataError(
@@ -170,7 +170,7 @@ def _open_album(folder: Path) -> Iterator["_Album"]:
             "chooses another folder of data sets"
         )
     try:
-        with FileLock(str(folder / f".{NAME}.lock"), timeout=0):
+        with holding(folder / f".{NAME}.lock", wait=False):
             table = _Items(folder)
             images = folder / "images"
             parts = images / _PARTS
@@ -183,7 +183,7 @@ def _open_album(folder: Path) -> Iterator["_Album"]:
                 shutil.rmtree(parts, ignore_errors=True)
                 with suppress(OSError):
                     images.rmdir()  # if it is empty
-    except Timeout:
+    except BlockingIOError:
         raise RunBusy(f"{folder}: another process adds images to this data set; wait for it") from None
 
 

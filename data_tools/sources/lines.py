@@ -30,6 +30,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from mmrec_lmm.cache import check_readable
 from mmrec_lmm.data.splitting import UNITS, time_units
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.formatting import foreign
@@ -75,6 +76,7 @@ def first_lines(path: Path, most: int) -> list[bytes]:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """The file's bytes, unpacked, without a byte order mark, after a look at what they are."""
+    check_readable(path)
     try:
         with path.open("rb") as file:
             start = file.read(2)

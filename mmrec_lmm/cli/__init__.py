@@ -1,7 +1,7 @@
 """The command line: it parses arguments, calls the library and prints. Handlers import what is slow to import.
 
-Exit codes: 0 ok; 1 a run failed; 2 usage or configuration; 4 data or weights missing or damaged; 130 interrupted, with
-the state saved. An error is one message on stderr; only results go to stdout.
+Exit codes: 0 ok; 1 a run failed; 2 usage or configuration; 4 data or weights missing, damaged, or not permitted to this
+user; 130 interrupted, with the state saved. An error is one message on stderr; only results go to stdout.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from ..errors import MMRecError
+from ..errors import MMRecError, is_denied
 from .parser import command, configuration_keys
 from .verbs import GROUPS
 
@@ -49,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
+        from ..cache import no_access
+
+        if is_denied(error):
+            refused = no_access(Path(os.fsdecode(error.filename)), error, to="use")
+            print(f"error: {refused}", file=sys.stderr)
+            return refused.exit_code
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
 

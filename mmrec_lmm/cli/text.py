@@ -372,6 +372,25 @@ def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | Non
     return {file: present(file, encoder=spec.name) for file in files}
 
 
+def weights_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`weights`: a row per file with its size, the start of its hash, and where it is, or where it belongs."""
+    return table(
+        [
+            {
+                "encoder": row["encoder"],
+                "state": row["state"] or "",
+                "file": row["file"] or "(none, or its library keeps them)",
+                "for": row["for"] or "",
+                "MB": "" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}",
+                "sha256": (row["sha256"] or "")[:12],
+                "license": textwrap.shorten(row["license"] or "", WIDTHS["license"], placeholder=" ..."),
+                "where": row["path"] or "",
+            }
+            for row in rows
+        ]
+    )
+
+
 def listing_text(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """`list`: the rows as a table, with long texts shortened."""
     return table(

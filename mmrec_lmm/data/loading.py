@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cache import fingerprint, hash_file, hash_readable, join_hashes, unchanged
+from ..cache import check_readable, fingerprint, hash_file, hash_readable, join_hashes, unchanged
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
@@ -95,6 +95,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
 def inter_file(folder: Path, name: str, settings: Settings) -> Path:
     """The path of a data set's interactions. Raises DataError, with what is there instead."""
     path = folder / (settings.inter_file_name or f"{name}.inter")
+    check_readable(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file{_what_is_there(folder)}")
     return path

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..cache import locked
+from ..cache import check_readable, locked
 from ..config.settings import Settings
 from ..errors import ConfigError, DataError, PluginError
 from ..plugin.registry import Registry
@@ -24,6 +24,7 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
     Raises DataError; for one that can be got, with the command.
     """
     folder = Path(settings.data_path) / name
+    check_readable(folder)
     spec = registry.datasets.get(name) if name in registry.datasets else None
     if spec is not None and spec.make is not None and not folder.exists():
         make_dataset(folder, registry.datasets.load(name, "make"))

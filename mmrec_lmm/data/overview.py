@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import check_readable
 from ..config.settings import Settings
 from ..errors import DataError
 from .arrays import check_header
@@ -55,6 +56,7 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
 
 def _width(path: Path) -> int:
     """The columns of an .npy file; 0 without one. Only its header is read."""
+    check_readable(path)
     if not os.path.lexists(path):
         return 0
     shape = check_header(path)

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import hash_file, is_disk_full, locked, write_bytes
-from ..errors import DataError, RunError
+from ..cache import check_readable, hash_file, is_disk_full, locked, no_access, write_bytes
+from ..errors import DataError, NoAccess, RunError, is_denied
 from .fetching import FETCH_ERRORS, discard, fetch, reason_of
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
 
     Of several processes that want it one downloads it. `who` wants the file, for the log. Raises NotDownloaded,
     DataError for another hash than the expected one, which `otherwise` says how to get round, RunError for a full disk,
-    and PermissionError.
+    and NoAccess.
     """
     with locked(place):
         if place.is_file():  # another process may have brought it while this one waited
@@ -49,9 +49,9 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
         for url in file.urls:
             try:
                 return _bring(file, url, place, who=who, otherwise=otherwise)
-            except PermissionError:
-                raise
             except FETCH_ERRORS as error:
+                if is_denied(error):
+                    raise no_access(place, error, to="write") from None
                 if is_disk_full(error):
                     part = _part(place)
                     raise RunError(
@@ -64,8 +64,10 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
 def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> None:
     """Compare a file that is here with its published hash, or else with that of its first use, which is recorded then.
 
-    Without `record`, an unpublished hash is neither compared nor recorded. Raises DataError, which ends with `remedy`.
+    Without `record`, an unpublished hash is neither compared nor recorded. Raises DataError, which ends with `remedy`,
+    and NoAccess.
     """
+    check_readable(path)
     if file.digest:
         _expect(path, file.digest.lower(), "as published", remedy)
     elif record:
@@ -78,8 +80,13 @@ def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> 
                 expect_format(path, path.name)
             except ValueError as error:
                 raise DataError(f"{path}: {error}; {remedy}") from None
-            with suppress(OSError, RunError):  # in a folder that can't be written to
+            with suppress(OSError, RunError, NoAccess):  # in a folder that can't be written to
                 _write_record(path, hash_file(path))
+
+
+def known_hash(file: RemoteFile, place: Path) -> str:
+    """The hash that a file at `place` must have: as published, or as at its first use; empty where neither is known."""
+    return file.digest.lower() or _recorded(place)
 
 
 def expect_format(path: Path, name: str) -> None:
@@ -108,7 +115,7 @@ def has_end(name: str) -> bool:
 
 def _bring(file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str) -> None:
     part = _part(place)
-    expected = file.digest.lower() or _recorded(place)
+    expected = known_hash(file, place)
     logger.info("%s: downloading %s", who, url)
     measured = fetch(url, part, label=file.name, hash_known=bool(expected))
     digest = _hash(part, expected)

@@ -118,12 +118,13 @@ def encode(
         source = source_of(catalog, modality, text_fields)
         path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
         build = functools.partial(_inference, spec, config, modality, options, tuned)
+        cache.check_readable(path)
         if options.force:
             join(torch.device(options.device))
             if is_first_process():
                 _remove(path)
             broadcast(None)  # no process may find the table before it is gone
-        with cache.locked(path) if processes() == 1 else nullcontext():
+        with nullcontext() if path.exists() or processes() > 1 else cache.locked(path):  # to read no lock is needed
             found = _stored(path)
             if found is not None:
                 logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
@@ -489,7 +490,7 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
             unreadable |= header.unreadable
         seconds += header.seconds or 0.0  # older shards have none
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
+    cache.write_memo(_seconds_file(path), f"{seconds:.3f}")
     table = FeatureTable(modality, values, present, _fingerprint(path, unreadable))
     save_table(path, table, encoder=encoder, unreadable=unreadable, decoders=sorted(tried))
     shutil.rmtree(path.with_suffix(".parts"))

@@ -56,6 +56,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             f"{first_few(bad)}"
         )
     missed = path.with_name(MISSED_IMAGES)
+    cache.check_readable(missed)
     if modality == "image" and missed.is_file():
         ids = _missed_items(missed, n_items)
         present[ids] = False
@@ -183,8 +184,8 @@ def export_table(path: Path, table: FeatureTable) -> Path:
 def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
     """The table in a file of `save_table`, in memory, and the file's header.
 
-    Raises DamagedFile where the content isn't what was written, DataError for a missing file, or one that this process
-    may not read, and RunError where the machine fails to read it.
+    Raises DamagedFile where the content isn't what was written, DataError for a missing file, NoAccess for one that
+    this user may not read, and RunError where the machine fails to read it.
     """
     cure = "delete it to make it again"
     cache.check_file(path, cure)

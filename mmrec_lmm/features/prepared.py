@@ -89,14 +89,16 @@ def prepared_items(
     folder = cache.home() / "prepared" / name
     hashes = next((source.hashes for source in sources if source.modality != "text"), [None] * len(catalog))
     items = _Items(catalog, text_fields, modalities, bounded(encoder), hashes)
-    with cache.locked(folder):
-        if folder.exists() and (reason := _why_again(folder, items)):
-            logger.warning("%s: %s; it is made again", folder, reason)
-            shutil.rmtree(folder)
-        if not folder.exists():
-            log_cut_texts(filter(None, items.texts), encoder, spec.name)
-            _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
-        return _read(folder, len(items))
+    cache.check_readable(folder)
+    if not folder.exists() or _why_again(folder, items):  # to read no lock is needed
+        with cache.locked(folder):
+            if folder.exists() and (reason := _why_again(folder, items)):
+                logger.warning("%s: %s; it is made again", folder, reason)
+                shutil.rmtree(folder)
+            if not folder.exists():
+                log_cut_texts(filter(None, items.texts), encoder, spec.name)
+                _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
+    return _read(folder, len(items))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import AGAIN, locked, plain, read_file, stamp, write_bytes
-from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
+from ..errors import ConfigError, DataError, MMRecError, NoAccess, RunError, did_you_mean
 from ..formatting import csv_text
 from ..typed_json import parse
 from ..types import AXES, RunResult
@@ -218,7 +218,7 @@ def _refreshed(out: Path) -> sqlite3.Connection:
             connection = _stored(out / INDEX) or _empty()  # read again: another process may have updated it
             if _update(connection, out):
                 write_bytes(out / INDEX, connection.serialize())
-    except (OSError, RunError) as error:
+    except (OSError, RunError, NoAccess) as error:
         logger.info("%s isn't written: %s", out / INDEX, error)
         connection = _stored(out / INDEX) or _empty()
         _update(connection, out)

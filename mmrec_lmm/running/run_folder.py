@@ -27,15 +27,24 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import pandas as pd
 
-from ..cache import check_file, plain, read_file, read_json, write_atomic, write_bytes, write_json
+from ..cache import (
+    check_file,
+    check_readable,
+    holding,
+    plain,
+    read_file,
+    read_json,
+    write_atomic,
+    write_bytes,
+    write_json,
+)
 from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
 from ..data.tables import read_integers
-from ..errors import ConfigError, DataError, RunBusy, did_you_mean
+from ..errors import ConfigError, DataError, RunBusy, did_you_mean, is_denied
 from ..plugin.registry import Registry
 from ..typed_json import check_finite, decode, parse
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
@@ -68,19 +77,15 @@ BEFORE = {"min_steps": 0}
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock the run's folder; RunBusy at once if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
-    try:
+    """Lock the run's folder; RunBusy at once if another process has locked it. Raises NoAccess."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(holding(folder / ".lock", wait=False))
+        except BlockingIOError:
+            raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
         for leftover in folder.rglob(".*.tmp"):  # unfinished files of a killed process
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def save_config(folder: Path, spec: RunSpec) -> None:
@@ -148,6 +153,7 @@ def load_settings(folder: Path) -> Settings | None:
     Keys that this version doesn't know are left out.
     """
     path = folder / CONFIG
+    check_readable(path)
     if not os.path.lexists(path):
         return None
     config = read_json(path, cure=CURE)
@@ -164,8 +170,9 @@ def save_result(folder: Path, result: RunResult) -> None:
 
 
 def load_result(folder: Path) -> RunResult | None:
-    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version."""
+    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version; NoAccess."""
     path = folder / RESULT
+    check_readable(path)
     if not os.path.lexists(path):
         return None
     content = read_json(path, cure=CURE)
@@ -199,12 +206,6 @@ def list_results(out: Path) -> list[RunResult]:
     return [result for folder in finished_runs(out) if (result := try_result(folder)) is not None]
 
 
-def finished_runs(out: Path) -> list[Path]:
-    """The folders under `out` that have a `result.json`, readable or not, by name."""
-    folders = sorted(out.iterdir()) if out.is_dir() else []
-    return [folder for folder in folders if os.path.lexists(folder / RESULT)]
-
-
 def try_result(folder: Path) -> RunResult | None:
     """The finished run in `folder`, for what reads many: a damaged one is logged, and None as one that isn't there."""
     try:
@@ -214,8 +215,24 @@ def try_result(folder: Path) -> RunResult | None:
         return None
 
 
+def finished_runs(out: Path) -> list[Path]:
+    """The folders under `out` that have a `result.json`, by name; also those that can't be looked into, which reading
+    them reports. Raises NoAccess for `out` itself."""
+    check_readable(out)
+    found = []
+    for folder in sorted(out.iterdir()) if out.is_dir() else ():
+        try:
+            (folder / RESULT).lstat()
+        except OSError as error:
+            if not is_denied(error):  # missing, or `folder` is a file
+                continue
+        found.append(folder)
+    return found
+
+
 def find_run(out: Path, name: str) -> Path:
     """The folder of a finished run, from its id, the start of its id, or a path."""
+    check_readable(Path(name) / RESULT)
     if os.path.lexists(Path(name) / RESULT):
         return Path(name)
     runs = {folder.name: folder for folder in finished_runs(out)}

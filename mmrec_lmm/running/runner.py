@@ -103,9 +103,12 @@ def run(
     spec = without_encoder(spec, inputs)
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
+    finished = None if force else run_folder.load_result(folder)  # what is finished is read without a lock
+    if finished is not None:
+        return as_stored(finished, spec, registry)
     with run_folder.claimed(folder):
         finished = None if force else run_folder.load_result(folder)
-        if finished is not None:
+        if finished is not None:  # by another process meanwhile
             return as_stored(finished, spec, registry)
         run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)

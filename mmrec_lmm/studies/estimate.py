@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from ..cache import fingerprint, read_json, write_json
 from ..config.settings import Settings
 from ..data.items import JOINT, loader, source_of
 from ..data.opening import open_dataset
-from ..errors import MMRecError
+from ..errors import MMRecError, NoAccess
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.inference import Inference
 from ..formatting import first_line
@@ -200,7 +201,8 @@ def probe(
         if on_progress:
             on_progress(found[-1])
     memory = {key: one.cost.memory for one in found for key in one.keys if not one.reason}
-    write_json(plan.folder / MEMORY, memory)
+    with suppress(NoAccess):  # in another user's folder it serves this command alone
+        write_json(plan.folder / MEMORY, memory)
     return found
 
 

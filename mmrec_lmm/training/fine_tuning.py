@@ -226,8 +226,10 @@ def tune(
     path = tuned_path(source, spec, config, tuning)
     device = torch.device(device)
     join(device)
-    with cache.locked(path) if is_first_process() else nullcontext():
-        if broadcast(is_first_process() and _is_stored(path, source)):
+    cache.check_readable(path)
+    stored = broadcast(is_first_process() and _is_stored(path, source))  # what exists is read without a lock
+    with nullcontext() if stored or not is_first_process() else cache.locked(path):
+        if stored or broadcast(is_first_process() and _is_stored(path, source)):
             logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
         else:
             encoder = build_encoder(spec, config, PAIR)

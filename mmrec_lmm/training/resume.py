@@ -17,7 +17,7 @@ from typing import Generic, Self
 import torch
 from torch import Tensor
 
-from ..cache import plain, write_atomic
+from ..cache import check_readable, plain, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
@@ -53,6 +53,7 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
     Best weights without a state, which a kill between the two files leaves, are deleted: on a GPU the same epoch, made
     again, may end with others. Raises DataError if the numbers don't fit `kind`: other code wrote them.
     """
+    check_readable(folder / STATE)
     if not os.path.lexists(folder / STATE):
         remove_checkpoint(folder)
         return None

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..cache import check_readable
 from ..errors import DataError
 from ..formatting import first_few, foreign
 from .torchscript import is_torchscript, read_torchscript
@@ -57,6 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Types stay as they are in the file. Tensors may be views of the file on the disk, which must then outlive them.
     Raises DataError for a file that is damaged, isn't a checkpoint, or holds more than data.
     """
+    check_readable(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)

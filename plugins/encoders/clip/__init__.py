@@ -78,6 +78,14 @@ def files(config: ClipConfig, modality: str) -> Sequence[WeightFile]:
     return () if config.variant else (OPENAI,)
 
 
+def fetch(config: ClipConfig, modality: str) -> None:
+    """Bring the tokenizer and the text tower's configuration, where an architecture has them from the hub."""
+    if modality == "text":
+        from .model import fetch_text_side  # imports open_clip, which takes seconds
+
+        fetch_text_side(config)
+
+
 SPEC = EncoderSpec(
     name=NAME,
     cls=f"{__name__}.encoder:ClipEncoder",
@@ -85,6 +93,7 @@ SPEC = EncoderSpec(
     modalities=("image", "text"),
     weights_id=weights_id,
     files=files,
+    fetch=fetch,
     variants=VARIANTS,
     summary="CLIP ViT-B/16 with OpenAI's weights: contrastively trained towers for image and text, 512 each",
     paper="Radford et al., ICML 2021, arXiv:2103.00020",

@@ -177,6 +177,17 @@ def _cleaned(clean: Callable[[str], str], special: Sequence[str], text: str) -> 
     return as_words(clean(text), special)
 
 
+def fetch_text_side(config: ClipConfig) -> None:
+    """Have in huggingface_hub's cache what the text side of an architecture needs. Raises WeightsMissing."""
+    found = architecture(config.variant)
+    tokenizer(found)
+    if name := found.layers["text_cfg"].get("hf_model_name"):
+        try:
+            importlib.import_module("transformers").AutoConfig.from_pretrained(name)
+        except (OSError, ValueError, ImportError) as error:
+            raise _hub_needed(found, "text tower", name, error) from None
+
+
 def _empty(found: Architecture, config: ClipConfig) -> Any:
     """The model with random weights."""
     zoo, vision = _open_clip(), found.layers["vision_cfg"]
