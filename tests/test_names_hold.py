@@ -138,7 +138,7 @@ def test_weights_that_change_between_hashing_and_loading_end_the_encoding(
 # A.2: what is encoded is what was hashed
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])  # torch takes 10 s to end workers
 def test_an_image_that_is_replaced_while_others_are_encoded_ends_that_and_keeps_the_shards_before(
     images: list[Path], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
@@ -255,7 +255,7 @@ def failing(path: Path, error: Exception) -> Callable[..., Any]:
     return open_or_fail
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])  # torch takes 10 s to end workers
 @pytest.mark.parametrize(
     "error",
     [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many open files"), MemoryError()],

@@ -209,7 +209,8 @@ def _digest_header(header: bytes, digest: Any) -> str | None:
 
 def _compare(path: Path, expected: str | None, found: str, *, sealed: bool) -> None:
     if expected != found and (sealed or expected is not None):
-        raise DamagedFile(f"{path}: expected content of checksum {expected or 'in its metadata'}, got {found}")
+        known = f"{expected[:12]}..." if expected else "in its metadata"
+        raise DamagedFile(f"{path}: expected content of checksum {known}, got {found[:12]}...")
 
 
 def _width(kind: str) -> int:
