@@ -382,7 +382,7 @@ def test_a_catalog_that_names_no_image_beside_a_folder_of_files_is_noted(
     data_path: Path, files: tuple[str, ...], noted: bool
 ) -> None:
     folder = data_path / "toy"
-    (folder / "items.tsv").write_text("itemID\ttitle\n" + "".join(f"{item}\tmug\n" for item in range(15)))
+    (folder / "items.tsv").write_text("itemID\ttitle\n" + "".join(f"{item}\tmug\n" for item in range(16)))
     shutil.rmtree(folder / "images")
     for file in files:
         (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
