@@ -282,7 +282,7 @@ def check_readable(path: Path) -> None:
     """
     try:
         rights = os.R_OK | (os.X_OK if stat.S_ISDIR(path.stat().st_mode) else 0)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a null byte in the name
         if is_denied(error):
             raise no_access(path, error, to="read") from None
         return
@@ -338,7 +338,7 @@ def read_json(path: Path, *, cure: str = AGAIN) -> Any:
 
 def _unreadable(path: Path, error: OSError | ValueError, cure: str) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file; {cure}")
+        return DataError(f"{path}: no such file")
     if is_denied(error):
         return no_access(path, error, to="read")
     return DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {cure}")

@@ -598,6 +598,7 @@ def test_a_damaged_file_of_seconds_counts_as_none(way: str, tmp_path: Path, monk
 @pytest.mark.parametrize("way", ["empty", "cut", "random", "a list", "not UTF-8", "a_folder", "a_pipe", "a_loop"])
 def test_a_damaged_memo_of_a_hash_is_not_believed(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cache, "SETTLED", 0)
     path = tmp_path / "x"
     path.write_text("content")
     right = cache.hash_file(path)
