@@ -4,13 +4,13 @@ A study of four rows (BPR, VBPR, and VBPR with shuffled and random features) is 
 row. Each row's run then stands for all points and seeds of the row: its folder is copied under other ids, with
 `result.json` and `config.json` of its own (seed, point) and links to its other files, and the study gets their records.
 
-Each command is a process of its own, on one thread; `list runs` and the page are run twice. Memory is its peak.
+Each command is a process of its own, on one thread, run twice: the quicker one's seconds, its processor's seconds, and
+its peak memory.
 """
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,11 +21,13 @@ from pathlib import Path
 
 import yaml
 
+from mmrec_lmm.running.run_folder import load_result
 from mmrec_lmm.studies.executor import Call, Job
 from mmrec_lmm.studies.file import load_study
 from mmrec_lmm.studies.leaderboard import FINISHED
 
 NAME, ROWS, SEEDS = "many", 4, 25
+MODELS = ("BPR", "VBPR")
 COMMANDS = (
     ("list runs", "list", "runs"),
     ("results index", "results", "index"),
@@ -36,13 +38,22 @@ COMMANDS = (
     ("clean", "clean"),
 )
 
+# The peak memory of a process counts the process that it was forked from, so that one must be small.
+WATCH = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.many_runs", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="+", default=[500, 5000], metavar="N", help="default: 500 5000")
     options = parser.parse_args(argv)
-    columns = [f"{count:,} runs, s (MiB)" for count in options.runs]
+    columns = [f"{count:,} runs" for count in options.runs]
     measured = []
     for count in options.runs:
         with tempfile.TemporaryDirectory() as folder:
@@ -66,12 +77,13 @@ def _write_study(folder: Path, *, points: int, seeds: int) -> None:
     study = {
         "title": "Many runs",
         "datasets": ["demo"],
-        "models": ["BPR", "VBPR"],
+        "models": list(MODELS),
         "encoders": ["basic"],
         "controls": ["shuffled", "random"],
         "seeds": list(range(seeds)),
         "baseline": {"model": "BPR"},
-        "settings": {"epochs": 2, "learning_rate": [1e-3 * (1 + point) for point in range(points)]},
+        "settings": {"epochs": 2},
+        "grids": {model: {"learning_rate": [(1 + point) / 1000 for point in range(points)]} for model in MODELS},
     }
     (folder / f"{NAME}.yaml").write_text(yaml.safe_dump(study))
 
@@ -84,14 +96,15 @@ def _multiply(folder: Path, environment: dict[str, str], count: int) -> None:
     try:
         originals = {}
         for path in Path("runs").glob("*/result.json"):
-            axes = json.loads(path.read_text())["record"]["axes"]
-            originals[json.dumps([axes["model"], axes["control"]])] = path.parent
+            result = load_result(path.parent)
+            assert result is not None
+            originals[result.record.axes.model, result.record.axes.control] = path.parent
         _write_study(folder, points=count // (ROWS * SEEDS), seeds=SEEDS)
         plan, _ = Call(load_study(folder / f"{NAME}.yaml"), folder, Path("runs"), ()).plan()
         shutil.rmtree(plan.folder)
         plan.folder.mkdir()
         for number, job in enumerate(plan.jobs.values()):
-            original = originals[json.dumps([job.axes.model, job.axes.control])]
+            original = originals[job.axes.model, job.axes.control]
             run = Path("runs", f"{job.axes.model}-demo-{number:08x}")
             _copy(original, run, job)
             record = {"state": FINISHED, "run_id": run.name, "reason": "", "seconds": 1.0, "at": time.time()}
@@ -117,24 +130,17 @@ def _copy(original: Path, run: Path, job: Job) -> None:
 
 
 def _cost(environment: dict[str, str], folder: Path, *command: str) -> str:
-    """`seconds (peak MiB)` of the quicker of two calls."""
-    found = []
-    for _ in range(2):
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mmrec_lmm", *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    """`seconds (of processor) MiB` of the quicker of two calls."""
+    seconds, processor, memory = min(
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", WATCH, sys.executable, "-m", "mmrec_lmm", *command],
+                cwd=folder, env=environment, check=True, stdout=subprocess.PIPE,
+            ).stdout
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-        found.append((time.perf_counter() - began, _mebibytes(usage)))
-    seconds, memory = min(found)
-    return f"{seconds:.1f} ({memory:,.0f})"
-
-
-def _mebibytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        for _ in range(2)
+    )  # fmt: skip
+    return f"{seconds:.1f} s ({processor:.1f}), {memory / (2**20 if sys.platform == 'darwin' else 2**10):,.0f} MiB"
 
 
 def _command(environment: dict[str, str], folder: Path, *command: str) -> None:
