@@ -17,7 +17,6 @@ import functools
 import logging
 import os
 import re
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,6 +127,7 @@ def encode(
             found = _stored(path)
             if found is not None:
                 logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
+                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
             else:
                 _make(path, source, build, len(catalog), options)
                 found = load_with_header(path)
@@ -223,7 +223,7 @@ def _fingerprint(path: Path, unreadable: Mapping[str, str]) -> str:
 def _remove(path: Path) -> None:
     """Delete a table, and what is there of an unfinished one."""
     path.unlink(missing_ok=True)
-    shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+    cache.remove(path.with_suffix(".parts"))
 
 
 @functools.cache
@@ -493,4 +493,4 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
     cache.write_memo(_seconds_file(path), f"{seconds:.3f}")
     table = FeatureTable(modality, values, present, _fingerprint(path, unreadable))
     save_table(path, table, encoder=encoder, unreadable=unreadable, decoders=sorted(tried))
-    shutil.rmtree(path.with_suffix(".parts"))
+    cache.remove(path.with_suffix(".parts"))

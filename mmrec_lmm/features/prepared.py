@@ -11,8 +11,6 @@ Shapes: I items, B batch, L the longest of a key whose length varies.
 import contextlib
 import hashlib
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +29,7 @@ from .. import cache
 from ..data.arrays import open_npy
 from ..data.images import decoders
 from ..data.items import bounded, item_texts, log_cut_texts, read_hashed, source_of
-from ..errors import DataError, MMRecError, PluginError, RunError
+from ..errors import DataError, MMRecError, PluginError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
 from ..typed_json import decode
@@ -92,10 +90,10 @@ def prepared_items(
     cache.check_readable(folder)
     if not folder.exists() or _why_again(folder, items):  # to read no lock is needed
         with cache.locked(folder):
-            if folder.exists() and (reason := _why_again(folder, items)):
+            reason = _why_again(folder, items) if folder.exists() else ""
+            if reason:
                 logger.warning("%s: %s; it is made again", folder, reason)
-                shutil.rmtree(folder)
-            if not folder.exists():
+            if reason or not folder.exists():
                 log_cut_texts(filter(None, items.texts), encoder, spec.name)
                 _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
     return _read(folder, len(items))
@@ -204,17 +202,9 @@ class _Items(TorchDataset[_Item]):
 def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
     """Write the files of all items; they appear together or not at all."""
     logger.info("%s: preparing %s items once for all epochs, in %s", name, f"{len(items):,}", folder)
-    hidden = folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "lengths").mkdir(parents=True)
-    try:
+    with cache.new_folder(folder) as hidden:
+        (hidden / "lengths").mkdir()
         _write(hidden, items, workers=workers, padding=padding, name=name)
-        os.replace(hidden, folder)
-    except BaseException as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if cache.is_disk_full(error):
-            raise RunError(f"{folder}: no space left on the disk for the prepared items; free some, repeat") from None
-        raise
 
 
 def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:

@@ -231,6 +231,8 @@ def tune(
     with nullcontext() if stored or not is_first_process() else cache.locked(path):
         if stored or broadcast(is_first_process() and _is_stored(path, source)):
             logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
+            if is_first_process():
+                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
         else:
             encoder = build_encoder(spec, config, PAIR)
             _check_shareable(encoder, name=spec.name)
@@ -255,7 +257,6 @@ def tune(
                     path, tuner.best_weights, {key: json.dumps(cache.plain(each)) for key, each in about.items()}
                 )
                 remove_checkpoint(path.with_suffix(".parts"))
-                path.with_suffix(".parts").rmdir()
         found = broadcast((load_record(path), _load_left_out(path).items) if is_first_process() else None)
     assert found is not None
     record, missing = found
