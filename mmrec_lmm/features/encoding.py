@@ -37,7 +37,7 @@ from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
 from ..types import FeatureTable, ItemCatalog, RunSpec, Tuned
-from ..weights.formats import load_state, read_checkpoint
+from ..weights.formats import load_state, read_tensors
 from .files import coverage, load_with_header, save_table
 from .inference import Inference
 
@@ -107,7 +107,7 @@ def encode(
             else:
                 encoder = build_encoder(spec, config, (modality,))
                 if tuned:  # of image and text; an encoder of one modality may lack weights of the other
-                    state, own = read_checkpoint(tuned.path), encoder.state_dict()
+                    state, own = read_tensors(tuned.path), encoder.state_dict()
                     load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
                 if torch.device(options.device).type == "cuda" and options.dtype == "float32":
                     _note_full_precision()
@@ -183,6 +183,8 @@ def _report_texts(catalog: ItemCatalog, text_fields: Sequence[str]) -> None:
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
     """All that an encoder's vectors of a modality depend on: its name, version, weights and configuration."""
     keys = {key: value for key, value in cache.plain(config).items() if key != "weights"}  # a path, not content
+    if not keys.get("weights_ema", True):
+        del keys["weights_ema"]  # at its default no part of a name
     return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
 
 

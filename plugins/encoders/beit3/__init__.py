@@ -37,6 +37,7 @@ class Beit3Config:
     variant: Variant = "base"
     checkpoint: Checkpoint = "itc"
     weights: str = ""  # the user's checkpoint, or the folder of the published files
+    weights_ema: bool = False  # take the averaged weights (EMA) that a training script saved beside the others
     pool: Pool = "itc"  # the vector of an image or a text: its retrieval head's unit vector, or the last layer's CLS
     joint_cls: Cls = "image"  # the CLS that is the vector of the modality joint
     image_size: int | None = None  # pixels a side, a multiple of 16; null is what the checkpoint was trained with

@@ -32,6 +32,7 @@ class ClipConfig:
 
     variant: str = ""  # "" (ViT-B/16 by OpenAI), "tiny", or open_clip's ARCH/TAG
     weights: str = ""  # a checkpoint, or a folder that holds it under its published name; "": find or download
+    weights_ema: bool = False  # take the averaged weights (EMA) that a training script saved beside the others
     pool: Literal["proj", "pre_proj"] = "proj"  # the vectors that are compared (512, 512), or those before (768, 512)
     normalise: bool = False  # rows of length 1, as the loss has them; the released features are raw projections
     preprocess: Literal["official", "released"] = "official"  # released: as LMM4Rec's code feeds it; see encoder.py

@@ -1,0 +1,96 @@
+"""What a pickle of weights may name beside tensors, and what each becomes: plain data, whatever it was.
+
+Training scripts save numbers of NumPy, paths and command lines beside their weights. torch's restricted reader takes a
+name only with an object to put in its place: here these are inert, so none of NumPy's or pathlib's code runs. Any
+other name is refused.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PLAIN = "biufc"  # kinds of NumPy's types that are numbers
+
+
+class _Type:
+    """A type of NumPy, as its pickle describes it: `numpy.dtype` is called with a code, then given a state."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+    def plain(self) -> np.dtype[Any] | None:
+        """The type, where it is one of numbers; None for objects, texts and records."""
+        if isinstance(self.code, bytes):
+            self.code = self.code.decode("ascii")
+        if not isinstance(self.code, str) or self.code[:1] not in _PLAIN:
+            return None
+        return np.dtype(f"{self.order if self.order in ('<', '>') else '='}{self.code}")
+
+
+class Array:
+    """An array of NumPy, as its pickle describes it."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def tensor(self) -> Tensor | None:
+        """The array as a tensor; None where it holds anything but numbers. ValueError where the bytes don't fit."""
+        _, shape, kind, fortran, content = self.state
+        found = kind.plain() if isinstance(kind, _Type) else None
+        if found is None or not isinstance(content, bytes):
+            return None
+        values = np.frombuffer(content, found).reshape(shape, order="F" if fortran else "C")
+        return torch.from_numpy(np.ascontiguousarray(values.astype(found.newbyteorder("="))).reshape(shape))
+
+
+def _scalar(kind: Any, content: Any = b"") -> Any:
+    """The number that `numpy.core.multiarray.scalar` would make; None for another thing."""
+    found = kind.plain() if isinstance(kind, _Type) else None
+    if found is None or not isinstance(content, bytes) or len(content) != found.itemsize:
+        return None
+    return np.frombuffer(content, found)[0].item()
+
+
+def _path(*parts: Any) -> str:
+    return "/".join(map(str, parts))
+
+
+def _array(*_: Any) -> Array:
+    return Array()
+
+
+def _dictionary(*_: Any) -> dict[Any, Any]:
+    return {}  # a defaultdict without its factory
+
+
+def _nothing(*_: Any) -> None:
+    """A factory, which is named and never called."""
+
+
+def _substitutes() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (argparse.Namespace, "argparse.Namespace"),
+        (frozenset, "builtins.frozenset"),
+        (_dictionary, "collections.defaultdict"),
+        (_Type, "numpy.dtype"),
+        (Array, "numpy.ndarray"),
+    ]
+    for package in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before NumPy 2, and since
+        found += [(_scalar, f"{package}.scalar"), (_array, f"{package}._reconstruct")]
+    for module in ("pathlib", "pathlib._local"):  # since Python 3.13
+        kinds = ("Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+        found += [(_path, f"{module}.{kind}") for kind in kinds]
+    return found + [(_nothing, f"builtins.{kind}") for kind in ("list", "dict", "int", "float", "str", "tuple", "bool")]
+
+
+#: (what is put there, the name in the pickle), as `torch.serialization.safe_globals` takes them.
+SUBSTITUTES = _substitutes()
