@@ -17,8 +17,10 @@ from mmrec_lmm.config.choices import SplitRule
 from mmrec_lmm.downloads.fetching import offline
 from mmrec_lmm.downloads.files import NotDownloaded, RemoteFile, bring, check
 from mmrec_lmm.errors import DataError
+from mmrec_lmm.plugin.names import is_within
 
 from .building import MANIFEST, Report, build
+from .images.sources import refuse_bomb
 from .published import IMAGE_FEATURES, Counts, PublishedDataset, PublishedFile
 from .sources import LAYOUTS
 from .writing import check_free
@@ -92,6 +94,11 @@ def _unpacked(paths: Sequence[Path], dataset: PublishedDataset) -> list[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 with zipfile.ZipFile(path) as archive:
+                    entries = archive.infolist()
+                    refuse_bomb(path, sum(entry.file_size for entry in entries))
+                    outside = [entry.filename for entry in entries if not is_within(entry.filename.rstrip("/"))]
+                    if outside:
+                        raise DataError(f"{path}: expected files within the archive, got {outside[0]!r}; don't use it")
                     archive.extractall(folder)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
                 raise DataError(f"{path}: expected a zip archive, got a damaged file or none ({error})") from None
