@@ -14,7 +14,7 @@ from typing import Any
 
 from mmrec_lmm.cache import hash_file, home, locked, read_json
 from mmrec_lmm.config.choices import SplitRule
-from mmrec_lmm.downloads.fetching import offline
+from mmrec_lmm.downloads.fetching import offline, shown
 from mmrec_lmm.downloads.files import NotDownloaded, RemoteFile, bring, check
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.plugin.names import is_within
@@ -133,7 +133,7 @@ def get_files(
                 absent = [other for other in wanted if _present(other, place_of(dataset, other), given) is None]
                 raise DataError(_by_hand(dataset, file, error, absent, mirror)) from None
         else:
-            remedy = f"delete it and try again, or get it again from {' or '.join(remote.urls)}"
+            remedy = f"delete it and try again, or get it again from {' or '.join(map(shown, remote.urls))}"
             check(remote, path, remedy=remedy, record=path == place)
         _compare(file, path)
         paths.append(path)
@@ -170,8 +170,8 @@ def _by_hand(
     """What to do without the server: every address, and the places to put the files."""
     folder = place_of(dataset, file).parent
     reason = f"{error.filename} can't be written" if isinstance(error, PermissionError) else str(error)
-    addresses = "\n".join(f"  {url}" for other in absent for url in dataset.urls(other))
-    also = f" (--mirror {mirror})" if mirror else ""
+    addresses = "\n".join(f"  {shown(url)}" for other in absent for url in dataset.urls(other))
+    also = f" (--mirror {shown(mirror)})" if mirror else ""
     unpacked = (
         f". If you have it unpacked: mmrec-lmm data build {dataset.name} --from FOLDER"
         if file.name.endswith(".zip")
