@@ -162,7 +162,7 @@ def test_averaged_weights_are_taken_by_option_and_are_part_of_a_name(tmp_path: P
     plain = saved(weights(), tmp_path, "plain.pt")
     with pytest.raises(DataError, match=r"weights_ema: expected averaged weights \(model_ema, "):
         features(plain, weights_ema=True)
-    ids = [encoder_id(SPEC, Config(variant="tiny", weights=str(path), weights_ema=on), "image") for on in (False, True)]
+    ids = [encoder_id(SPEC, Config(variant="tiny", weights=str(path), weights_ema=on), "image") for on in (None, True)]
     assert "weights_ema" not in ids[0][-1]
     assert ids[1][-1]["weights_ema"] is True
 

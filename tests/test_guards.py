@@ -85,9 +85,7 @@ def test_files_that_configuration_names_stay_within_the_data_set(key: str) -> No
 def test_a_manifest_of_images_stays_within_the_data_set(tmp_path: Path) -> None:
     row = dict.fromkeys(COLUMNS, "0") | {"item": "a", "image": "../../x.jpg"}
     (tmp_path / "images.tsv").write_text("\t".join(COLUMNS) + "\n" + "\t".join(row[name] for name in COLUMNS) + "\n")
-    with pytest.raises(
-        DataError, match=r"images\.tsv, line 2: image: expected a path that stays within its folder, .* images/"
-    ):
+    with pytest.raises(DataError, match=r"images\.tsv, line 2: image: expected a path that stays within"):
         read_manifest(tmp_path / "images.tsv")
 
 

@@ -183,8 +183,6 @@ def _report_texts(catalog: ItemCatalog, text_fields: Sequence[str]) -> None:
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
     """All that an encoder's vectors of a modality depend on: its name, version, weights and configuration."""
     keys = {key: value for key, value in cache.plain(config).items() if key != "weights"}  # a path, not content
-    if not keys.get("weights_ema", True):
-        del keys["weights_ema"]  # at its default no part of a name
     return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
 
 

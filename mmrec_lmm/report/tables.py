@@ -366,7 +366,7 @@ def _md(text: str) -> str:
 
 
 def _md_cell(cell: TableCell) -> str:
-    text = f"**{cell.text}**" if cell.bold else cell.text
+    text = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
     text += ("\\*" if cell.star else "") + (MARK if cell.mark else "")
     return text + (f" ({cell.note})" if cell.note else "")
 

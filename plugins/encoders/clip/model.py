@@ -145,7 +145,7 @@ def build(found: Architecture, config: ClipConfig, *, file: Path | None) -> Any:
     """
     model = _empty(found, config)
     if file is not None:
-        state = read_checkpoint(file, ema=config.weights_ema)
+        state = read_checkpoint(file, ema=bool(config.weights_ema))
         _check_gelu(found, state, file)
         report = load_state(model, _arranged(model, state, file), source=file, drop=UNREAD)
         logger.info("%s: %s", file, report.summary())

@@ -39,7 +39,7 @@ class Cnn(nn.Module):
         self.normalize = Normalize(parts.mean, parts.deviation)
         if not config.is_tiny:
             path = cnn_path(config)
-            state = _of_timm(self.network, read_checkpoint(path, ema=config.weights_ema), source=path)
+            state = _of_timm(self.network, read_checkpoint(path, ema=bool(config.weights_ema)), source=path)
             report = load_state(self.network, state, source=path, drop=parts.classifier)
             logger.info("%s: %s", path, report.summary())
             logger.info("image features of %s: a substitute for CaffeNet's, which MMRec publishes", config.cnn)

@@ -57,7 +57,7 @@ class VLMoEncoder(ItemEncoder):
         self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = VLMo(self.size)
         if not is_random(config):
-            self._load(RELEASE.checkpoint_path(config), ema=config.weights_ema)
+            self._load(RELEASE.checkpoint_path(config), ema=bool(config.weights_ema))
         if self.reads_texts:
             self.tokenize, continues = _tokenizer(config, self.size)
             self.register_buffer("continues", continues, persistent=False)
