@@ -1,6 +1,7 @@
 """Checkpoints as other people save them: loaded to the same features as plain ones, or refused with the right word."""
 
 import argparse
+import codecs
 import collections
 import functools
 import importlib
@@ -286,6 +287,36 @@ def test_an_archive_that_unpacks_to_more_than_it_may_is_refused_before_it_is_unp
         archive.writestr("bomb/data/0", bytes(2**20))
     with pytest.raises(DataError, match="compressed tensors, which torch never writes"):
         read_checkpoint(path)
+
+
+class Buffer:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (10**12,)
+
+
+class Doubled:
+    """Each layer is twice as long as the one within."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return codecs.encode, (Doubled(self.layers - 1) if self.layers else b"ab", "HEX-codec")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(("bomb", "named"), [(Buffer(), "bytearray"), (Doubled(60), "_codecs.encode")])
+def test_a_pickle_that_makes_much_of_little_is_refused(bomb: Any, named: str, legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    torch.save({"a": torch.ones(2), "b": bomb}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(DataError, match=rf"names \w*\.?{named}, by which a few bytes could fill the memory"):
+        read_checkpoint(path)
+
+
+def test_a_tensor_of_more_than_its_file_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a: expected a tensor of the bytes .* holds, 4, got one of 40,000,000,000"):
+        read_checkpoint(saved({"a": torch.ones(1).expand(10**10)}, tmp_path))
+    assert read_checkpoint(saved({"a": torch.ones(1).expand(10)}, tmp_path))["a"].sum() == 10
 
 
 def test_an_entry_that_unpacks_to_more_than_its_directory_says_is_refused(tmp_path: Path) -> None:

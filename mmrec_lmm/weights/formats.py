@@ -6,6 +6,7 @@ weights (EMA) beside them. What is taken off is logged.
 Shapes: P prefix rows, n and m sides of a grid of patches, D width.
 """
 
+import io
 import json
 import logging
 import math
@@ -26,8 +27,8 @@ from torch.nn import functional as F
 
 from ..errors import DataError
 from ..formatting import first_few, foreign
-from .archives import entries
-from .pickles import SUBSTITUTES, Array
+from .archives import content_of, entries
+from .pickles import SUBSTITUTES, Array, grows
 from .torchscript import is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ PREFIXES = ("module.", "model.", "_forward_module.", "net.", "network.")
 #: What compiling, sharding and checkpointing put before the names of a part: no network calls a part so.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OPTIMIZER = ("optimizer", "optimizer_states", "optimizer_state_dict", "optim", "param_groups")
+_PICKLES_OF_OLD = 5  # at the start of a file of torch's old format: its number, version, system, content, keys
+_REPEATED = 2**26  # bytes that a tensor's shape may say beyond what its file holds: a number can be repeated
 _DEEPEST = 4  # containers in one another
 _AGAIN = "delete it and download it again"
 
@@ -162,6 +165,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch_load(path: Path, *, mmap: bool) -> Any:
     """The content of a file of `torch.save`, if it is only data."""
+    if (growing := _growing(path)) is not None:
+        raise DataError(
+            f"{path}: expected tensors and plain data, got a pickle that names {growing}, by which a few bytes could "
+            "fill the memory: nothing was executed; have its tensors alone saved as .safetensors"
+        )
     try:
         with torch.serialization.safe_globals(SUBSTITUTES):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -178,6 +186,19 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
             f"{path}: expected a checkpoint of torch, got a damaged or other file ({type(error).__name__}: "
             f"{reason[0] if reason else 'no reason given'}); {_AGAIN}"
         ) from None
+
+
+def _growing(path: Path) -> str | None:
+    """What the pickles of a file of torch name that could make much of little."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return grows(file, _PICKLES_OF_OLD)
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        try:
+            return next(filter(None, (grows(io.BytesIO(content_of(archive, name)), 1) for name in pickles)), None)
+        except (zipfile.BadZipFile, OSError, ValueError):  # torch's reader says what is wrong
+            return None
 
 
 def _entries(path: Path) -> list[str]:
@@ -268,7 +289,13 @@ def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
                 value = value.tensor()
             except (ValueError, TypeError) as error:
                 raise DataError(f"{path}: {key}: expected an array of numbers, got a damaged one ({error})") from None
-        if isinstance(key, str) and isinstance(value, Tensor):
+        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+            if value.nbytes > value.untyped_storage().nbytes() + _REPEATED:
+                held = value.untyped_storage().nbytes()
+                raise DataError(
+                    f"{path}: {key}: expected a tensor of the bytes that the file holds, {held:,}, got one of "
+                    f"{value.nbytes:,}; save it again with .contiguous()"
+                )
             found[key] = value.detach()
     return found
 

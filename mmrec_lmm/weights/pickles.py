@@ -2,17 +2,44 @@
 
 Training scripts save numbers of NumPy, paths and command lines beside their weights. torch's restricted reader takes a
 name only with an object to put in its place: here these are inert, so none of NumPy's or pathlib's code runs. Any
-other name is refused.
+other name is refused, and some that torch would take, as a few bytes of them could fill the memory.
 """
 
 import argparse
+import pickletools
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+#: Names that torch's reader takes, and that make much of little: buffers of any length, copies of repeated numbers.
+_GROWING = frozenset(
+    f"{module} {name}"
+    for module, names in {
+        "builtins": ("bytearray",),
+        "__builtin__": ("bytearray",),
+        "torch._utils": ("_rebuild_device_tensor_from_numpy", "_rebuild_device_tensor_from_cpu_tensor"),
+    }.items()
+    for name in names
+)
+#: Encodings of bytes, by which `_codecs.encode` could double its own result again and again.
+_DOUBLING = frozenset(
+    [
+        "hex",
+        "hex_codec",
+        "base64",
+        "base64_codec",
+        "base_64",
+        "uu",
+        "uu_codec",
+        "quopri",
+        "quopri_codec",
+        "quoted_printable",
+        "quotedprintable",
+    ]
+)
 _PLAIN = "biufc"  # kinds of NumPy's types that are numbers
 
 
@@ -74,6 +101,26 @@ def _dictionary(*_: Any) -> dict[Any, Any]:
 
 def _nothing(*_: Any) -> None:
     """A factory, which is named and never called."""
+
+
+def grows(file: IO[bytes], pickles: int) -> str | None:
+    """What the first `pickles` pickles of a file name that could make much of little; None where they don't, or are
+    damaged. Nothing is built."""
+    names, encodings = set(), set()
+    try:
+        for _ in range(pickles):
+            for code, argument, _ in pickletools.genops(file):
+                if code.name == "GLOBAL":
+                    names.add(str(argument))
+                elif isinstance(argument, str | bytes) and len(argument) < 20:
+                    text = argument if isinstance(argument, str) else argument.decode("latin-1")
+                    encodings.add(text.lower().replace("-", "_").replace(" ", "_"))
+    except (ValueError, EOFError, KeyError, IndexError):  # the reader says what is wrong
+        pass
+    growing = names & _GROWING
+    if "_codecs encode" in names and encodings & _DOUBLING:
+        growing.add("_codecs encode")
+    return min(growing).replace(" ", ".") if growing else None
 
 
 def _substitutes() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
