@@ -187,7 +187,7 @@ def folder_name(text: str) -> str:
     if not text or Path(text).name != text:
         raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; try --data-path for its folder")
     if not is_safe_name(text):
-        raise argparse.ArgumentTypeError(f"expected a data set's name ({NAME_RULE}), got {text!r}; rename its folder")
+        raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; a name has {NAME_RULE}")
     return text
 
 
