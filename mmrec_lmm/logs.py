@@ -12,12 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from .errors import is_denied
+from .formatting import printable
 from .types import Dataset, EpochReport, Interactions
 
 logger = logging.getLogger(__name__)
 
-FILE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "%a %d %b %Y %H:%M:%S")
-CONSOLE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "%d %b %H:%M")
+
+class _Printable(logging.Formatter):
+    """Lines that a terminal doesn't obey, whatever texts of data sets are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+FILE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%a %d %b %Y %H:%M:%S")
+CONSOLE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%d %b %H:%M")
 
 
 def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> Path | None:

@@ -21,6 +21,7 @@ from mmrec_lmm.api import first_few
 from mmrec_lmm.cache import check_readable, holding, read_hash, restore_folder, write_atomic
 from mmrec_lmm.data.tables import find_separator, first_cells, read_table
 from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
+from mmrec_lmm.plugin.names import PATH_RULE, is_within
 
 from ..writing import IMAGES_LOCK, write_table
 from .addresses import candidates, split_urls
@@ -205,6 +206,8 @@ class _Items:
             raise DataError(f"{self.path}: expected the column raw_id, asin or itemID, got {', '.join(self.columns)}")
         self.ids = [str(cell) for cell in self.columns[by]]
         self.images = [str(cell) for cell in self.columns.get("image", [""] * len(self.ids))]
+        if outside := next((name for name in self.images if name and not is_within(name)), None):
+            raise DataError(f"{self.path}: image: expected {PATH_RULE}, images/, got {outside!r}; correct it")
 
     def write(self, images: Sequence[str]) -> None:
         if list(images) == self.images and "image" in self.columns:

@@ -10,10 +10,13 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from ..errors import MMRecError, is_denied
+from ..formatting import printable
 from .parser import command, configuration_keys
 from .verbs import GROUPS
 
@@ -30,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM saves the state, as Ctrl-C does
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it on import; see docs/performance.md
+    with _printing_safely():
+        return _handle(options, rest)
+
+
+def _handle(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Call the verb's handler; an error is printed, and becomes an exit code."""
     try:
         options.overrides = configuration_keys(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
@@ -58,6 +67,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             return refused.exit_code
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
+
+
+class _Safe:
+    """A stream for people: what is written to it never commands a terminal, whatever names and titles it holds."""
+
+    def __init__(self, stream: TextIO, keep: str) -> None:
+        self._stream, self._keep = stream, keep
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text, self._keep))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _printing_safely() -> Iterator[None]:
+    """Within this context stdout and stderr are safe; progress bars may return to the start of a line of stderr."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Safe(sys.stdout, "\n\t"), _Safe(sys.stderr, "\n\t\r")
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from .. import __version__
 from ..config.choices import SPLIT_RULES
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
+from ..plugin.names import NAME_RULE, is_safe_name
 from ..report.layouts import FORMATS, LAYOUTS
 
 if TYPE_CHECKING:
@@ -183,8 +184,10 @@ def as_json(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_name(text: str) -> str:
-    if not text or text.startswith(".") or Path(text).name != text:
+    if not text or Path(text).name != text:
         raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; try --data-path for its folder")
+    if not is_safe_name(text):
+        raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; a name has {NAME_RULE}")
     return text
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
-from ..formatting import aligned
+from ..formatting import aligned, csv_text
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
@@ -296,8 +296,8 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
 def recommendations_text(rows: pd.DataFrame, how: str) -> str:
     """`recommend`: rows of user, rank, item and title, as text, csv, tsv or json."""
     if how in ("csv", "tsv"):
-        text: str = rows.to_csv(index=False, sep="," if how == "csv" else "\t", lineterminator="\n")
-        return text
+        cells = ({str(name): cell for name, cell in row.items()} for row in rows.to_dict("records"))
+        return csv_text(cells, separator="," if how == "csv" else "\t", columns=rows.columns)
     if not rows["title"].any() and how == "text":
         rows = rows.drop(columns="title")
     records = [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False, name=None)]

@@ -17,6 +17,7 @@ from ..cache import check_readable, fingerprint, hash_file, hash_readable, join_
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
+from ..plugin.names import PATH_RULE, is_within
 from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
 from .ids import MAPPINGS
 from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
@@ -196,7 +197,8 @@ def column_name(name: str, default: str, header: Sequence[str]) -> str:
 
 
 def read_catalog(folder: Path) -> ItemCatalog:
-    """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`."""
+    """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`. DataError for one that would lead
+    out of there."""
     path = folder / "items.tsv"
     table = items_table(path)
     if "itemID" not in table:
@@ -211,6 +213,11 @@ def read_catalog(folder: Path) -> ItemCatalog:
     table = table.iloc[order]
     raw_column = next((column for column in ("raw_id", "asin") if column in table), "itemID")
     names = table["image"].tolist() if "image" in table else [""] * len(table)
+    if (outside := next((item for item, name in enumerate(names) if name and not is_within(name)), None)) is not None:
+        raise DataError(
+            f"{path}: image: item {outside}: expected {PATH_RULE}, {folder / 'images'}, got {names[outside]!r}; "
+            "correct it, or leave it empty"
+        )
     images = tuple(_image(folder / "images", name) if name else None for name in names)
     fields = {column: tuple(table[column]) for column in table.columns if column not in NOT_TEXT}
     contents = [one for one in hash_readable(images) if one is not None]

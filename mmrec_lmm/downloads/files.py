@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..cache import check_readable, hash_file, is_disk_full, locked, no_access, write_bytes
 from ..errors import DataError, NoAccess, RunError, is_denied
-from .fetching import FETCH_ERRORS, discard, fetch, reason_of
+from .fetching import FETCH_ERRORS, discard, fetch, reason_of, shown
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
                     raise RunError(
                         f"{part}: no space left on the disk; free some and start again, it continues"
                     ) from None
-                reasons.append(reason_of(error) if len(file.urls) == 1 else f"{url}: {reason_of(error)}")
+                reasons.append(reason_of(error) if len(file.urls) == 1 else f"{shown(url)}: {reason_of(error)}")
         raise NotDownloaded("; ".join(reasons))
 
 
@@ -116,21 +116,35 @@ def has_end(name: str) -> bool:
 def _bring(file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str) -> None:
     part = _part(place)
     expected = known_hash(file, place)
-    logger.info("%s: downloading %s", who, url)
+    logger.info("%s: downloading %s", who, shown(url))
+    if not expected and not url.startswith("https://"):
+        logger.warning(
+            "%s: no hash of %s is published and its address is no https: whoever is on the way can change it",
+            who,
+            shown(url),
+        )
+    continued = part.exists()
     measured = fetch(url, part, label=file.name, hash_known=bool(expected))
     digest = _hash(part, expected)
+    if expected and digest != expected and continued:  # what was here came from elsewhere
+        discard(part)
+        measured = fetch(url, part, label=file.name, hash_known=True)
+        digest = _hash(part, expected)
     if expected and digest != expected:
         discard(part)
         origin = "as published" if file.digest else f"as {_record(place)} says"
         raise DataError(
-            f"{url}: expected {_kind(expected)} {expected} ({origin}), got {digest}; the download was deleted, try "
-            f"again. If the hash is the same, the file there was replaced: {otherwise}"
+            f"{shown(url)}: expected {_kind(expected)} {expected} ({origin}), got {digest}; the download was deleted, "
+            f"try again. If the hash is the same, the file there was replaced: {otherwise}"
         )
     if not expected:
         try:
             expect_format(part, file.name)
             if not measured and not has_end(file.name):
-                raise ValueError("the server doesn't say how long it is, so a cut can't be told from its end")
+                raise ValueError(
+                    "the server doesn't say how long it is, so a cut can't be told from its end; if you know its "
+                    f"SHA-256, write that to {_record(place)} and try again"
+                )
         except ValueError:
             discard(part)
             raise

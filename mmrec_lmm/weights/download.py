@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from ..cache import check_readable, home
-from ..downloads.fetching import offline
+from ..downloads.fetching import offline, shown
 from ..downloads.files import NotDownloaded, RemoteFile, bring, check
 from ..errors import NoAccess, WeightsMissing
 from ..plugin.specs import WeightFile
@@ -45,7 +45,7 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
                 f"{encoder}: {file.name} isn't here; {error}; or {_how_to_get(file, encoder)}"
             ) from None
         return place
-    again = "delete it to get it again" if path == place else f"get {file.url} again"
+    again = "delete it to get it again" if path == place else f"get {shown(file.url)} again"
     check(remote, path, remedy=f"{again}, or name another file by --weights PATH", record=path == place)
     return path
 
@@ -78,8 +78,8 @@ def place_of(file: WeightFile, encoder: str) -> Path:
 
 def _how_to_get(file: WeightFile, encoder: str) -> str:
     return (
-        f"download {file.url} to {place_of(file, encoder)}, or name the file, or a folder that holds {file.name}, by "
-        f"--weights PATH"
+        f"download {shown(file.url)} to {place_of(file, encoder)}, or name the file, or a folder that holds "
+        f"{file.name}, by --weights PATH"
     )
 
 

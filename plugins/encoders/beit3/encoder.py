@@ -62,7 +62,7 @@ class Beit3Encoder(ItemEncoder):
 
     def _load(self, path: Path) -> None:
         """Fill the network. Pre-trained checkpoints have the head of masked modeling, and no retrieval heads."""
-        state = read_checkpoint(path)
+        state = read_checkpoint(path, ema=bool(self.config.weights_ema))
         lacking = [name for name in HEADS if name not in state]
         if lacking and self.config.pool == "itc":
             raise DataError(

@@ -6,11 +6,11 @@ including SigLIP. This file has what needs no torch: the configuration, and wher
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, Limit, WeightFile, between, find_weights, hash_file
+from mmrec_lmm.api import OPTIONAL, ConfigValueError, EncoderSpec, Limit, WeightFile, between, find_weights, hash_file
 
 from ... import configs
 
@@ -34,6 +34,7 @@ class ClipConfig:
 
     variant: str = ""  # "" (ViT-B/16 by OpenAI), "tiny", or open_clip's ARCH/TAG
     weights: str = ""  # a checkpoint, or a folder that holds it under its published name; "": find or download
+    weights_ema: bool | None = field(default=None, metadata=OPTIONAL)  # true: the averaged weights (EMA) of the file
     pool: Literal["proj", "pre_proj"] = "proj"  # the vectors that are compared (512, 512), or those before (768, 512)
     normalise: bool = False  # rows of length 1, as the loss has them; the released features are raw projections
     preprocess: Literal["official", "released"] = "official"  # released: as LMM4Rec's code feeds it; see encoder.py

@@ -59,7 +59,7 @@ class VLMoEncoder(ItemEncoder):
         self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = VLMo(self.size)
         if not is_random(config):
-            self._load(RELEASE.checkpoint_path(config))
+            self._load(RELEASE.checkpoint_path(config), ema=bool(config.weights_ema))
         if self.reads_texts:
             self.tokenize, continues = _tokenizer(config, self.size)
             self.register_buffer("continues", continues, persistent=False)
@@ -91,9 +91,9 @@ class VLMoEncoder(ItemEncoder):
             (cls,) = model.text(batch["ids"], "vl" if vl else "text")
         return cls if pool == "cls" else model.project(cls, f"vl_{modality}" if vl else modality)
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, *, ema: bool) -> None:
         """Fill the model from an official checkpoint; DataError says what doesn't fit."""
-        state, drop = read_checkpoint(path), [*NOT_LEARNED]
+        state, drop = read_checkpoint(path, ema=ema), [*NOT_LEARNED]
         if self.size.relative:
             drop.append(TEXT_POSITIONS)  # in the checkpoint, but unused with relative positions
         elif TEXT_POSITIONS in state:
