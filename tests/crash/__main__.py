@@ -37,7 +37,7 @@ def _at_points(options: argparse.Namespace, scratch: Path) -> int:
     wrong = 0
     for name in options.command or COMMANDS:
         began = time.monotonic()
-        workspace = Workspace(scratch / name.replace(" ", "-"), COMMANDS[name])
+        workspace = Workspace(scratch, COMMANDS[name])
         numbered = dict(zip(workspace.points, range(len(workspace.points)), strict=True))
         if options.list:
             for point, number in numbered.items():
@@ -64,7 +64,7 @@ def _at_random(options: argparse.Namespace, scratch: Path) -> int:
     wrong = 0
     for command in TOGETHER:
         began = time.monotonic()
-        workspace = Workspace(scratch / command.name.replace(" ", "-"), command)
+        workspace = Workspace(scratch, command)
         first, last = workspace.span()
         draw = random.Random(options.seed)
         found: list[Damage] = []

@@ -15,13 +15,17 @@ PLAIN = ("run", "-m", "LightGCN", "-d", "shop", *SMALL)  # without features
 SHORT = ("--ft.epochs=2", "--ft.held_out=0.3", "--ft.batch_size=4")
 IMPORT = ("data", "import", "shop", "--items", "items.csv", "--images", "photos", "--interactions")
 OLD, NEW = (*IMPORT, "clicks.csv"), (*IMPORT, "more.csv", "--force")
-SETTINGS = (
-    "settings: {epochs: 2, stopping_step: 2, embedding_size: 4, train_batch_size: 32, topk: [5], threads: 1,"
-    " valid_metric: Recall@5, checkpoint_seconds: 0}\n"
-)
+STUDY = """\
+models: VBPR
+datasets: shop
+metrics: Recall@5
+settings:
+  {epochs: 2, stopping_step: 2, embedding_size: 4, train_batch_size: 32, topk: [5], valid_metric: Recall@5, threads: 1,
+   checkpoint_seconds: 0}
+"""
 STUDIES = {
-    "study.yaml": "models: VBPR\ndatasets: shop\nencoders: [basic, 'clip:tiny']\nseeds: [1, 2]\ncontrols: [none]\n",
-    "grid.yaml": "models: VBPR\ndatasets: shop\nencoders: basic\ngrids: {VBPR: {reg_weight: [0.1, 0.01, 0.001, 1]}}\n",
+    "study.yaml": f"{STUDY}encoders: [basic, 'clip:tiny']\nseeds: [1, 2]\ncontrols: [none]\n",
+    "grid.yaml": f"{STUDY}encoders: basic\ngrids: {{VBPR: {{reg_weight: [0.1, 0.01, 0.001, 1]}}}}\n",
 }
 
 
@@ -103,4 +107,4 @@ def write_shop(folder: Path) -> None:
     (folder / "clicks.csv").write_text("user,item\n" + "".join(clicks))
     (folder / "more.csv").write_text("user,item\n" + "".join([*clicks, "u0,i1\n", "u1,i0\n"]))
     for name, text in STUDIES.items():
-        (folder / name).write_text(text + SETTINGS)
+        (folder / name).write_text(text)

@@ -58,17 +58,26 @@ class Damage:
 
 
 class Workspace:
-    """A folder in which one command is run again and again, each time from the same beginning."""
+    """A folder in which one command is run again and again, each time from the same beginning.
+
+    Workspaces of the same `scratch` share the shop, which the first one makes.
+    """
 
     def __init__(self, scratch: Path, command: Command) -> None:
         self.command = command
-        self.prepared, self.work = scratch / "prepared", scratch / "work"
-        self._log = scratch / "log"
+        shop, own = scratch / "shop", scratch / command.name.replace(" ", "-")
+        self.prepared, self.work, self._log = own / "prepared", own / "work", own / "log"
         self._log.mkdir(parents=True)
         self._seen: dict[tuple[tuple[str, str], ...], Damage] = {}
-        self.work.mkdir()
-        write_shop(self.work)
-        for words in (*EARLIER, *command.before, *READERS):
+        if shop.exists():
+            shutil.copytree(shop, self.work)
+        else:
+            self.work.mkdir()
+            write_shop(self.work)
+            for words in EARLIER:
+                self._must(words)
+            shutil.copytree(self.work, shop)
+        for words in (*command.before, *READERS):
             self._must(words)
         shutil.copytree(self.work, self.prepared)
         self.before = snapshot(self.prepared)

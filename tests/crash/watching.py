@@ -31,7 +31,8 @@ EVENTS = {
     "os.utime": (0, 3),
     "shutil.rmtree": (0, None),
     "shutil.copyfile": (1, None),
-    "safetensors": (0, None),  # of `audit_safetensors`
+    "safetensors.write": (0, None),  # these two of `audit_safetensors`
+    "safetensors.written": (0, None),
 }
 
 #: Moments: before the call; after it; before it, when half of the file that it renames had been written.
@@ -127,14 +128,15 @@ class Watch:
 
 
 def audit_safetensors() -> None:
-    """Raise an audit event for the files that safetensors writes, which it does without Python's."""
+    """Raise audit events before and after safetensors writes a file, which it does without Python's `open`."""
     import safetensors.numpy
     import safetensors.torch
 
     def audited(write: Callable[..., None]) -> Callable[..., None]:
         def serialize_file(tensors: Any, path: Any, **options: Any) -> None:
-            sys.audit("safetensors", path)
+            sys.audit("safetensors.write", path)
             write(tensors, path, **options)
+            sys.audit("safetensors.written", path)
 
         return serialize_file
 
