@@ -22,7 +22,7 @@ _KEYS = re.compile(rf'(\\*"{{1,2}}(?:{"|".join(VARYING)})\\*"{{1,2}}: ?){_VALUE}
 #: Not results: logs (a killed command has its own), hashes remembered by a file's time of change, the seconds that an
 #: encoder took; locks; and the folder of torch's own compiler.
 UNCOMPARED = re.compile(
-    r"runs/log/[^/]*\.log|home/file-hashes/[0-9a-f]{32}(\.each)?|home/seconds/[0-9a-f]{32}|.*\.lock"
+    r"runs/log/[^/]*\.log|home/file-hashes/[0-9a-f]{32}(\.each)?|home/seconds/[0-9a-f]{32}|.*\.lock|tmp/torchinductor_.*"
 )
 _PICTURES = re.compile(r".*cost[^/]*\.(svg|png|pdf)")
 FOLDER = "a folder"

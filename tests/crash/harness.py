@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,8 +77,9 @@ class Workspace:
             for words in EARLIER:
                 self._must(words)
             shutil.copytree(self.work, shop)
-        for words in (*command.before, *READERS):
+        for words in command.before:
             self._must(words)
+        self._must(*READERS)
         shutil.copytree(self.work, self.prepared)
         self.before = snapshot(self.prepared)
         self.points = self._undisturbed().points()
@@ -90,7 +91,7 @@ class Workspace:
     def kill(self, point: Point) -> Damage:
         """End the command at a point, and compare what becomes of it. Equal states of the disk are tried once."""
         self._reset()
-        ended = self.start(self.command.words, Watch(self.work, point))
+        ended = self.start(self.command.words, watch=Watch(self.work, point))
         if point.signal == signal.SIGKILL and ended.code != -signal.SIGKILL:
             return Damage(failed=[f"wasn't killed, but ended with {ended.code}: {ended.err[-300:]}"])
         state = tuple(snapshot(self.work).items())
@@ -137,18 +138,17 @@ class Workspace:
 
     def repeat(self) -> Damage:
         """Read, give the command again, and compare with the undisturbed one."""
-        failed = [self._failure(words) for words in READERS]
+        failed = [self._failure(*READERS)]
         now = snapshot(self.work)
-        lost = [path for path in self.before if path not in now]
-        failed.append(self._failure(self.command.again or self.command.words))
-        failed += [self._failure(words) for words in READERS]
+        lost = _outermost(self.before.keys() - now.keys())
+        failed += [self._failure(words) for words in (self.command.again or self.command.words, READERS[-1])]
         damage = _compare(self.whole, snapshot(self.work))
         damage.lost = sorted({*lost, *damage.lost})
         damage.failed = [reason for reason in failed if reason]
         return damage
 
-    def start(self, words: Sequence[str], watch: Watch | None = None) -> Ended:
-        """Run a command in a forked process."""
+    def start(self, *commands: Sequence[str], watch: Watch | None = None) -> Ended:
+        """Run commands, until one fails, in a forked process."""
         out, err, seen = (self._log / name for name in ("out", "err", "seen"))
         sys.stdout.flush()
         sys.stderr.flush()
@@ -158,7 +158,7 @@ class Workspace:
             try:
                 for path, descriptor in ((out, 1), (err, 2)):
                     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-                code = self._in_child(words, watch or Watch(self.work), seen)
+                code = self._in_child(commands, watch or Watch(self.work), seen)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -173,7 +173,7 @@ class Workspace:
             _import(modules)
         return Ended(code, out.read_text(), err.read_text(), watch)
 
-    def _in_child(self, words: Sequence[str], watch: Watch, seen: Path) -> int:
+    def _in_child(self, commands: Sequence[Sequence[str]], watch: Watch, seen: Path) -> int:
         from mmrec_lmm.cli import main
 
         os.chdir(self.work)
@@ -184,10 +184,12 @@ class Workspace:
         logging.getLogger("mmrec_lmm").handlers.clear()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         watch.start()
-        try:
-            code = main(list(words))
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
+        code = 0
+        for words in commands:
+            try:
+                code = code or main(list(words))
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
         seen.write_bytes(pickle.dumps((watch, list(sys.modules))))
         return code
 
@@ -199,21 +201,20 @@ class Workspace:
     def _undisturbed(self) -> Watch:
         self._reset()
         ended = self._must(self.command.words)
-        for words in READERS:
-            self._must(words)
+        self._must(READERS[-1])
         assert ended.watch is not None
         return ended.watch
 
-    def _must(self, words: Sequence[str]) -> Ended:
-        ended = self.start(words, Watch(self.work))
+    def _must(self, *commands: Sequence[str]) -> Ended:
+        ended = self.start(*commands, watch=Watch(self.work))
         if ended.code:
-            raise AssertionError(f"{' '.join(words)}: exit code {ended.code}: {ended.err}")
+            raise AssertionError(_message(commands, ended))
         return ended
 
-    def _failure(self, words: Sequence[str]) -> str | None:
+    def _failure(self, *commands: Sequence[str]) -> str | None:
         """A message if a command fails."""
-        ended = self.start(words)
-        return f"{' '.join(words)}: exit code {ended.code}: {ended.err[-300:]}" if ended.code else None
+        ended = self.start(*commands)
+        return _message(commands, ended) if ended.code else None
 
     def _reset(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
@@ -245,12 +246,21 @@ def interruptions(points: Sequence[Point], count: int, seed: int) -> list[Point]
     return [replace(point, signal=number) for number in SIGNALS for point in sample(before, count, seed + int(number))]
 
 
+def _message(commands: Sequence[Sequence[str]], ended: Ended) -> str:
+    return f"{', '.join(' '.join(words) for words in commands)}: exit code {ended.code}: {ended.err[-500:]}"
+
+
 def _compare(whole: dict[str, str], now: dict[str, str]) -> Damage:
     return Damage(
         differing=[path for path, content in whole.items() if now.get(path, content) != content],
-        lost=[path for path in whole if path not in now],
-        leftovers=[path for path in now if path not in whole],
+        lost=_outermost(whole.keys() - now.keys()),
+        leftovers=_outermost(now.keys() - whole.keys()),
     )
+
+
+def _outermost(paths: Set[str]) -> list[str]:
+    """The paths but those within a folder that is among them."""
+    return sorted(path for path in paths if os.path.dirname(path) not in paths)
 
 
 def _import(modules: Sequence[str]) -> None:
