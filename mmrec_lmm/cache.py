@@ -5,11 +5,18 @@ changes. A file appears whole or not at all (it is written beside its place, the
 the same file make it once.
 """
 
+import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +27,8 @@ import platformdirs
 
 from .errors import DataError, RunError
 from .typed_json import plain as plain
+
+logger = logging.getLogger(__name__)
 
 
 def home() -> Path:
@@ -111,7 +120,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     Raises RunError where the disk is full; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _sweep_once(path.parent)
+    temporary = temporary_path(path)
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -127,6 +137,179 @@ def is_disk_full(error: BaseException) -> bool:
     """True if an error means a full disk. safetensors wraps the system's error in its own, so the text counts too."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
+
+
+#: The hidden names of `temporary_path`: machine, process, and when that process started.
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-(\d+)\.(tmp|old)", re.DOTALL)
+ABANDONED = 86_400.0  # seconds without a change after which a temporary of another machine counts as a dead process's
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path`, for what will be renamed to it. It says whose it is, for `dead_temporaries`."""
+    return path.with_name(f"{_hidden(path)}{_machine()}-{os.getpid()}-{_started(os.getpid()) or 0}.tmp")
+
+
+def dead_temporaries(folder: Path) -> list[Path]:
+    """The temporaries in `folder`, files and folders, whose process is dead.
+
+    A process of this machine lives while its id has the same time of start. One of another machine, or of another
+    container, can't be seen: its temporaries count as a dead process's when nothing changed in them for ABANDONED.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(".") and entry.name.endswith(".tmp")]
+    except OSError:
+        return []
+    return [folder / name for name in names if _is_dead(folder / name)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes left in `folder` itself, as far as this process may."""
+    for path in dead_temporaries(folder):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder as far as this process may; another one may delete it at the same time."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def new_folder(folder: Path, *, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A temporary folder beside `folder` to fill. It takes the place of `folder` if the block succeeds, after `check`.
+
+    Raises RunError where the disk is full. Whenever the process is killed, the name has the old folder or the new one;
+    on a file system that can't exchange two names the old one may be under a hidden name, until `restore_folder`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(folder.parent)
+    building = temporary_path(folder)
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        yield building
+        check()
+        _put(building, folder)
+    except BaseException as error:
+        if is_disk_full(error):
+            raise RunError(
+                f"{folder}: no space left on the disk, nothing was changed; free some and try again"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Put the folder back that a killed `new_folder` had moved aside; call it before looking for `folder`."""
+    if not folder.parent.is_dir():
+        return
+    found = [path for path in folder.parent.glob(".*.old") if _is_aside(path, folder)]
+    if found and not folder.exists():
+        time.sleep(1)  # a living process needs microseconds between its two renames
+    for path in found:
+        if folder.exists():
+            if _is_dead(path):
+                remove(path)
+            continue
+        try:
+            path.rename(folder)
+            logger.warning("%s: a killed command had replaced half of it; the old one is back", folder)
+        except OSError as error:
+            logger.warning("%s is in %s after a killed command: rename it back (%s)", folder, path, error)
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; an older folder is deleted after that."""
+    if not folder.exists() or not any(folder.iterdir()):
+        os.replace(new, folder)
+    elif _exchange(new, folder):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = new.with_suffix(".old")
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system can't."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@functools.cache
+def _sweep_once(folder: Path) -> None:
+    """Sweep a folder the first time that this process writes there: a folder of memos may have a million files."""
+    sweep(folder)
+
+
+def _is_aside(path: Path, folder: Path) -> bool:
+    """True if `path` is where `_put` of some process moves an older `folder`."""
+    name = _TEMPORARY.fullmatch(path.name)
+    return name is not None and path.name[: name.start(1)] == _hidden(folder)
+
+
+def _hidden(path: Path) -> str:
+    """How the names of temporaries of `path` begin. File systems allow 255 bytes."""
+    return f".{path.name.encode(errors='ignore')[:150].decode(errors='ignore')}."
+
+
+def _is_dead(path: Path) -> bool:
+    """True if a path is a temporary, and its process is dead."""
+    name = _TEMPORARY.fullmatch(path.name)
+    if name is None:
+        return False
+    machine, pid, began = name[1], int(name[2]), int(name[3])
+    if machine == _machine():
+        found = _started(pid)
+        return found is None or (0 not in (found, began) and found != began)
+    try:
+        inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+        return time.time() - max(one.lstat().st_mtime for one in (path, *inside)) > ABANDONED
+    except OSError:  # it changes now
+        return False
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in the kernel's ticks since boot; 0 if unknown, None if there is no such process."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:  # another user's
+        pass
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # not Linux, or hidden
+        return 0
+    return None if state in "ZX" else int(fields[18])
+
+
+@functools.cache
+def _machine() -> str:
+    """8 hex digits that this machine has until it boots, and no other; those of a container are its own."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hash_bytes("\n".join(parts).encode())[:8]
 
 
 def write_bytes(path: Path, data: bytes) -> Path:

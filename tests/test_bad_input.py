@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import Answer, call, plugin, start, wait_until
+from helpers import Answer, call, dead_temporary, plugin, start, wait_until
 
 from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.opening import make_dataset
@@ -440,7 +440,7 @@ def test_a_data_set_whose_making_fails_leaves_nothing_and_is_made_the_next_time(
     with pytest.raises(KeyboardInterrupt):
         make_dataset(folder, fail)
     assert not folder.exists()
-    left_by_a_kill = folder.with_name(".half.making") / "half"
+    left_by_a_kill = dead_temporary(folder) / "half"
     left_by_a_kill.mkdir(parents=True)
     (left_by_a_kill / "stale").touch()
     make_dataset(folder, lambda target: target.mkdir())

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import read_hash, write_atomic
+from mmrec_lmm.cache import read_hash, restore_folder, write_atomic
 from mmrec_lmm.data.tables import find_separator, first_cells, read_table
 from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
 
-from ..writing import write_table
+from ..writing import IMAGES_LOCK, write_table
 from .addresses import candidates, split_urls
 from .collecting import ITEM_COLUMNS, collect, stems
 from .fetching import fetch_all
@@ -163,6 +163,7 @@ def collect_images(
 @contextmanager
 def _open_album(folder: Path) -> Iterator["_Album"]:
     """The images of a data set, for one process at a time."""
+    restore_folder(folder)
     if not folder.is_dir():
         names = sorted(path.name for path in folder.parent.glob("[!.]*") if path.is_dir())
         raise DataError(
@@ -170,7 +171,7 @@ def _open_album(folder: Path) -> Iterator["_Album"]:
             "chooses another folder of data sets"
         )
     try:
-        with FileLock(str(folder / f".{NAME}.lock"), timeout=0):
+        with FileLock(str(folder / IMAGES_LOCK), timeout=0):
             table = _Items(folder)
             images = folder / "images"
             parts = images / _PARTS

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..cache import locked
+from ..cache import locked, restore_folder, sweep, temporary_path
 from ..config.settings import Settings
 from ..errors import ConfigError, DataError, PluginError
 from ..plugin.registry import Registry
@@ -23,6 +23,7 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
     Raises DataError; for one that can be got, with the command.
     """
     folder = Path(settings.data_path) / name
+    restore_folder(folder)
     spec = registry.datasets.get(name) if name in registry.datasets else None
     if spec is not None and spec.make is not None and not folder.exists():
         make_dataset(folder, registry.datasets.load(name, "make"))
@@ -57,8 +58,8 @@ def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
         if folder.exists():  # another process was quicker
             return
         logger.info("making the data set %s in %s", folder.name, folder)
-        hidden = folder.with_name(f".{folder.name}.making")
-        shutil.rmtree(hidden, ignore_errors=True)
+        sweep(folder.parent)
+        hidden = temporary_path(folder)
         hidden.mkdir()
         try:
             make(hidden / folder.name)

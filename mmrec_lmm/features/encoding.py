@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import logging
 import re
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,6 +103,7 @@ def encode(
         with cache.locked(path) if processes() == 1 else nullcontext():
             if path.exists():
                 logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
+                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
             else:
                 encoder = build_encoder(spec, config, (modality,))
                 if tuned:  # of image and text; an encoder of one modality may lack weights of the other
@@ -361,4 +361,4 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
     seconds = sum(header.seconds or 0.0 for _, _, header in parts)  # older shards have none
     cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
     save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
-    shutil.rmtree(path.with_suffix(".parts"))
+    cache.remove(path.with_suffix(".parts"))

@@ -9,8 +9,6 @@ Shapes: I items, B batch, L the longest of a key whose length varies.
 
 import contextlib
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..data.items import item_texts, read_image, source_of
-from ..errors import PluginError, RunError
+from ..errors import PluginError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
 from ..types import ItemCatalog, RawItem
@@ -140,17 +138,9 @@ class _Items(TorchDataset[_Item]):
 def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
     """Write the files of all items; they appear together or not at all."""
     logger.info("%s: preparing %s items once for all epochs, in %s", name, f"{len(items):,}", folder)
-    hidden = folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "lengths").mkdir(parents=True)
-    try:
+    with cache.new_folder(folder) as hidden:
+        (hidden / "lengths").mkdir()
         _write(hidden, items, workers=workers, padding=padding, name=name)
-        os.replace(hidden, folder)
-    except BaseException as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if cache.is_disk_full(error):
-            raise RunError(f"{folder}: no space left on the disk for the prepared items; free some, repeat") from None
-        raise
 
 
 def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:

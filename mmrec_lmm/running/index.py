@@ -20,7 +20,7 @@ from ..cache import locked, plain, write_bytes
 from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
 from ..formatting import csv_text
 from ..types import AXES, RunResult
-from .run_folder import CURE, PER_USER, RESULT, load_result
+from .run_folder import CURE, PER_USER, RESULT, complete, load_result
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, s
 def rebuild(out: Path) -> int:
     """Rebuild the index over the runs in `out`, and return their number. RunError if it can't be written."""
     _check_folder(out)
+    complete(out)
     with locked(out / INDEX):
         connection = _empty()
         _update(connection, out)
@@ -87,6 +88,7 @@ def open_index(out: Path) -> sqlite3.Connection:
     A damaged `result.json` is logged by name and left out. Raises DataError if the folder is missing.
     """
     _check_folder(out)
+    complete(out)
     connection = _stored(out / INDEX)
     if connection is None or _stale(connection, out):
         connection = _refreshed(out)

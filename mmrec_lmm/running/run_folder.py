@@ -11,6 +11,8 @@
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
         checkpoint/              until the run is finished: a state of training, or the trained model
         result.json              written last: a run that has it is finished
+        .new/                    while a run is being finished: its files, then moved to their places; a kill in between
+                                 leaves the earlier result whole (`--force`), or all that finishes the run
 
 Shapes: U evaluated users, K listed items, I items, D feature width.
 """
@@ -19,7 +21,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +32,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from ..cache import plain, read_json, write_atomic, write_bytes, write_json
+from ..cache import plain, read_json, sweep, write_atomic, write_bytes, write_json
 from ..config.settings import Settings
 from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
@@ -48,6 +52,9 @@ HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
 COLD = "cold"  # in PER_USER, beside the splits
 RESULT = "result.json"
+CHECKPOINT = "checkpoint"  # a folder
+STAGED = ".new"  # a folder
+LOCK = ".lock"
 
 CURE = "try --force, which runs it again"
 
@@ -56,20 +63,51 @@ BEFORE = {"min_steps": 0}
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Lock the run's folder; RunBusy at once if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
-    try:
-        for leftover in folder.rglob(".*.tmp"):  # unfinished files of a killed process
-            leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
+def claimed(folder: Path) -> Iterator[Callable[[], None]]:
+    """Lock the run's folder; RunBusy at once if another process has locked it. What a killed process left is removed
+    or, if it had begun to finish the run, finished.
+
+    Yields a function that locks the folder again if it was removed meanwhile; RunBusy if another process has that one.
+    """
+    path = folder / LOCK
+    with contextlib.ExitStack() as held:
+
+        def lock() -> int:
+            """Returns the lock file's inode."""
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(filelock.FileLock(str(path), timeout=0))
+            except filelock.Timeout:
+                raise RunBusy(
+                    f"{folder}: another process is at work on this very run; wait for it, or end it"
+                ) from None
+            return path.stat().st_ino
+
+        def lock_again() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    return
+            lock()
+
+        inode = lock()
+        for place in (folder, folder / CHECKPOINT):
+            sweep(place)
+        _publish(folder)
+        yield lock_again
+
+
+def complete(out: Path) -> None:
+    """Finish the runs under `out` that were killed while they were finished, as far as this process may."""
+    for path in out.glob(f"*/{STAGED}/{RESULT}"):
+        with contextlib.suppress(RunBusy, OSError), claimed(path.parent.parent):
+            pass
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a finished run, unless it is younger than the result: a killed `--force` continues."""
+    states = [path.stat().st_mtime_ns for path in (folder / CHECKPOINT).glob("*")]
+    if (folder / CHECKPOINT).is_dir() and max(states, default=0) <= (folder / RESULT).stat().st_mtime_ns:
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def save_config(folder: Path, spec: RunSpec) -> None:
@@ -149,14 +187,18 @@ def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, Fe
 
 def list_results(out: Path) -> list[RunResult]:
     """All finished runs under `out`, by name."""
+    complete(out)
     found = (load_result(path.parent) for path in sorted(out.glob(f"*/{RESULT}")))
     return [result for result in found if result is not None]
 
 
 def find_run(out: Path, name: str) -> Path:
     """The folder of a finished run, from its id, the start of its id, or a path."""
+    if Path(name).is_dir():
+        complete(Path(name).parent)
     if (Path(name) / RESULT).is_file():
         return Path(name)
+    complete(out)
     runs = {path.parent.name: path.parent for path in out.glob(f"*/{RESULT}")}
     matches = [folder for run_id, folder in runs.items() if run_id.lower().startswith(name.lower())]
     if len(matches) == 1:
@@ -216,19 +258,47 @@ def save_run(
     rankings: Mapping[str, Ranking],
     per_user: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write all files of a finished run; `result.json` comes last, and makes it finished."""
+    """Write all files of a finished run, and remove its checkpoint; `result.json` comes last, and makes it finished.
+
+    Killed at any moment, the folder has an earlier result with its own files, or `complete` makes it the new one.
+    """
     from ..training.resume import save_weights  # here, as listing runs shouldn't import torch
 
-    save_weights(folder / WEIGHTS, model.state_dict())
-    if callback is not None and (trained_beside := callback.weights()):
-        save_weights(folder / ENCODER, trained_beside)
-    if model.features.joint:
-        save_weights(folder / FEATURES, model.features())
-    save_per_user(folder, {split: {"users": rankings[split].users, **values} for split, values in per_user.items()})
-    save_history(folder, history)
-    if spec.settings.save_recommended_topk:
-        save_topk(folder, rankings["test"].users, rankings["test"].items)
-    save_result(folder, result)
+    staged = folder / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        save_config(staged, spec)
+        save_weights(staged / WEIGHTS, model.state_dict())
+        if callback is not None and (trained_beside := callback.weights()):
+            save_weights(staged / ENCODER, trained_beside)
+        if model.features.joint:
+            save_weights(staged / FEATURES, model.features())
+        save_per_user(staged, {split: {"users": rankings[split].users, **values} for split, values in per_user.items()})
+        save_history(staged, history)
+        if spec.settings.save_recommended_topk:
+            save_topk(staged, rankings["test"].users, rankings["test"].items)
+        else:
+            (staged / TOPK).touch()  # in place of an earlier result's
+        save_result(staged, result)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _publish(folder)
+
+
+def _publish(folder: Path) -> None:
+    """Move the files of STAGED to their places, `result.json` last; if that isn't there, remove them."""
+    staged = folder / STAGED
+    if (staged / RESULT).is_file():
+        for path in staged.iterdir():
+            if path.name == TOPK and not path.stat().st_size:
+                (folder / TOPK).unlink(missing_ok=True)
+                path.unlink()
+            elif path.name != RESULT:
+                os.replace(path, folder / path.name)
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        os.replace(staged / RESULT, folder / RESULT)
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def document(result: RunResult) -> dict[str, Any]:

@@ -43,10 +43,9 @@ from . import run_folder
 from .inputs import gather, without_encoder
 from .marks import marks
 from .provenance import code_hashes, run_id, run_record
+from .run_folder import CHECKPOINT
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint"  # folder within a run's
 
 
 class Interrupted(RunError):
@@ -95,11 +94,13 @@ def run(
     spec = without_encoder(spec, inputs)
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
-    with run_folder.claimed(folder):
+    with run_folder.claimed(folder) as claim_again:
         finished = run_folder.load_result(folder)
         if finished is not None and not force:
+            run_folder.drop_checkpoint(folder)
             return as_stored(finished, spec, registry)
-        run_folder.save_config(folder, spec)
+        if finished is None:
+            run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
         validation = evaluator_of("valid", inputs.dataset, spec.settings)
@@ -113,8 +114,8 @@ def run(
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
+        claim_again()
         run_folder.save_run(folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user)
-        remove_checkpoint(folder / CHECKPOINT)
     announce(spec, result, observers)
     return result
 

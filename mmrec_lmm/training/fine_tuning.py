@@ -228,6 +228,8 @@ def tune(
     with cache.locked(path) if is_first_process() else nullcontext():
         if broadcast(path.exists()):
             logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
+            if is_first_process():
+                remove_checkpoint(path.with_suffix(".parts"))  # of a process that was killed just before its end
         else:
             encoder = build_encoder(spec, config, PAIR)
             _check_shareable(encoder, name=spec.name)
@@ -248,7 +250,6 @@ def tune(
             if is_first_process():
                 save_weights(path, tuner.best_weights, {"about": json.dumps(cache.plain(made))})
                 remove_checkpoint(path.with_suffix(".parts"))
-                path.with_suffix(".parts").rmdir()
         record = broadcast(load_record(path) if is_first_process() else None)
     assert record is not None
     logger.info("%s: %s", spec.name, summary(record))

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, Self
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..cache import plain, write_atomic
+from ..cache import plain, sweep, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
@@ -91,9 +91,11 @@ def restoring(folder: Path) -> Iterator[None]:
 def remove_checkpoint(folder: Path) -> None:
     """Delete the checkpoint in `folder`, if any: the state first, so no state ever lacks its best weights."""
     (folder / STATE).unlink(missing_ok=True)
-    for pattern in ("best-*.safetensors", ".*.tmp"):  # the latter: half a file of a process that was killed
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in folder.glob("best-*.safetensors"):
+        path.unlink(missing_ok=True)
+    sweep(folder)
+    with suppress(OSError):  # it isn't there, or has files that aren't a checkpoint's
+        folder.rmdir()
 
 
 class Checkpoints(Generic[N]):
