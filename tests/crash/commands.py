@@ -43,6 +43,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("run", (*RUN, "--encoder=basic"), again=(*RUN, "--encoder=basic", "--resume")),
+        Command("run --force", (*PLAIN, "--force")),
         Command("grid", (*PLAIN, "--reg_weight=[0.1,0.01]"), again=(*PLAIN, "--reg_weight=[0.1,0.01]", "--resume")),
         Command(
             "ft",

@@ -82,9 +82,9 @@ class Workspace:
         self._must(*READERS)
         shutil.copytree(self.work, self.prepared)
         self.before = snapshot(self.prepared)
-        self.points = self._undisturbed().points()
-        self.whole = snapshot(self.work)
         self._undisturbed()
+        self.whole = snapshot(self.work)
+        self.points = self._undisturbed().points()  # of the second time, when nothing is left to import
         if changed := _compare(self.whole, snapshot(self.work)):
             raise AssertionError(f"{command.name}: two undisturbed runs differ: {changed}")
 

@@ -35,7 +35,8 @@ EVENTS = {
     "safetensors.written": (0, None),
 }
 
-#: Moments: before the call; after it; before it, when half of the file that it renames had been written.
+#: Moments: before the call; after it; before it, when half of the file had been written that it renames. The last only
+#: where the call before was the one that wrote this file.
 When = Literal["before", "after", "half"]
 
 
@@ -65,12 +66,13 @@ class Point:
 
 class Watch:
     """An audit hook for one process, which it ends at `point`. Of each call it keeps the count, and if it renames a
-    file."""
+    file that the call before wrote."""
 
     def __init__(self, folder: Path, point: Point | None = None) -> None:
         self.folder, self.point = folder, point
         self.counts: Counter[Call] = Counter()
-        self.renames_file: set[Call] = set()
+        self.renames_written: set[Call] = set()
+        self._last = ""  # the path of the call before
         self._busy = False
 
     def start(self) -> None:
@@ -84,7 +86,7 @@ class Watch:
             for call, count in self.counts.items()
             for nth in sorted({1, count})
             for when in ("before", "half", "after")
-            if when != "half" or call in self.renames_file
+            if when != "half" or call in self.renames_written
         ]
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
@@ -95,13 +97,14 @@ class Watch:
             path = self._path(event, args)
             if path is not None:
                 self._called(Call(event, _site(), _pattern(path)), args)
+                self._last = os.path.join(self.folder, path)
         finally:
             self._busy = False
 
     def _called(self, call: Call, args: tuple[Any, ...]) -> None:
         self.counts[call] += 1
-        if call.event == "os.rename" and os.path.isfile(args[0]):
-            self.renames_file.add(call)
+        if call.event == "os.rename" and os.path.abspath(args[0]) == self._last and os.path.isfile(args[0]):
+            self.renames_written.add(call)
         point = self.point
         if point is None or call != point.call or self.counts[call] != point.nth:
             return
