@@ -221,6 +221,14 @@ def number(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """Seconds."""
+    amount, unit = text[:-1], {"d": 86_400, "h": 3_600, "m": 60}.get(text[-1:])
+    if unit is None or not amount.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected days, hours or minutes such as 30d, 12h or 45m, got {text!r}")
+    return float(int(amount) * unit)
+
+
 def users(text: str) -> dict[str, str] | None:
     """Each user's id and the place where it stands; None for all users."""
     if text == "all":

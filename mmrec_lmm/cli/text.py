@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
+    from ..running.storage import Stored
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
@@ -319,6 +320,46 @@ def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
     )
     return "\n".join([lines, "", *(f"{row['slice']}: {row['about']}" for row in rows[1:])])
+
+
+def storage_text(entries: Sequence[Stored]) -> str:
+    """How much there is of each kind, and how to remove it."""
+    from ..config.choices import REMOVABLE
+    from ..running.storage import KEPT
+
+    rows = []
+    for kind, about in (REMOVABLE | KEPT).items():
+        of_kind = [one for one in entries if one.kind == kind]
+        size = _bytes(sum(one.bytes for one in of_kind))
+        note = "" if kind in REMOVABLE else "; never removed"
+        rows.append({"kind": kind, "count": len(of_kind), "size": size, "what": f"{about}{note}"})
+    return (
+        f"{table(rows)}\n\n"
+        "Nothing was removed. `mmrec-lmm clean KIND ...` removes kinds; add --dry-run to see what, --older 30d to keep "
+        "what is younger."
+    )
+
+
+def removal_lines(
+    kinds: Sequence[str], removed: Sequence[Stored], in_use: Sequence[Stored], *, dry_run: bool
+) -> Iterator[str]:
+    """What was removed, or would be, of each kind, and what was kept."""
+    for kind in dict.fromkeys(kinds):
+        of_kind = [one for one in removed if one.kind == kind]
+        verb = "would remove" if dry_run else "removed"
+        yield f"{kind}: {verb} {len(of_kind):,}, {_bytes(sum(one.bytes for one in of_kind))}"
+        if dry_run:
+            yield from (f"  {one.path}  {_bytes(one.bytes)}" for one in of_kind)
+    for one in in_use:
+        yield f"kept, in use by a living process: {one.path}"
+
+
+def _bytes(count: int) -> str:
+    """A size as people read it: 1.5 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
 
 
 def spec_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from ..cache import plain, read_json, sweep, write_atomic, write_bytes, write_json
@@ -243,6 +242,8 @@ def load_history(folder: Path) -> list[EpochReport]:
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
     """Write the best items (U, K) of users (U,) as a table; -1 fills the row of a user with too few candidates."""
+    import pandas as pd  # here, as listing runs shouldn't wait for it
+
     columns = ["id", *(f"top_{rank}" for rank in range(items.shape[1]))]
     table = pd.DataFrame(np.column_stack([users, items]), columns=columns)
     write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
