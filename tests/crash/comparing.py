@@ -13,16 +13,16 @@ from pathlib import Path
 
 #: Keys of JSON and columns of tables whose values vary.
 VARYING = (
-    "seconds", "train_seconds", "valid_seconds", "seconds_per_epoch", "peak_memory_bytes", "memory", "finished", "at",
-    "stamp", "seconds_before", "made", "time",
+    "seconds", "train_seconds", "valid_seconds", "peak_memory_bytes", "memory", "finished", "at", "stamp",
 )  # fmt: skip
 _VALUE = r"(?:\{[^{}]*\}|\[[^\[\]]*\]|[-+.\deE]+|null|\\*\"[^\"]*\")"
 _KEYS = re.compile(rf'(\\*"{{1,2}}(?:{"|".join(VARYING)})\\*"{{1,2}}: ?){_VALUE}')
 
 #: Not results: logs (a killed command has its own), hashes remembered by a file's time of change, the seconds that an
-#: encoder took; locks; and the folder of torch's own compiler.
+#: encoder took; locks; and what torch's compiler and Python's processes leave among temporary files.
 UNCOMPARED = re.compile(
-    r"runs/log/[^/]*\.log|home/file-hashes/[0-9a-f]{32}(\.each)?|home/seconds/[0-9a-f]{32}|.*\.lock|tmp/torchinductor_.*"
+    r"runs/log/[^/]*\.log|home/file-hashes/[0-9a-f]{32}(\.each)?|home/seconds/[0-9a-f]{32}|.*\.lock"
+    r"|tmp/(torchinductor_|pymp-).*"
 )
 _PICTURES = re.compile(r".*cost[^/]*\.(svg|png|pdf)")
 FOLDER = "a folder"
