@@ -87,7 +87,7 @@ TOGETHER = tuple(
 )
 
 #: What every workspace begins with: a data set, and a finished run that no later command may lose.
-EARLIER = (OLD, PLAIN)
+EARLIER: tuple[tuple[str, ...], ...] = (OLD, PLAIN)
 
 #: What must work right after a kill.
 READERS = (("list", "runs"), ("list", "datasets"), ("results", "export"))

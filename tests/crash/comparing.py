@@ -58,7 +58,8 @@ def _keys(content: bytes) -> bytes:
 
 def _columns(content: bytes) -> bytes:
     rows = csv.DictReader(io.StringIO(content.decode("utf-8", "replace"), newline=""))
-    return repr([{name: value for name, value in row.items() if name not in VARYING} for row in rows]).encode()
+    kept = [repr({name: value for name, value in row.items() if name not in VARYING}) for row in rows]
+    return repr(sorted(kept)).encode()  # runs are added in the order in which they are found finished
 
 
 def _rows(content: bytes) -> bytes:
@@ -70,4 +71,5 @@ def _rows(content: bytes) -> bytes:
     except sqlite3.Error:
         return content
     rows = [dict(row) for table in tables for row in table]
-    return repr([{name: value for name, value in row.items() if name not in VARYING} for row in rows]).encode()
+    kept = [repr({name: value for name, value in row.items() if name not in VARYING}) for row in rows]
+    return repr(sorted(kept)).encode()  # runs are added in the order in which they are found finished

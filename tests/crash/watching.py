@@ -144,7 +144,7 @@ def audit_safetensors() -> None:
         return serialize_file
 
     for module in (safetensors.numpy, safetensors.torch):
-        module.serialize_file = audited(module.serialize_file)
+        vars(module)["serialize_file"] = audited(vars(module)["serialize_file"])
 
 
 def _kill_outside(frame: FrameType, event: str, arg: object) -> None:
