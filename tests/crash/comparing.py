@@ -58,8 +58,7 @@ def _keys(content: bytes) -> bytes:
 
 def _columns(content: bytes) -> bytes:
     rows = csv.DictReader(io.StringIO(content.decode("utf-8", "replace"), newline=""))
-    kept = [repr({name: value for name, value in row.items() if name not in VARYING}) for row in rows]
-    return repr(sorted(kept)).encode()  # runs are added in the order in which they are found finished
+    return repr([{name: value for name, value in row.items() if name not in VARYING} for row in rows]).encode()
 
 
 def _rows(content: bytes) -> bytes:
