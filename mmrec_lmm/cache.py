@@ -21,7 +21,9 @@ import platform
 import re
 import shutil
 import stat
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -368,6 +370,19 @@ def new_folder(folder: Path, *, check: Callable[[], None] = lambda: None) -> Ite
         raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder among the system's temporary files, removed at the end. Those that dead processes left are removed."""
+    temporary = Path(tempfile.gettempdir())
+    sweep(temporary)
+    folder = temporary_path(temporary / f"mmrec-lmm-{uuid.uuid4().hex}")
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore_folder(folder: Path) -> None:

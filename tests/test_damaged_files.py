@@ -504,7 +504,6 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 #: Who may read JSON or safetensors otherwise: the readers themselves, and of what others wrote.
 READERS = {
     "mmrec_lmm/typed_json.py",  # parse
-    "mmrec_lmm/cache.py",  # read_tensors, read_metadata
     "mmrec_lmm/data/arrays.py",  # open_npy
     "mmrec_lmm/weights/formats.py",  # checkpoints of others
     "data_tools/images/collecting.py",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmrec_lmm.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ from mmrec_lmm.features.encoding import encoder_id
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import RawItem
-from mmrec_lmm.weights.formats import load_state, read_checkpoint, read_tensors
+from mmrec_lmm.weights.formats import load_state, read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 
@@ -172,7 +172,7 @@ def test_a_module_may_itself_be_called_like_a_wrapper(tmp_path: Path) -> None:
     module = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 2)})
     path = tmp_path / "own.safetensors"
     save_file({name: value + 1 for name, value in module.state_dict().items()}, path)
-    state = read_tensors(path)
+    state = load_file(path)
     report = load_state(module, read_checkpoint(path), source=path)
     assert set(report.used) == set(state)
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())

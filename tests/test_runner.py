@@ -91,6 +91,7 @@ OTHER: Mapping[str, Any] = {
     "split": "ratio",
     "split_seed": 1,
     "text_fields": ("title",),
+    "image_background": "black",
     "missing": "mean",
     "normalize": "unit",
     "seed": 1000,

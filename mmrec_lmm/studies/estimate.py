@@ -9,7 +9,6 @@ The number of epochs can't be measured: it is the mean of the model's finished r
 import dataclasses
 import multiprocessing
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cache import fingerprint, read_json, write_json
+from ..cache import fingerprint, read_json, scratch_folder, write_json
 from ..config.settings import Settings
 from ..data.items import JOINT, loader, source_of
 from ..data.opening import open_dataset
@@ -228,16 +227,16 @@ def _alone(target: Callable[..., _T], kind: type[_T], call: Call, *arguments: An
 
     It runs in a process of its own, whose peak memory is then its own too.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         spawn = multiprocessing.get_context("spawn")
-        process = spawn.Process(target=_answer, args=(target, call, arguments, Path(folder)))
+        process = spawn.Process(target=_answer, args=(target, call, arguments, folder))
         process.start()
         process.join(LIMIT)
         if process.is_alive():
             process.kill()
             process.join()
             return f"it takes more than {LIMIT:.0f} s"
-        answer = Path(folder) / "answer.json"
+        answer = folder / "answer.json"
         if not answer.is_file():
             hint = ": out of memory?" if process.exitcode == -signal.SIGKILL else ""
             return f"the probe died with exit code {process.exitcode}{hint}"

@@ -92,12 +92,6 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     raise DataError(f"{path}: expected a checkpoint, got {_what_it_is(path, head)}")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file of safetensors, under the names that they have there. Raises DataError for a damaged
-    file."""
-    return _read_safetensors(path)
-
-
 def load_state(
     module: nn.Module,
     state: Mapping[str, Tensor],
