@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,7 +72,7 @@ def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> 
     """
     stats = [(path, path.stat()) for path in paths]
     folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
-    key = fingerprint([(folders[path.parent], path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    key = fingerprint([(folders[path.parent], path.name, now.st_size, now.st_mtime_ns) for path, now in stats])
     memo = home() / "file-hashes" / (key if len(paths) == 1 else f"{key}.each")
     with suppress(OSError):
         known = memo.read_text().split()
@@ -103,6 +104,17 @@ def is_readable(path: Path) -> bool:
         return path.is_file() and os.access(path, os.R_OK)
     except OSError:  # a name that is too long
         return False
+
+
+def check_plain(path: Path) -> None:
+    """Raise DataError for a folder, a pipe or a device: to open a pipe may wait for ever. A missing file passes."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device; try saving its content to a file"
+        raise DataError(f"{path}: expected a file, got {found}")
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
