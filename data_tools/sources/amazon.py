@@ -79,9 +79,10 @@ def kind_of(path: Path) -> tuple[str, str] | None:
 
 def _kind_of_record(line: bytes) -> tuple[str, str] | None:
     try:
-        keys = set(json.loads(line))
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    keys = set(record if isinstance(record, dict) else ())
     if {"user_id", "parent_asin"} <= keys:
         return "2023", "reviews"
     if "parent_asin" in keys:
