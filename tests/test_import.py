@@ -104,6 +104,13 @@ def test_text_keeps_its_words_and_loses_its_line_breaks_and_every_item_keeps_its
     assert "1 images named but not found, of items b" in str(report)
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path, ratings: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for interactions, items in ((tmp_path / "pipe", None), (ratings, tmp_path / "pipe")):
+        with pytest.raises(DataError, match="pipe: expected a file, got a pipe or a device; try saving"):
+            import_dataset(interactions, tmp_path / "shop", items=items)
+
+
 def test_quoted_cells_may_hold_line_breaks_where_asked(tmp_path: Path, ratings: Path) -> None:
     goods = write(tmp_path / "goods.csv", "asin,title", 'a,"two', 'lines"', "b,x", "d,", "e,")
     with pytest.raises(DataError, match=r"goods\.csv, line 2: .*try --quotes multiline.*or --quotes none"):

@@ -94,7 +94,7 @@ def key_command(rng: random.Random) -> tuple[list[str], list[str]]:
         command = ["config", "show", *command[1:]]
     elif key.name.startswith("encoder.") and rng.random() < 0.5:
         command = ["encode", "-d", "toy", "--encoder", command[command.index("--encoder") + 1]]
-    return [*command, f"--{key.name}={value}"], [key.name.rpartition(".")[2]]
+    return [*command, f"--{key.name}={value}"], [key.name.rpartition(".")[2], value]
 
 
 def _near(hint: Any) -> Iterator[str]:
