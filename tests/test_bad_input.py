@@ -285,7 +285,7 @@ def test_an_image_that_cannot_be_read_is_masked_with_its_reason(toy: Path) -> No
     (toy / "images" / "4.png").write_bytes(b"no image")
     answer = call("encode", "-d", "toy", "--encoder", "basic", "--modalities", "image")
     assert answer.code == 0
-    assert "image of item T04 is masked, unreadable: UnidentifiedImageError" in answer.err
+    assert "image of item T04 is masked, unreadable: no image format that is known" in answer.err
     assert re.search(r"^image +16 +14 ", answer.out, re.MULTILINE)
 
 
