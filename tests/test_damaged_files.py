@@ -581,6 +581,17 @@ def test_arrays_of_any_order_are_read(order: str, kind: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(table.values, values)
 
 
+@pytest.mark.parametrize("way", ["a_folder", "a_pipe", "a_loop", "to_nowhere"])
+@pytest.mark.parametrize("name", ["items.tsv", "image_feat.npy", "missed_img_itemIDs.csv", "i_id_mapping.csv"])
+def test_what_is_not_a_file_is_not_passed_over_in_a_data_set(name: str, way: str, here: Path) -> None:
+    path = Path("data/toy") / name
+    path.touch()
+    DAMAGE[way](path)
+    answer = call("run", "-m", "VBPR", "-d", "toy", "--epochs=0")
+    assert (answer.code, answer.out) == (4, ""), answer.err
+    assert f"{path}: " in answer.err
+
+
 # The home
 
 

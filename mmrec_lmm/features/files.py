@@ -62,7 +62,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             f"{first_few(bad)}"
         )
     missed = path.with_name(MISSED_IMAGES)
-    if modality == "image" and missed.is_file():
+    if modality == "image" and cache.is_there(missed):
         ids = _missed_items(missed, n_items)
         present[ids] = False
         values[ids] = 0  # copy on write: the file stays as it is
