@@ -210,7 +210,7 @@ def _safetensors(path: Path, framework: str, cure: str) -> Iterator[Any]:
 
 def _unreadable(path: Path, error: OSError | ValueError, cure: str) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file; {cure}")
+        return DataError(f"{path}: no such file")
     if isinstance(error, PermissionError):
         return DataError(f"{path}: permission denied")
     return DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {cure}")
