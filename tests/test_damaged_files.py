@@ -592,6 +592,16 @@ def test_what_is_not_a_file_is_not_passed_over_in_a_data_set(name: str, way: str
     assert f"{path}: " in answer.err
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe1\x00", b"\x00\x81", b"1\nnan\n", b"1\ninf\n", b"1\n1e400\n", b"1.5\n", b"-1\n"]
+)
+def test_a_damaged_list_of_missed_images_is_named(content: bytes, tmp_path: Path) -> None:
+    np.save(tmp_path / "image_feat.npy", np.ones((3, 4), np.float32))
+    (tmp_path / "missed_img_itemIDs.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"missed_img_itemIDs\.csv: expected item ids"):
+        read_feature_file(tmp_path / "image_feat.npy", modality="image", n_items=3)
+
+
 # The home
 
 
