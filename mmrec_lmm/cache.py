@@ -516,6 +516,13 @@ def check_file(path: Path, cure: str) -> int:
     return found.st_size
 
 
+def is_there(path: Path, cure: str = "replace it by a file, or delete it") -> bool:
+    """True if there is a plain file, False if there is nothing. DataError for a folder, a pipe or a link to nowhere: it
+    isn't what someone meant. NoAccess where this user may not look."""
+    check_readable(path)
+    return os.path.lexists(path) and check_file(path, cure) >= 0
+
+
 def read_file(path: Path, *, largest: int, cure: str = AGAIN) -> bytes:
     """The content of a plain file of at most `largest` bytes. DataError names another, a missing or unreadable one."""
     size = check_file(path, cure)

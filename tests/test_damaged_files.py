@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named(way: str, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     save_file({"x": np.zeros(3)}, path, {"numbers": "{}"})
     damage(way, path)
-    with pytest.raises(DataError, match=r"state\.safetensors: .*to start over"):
+    with pytest.raises(DataError, match=r"state\.safetensors: (.*to start over|no such file)"):
         load_checkpoint(tmp_path, TrainerNumbers)
 
 
@@ -580,6 +580,27 @@ def test_arrays_of_any_order_are_read(order: str, kind: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(table.values, values)
 
 
+@pytest.mark.parametrize("way", ["a_folder", "a_pipe", "a_loop", "to_nowhere"])
+@pytest.mark.parametrize("name", ["items.tsv", "image_feat.npy", "missed_img_itemIDs.csv", "i_id_mapping.csv"])
+def test_what_is_not_a_file_is_not_passed_over_in_a_data_set(name: str, way: str, here: Path) -> None:
+    path = Path("data/toy") / name
+    path.touch()
+    DAMAGE[way](path)
+    answer = call("run", "-m", "VBPR", "-d", "toy", "--epochs=0")
+    assert (answer.code, answer.out) == (4, ""), answer.err
+    assert f"{path}: " in answer.err
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe1\x00", b"\x00\x81", b"1\nnan\n", b"1\ninf\n", b"1\n1e400\n", b"1.5\n", b"-1\n"]
+)
+def test_a_damaged_list_of_missed_images_is_named(content: bytes, tmp_path: Path) -> None:
+    np.save(tmp_path / "image_feat.npy", np.ones((3, 4), np.float32))
+    (tmp_path / "missed_img_itemIDs.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"missed_img_itemIDs\.csv: expected item ids"):
+        read_feature_file(tmp_path / "image_feat.npy", modality="image", n_items=3)
+
+
 # The home
 
 
@@ -689,7 +710,9 @@ def sections() -> Iterator[tuple[str, type]]:
                 yield spec.name, config
 
 
-@pytest.mark.parametrize(("name", "config"), sections(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "config"), list(sections()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_each_shipped_key_that_is_a_number_has_limits(name: str, config: type) -> None:
     check_config(config)
 

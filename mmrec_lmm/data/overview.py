@@ -1,12 +1,11 @@
 """What a data set's folder holds, counted for listings: nothing is hashed, decoded or split."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..cache import check_readable
+from ..cache import is_there
 from ..config.settings import Settings
 from ..errors import DataError
 from .arrays import check_header
@@ -34,7 +33,7 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
     if not len(users):
         raise DataError(f"{inter}: expected rows, got only a header")
     n_items, images, texts = int(items.max()) + 1, None, None
-    if (folder / "items.tsv").is_file():
+    if is_there(folder / "items.tsv"):
         table = items_table(folder / "items.tsv")
         n_items = len(table)
         there = {str(path.relative_to(folder / "images")) for path in (folder / "images").rglob("*")}
@@ -56,8 +55,7 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
 
 def _width(path: Path) -> int:
     """The columns of an .npy file; 0 without one. Only its header is read."""
-    check_readable(path)
-    if not os.path.lexists(path):
+    if not is_there(path):
         return 0
     shape = check_header(path)
     if len(shape) != 2:

@@ -56,8 +56,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             f"{first_few(bad)}"
         )
     missed = path.with_name(MISSED_IMAGES)
-    cache.check_readable(missed)
-    if modality == "image" and missed.is_file():
+    if modality == "image" and cache.is_there(missed):
         ids = _missed_items(missed, n_items)
         present[ids] = False
         values[ids] = 0
@@ -114,7 +113,11 @@ def _rows_at_once(width: int) -> int:
 
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
     """The ids in MMRec's list: one column, or one line; of a table, the column itemID or the only one with a name."""
-    separator = "\t" if "\t" in (first := path.read_text(encoding="utf-8-sig").partition("\n")[0]) else ","
+    try:
+        text = cache.read_file(path, largest=cache.LARGEST_JSON, cure="write one id a line").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected item ids as text in UTF-8, got another encoding ({error.reason})") from None
+    separator = "\t" if "\t" in (first := text.partition("\n")[0]) else ","
     cells = [cell.strip(' "\r') for cell in first.split(separator)]
     if any(re.search("[A-Za-z]", cell) for cell in cells) or (len(cells) > 1 and not cells[0]):
         named = [name for name in cells if name and not name.startswith("Unnamed: ")]
@@ -123,7 +126,7 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
             raise DataError(f"{path}: expected a column itemID, got {', '.join(named) or 'none with a name'}")
         ids = read_integers(path, chosen, separator=separator).columns[chosen[0]]
     else:
-        rows = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        rows = [line.replace(",", " ").split() for line in text.splitlines()]
         rows = [row for row in rows if row]
         if len(rows) > 1 and min(map(len, rows)) > 1 and [row[0] for row in rows] == [*map(str, range(len(rows)))]:
             raise DataError(
@@ -132,6 +135,8 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
             )
         try:
             numbers = np.array([float(word) for row in rows for word in row])
+            if not np.isfinite(numbers).all():
+                raise ValueError("NaN or infinity")
         except ValueError as error:
             raise DataError(f"{path}: expected item ids ({error})") from None
         if (wrong := numbers != np.floor(numbers)).any():
