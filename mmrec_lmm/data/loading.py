@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cache import fingerprint, hash_file, hash_readable, is_there, join_hashes, unchanged
+from ..cache import check_readable, fingerprint, hash_file, hash_readable, is_there, join_hashes, unchanged
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
