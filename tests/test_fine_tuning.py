@@ -20,12 +20,12 @@ import pytest
 import torch
 import yaml
 from helpers import call, finish, plugin, start, start_together, wait_until
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from mmrec_lmm.config.schema import schema_of
 from mmrec_lmm.data import items as items_module
-from mmrec_lmm.data.items import read_image
+from mmrec_lmm.data.images import UnreadableImage, decode_image
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
 from mmrec_lmm.features import prepared as prepared_module
 from mmrec_lmm.features.encoding import build_encoder, encode
@@ -166,15 +166,15 @@ def test_a_tuned_encoder_that_was_damaged_is_tuned_again(shop, caplog):
 
 def test_pairs_that_other_decoders_can_read_are_tuned_on_under_another_fingerprint(shop, monkeypatch):
     once, catalog = FineTuning(epochs=1, batch_size=8), shop(12)
-    missing = catalog.images[5]
+    missing = catalog.images[5].read_bytes()
 
-    def read(path, content=None):
-        if path == missing:
-            raise UnidentifiedImageError("cannot identify image file")
-        return read_image(path, content)
+    def decode(content, background):
+        if content == missing:
+            raise UnreadableImage("no image format that is known")
+        return decode_image(content, background)
 
     with monkeypatch.context() as patch:
-        patch.setattr(items_module, "read_image", read)
+        patch.setattr(items_module, "decode_image", decode)
         first = tuned(catalog, once)
         assert first.record.sizes.unreadable == 1
         patch.setattr(fine_tuning, "decoders", lambda: "other decoders")
