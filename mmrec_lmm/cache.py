@@ -175,8 +175,8 @@ def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> 
     named = zip(paths, stats, strict=True)
     key = fingerprint([(folders[path.parent], path.name, stamp(status)) for path, status in named])
     memo = home() / "file-hashes" / (key if len(paths) == 1 else f"{key}.each")
-    with suppress(OSError, UnicodeDecodeError):
-        known = memo.read_text().split("\n")
+    with suppress(DataError, UnicodeDecodeError):
+        known = read_file(memo, largest=LARGEST_JSON).decode().split("\n")
         if len(known) == len(paths) and all(re.fullmatch("[0-9a-f]{64}", each) for each in known):
             return known
     hashes = [read(path) for path in paths]

@@ -54,7 +54,7 @@ _PLAIN = frozenset({bool, int, float, str})
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it; the same for equal content, whatever the container."""
     if value is None or type(value) in _PLAIN:  # most values by far, and the checks below are slow
-        return value
+        return _text(value) if type(value) is str else value
     if isinstance(value, AsText):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -506,6 +506,7 @@ READERS = {
     "mmrec_lmm/typed_json.py",  # parse
     "mmrec_lmm/data/arrays.py",  # open_npy
     "mmrec_lmm/weights/formats.py",  # checkpoints of others
+    "plugins/encoders/clip/renaming.py",  # transformers' configuration
     "data_tools/images/collecting.py",
     "data_tools/sources/amazon.py",
     "data_tools/sources/lines.py",

@@ -160,8 +160,7 @@ def test_a_tuned_encoder_that_was_damaged_is_tuned_again(shop, caplog):
     again = tuned(shop(12), once)
     assert "the encoder is tuned again" in caplog.text
     assert again.fingerprint == first.fingerprint
-    damaged_part = len(content) - 9
-    assert again.path.read_bytes()[damaged_part] == content[damaged_part]
+    assert again.path.read_bytes()[-9] == content[-9]
 
 
 def test_pairs_that_other_decoders_can_read_are_tuned_on_under_another_fingerprint(shop, monkeypatch):

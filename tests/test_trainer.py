@@ -414,7 +414,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a file of safetensors") as caught:
         load_checkpoint(tmp_path, TrainerNumbers)
     assert str(path) in str(caught.value)
-    with pytest.raises(DataError, match="none.safetensors: no such file"):
+    with pytest.raises(DataError, match=r"none\.safetensors: no such file"):
         load_weights(tmp_path / "none.safetensors")
 
 

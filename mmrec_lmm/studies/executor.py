@@ -30,6 +30,7 @@ from typing import Any
 from ..cache import Claims, check_readable, fingerprint, hash_files, plain, read_json, write_json
 from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
+from ..data.images import READING
 from ..data.opening import open_dataset
 from ..errors import DataError, MMRecError, NoAccess, NotApplicable, RunBusy
 from ..features import encoding
@@ -305,9 +306,8 @@ def _stamp(spec: RunSpec, registry: Registry) -> str:
         files = given_files(spec, dataset, registry)
     except (MMRecError, OSError):
         return ""
-    encoded = (
-        [dataset.catalog.fingerprint, encoding.FORMAT, fine_tuning.FORMAT] if spec.encoder and dataset.catalog else []
-    )
+    formats = [encoding.FORMAT, fine_tuning.FORMAT, READING]
+    encoded = [dataset.catalog.fingerprint, *formats] if spec.encoder and dataset.catalog else []
     return fingerprint([dataset.fingerprint, encoded, {name: hash_files([path]) for name, path in files.items()}])
 
 
