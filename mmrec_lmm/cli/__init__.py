@@ -7,6 +7,7 @@ the state saved. An error is one message on stderr; only results go to stdout.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -26,10 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM saves the state, as Ctrl-C does
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it on import; see docs/performance.md
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
+        options, rest = parser.parse_known_args(arguments)  # reads the file of --users, perhaps a pipe
         options.overrides = configuration_keys(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
         sys.stdout.flush()

@@ -71,6 +71,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
 
 def _open_npy(path: Path) -> np.ndarray:
     """The array in a .npy file, mapped copy-on-write; pickles are refused by name."""
+    cache.check_plain(path)
     try:
         with path.open("rb") as file:
             start = file.read(256)
