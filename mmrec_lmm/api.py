@@ -11,6 +11,15 @@ from .formatting import renamed
 if TYPE_CHECKING:
     from .cache import hash_file as hash_file
     from .cache import home as home
+    from .config.schema import LAYERS as LAYERS
+    from .config.schema import RATE as RATE
+    from .config.schema import SIZE as SIZE
+    from .config.schema import WEIGHT as WEIGHT
+    from .config.schema import Limit as Limit
+    from .config.schema import above as above
+    from .config.schema import at_least as at_least
+    from .config.schema import between as between
+    from .config.schema import each as each
     from .distributed import all_gather as all_gather
     from .distributed import common_generator as common_generator
     from .distributed import local_slice as local_slice
@@ -64,6 +73,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "cache": ("hash_file", "home"),
+    "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
     "errors": (

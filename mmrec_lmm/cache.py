@@ -20,7 +20,11 @@ import filelock
 import platformdirs
 
 from .errors import DataError, RunError
+from .typed_json import parse
 from .typed_json import plain as plain
+
+AGAIN = "delete it to make it again"  # the cure of a damaged file that is derived from others
+LARGEST_JSON = 2**28  # bytes; a leaderboard of a thousand rows has two million
 
 
 def home() -> Path:
@@ -74,9 +78,9 @@ def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> 
     folders = {folder: str(folder.resolve()) for folder in {path.parent for path in paths}}  # few, and slow to resolve
     key = fingerprint([(folders[path.parent], path.name, now.st_size, now.st_mtime_ns) for path, now in stats])
     memo = home() / "file-hashes" / (key if len(paths) == 1 else f"{key}.each")
-    with suppress(OSError):
-        known = memo.read_text().split()
-        if len(known) == len(paths):
+    with suppress(DataError):
+        known = read_file(memo, largest=LARGEST_JSON).decode("ascii", "replace").split()
+        if len(known) == len(paths) and all(len(one) == 64 and one.isalnum() for one in known):
             return known
     hashes = [read(path) for path in paths]
     if all(hashes):
@@ -104,17 +108,6 @@ def is_readable(path: Path) -> bool:
         return path.is_file() and os.access(path, os.R_OK)
     except OSError:  # a name that is too long
         return False
-
-
-def check_plain(path: Path) -> None:
-    """Raise DataError for a folder, a pipe or a device: to open a pipe may wait for ever. A missing file passes."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return
-    if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device; try saving its content to a file"
-        raise DataError(f"{path}: expected a file, got {found}")
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
@@ -151,12 +144,76 @@ def write_json(path: Path, value: Any) -> Path:
     return write_bytes(path, (json.dumps(plain(value), indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content; DataError names the file where it is damaged."""
+def check_file(path: Path, cure: str) -> int:
+    """The size of a plain file in bytes. DataError for anything else: reading a pipe would wait for ever."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, got a damaged file ({error}); delete it to make it again") from None
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, cure) from None
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise DataError(f"{path}: expected a file, got {what}; {cure}")
+    return found.st_size
+
+
+def is_there(path: Path, cure: str = "replace it by a file, or delete it") -> bool:
+    """True if there is a plain file, False if there is nothing. DataError for a folder, a pipe or a link to nowhere: it
+    isn't what someone meant."""
+    return os.path.lexists(path) and check_file(path, cure) >= 0
+
+
+def read_file(path: Path, *, largest: int, cure: str = AGAIN) -> bytes:
+    """The content of a plain file of at most `largest` bytes. DataError names another, a missing or unreadable one."""
+    size = check_file(path, cure)
+    if size > largest:
+        raise DataError(f"{path}: expected at most {largest:,} bytes, got {size:,}; {cure}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error, cure) from None
+
+
+def read_json(path: Path, *, cure: str = AGAIN) -> Any:
+    """A JSON file's content; DataError names the file if it is missing or damaged (see `typed_json.parse`)."""
+    return parse(read_file(path, largest=LARGEST_JSON, cure=cure), where=str(path), cure=cure)
+
+
+def read_tensors(path: Path, *, framework: str = "numpy", cure: str) -> dict[str, Any]:
+    """The tensors in a file of safetensors, by name. DataError names a missing or damaged file.
+
+    safetensors checks its header against the file's size: a damaged one allocates nothing.
+    """
+    with _safetensors(path, framework, cure) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it isn't a mapping
+
+
+def read_metadata(path: Path, key: str, *, cure: str) -> Any:
+    """The JSON under a key of the header of a file of safetensors. DataError names a missing or damaged file."""
+    with _safetensors(path, "numpy", cure) as file:
+        text = (file.metadata() or {}).get(key)
+    if text is None:
+        raise DataError(f"{path}: expected {key} in its header, got no such entry; {cure}")
+    return parse(text, where=str(path), cure=cure)
+
+
+@contextmanager
+def _safetensors(path: Path, framework: str, cure: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    check_file(path, cure)
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: expected a file of safetensors, got a damaged one ({error}); {cure}") from None
+
+
+def _unreadable(path: Path, error: OSError | ValueError, cure: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file")
+    if isinstance(error, PermissionError):
+        return DataError(f"{path}: permission denied")
+    return DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {cure}")
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """The machine under a run: its device, what is chosen by it, and how much memory was used."""
 
 import ctypes
+import math
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .config.settings import Settings
 from .errors import ConfigError
@@ -105,6 +108,56 @@ def forget_peak_memory(device: torch.device) -> None:
         with suppress(AttributeError, OSError):  # another C library, or no permission
             ctypes.CDLL(None).malloc_trim(0)  # memory that keep_freed_memory retains isn't the next run's
             Path("/proc/self/clear_refs").write_text("5")
+
+
+class OneAllocation(TorchFunctionMode):
+    """A context in which torch's constructors (`torch.empty`, `zeros`, ...) refuse a tensor that can't fit into memory.
+
+    Linux would promise the memory, and kill the process when it is used.
+
+    Raises ConfigError, which begins with `owner`.
+    """
+
+    def __init__(self, owner: str) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONSTRUCTORS:
+            self._check(kwargs.get("size", args[0] if args and isinstance(args[0], list | tuple) else args), kwargs)
+        return func(*args, **kwargs)
+
+    def _check(self, size: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        shape = [length for length in size if isinstance(length, int)]
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        needed = math.prod(shape) * dtype.itemsize
+        if needed < _NEVER_TOO_LARGE or kwargs.get("device") not in (None, "cpu", torch.device("cpu")):
+            return
+        free = available_memory()
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"{self._owner}: expected tensors of at most {free / 1e9:,.1f} GB, the free memory, got one of "
+                f"{needed / 1e9:,.1f} GB, {' x '.join(f'{length:,}' for length in shape)}; try smaller sizes"
+            )
+
+
+_CONSTRUCTORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+_NEVER_TOO_LARGE = 2**27  # bytes: smaller tensors aren't looked at
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still use at most, by the system and the limit of a container; None if unknown."""
+    found = []
+    with suppress(OSError, KeyError, ValueError):
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {words[0]: int(words[1]) * 1024 for words in lines}
+        found.append(sizes["MemAvailable:"] + sizes["SwapFree:"])
+    with suppress(OSError, ValueError):  # "max" is no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -9,7 +9,8 @@ Shapes: U users, I items, D feature width, B batch.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import MISSING
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .config.schema import schema_of
 from .data.sampling import TrainingRows
 from .plugin.contracts import ItemEncoder, Recommender
 from .plugin.item_features import ItemFeatures
@@ -50,6 +52,30 @@ def checkerboard_features(n_items: int = 16, *, modalities: tuple[str, ...] = MO
         values[:, 0] += np.where(np.arange(n_items) % 2, 1.0, -1.0)
         tables[modality] = FeatureTable(modality, values * present[:, None], present, f"checkerboard-{modality}")
     return tables
+
+
+def check_config(config: Any) -> None:
+    """Fail unless each key of a configuration that is a number, or holds numbers, has a limit in LIMITS, and
+    its default keeps it."""
+    schema = schema_of(config, config.__name__)
+    if unknown := getattr(config, "LIMITS", {}).keys() - schema.keys.keys():
+        raise AssertionError(f"{schema.owner}.LIMITS: expected fields {', '.join(schema.keys)}, got {min(unknown)}")
+    for name, key in schema.keys.items():
+        if not _holds_numbers(key.hint):
+            continue
+        assert key.limit is not None, (
+            f"{schema.owner}.{name}: expected a limit, got none; try LIMITS: ClassVar[Mapping[str, Limit]] = "
+            f"{{{name!r}: at_least(1)}}"
+        )
+        if key.default is not MISSING:
+            try:
+                key.read(key.default)
+            except ValueError as error:
+                raise AssertionError(f"{schema.owner}.{name}: its default {error}") from None
+
+
+def _holds_numbers(hint: Any) -> bool:
+    return hint in (int, float) or any(map(_holds_numbers, get_args(hint)))
 
 
 def batch_of(data: TrainingData, size: int = 16, *, seed: int = 0) -> Batch:

@@ -1,4 +1,6 @@
-"""Frozen dataclasses as JSON, and back: `plain` writes, `decode` reads and names the file and key of a misfit.
+"""Frozen dataclasses as JSON, and back: `plain` writes, `parse` and `decode` read. Both name the file of a misfit.
+
+All JSON that this program wrote is read by `parse`: disks, editors and syncing damage files.
 
 `decode` reads files of earlier versions: a field with a default may be absent, and an unknown key is ignored,
 unless the dataclass has a FLAT mapping, which keeps it.
@@ -7,6 +9,9 @@ unless the dataclass has a FLAT mapping, which keeps it.
 import dataclasses
 import functools
 import hashlib
+import json
+import math
+import re
 import reprlib
 import sys
 from abc import ABC, abstractmethod
@@ -19,6 +24,9 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, Union, cast, get_args,
 from .errors import DataError
 
 _T = TypeVar("_T")
+
+DEPTH = 100  # of nested lists and objects in what `parse` takes; those of this program have a dozen
+INT64 = range(-(2**63), 2**63)  # whole numbers that arrays and tables hold
 
 #: Metadata of a field whose content is written among its owner's fields instead of under its own name: a dataclass, or
 #: a mapping of all keys that no other field has.
@@ -56,7 +64,12 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     if numpy and isinstance(value, numpy.generic):
         return value.item()
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else _text(str(value))
+
+
+def _text(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of a file's name that aren't UTF-8 are escaped."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain_fields(value: Any) -> dict[str, Any]:
@@ -70,6 +83,69 @@ def _plain_fields(value: Any) -> dict[str, Any]:
         elif content is not None or field.metadata != OPTIONAL:
             found[field.name] = content
     return found
+
+
+def parse(content: str | bytes, *, where: str, cure: str) -> Any:
+    """The value of a JSON text in UTF-8. NaN and infinities are taken, as losses may be either.
+
+    DataError names `where` (a file) and the `cure` if it isn't JSON, has a key twice, a whole number beyond 64 bits,
+    half of a surrogate pair, or more than DEPTH nested lists and objects.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_int64)
+        if text.count("[") + text.count("{") > DEPTH:
+            _check_depth(value, DEPTH)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise _damaged(where, f"lists nested more than {DEPTH} deep", cure) from None
+    except UnicodeEncodeError:
+        raise _damaged(where, "half of a surrogate pair", cure) from None
+    except UnicodeDecodeError as error:
+        raise _damaged(where, f"byte {error.start} isn't UTF-8", cure) from None
+    except ValueError as error:
+        raise _damaged(where, str(error) if content else "the file is empty", cure) from None
+    return value
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _damaged(where: str, reason: str, cure: str) -> DataError:
+    return DataError(f"{where}: expected JSON, got a damaged file ({reason}); {cure}")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _int64(digits: str) -> int:
+    if len(digits) > 20 or int(digits) not in INT64:
+        raise ValueError(f"{reprlib.repr(digits)} is beyond 64 bits")
+    return int(digits)
+
+
+def _check_depth(value: Any, left: int) -> None:
+    """RecursionError if lists and objects are nested deeper than `left`."""
+    if isinstance(value, list | dict):
+        if not left:
+            raise RecursionError
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
+
+
+def check_finite(value: Any, *, where: str, cure: str) -> None:
+    """DataError with the key of the first NaN or infinity in numbers, and in lists and objects of these."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in inner:
+        check_finite(item, where=f"{where}.{key}", cure=cure)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: expected a finite number, got {value}; {cure}")
 
 
 def decode(kind: type[_T], value: Any, *, where: str, cure: str) -> _T:

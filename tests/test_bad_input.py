@@ -472,7 +472,7 @@ def test_a_name_that_is_no_text_is_printed_instead_of_a_traceback(toy: Path) -> 
 def test_a_pipe_in_the_place_of_an_array_or_an_archive_is_refused(toy: Path) -> None:
     os.mkfifo("pipe")
     for command in ((*RUN, "--features", "image=pipe"), ("data", "images", "toy", "--from", "pipe")):
-        assert refusal(call(*command), 4).startswith("pipe: expected a file, got a pipe or a device")
+        assert refusal(call(*command), 4).startswith("pipe: expected a file, got a pipe, a socket or a device")
 
 
 def test_ids_of_users_may_come_through_a_pipe_that_sigterm_ends_waiting_for(toy: Path) -> None:

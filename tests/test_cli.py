@@ -635,7 +635,7 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--features", "image"], "expected MODALITY=FILE.npy, got 'image'"),
         (["recommend", "x", "--users", "a,,b"], "expected ids separated by commas, `all` or @FILE, got 'a,,b'"),
         (["recommend", "x", "--users", "@gone"], "@gone: expected a text file of ids, one a line: No such file"),
-        (["recommend", "x", "--users", "0", "-k", "0"], "expected a whole number above 0, got '0'"),
+        (["recommend", "x", "--users", "0", "-k", "0"], "expected a whole number from 1 to 2,147,483,647, got '0'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(arguments: list[str], message: str) -> None:

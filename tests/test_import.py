@@ -103,7 +103,7 @@ def test_text_keeps_its_words_and_loses_its_line_breaks_and_every_item_keeps_its
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path, ratings: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for interactions, items in ((tmp_path / "pipe", None), (ratings, tmp_path / "pipe")):
-        with pytest.raises(DataError, match="pipe: expected a file, got a pipe or a device; try saving"):
+        with pytest.raises(DataError, match="pipe: expected a file, got a pipe, a socket or a device; try saving"):
             import_dataset(interactions, tmp_path / "shop", items=items)
 
 
@@ -412,9 +412,9 @@ def test_flags_that_contradict_the_table_are_named(
 @pytest.mark.parametrize(
     ("flag", "value", "expected"),
     [
-        ("--core", "-3", "a whole number from 0"),
-        ("--core", "2.5", "a whole number from 0"),
-        ("--split-seed", "-1", "a whole number from 0"),
+        ("--core", "-3", "a whole number from 0 to 2,147,483,647"),
+        ("--core", "2.5", "a whole number from 0 to 2,147,483,647"),
+        ("--split-seed", "-1", "a whole number from 0 to 2,147,483,647"),
         ("--min-rating", "nan", "a number"),
         ("--min-rating", "many", "a number"),
     ],

@@ -301,5 +301,7 @@ def test_the_verb_prints_the_verdict_or_a_document_and_exits_by_it(
 
 def test_a_config_that_cannot_be_read_back_is_named(finished: RunResult, registry: Registry, out: Path) -> None:
     edit(finished.path / "config.json", lambda config: config["settings"].update(lerning_rate=1))
-    with pytest.raises(DataError, match=r"config.json: expected a run of this version, got .*lerning_rate.*; try"):
+    with pytest.raises(
+        DataError, match=r"config.json: settings: expected a run of this version, got .*lerning_rate.*; try"
+    ):
         replay(finished.run_id, registry, out=out)

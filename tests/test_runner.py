@@ -337,7 +337,7 @@ def test_the_history_of_a_run_is_what_observers_saw_of_its_epochs(
 def test_a_damaged_history_is_named(finished: RunResult) -> None:
     path = finished.path / "history.jsonl"
     path.write_text(path.read_text()[:-5])
-    with pytest.raises(DataError, match=re.escape(f"{path}: expected a run's history, got an unreadable file")):
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}:\d: expected JSON, got a damaged file"):
         run_folder.load_history(finished.path)
 
 
@@ -788,17 +788,17 @@ def test_a_name_that_fits_no_run_or_several_is_an_error(
         run_folder.find_run(out, "VBPR")
 
 
-def test_a_damaged_result_is_named(finished: RunResult, out: Path) -> None:
+def test_a_damaged_result_is_named(finished: RunResult) -> None:
     path = finished.path / "result.json"
     path.write_text(path.read_text()[:50])
     with pytest.raises(DataError, match=re.escape(f"{path}: expected JSON")):
-        run_folder.list_results(out)
+        run_folder.load_result(finished.path)
     path.write_text('{"score": 1}')
     with pytest.raises(DataError, match=re.escape(f"{path}: run_id: expected text, got nothing; try --force")):
-        run_folder.list_results(out)
+        run_folder.load_result(finished.path)
 
 
-def test_a_result_of_a_later_version_is_refused_and_a_wrong_value_is_named(finished: RunResult, out: Path) -> None:
+def test_a_result_of_a_later_version_is_refused_and_a_wrong_value_is_named(finished: RunResult) -> None:
     path = finished.path / "result.json"
     text = path.read_text()
     path.write_text(text.replace('"record_version": 1', '"record_version": 9'))
@@ -806,7 +806,7 @@ def test_a_result_of_a_later_version_is_refused_and_a_wrong_value_is_named(finis
         run_folder.load_result(finished.path)
     path.write_text(text.replace('"numerics_version": ', '"numerics_version": "x", "was": '))
     with pytest.raises(DataError, match=r"result.json: record.numerics_version: expected a whole number, got 'x'; try"):
-        run_folder.list_results(out)
+        run_folder.load_result(finished.path)
 
 
 def asked(*users: int) -> dict[str, str]:

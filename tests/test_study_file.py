@@ -214,7 +214,7 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
         ),
         (
             "models: LATTICE\ndatasets: toy\ngrids: {LATTICE: {knn_k: [5, 0]}}",
-            ["mine.yaml:3: knn_k must be 1 or more, as the item itself counts, got 0"],
+            ["mine.yaml:3: knn_k must be from 1 to 1,048,576, got 0"],
         ),
         (
             "models: VBPR\ndatasets: toy\nmetrics: [Recall@20, Recall@15]\nslices: true\n"

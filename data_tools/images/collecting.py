@@ -197,7 +197,7 @@ def _img2dataset(source: Source) -> dict[str, Mapping[str, Any]]:
     for name, content in source.read(sidecars, max_bytes=_METADATA):
         try:
             metadata = json.loads(content or b"null")
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(metadata, dict) and isinstance(metadata.get("url"), str):
             found[by_key[name.removesuffix(".json")]] = metadata

@@ -199,15 +199,25 @@ def names(text: str) -> tuple[str, ...]:
     return listed
 
 
+LARGEST = 2**31 - 1  # of a count: more can't be meant, and arrays of so many items have other limits
+
+
 def count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
+    return _whole(text, 1, LARGEST)
 
 
 def count_or_zero(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return _whole(text, 0, LARGEST)
+
+
+def processes(text: str) -> int:
+    """Processes or connections that are open at once."""
+    return _whole(text, 1, 1024)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most:,}, got {text[:40]!r}")
     return int(text)
 
 

@@ -12,6 +12,7 @@ unedited.
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -30,6 +31,7 @@ from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED, OF_SPLIT
 from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
 
+MOST_RUNS = 100_000  # of a grid, and of a study
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 _SHARED = ("overall", "dataset", "preset")  # layers that serve every model, so they may hold keys of other models
@@ -130,6 +132,9 @@ def resolve(
     merge.fail()
 
     axes = {name: merge.points[name] for name in merge.axes}
+    if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
+        sizes = ", ".join(f"{name} {len(values):,}" for name, values in axes.items())
+        raise ConfigError(f"{GRID}: expected at most {MOST_RUNS:,} runs, got {count:,} ({sizes}); try fewer values")
     origins = {
         name: dataclasses.replace(origin, value=merge.points[name] if name in axes else merge.points[name][0])
         for name, origin in merge.origins.items()
@@ -298,8 +303,10 @@ class _Merge:
                     f"must be {describe_type(key.hint)}, got {value!r}; to make it a grid axis, add {GRID}: [{shown}]"
                 )
             self._add_axis(name, layer)
-        points = [key.read(point) for point in value]
-        return tuple(point for place, point in enumerate(points) if point not in points[:place])
+        points: dict[str, Any] = {}  # by what they look like, as a mapping can't be a key
+        for point in map(key.read, value):
+            points.setdefault(repr(point), point)
+        return tuple(points.values())
 
     def _knows(self, name: str, layer: Layer, *, in_grid: bool = False) -> bool:
         """True if a schema has the key. Else it is listed, in `unused` if a file may have it, or in `problems`."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
+from ..typed_json import INT64
 from .settings import Settings
 
 _WORDS: Mapping[str, bool] = {
@@ -29,11 +30,45 @@ _MISFIT = object()  # returned by `_coerce` for a value that doesn't fit the typ
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit beyond the type; `text` completes "must be ...". `spelled` maps other spellings of a value to it."""
+    """A limit beyond the type; `text` completes "must be ...". `spelled` maps other spellings of a value to it.
+
+    A plugin's dataclass declares its limits by field, in the class attribute LIMITS. None is always allowed where the
+    type allows it. Limits are there for values that can't be meant: a size of 0, a rate of 1e308.
+    """
 
     text: str
     holds: Callable[[Any], bool]
     spelled: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+def at_least(least: float) -> Limit:
+    """Finite numbers from `least` on."""
+    return Limit(f"at least {least}", lambda value: least <= value < math.inf)
+
+
+def above(low: float) -> Limit:
+    """Finite numbers above `low`."""
+    return Limit(f"above {low} and finite", lambda value: low < value < math.inf)
+
+
+def between(least: float, most: float) -> Limit:
+    """Numbers from `least` to `most`, both included."""
+    return Limit(f"from {least:,} to {most:,}", lambda value: least <= value <= most)
+
+
+def each(limit: Limit) -> Limit:
+    """Lists, and mappings, whose numbers keep a limit."""
+
+    def holds(values: Any) -> bool:
+        return all(map(limit.holds, values.values() if isinstance(values, Mapping) else values))
+
+    return Limit(f"numbers, each {limit.text}", holds)
+
+
+SIZE = between(1, 2**20)  # a vector's length, a graph's neighbors
+LAYERS = between(0, 1000)
+WEIGHT = Limit("at least 0 and finite", lambda value: 0 <= value < math.inf)  # of a loss or a penalty
+RATE = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)  # of dropout
 
 
 @dataclass(frozen=True)
@@ -51,11 +86,11 @@ class Key:
         result = _coerce(value, self.hint)
         if result is _MISFIT:
             meant = did_you_mean(str(value), map(str, _choices(self.hint)))
-            raise ValueError(f"must be {describe_type(self.hint)}, got {value!r}{meant}")
+            raise ValueError(f"must be {describe_type(self.hint)}, got {_shown(value)}{meant}")
         if self.limit and self.limit.spelled:
             result = self.limit.spelled.get(result, result)
         if self.limit and result is not None and not self.limit.holds(result):
-            raise ValueError(f"must be {self.limit.text}, got {value!r}")
+            raise ValueError(f"must be {self.limit.text}, got {_shown(value)}")
         return result
 
     def fits(self, value: Any) -> bool:
@@ -103,6 +138,12 @@ def schema_of(config: Any, owner: str, *, prefix: str = "", limits: Mapping[str,
     return Schema(owner, cls, {key.name: key for key in keys}, prefix)
 
 
+def _shown(value: Any) -> str:
+    """A value for a message, which a list of a million numbers mustn't fill."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
@@ -128,11 +169,12 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _int(value: Any) -> Any:
-    """A whole number, also as `1e3` or text; True isn't one."""
+    """A whole number of 64 bits, also as `1e3` or text; True isn't one."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return value if value in INT64 else _MISFIT
     number = _float(value)
-    return int(number) if number is not _MISFIT and math.isfinite(number) and number == int(number) else _MISFIT
+    whole = number is not _MISFIT and abs(number) < 2**63 and number == int(number)
+    return int(number) if whole else _MISFIT
 
 
 def _float(value: Any) -> Any:
@@ -170,17 +212,18 @@ def _tuple(value: Any, args: tuple[Any, ...]) -> Any:
     return _MISFIT if _MISFIT in fits else fits
 
 
-def _instance_of(cls: type, make: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], Any]:
-    return lambda value: make(value) if isinstance(value, cls) else _MISFIT
+def _text(value: Any) -> Any:
+    """Text without the character 0, at which the system would end a path."""
+    return value if isinstance(value, str) and "\0" not in value else _MISFIT
 
 
 _SCALARS: Mapping[Any, Callable[[Any], Any]] = {
     int: _int,
     float: _float,
     bool: _bool,
-    str: _instance_of(str),
-    Path: lambda value: Path(value) if isinstance(value, str | Path) else _MISFIT,
-    NoneType: _instance_of(NoneType),
+    str: _text,
+    Path: lambda value: _MISFIT if _text(str(value)) is _MISFIT or not isinstance(value, str | Path) else Path(value),
+    NoneType: lambda value: None if value is None else _MISFIT,
 }
 
 _NAMES: Mapping[Any, str] = {
@@ -235,14 +278,12 @@ def _type_depth(hint: Any) -> int:
     return inner + (origin is tuple)
 
 
-def at_least(least: int) -> Limit:
-    return Limit(f"at least {least}", lambda value: value >= least)
-
-
+LONGEST_LIST = 1_000_000  # of recommended items
 SEED = Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)  # NumPy's range
 _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), at_least(1)),
-    **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id", "threads", "workers"), at_least(0)),
+    **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id"), at_least(0)),
+    **dict.fromkeys(("threads", "workers"), between(0, 1024)),
     **dict.fromkeys(("valid_users", "checkpoint_seconds"), at_least(0)),
     **dict.fromkeys(("seed", "split_seed"), SEED),
     "learning_rate": Limit("above 0 and finite", lambda rate: 0 < rate < math.inf),
@@ -264,7 +305,8 @@ _LIMITS: Mapping[str, Limit] = {
         spelled={r"\t": "\t"},  # as one types it in a shell
     ),
     "topk": Limit(
-        "different numbers of at least 1", lambda topk: topk and min(topk) >= 1 and len(set(topk)) == len(topk)
+        f"different numbers from 1 to {LONGEST_LIST:,}",
+        lambda topk: topk and 1 <= min(topk) <= max(topk) <= LONGEST_LIST and len(set(topk)) == len(topk),
     ),
     "metrics": Limit(
         "different metrics, at least one", lambda names: names and len({name.lower() for name in names}) == len(names)

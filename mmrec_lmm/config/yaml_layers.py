@@ -12,10 +12,16 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..cache import read_file
+from ..errors import ConfigError, DataError
+from ..typed_json import INT64
 
 ENCODER = "encoder"  # the section of an encoder's keys; each paradigm has one of its own name, all else is flat
 GRID = "hyper_parameters"
+
+LARGEST = 1_000_000  # bytes of a file; the largest shipped one has a few thousand
+DEPTH = 100  # of lists and mappings within each other
+VALUES = 20_000  # in a file, each alias counted as often as it is used
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,21 @@ class _Loader(yaml.SafeLoader):
     0x10, 1e-4 is one (as in MMRec), and yes, no, on, off, dates and times are text; a switch takes yes, no, on and off.
     """
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node; YAMLError as soon as the text is too large or too deep, as composing it takes long."""
+        self._depth += 1
+        self._values += 1
+        if self._depth > DEPTH or self._values > VALUES:
+            what = f"{DEPTH} lists and mappings within each other" if self._depth > DEPTH else f"{VALUES:,} values"
+            raise yaml.MarkedYAMLError(problem=f"expected at most {what}, got more", problem_mark=self.get_mark())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -70,9 +91,13 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_whole(self, node: yaml.ScalarNode) -> int:
+    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
+        """A whole number, or its text beyond 64 bits: no key takes such a number, and one of text may be called so."""
         text = node.value.replace("_", "")
-        return int(text, 16) if "x" in text.lower() else int(text)
+        if len(text) > 40:
+            return str(node.value)
+        number = int(text, 16) if "x" in text.lower() else int(text)
+        return number if number in INT64 else str(node.value)
 
 
 _SCALARS = {
@@ -99,24 +124,47 @@ def parse(text: str) -> Any:
 
 
 def _compose(text: str) -> tuple[yaml.Node | None, Any]:
-    """A text's YAML node, which has line numbers, and its value; a value that contains itself is refused."""
+    """A text's YAML node, which has line numbers, and its value. A value that contains itself is refused, and one that
+    aliases or nesting make large."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
+        if node:
+            _expanded(node, {})
         return node, loader.construct_object(node, deep=True) if node else None
-    except (ValueError, RecursionError) as error:  # 2024-13-45 isn't a date; thousands of brackets
+    except (ValueError, OverflowError, RecursionError) as error:  # 2024-13-45 isn't a date
         raise yaml.YAMLError(str(error)) from None
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values under a node, each alias counted as often as it is used. `known` has those of nodes that
+    were counted, 0 while they are."""
+    if id(node) not in known:
+        known[id(node)] = 0
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+        if known[id(node)] > VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"expected at most {VALUES:,} values with aliases, got more",
+                problem_mark=node.start_mark,
+            )
+    elif not known[id(node)]:
+        raise yaml.MarkedYAMLError(problem="a value contains itself", problem_mark=node.start_mark)
+    return known[id(node)]
 
 
 def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) -> Layer:
     """A YAML file as the layer `name`; ConfigError names file and line of anything but YAML keys."""
     try:
-        node, content = _compose(path.read_text(encoding="utf-8"))
+        node, content = _compose(read_file(path, largest=LARGEST, cure="try splitting it").decode("utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else path
         raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read as YAML in UTF-8: {error}") from None
     if node is None:
         content = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cache import fingerprint, hash_file, hash_readable, join_hashes
+from ..cache import fingerprint, hash_file, hash_readable, is_there, join_hashes
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
@@ -28,7 +28,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     """The data set in `folder`. Raises DataError, with counts, for data that can't be ranked correctly."""
     inter = inter_file(folder, name, settings)
     users, items, labels, times = read_interactions(inter, settings)
-    catalog = read_catalog(folder) if (folder / "items.tsv").is_file() else None
+    catalog = read_catalog(folder) if is_there(folder / "items.tsv") else None
 
     n_users = _count_ids(users, inter, settings.USER_ID_FIELD, gaps_allowed=False)
     n_items = _count_ids(items, inter, settings.ITEM_ID_FIELD, gaps_allowed=catalog is not None)
@@ -80,11 +80,11 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         valid=splits["valid"],
         test=splits["test"],
         catalog=catalog,
-        feature_files={modality: path for modality, path in files.items() if path.is_file()},
+        feature_files={modality: path for modality, path in files.items() if is_there(path)},
         fingerprint=fingerprint(fingerprinted),
         notes=tuple(notes),
         split=drawn,
-        id_files={kind: folder / file for kind, (file, *_) in MAPPINGS.items() if (folder / file).is_file()},
+        id_files={kind: folder / file for kind, (file, *_) in MAPPINGS.items() if is_there(folder / file)},
     )
 
 

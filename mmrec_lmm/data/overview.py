@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import is_there
 from ..config.settings import Settings
 from ..errors import DataError
+from .arrays import check_header
 from .loading import NOT_TEXT, inter_file, items_table, read_interactions
 from .tables import first_cells
 
@@ -31,7 +33,7 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
     if not len(users):
         raise DataError(f"{inter}: expected rows, got only a header")
     n_items, images, texts = int(items.max()) + 1, None, None
-    if (folder / "items.tsv").is_file():
+    if is_there(folder / "items.tsv"):
         table = items_table(folder / "items.tsv")
         n_items = len(table)
         there = {str(path.relative_to(folder / "images")) for path in (folder / "images").rglob("*")}
@@ -53,12 +55,9 @@ def overview(folder: Path, name: str, settings: Settings) -> Overview:
 
 def _width(path: Path) -> int:
     """The columns of an .npy file; 0 without one. Only its header is read."""
-    if not path.is_file():
+    if not is_there(path):
         return 0
-    try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (ValueError, OSError, EOFError):
-        raise DataError(f"{path}: expected an array of numbers as numpy saves it, got something else") from None
+    shape = check_header(path)
     if len(shape) != 2:
         raise DataError(f"{path}: expected rows of features, got an array of shape {shape}")
     return shape[1]

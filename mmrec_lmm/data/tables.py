@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..cache import check_plain
+from ..cache import check_file
 from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import foreign
 
@@ -262,7 +262,7 @@ class _Reader:
 
     def _pieces(self) -> Iterator[bytes]:
         """The file's bytes as UTF-8 without a byte order mark, after a look at what it is."""
-        check_plain(self.path)
+        check_file(self.path, "try saving its content to a file")
         try:
             with self.path.open("rb") as raw:
                 head = raw.read(4096)

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 
-from ..cache import is_disk_full
+from ..cache import AGAIN, is_disk_full, read_json
+from ..errors import DataError
+from ..typed_json import decode
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +186,9 @@ def retry_after(value: str) -> float | None:
 
 def _read_origin(part: Path) -> _Origin | None:
     try:
-        return _Origin(**json.loads(_origin_file(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        path = _origin_file(part)
+        return decode(_Origin, read_json(path), where=str(path), cure=AGAIN)
+    except DataError:  # the file is fetched from its beginning
         return None
 
 

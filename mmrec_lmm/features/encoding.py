@@ -15,6 +15,7 @@ Shapes: I items, S items of a shard, D feature width.
 import dataclasses
 import functools
 import logging
+import os
 import re
 import shutil
 import time
@@ -32,10 +33,11 @@ from tqdm import tqdm
 from .. import cache
 from ..data.items import Prepared, Source, is_invisible, is_placeholder, loader, nothing_readable, source_of
 from ..distributed import is_first_process, processes
-from ..errors import ConfigError, MMRecError, PluginError, RunError
+from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
+from ..typed_json import check_finite, parse
 from ..types import FeatureTable, ItemCatalog, RunSpec, Tuned
 from ..weights.formats import load_state, read_checkpoint
 from .files import coverage, load_with_header, save_table
@@ -148,7 +150,15 @@ def _seconds_file(path: Path) -> Path:
 def _seconds(path: Path) -> float:
     """The seconds that an encoder took for the table at `path`; 0 if unknown."""
     file = _seconds_file(path)
-    return float(file.read_text()) if file.is_file() else 0.0
+    if not os.path.lexists(file):
+        return 0.0
+    try:
+        seconds = parse(cache.read_file(file, largest=100), where=str(file), cure="the time counts as 0")
+        check_finite(seconds, where=str(file), cure="the time counts as 0")
+        return float(seconds)
+    except (DataError, TypeError, ValueError) as error:
+        logger.warning("%s: expected the seconds that a table took: %s", file, error)
+        return 0.0
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .. import cache
+from ..data.arrays import open_npy
 from ..data.tables import read_integers
 from ..errors import ConfigError, DataError, did_you_mean
-from ..formatting import first_few, foreign
+from ..formatting import first_few
 from ..typed_json import OPTIONAL, decode
 from ..types import FeatureTable, ItemCatalog
 from .controls import CONTROLS
@@ -40,7 +40,7 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
     file names (there their row is the mean of the others; here it becomes zero). Raises DataError where the file is
     missing, damaged, pickled, holds NaN or infinity, or hasn't one row per item.
     """
-    stored = _open_npy(path)
+    stored = open_npy(path)
     if stored.ndim != 2 or stored.dtype.kind not in "fiu":
         raise DataError(f"{path}: expected numbers of shape (items, width), got {stored.dtype} of shape {stored.shape}")
     if len(stored) != n_items:
@@ -62,37 +62,20 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             f"{first_few(bad)}"
         )
     missed = path.with_name(MISSED_IMAGES)
-    if modality == "image" and missed.is_file():
+    if modality == "image" and cache.is_there(missed):
         ids = _missed_items(missed, n_items)
         present[ids] = False
         values[ids] = 0  # copy on write: the file stays as it is
     return FeatureTable(modality, values, present, cache.fingerprint([cache.hash_file(path), present]))
 
 
-def _open_npy(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped copy-on-write; pickles are refused by name."""
-    cache.check_plain(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(256)
-        if not start.startswith(b"\x93NUMPY"):
-            got = foreign(start) or "another format"
-            cure = "" if ";" in got else "; save the array with numpy.save"
-            raise DataError(f"{path}: expected a .npy file, got {got}{cure}")
-        return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        if "Python objects" in str(error):
-            got = "pickled Python objects, which could run code when read; save a plain array of numbers"
-        else:
-            got = f"a truncated or damaged file ({error}); copy or download it again"
-        raise DataError(f"{path}: expected an array of numbers, got {got}") from None
-
-
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
     """The ids in MMRec's list: one column, or one line; of a table, the column itemID or the only one with a name."""
-    separator = "\t" if "\t" in (first := path.read_text(encoding="utf-8-sig").partition("\n")[0]) else ","
+    try:
+        text = cache.read_file(path, largest=cache.LARGEST_JSON, cure="write one id a line").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected item ids as text in UTF-8, got another encoding ({error.reason})") from None
+    separator = "\t" if "\t" in (first := text.partition("\n")[0]) else ","
     cells = [cell.strip(' "\r') for cell in first.split(separator)]
     if any(re.search("[A-Za-z]", cell) for cell in cells) or (len(cells) > 1 and not cells[0]):
         named = [name for name in cells if name and not name.startswith("Unnamed: ")]
@@ -101,7 +84,7 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
             raise DataError(f"{path}: expected a column itemID, got {', '.join(named) or 'none with a name'}")
         ids = read_integers(path, chosen, separator=separator).columns[chosen[0]]
     else:
-        rows = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        rows = [line.replace(",", " ").split() for line in text.splitlines()]
         rows = [row for row in rows if row]
         if len(rows) > 1 and min(map(len, rows)) > 1 and [row[0] for row in rows] == [*map(str, range(len(rows)))]:
             raise DataError(
@@ -110,6 +93,8 @@ def _missed_items(path: Path, n_items: int) -> np.ndarray:
             )
         try:
             numbers = np.array([float(word) for row in rows for word in row])
+            if not np.isfinite(numbers).all():
+                raise ValueError("NaN or infinity")
         except ValueError as error:
             raise DataError(f"{path}: expected item ids ({error})") from None
         if (wrong := numbers != np.floor(numbers)).any():
@@ -159,18 +144,17 @@ def export_table(path: Path, table: FeatureTable) -> Path:
 
 def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
     """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file."""
+    cure = "delete it to make it again"
+    arrays = cache.read_tensors(path, cure=cure)
+    header = decode(TableHeader, cache.read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
+    values, present = arrays.get("values"), arrays.get("present")
+    if values is None or present is None or values.dtype != np.float32 or present.dtype != np.bool_:
+        kinds = {name: str(array.dtype) for name, array in arrays.items()}
+        raise DataError(f"{path}: expected values of float32 and present of bool, got {kinds}; {cure}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["about"])
-            arrays = file.get_tensor("values"), file.get_tensor("present")
-        header = decode(TableHeader, about, where=str(path), cure="try deleting it, to have it made again")
-        return FeatureTable(header.modality, *arrays, header.fingerprint), header
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected a feature table, got a damaged one ({error}); delete it to make it again"
-        ) from None
+        return FeatureTable(header.modality, values, present, header.fingerprint), header
+    except ValueError as error:
+        raise DataError(f"{path}: expected a feature table, got a damaged one ({error}); {cure}") from None
 
 
 def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:

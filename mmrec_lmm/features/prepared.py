@@ -26,10 +26,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
+from ..data.arrays import open_npy
 from ..data.items import item_texts, read_image, source_of
-from ..errors import PluginError, RunError
+from ..errors import DataError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
+from ..typed_json import decode
 from ..types import ItemCatalog, RawItem
 from .encoding import encoder_id
 
@@ -87,9 +89,30 @@ def prepared_items(
             _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
         if not (folder / UNREADABLE).exists():  # of an older version
             cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-    lengths = {path.stem: np.load(path) for path in sorted((folder / "lengths").glob("*.npy"))}
-    return PreparedItems(arrays, lengths, frozenset(cache.read_json(folder / UNREADABLE)))
+    return _read(folder, len(items))
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    items: tuple[int, ...]
+
+
+def _read(folder: Path, n_items: int) -> PreparedItems:
+    """The prepared items in a folder; DataError names a damaged file."""
+    cure = f"delete {folder} to make it again"
+    arrays = {path.stem: open_npy(path, mode="r", cure=cure) for path in sorted(folder.glob("*.npy"))}
+    paths = {path.stem: path for path in sorted((folder / "lengths").glob("*.npy"))}
+    lengths = {key: np.array(open_npy(path, mode="r", cure=cure)) for key, path in paths.items()}
+    for key, array in {**arrays, **{f"lengths/{key}": array for key, array in lengths.items()}}.items():
+        if array.shape[:1] != (n_items,):
+            raise DataError(f"{folder / key}.npy: expected {n_items} rows, got shape {array.shape}; {cure}")
+    for key, array in lengths.items():
+        longest = arrays[key].shape[1] if key in arrays and arrays[key].ndim == 2 else -1
+        if array.dtype.kind not in "iu" or array.ndim != 1 or ((array < 0) | (array > longest)).any():
+            raise DataError(f"{paths[key]}: expected the lengths of rows of {key}.npy, got others; {cure}")
+    path = folder / UNREADABLE
+    items = decode(_Unreadable, {"items": cache.read_json(path, cure=cure)}, where=str(path), cure=cure).items
+    return PreparedItems(arrays, lengths, frozenset(items))
 
 
 def ahead(results: Iterable[_T]) -> Iterator[_T]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..cache import write_atomic
 from ..errors import ConfigError, DataError
-from ..running.run_folder import CONFIG, load_history, load_result, load_settings
+from ..running.run_folder import CONFIG, CURE, HISTORY, load_history, load_result, load_settings
 from ..studies.leaderboard import Leaderboard, Row
 from ..types import EpochReport
 from .tables import MARK, NONE, TABLE_AXES, label
@@ -58,6 +58,9 @@ def run_plots(folder: Path, out: Path) -> list[Path]:
         )
     metric = settings.valid_metric.lower()
     history = load_history(folder)
+    seen = [report.valid for report in history if report.valid]
+    if history and (not seen or any(metric not in valid for valid in seen)):
+        raise DataError(f"{folder / HISTORY}: expected validation's {metric}, got epochs without it; {CURE}")
     written = []
     for suffix in SUFFIXES:
         if history:  # an untrained model has none

@@ -12,15 +12,17 @@ import contextlib
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache import locked, plain, write_bytes
+from ..cache import AGAIN, locked, plain, read_file, write_bytes
 from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
 from ..formatting import csv_text
+from ..typed_json import parse
 from ..types import AXES, RunResult
-from .run_folder import CURE, PER_USER, RESULT, load_result
+from .run_folder import CURE, PER_USER, RESULT, finished_runs, load_result
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,14 @@ TABLES = f"""
     PRAGMA user_version = {VERSION};
 """
 
+SECONDS = 60.0  # that a query may take
+ROWS = 1_000_000  # of its answer
+MEMORY = 2**30  # bytes, of SQLite and again of the answer
+LARGEST_VALUE = 1_000_000  # bytes of a text or blob
+LARGEST_INDEX = 2**32  # bytes
+
+#: Functions that a query may not use: printf('%.*c', 2000000000, 'x') can't be interrupted.
+_UNBOUNDED = ("printf", "format")
 #: The operations that a query may use: none that writes or opens another file.
 _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 
@@ -82,7 +92,7 @@ def rebuild(out: Path) -> int:
 
 
 def open_index(out: Path) -> sqlite3.Connection:
-    """The index over the runs in `out`, up to date and read-only: tables `runs` and `metrics`.
+    """The index over the runs in `out`, up to date and in memory: tables `runs` and `metrics`.
 
     A damaged `result.json` is logged by name and left out. Raises DataError if the folder is missing.
     """
@@ -90,20 +100,63 @@ def open_index(out: Path) -> sqlite3.Connection:
     connection = _stored(out / INDEX)
     if connection is None or _stale(connection, out):
         connection = _refreshed(out)
-    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY)
     return connection
 
 
-def query(out: Path, sql: str) -> list[dict[str, Any]]:
-    """The rows that a SELECT finds in the index over `out`. ConfigError if it isn't a valid SELECT."""
-    with contextlib.closing(open_index(out)) as connection:
+def query(out: Path, sql: str, *, seconds: float = SECONDS) -> list[dict[str, Any]]:
+    """The rows that a SELECT finds in the index over `out`; of columns with one name, the later get :1, :2, ...
+
+    ConfigError if it isn't a valid SELECT, or takes more than `seconds`, ROWS or MEMORY. It is computed by a thread: a
+    signal ends it at once, which SQLite itself would only see between two of its steps.
+    """
+    connection = open_index(out)
+    heap = _restrict(connection)
+    answer: list[list[dict[str, Any]] | Exception] = []
+
+    def work() -> None:
         try:
-            return _rows(connection.execute(sql))
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise ConfigError(
-                f"query: expected one SELECT over runs ({', '.join(COLUMNS)}) and metrics (run, split, metric, value), "
-                f"got {sql!r}: {error}"
-            ) from None
+            with contextlib.closing(connection.execute(sql)) as cursor:
+                answer.append(_rows(cursor, distinct=True, bounded=True))
+        except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join(seconds)
+        late = not answer
+    finally:
+        if not answer:
+            connection.interrupt()
+    thread.join(1)
+    if not thread.is_alive():
+        connection.set_authorizer(None)
+        connection.execute(f"PRAGMA hard_heap_limit = {heap}")
+        connection.close()
+    if answer and isinstance(answer[0], list) and not late:
+        return answer[0]
+    error = f"it takes more than {seconds:g} s; try LIMIT, or conditions that select less" if late else answer[0]
+    if isinstance(error, MemoryError):
+        error = f"it takes more than {ROWS:,} rows or {MEMORY:,} bytes; try LIMIT, or conditions that select less"
+    raise ConfigError(
+        f"query: expected one SELECT over runs ({', '.join(COLUMNS)}) and metrics (run, split, metric, value), got "
+        f"{sql[:1000]!r}: {error}"
+    )
+
+
+def _restrict(connection: sqlite3.Connection) -> int:
+    """Let queries on a connection only read, within bounds. Returns the heap's former limit, that of the process."""
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000)
+    heap: int = connection.execute("PRAGMA hard_heap_limit").fetchone()[0]
+    connection.execute(f"PRAGMA hard_heap_limit = {MEMORY}")
+
+    def allow(action: int, _: str | None, name: str | None, *others: str | None) -> int:
+        refused = action not in _READS or (action == sqlite3.SQLITE_FUNCTION and name in _UNBOUNDED)
+        return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+    connection.set_authorizer(allow)
+    return heap
 
 
 def find_runs(out: Path, where: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
@@ -118,16 +171,26 @@ def find_runs(out: Path, where: Mapping[str, str] | None = None) -> list[dict[st
             raise ConfigError(
                 f"--where: expected a column ({', '.join(COLUMNS)}), got {name}{did_you_mean(name, COLUMNS)}"
             )
+    with contextlib.closing(open_index(out)) as connection, contextlib.suppress(DataError, sqlite3.Error):
+        return _found(connection, where, str(out / INDEX))
+    logger.warning("%s: expected an index of runs, got a damaged file; it isn't used", out / INDEX)
+    with contextlib.closing(_empty()) as connection:
+        _update(connection, out)
+        return _found(connection, where, str(out / INDEX))
+
+
+def _found(connection: sqlite3.Connection, where: Mapping[str, str], path: str) -> list[dict[str, Any]]:
+    """`find_runs` of an index. DataError or sqlite3.Error if it is damaged."""
     conditions = " AND ".join(f"CAST(ifnull({name}, '') AS TEXT) = ? COLLATE NOCASE" for name in where) or "1"
-    with contextlib.closing(open_index(out)) as connection:
-        rows = _rows(connection.execute(f"SELECT * FROM runs WHERE {conditions} ORDER BY run", [*where.values()]))
-        found = {row["run"]: row for row in rows}
-        for run, split, metric, value in connection.execute("SELECT * FROM metrics ORDER BY rowid"):
-            if run in found:
-                found[run][f"{split}/{metric}"] = value
+    rows = _rows(connection.execute(f"SELECT * FROM runs WHERE {conditions} ORDER BY run", [*where.values()]))
+    found = {row["run"]: row for row in rows}
+    for run, split, metric, value in connection.execute("SELECT * FROM metrics ORDER BY rowid"):
+        if run in found:
+            found[run][f"{split}/{metric}"] = value
     for row in rows:
         del row["stamp"]
-        row.update({name: json.loads(row[name]) for name, kind in COLUMNS.items() if kind == JSON})
+        for name in (name for name, kind in COLUMNS.items() if kind == JSON):
+            row[name] = parse(str(row[name]), where=f"{path}: {row['run']}: {name}", cure=AGAIN)
     return rows
 
 
@@ -164,21 +227,29 @@ def _refreshed(out: Path) -> sqlite3.Connection:
 
 def _stored(path: Path) -> sqlite3.Connection | None:
     """The index in a file, read into memory; None if it is missing, damaged or of another version."""
-    connection = sqlite3.connect(":memory:")
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
     try:
-        content = path.read_bytes()
+        content = read_file(path, largest=LARGEST_INDEX)
         connection.deserialize(content or b"damaged")  # Python raises MemoryError for empty bytes
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == VERSION and connection.execute("PRAGMA quick_check").fetchone()[0] == "ok":
+        if (
+            version == VERSION
+            and connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+            and _tables(connection) == _tables(_empty())
+        ):
             return connection
-    except (OSError, sqlite3.Error, OverflowError):
+    except (DataError, sqlite3.Error, OverflowError, MemoryError):
         pass
     connection.close()
     return None
 
 
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    return sorted(connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_master"))
+
+
 def _empty() -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:")
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
     connection.executescript(TABLES)
     return connection
 
@@ -186,10 +257,12 @@ def _empty() -> sqlite3.Connection:
 def _stamps(out: Path) -> dict[str, str]:
     """Size and modification time of each finished run's `result.json`, by run."""
     stamps = {}
-    for path in sorted(out.glob(f"*/{RESULT}")):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            stat = path.stat()
-            stamps[path.parent.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+    for folder in finished_runs(out):
+        try:
+            stat = (folder / RESULT).stat()
+            stamps[folder.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:  # reading it says why
+            stamps[folder.name] = ""
     return stamps
 
 
@@ -216,15 +289,15 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
             if result is None:
                 continue
             row = _row(result, stamp)
+            connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(COLUMNS))})", row)
+            connection.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?)", _metrics(result))
         except MMRecError as error:
             logger.warning("left out of the index: %s", error)
             continue
-        except OSError as error:
-            logger.warning("left out of the index: %s: %s", out / run / RESULT, error)
+        except (OSError, ValueError, sqlite3.Error) as error:  # the name of a folder may not be UTF-8
+            logger.warning("left out of the index: %s: %s", plain(out / run / RESULT), error)
             continue
         added += 1
-        connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(COLUMNS))})", row)
-        connection.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?)", _metrics(result))
     connection.commit()
     return bool(outdated or added)
 
@@ -273,6 +346,18 @@ def _metrics(result: RunResult) -> Iterator[tuple[str, str, str, float]]:
             yield result.path.name, split, name, value
 
 
-def _rows(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
+def _rows(cursor: sqlite3.Cursor, *, distinct: bool = False, bounded: bool = False) -> list[dict[str, Any]]:
+    """The rows by column; blobs as hex. `distinct` gives equal names of columns a number, `bounded` raises MemoryError
+    beyond ROWS or MEMORY."""
     names = [column[0] for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+    if distinct:
+        names = [f"{name}:{before}" if (before := names[:at].count(name)) else name for at, name in enumerate(names)]
+    rows: list[dict[str, Any]] = []
+    held = 0
+    for row in cursor:
+        values = [value.hex() if isinstance(value, bytes) else value for value in row]
+        held += 64 * len(values) + sum(len(value) for value in values if isinstance(value, str))
+        if bounded and (held > MEMORY or len(rows) == ROWS):
+            raise MemoryError
+        rows.append(dict(zip(names, values, strict=True)))
+    return rows

@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 
 from ..data.ids import Ids, number_in, read_ids
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..evaluation.ranking import Ranker
 from ..machine import choose_device
+from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
 from ..training.resume import load_weights
 from . import run_folder
@@ -54,10 +55,7 @@ def recommend(
     asked = np.arange(dataset.n_users) if users is None else _numbers(users, user_ids, dataset.n_users)
     device = choose_device(spec.settings)
     model = build_model(spec, inputs, registry, device)
-    model.load_state_dict(load_weights(folder / run_folder.WEIGHTS))
-    if model.features.joint:
-        for modality, table in load_weights(folder / run_folder.FEATURES).items():
-            model.features.refresh(modality, torch.arange(len(table), device=device), table.to(device))
+    _load_weights(folder, model, device)
     ranked, places = np.unique(asked, return_inverse=True)
     top = Ranker(ranked, [dataset.train], dataset.n_items).top(model, k).numpy()[places]  # (U, K)
     rows, ranks = np.nonzero(top >= 0)
@@ -71,6 +69,24 @@ def recommend(
             "title": "" if titles is None else np.array(titles, dtype=object)[items],
         }
     )
+
+
+def _load_weights(folder: Path, model: Recommender, device: torch.device) -> None:
+    """Give the model the weights of its run, and an end-to-end one its features. DataError if they don't fit."""
+    path = folder / run_folder.WEIGHTS
+    try:
+        model.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        raise DataError(f"{path}: expected the run's weights, got others ({error}); {run_folder.CURE}") from None
+    if not model.features.joint:
+        return
+    path = folder / run_folder.FEATURES
+    shapes = {modality: tuple(table.shape) for modality, table in model.features().items()}
+    tables = load_weights(path)
+    if (found := {modality: tuple(table.shape) for modality, table in tables.items()}) != shapes:
+        raise DataError(f"{path}: expected features {shapes}, got {found}; {run_folder.CURE}")
+    for modality, table in tables.items():
+        model.features.refresh(modality, torch.arange(len(table), device=device), table.to(device))
 
 
 def _numbers(users: Mapping[str, str], ids: Ids | None, n_users: int) -> np.ndarray:

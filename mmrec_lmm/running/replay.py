@@ -83,7 +83,7 @@ def replay(
     spec = _with_settings(spec, **{key: value for key, value in wanted.items() if value is not None})
     inputs = gather(spec, registry, progress=progress)
     before = changes(record, spec, inputs, registry)
-    configured = changed_values(record.resolved, read_json(folder / run_folder.CONFIG))
+    configured = changed_values(record.resolved, read_json(folder / run_folder.CONFIG, cure=run_folder.CURE))
     changed = [*before.data, *before.features, *configured, *before.code, *before.versions, *before.machine]
     if run_id(_with_settings(spec, threads=record.threads), inputs, registry) != stored.run_id:
         return Replay(stored.run_id, ANOTHER, changed)
@@ -194,7 +194,7 @@ def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]
         if not all(present):
             yield name, None
         elif name == run_folder.TOPK:
-            then, now = (path.read_text().splitlines() for path in paths)
+            then, now = (path.read_bytes().splitlines() for path in paths)
             yield name, sum(one != other for one, other in zip(then, now, strict=False)) + abs(len(then) - len(now))
         else:
             yield name, _largest(*map(load_weights, paths))

@@ -19,25 +19,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from ..cache import plain, read_json, write_atomic, write_bytes, write_json
+from ..cache import check_file, plain, read_file, read_json, read_tensors, write_atomic, write_bytes, write_json
+from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
+from ..data.tables import read_integers
 from ..errors import ConfigError, DataError, RunBusy, did_you_mean
 from ..plugin.registry import Registry
-from ..typed_json import decode
+from ..typed_json import check_finite, decode, parse
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import Ranking
     from ..plugin.contracts import Recommender, TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
@@ -50,6 +58,9 @@ COLD = "cold"  # in PER_USER, beside the splits
 RESULT = "result.json"
 
 CURE = "try --force, which runs it again"
+LARGEST_HISTORY = 2**30  # bytes; an epoch has some 500
+
+_METRIC = re.compile(r"[^@]+@[1-9][0-9]{0,8}")
 
 #: The effective values of settings, if not the default, in runs made before those settings existed.
 BEFORE = {"min_steps": 0}
@@ -77,27 +88,58 @@ def save_config(folder: Path, spec: RunSpec) -> None:
     write_json(folder / CONFIG, spec)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """The content of `config.json`: a RunSpec whose sections are still mappings."""
+
+    model: str
+    dataset: str
+    settings: Mapping[str, Any]
+    model_config: Mapping[str, Any] | None
+    encoder: str | None
+    encoder_config: Mapping[str, Any] | None
+    paradigm: str
+    paradigm_config: Mapping[str, Any] | None
+    modalities: tuple[str, ...] | None
+    features: Mapping[str, Path]
+    control: str | None
+    point: Mapping[str, Any] = field(default_factory=dict)
+
+
 def load_config(folder: Path, registry: Registry) -> RunSpec:
-    """The resolved run in `folder`, with the plugins' own configuration classes."""
-    record = read_json(folder / CONFIG)
-    model_class = registry.models.load(record["model"], "config")
-    encoder = record["encoder"]
-    encoder_class = registry.encoders.load(encoder, "config") if encoder else None
-    paradigm_class = registry.paradigms.load(record["paradigm"], "config")
+    """The resolved run in `folder`, with the plugins' own configuration classes. DataError names a damaged file, or one
+    with keys that this version doesn't know."""
+    path = folder / CONFIG
+    found = decode(_Config, read_json(path, cure=CURE), where=str(path), cure=CURE)
+    model = registry.models.load(found.model, "config")
+    encoder = registry.encoders.load(found.encoder, "config") if found.encoder else None
+    paradigm = registry.paradigms.load(found.paradigm, "config")
+    sections = {
+        "settings": _section(HOST, BEFORE | {**found.settings}, f"{path}: settings"),
+        "model_config": _section(schema_of(model, found.model), found.model_config, f"{path}: model_config"),
+        "encoder_config": encoder
+        and _section(schema_of(encoder, str(found.encoder)), found.encoder_config, f"{path}: encoder_config"),
+        "paradigm_config": paradigm
+        and _section(schema_of(paradigm, found.paradigm), found.paradigm_config, f"{path}: paradigm_config"),
+    }
+    return RunSpec(**{one.name: getattr(found, one.name) for one in fields(found)} | sections)
+
+
+def _section(schema: Schema, values: Mapping[str, Any] | None, where: str) -> Any:
+    """The dataclass of a schema from its JSON form, with each value checked as if it were typed."""
+    values = values or {}
+    if unknown := values.keys() - schema.keys.keys():
+        raise DataError(f"{where}: expected a run of this version, got the key {min(unknown)}; {CURE}")
+    read = {}
+    for name, value in values.items():
+        try:
+            read[name] = schema.keys[name].read(value)
+        except ValueError as error:
+            raise DataError(f"{where}.{name}: {error}; {CURE}") from None
     try:
-        return RunSpec(
-            **{
-                **record,
-                "settings": _dataclass(Settings, BEFORE | record["settings"]),
-                "model_config": _dataclass(model_class, record["model_config"]),
-                "encoder_config": _dataclass(encoder_class, record["encoder_config"]) if encoder_class else None,
-                "paradigm_config": _dataclass(paradigm_class, record["paradigm_config"]) if paradigm_class else None,
-                "modalities": tuple(record["modalities"]) if record["modalities"] is not None else None,
-                "features": {modality: Path(path) for modality, path in record["features"].items()},
-            }
-        )
-    except TypeError as error:
-        raise DataError(f"{folder / CONFIG}: expected a run of this version, got {error}; {CURE}") from None
+        return schema.cls(**read)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: expected a run of this version, got {error}; {CURE}") from None
 
 
 def load_settings(folder: Path) -> Settings | None:
@@ -106,12 +148,12 @@ def load_settings(folder: Path) -> Settings | None:
     Keys that this version doesn't know are left out.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    config = read_json(path)
+    config = read_json(path, cure=CURE)
     settings = config.get("settings") if isinstance(config, dict) else None
-    content = BEFORE | settings if isinstance(settings, dict) else settings
-    return decode(Settings, content, where=f"{path}: settings", cure=CURE)
+    known = {name: value for name, value in settings.items() if name in HOST.keys} if isinstance(settings, dict) else {}
+    return _section(HOST, BEFORE | known, f"{path}: settings")
 
 
 def save_result(folder: Path, result: RunResult) -> None:
@@ -124,12 +166,17 @@ def save_result(folder: Path, result: RunResult) -> None:
 def load_result(folder: Path) -> RunResult | None:
     """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version."""
     path = folder / RESULT
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    content = read_json(path)
+    content = read_json(path, cure=CURE)
     if isinstance(content, dict):
         content["path"] = str(folder)
     result = decode(RunResult, content, where=str(path), cure=CURE)
+    for split, values in (("valid", result.valid), ("test", result.test)):
+        check_finite(values, where=f"{path}: {split}", cure=CURE)
+        for name in values:
+            if not _METRIC.fullmatch(name):
+                raise DataError(f"{path}: {split}: expected METRIC@K, such as recall@20, got {name!r}; {CURE}")
     if result.record.record_version > RECORD_VERSION:
         raise DataError(
             f"{path}: record.record_version: expected at most {RECORD_VERSION}, got {result.record.record_version}; "
@@ -148,16 +195,30 @@ def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, Fe
 
 
 def list_results(out: Path) -> list[RunResult]:
-    """All finished runs under `out`, by name."""
-    found = (load_result(path.parent) for path in sorted(out.glob(f"*/{RESULT}")))
-    return [result for result in found if result is not None]
+    """All finished runs under `out`, by name. A damaged one is logged and left out."""
+    return [result for folder in finished_runs(out) if (result := try_result(folder)) is not None]
+
+
+def finished_runs(out: Path) -> list[Path]:
+    """The folders under `out` that have a `result.json`, readable or not, by name."""
+    folders = sorted(out.iterdir()) if out.is_dir() else []
+    return [folder for folder in folders if os.path.lexists(folder / RESULT)]
+
+
+def try_result(folder: Path) -> RunResult | None:
+    """The finished run in `folder`, for what reads many: a damaged one is logged, and None as one that isn't there."""
+    try:
+        return load_result(folder)
+    except DataError as error:
+        logger.warning("left out: %s", error)
+        return None
 
 
 def find_run(out: Path, name: str) -> Path:
     """The folder of a finished run, from its id, the start of its id, or a path."""
-    if (Path(name) / RESULT).is_file():
+    if os.path.lexists(Path(name) / RESULT):
         return Path(name)
-    runs = {path.parent.name: path.parent for path in out.glob(f"*/{RESULT}")}
+    runs = {folder.name: folder for folder in finished_runs(out)}
     matches = [folder for run_id, folder in runs.items() if run_id.lower().startswith(name.lower())]
     if len(matches) == 1:
         return matches[0]
@@ -180,8 +241,23 @@ def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) 
 
 
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
-    """{"test/users": (U,), "test/recall@20": (U,), ...}."""
-    return load_file(folder / PER_USER)
+    """{"test/users": (U,), "test/recall@20": (U,), ...}. DataError if the file is missing or damaged."""
+    path = folder / PER_USER
+    arrays: dict[str, np.ndarray] = read_tensors(path, cure=CURE)
+    for name, values in arrays.items():
+        split, _, what = name.partition("/")
+        users = arrays.get(f"{split}/users")
+        kind = "iu" if what == "users" else "f"
+        if users is None or values.ndim != 1 or values.shape != users.shape or values.dtype.kind not in kind:
+            raise DataError(
+                f"{path}: {name}: expected one number for each of {split}/users, got {values.dtype} of shape "
+                f"{values.shape}; {CURE}"
+            )
+        if not np.isfinite(values).all():
+            raise DataError(f"{path}: {name}: expected finite numbers, got NaN or infinity; {CURE}")
+    if "test/users" not in arrays:
+        raise DataError(f"{path}: expected test/users, got {', '.join(arrays) or 'nothing'}; {CURE}")
+    return arrays
 
 
 def save_history(folder: Path, reports: Sequence[EpochReport]) -> None:
@@ -192,18 +268,47 @@ def save_history(folder: Path, reports: Sequence[EpochReport]) -> None:
 def load_history(folder: Path) -> list[EpochReport]:
     """The reports of a finished run's epochs, in order; DataError if the file is missing or damaged."""
     path = folder / HISTORY
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a run's history, got an unreadable file ({error}); {CURE}") from None
-    return [decode(EpochReport, line, where=f"{path}:{at}", cure=CURE) for at, line in enumerate(lines, start=1)]
+    lines = read_file(path, largest=LARGEST_HISTORY, cure=CURE).splitlines()
+    where = [f"{path}:{at}" for at in range(1, len(lines) + 1)]
+    return [
+        decode(EpochReport, parse(line, where=place, cure=CURE), where=place, cure=CURE)
+        for line, place in zip(lines, where, strict=True)
+    ]
 
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
     """Write the best items (U, K) of users (U,) as a table; -1 fills the row of a user with too few candidates."""
-    columns = ["id", *(f"top_{rank}" for rank in range(items.shape[1]))]
-    table = pd.DataFrame(np.column_stack([users, items]), columns=columns)
+    table = pd.DataFrame(np.column_stack([users, items]), columns=_topk_columns(items.shape[1]))
     write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
+
+
+def load_topk(folder: Path, *, n_users: int, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tested users (U,) of a run and their best items (U, K), -1 for lack of candidates. DataError if the file is
+    missing, damaged, or names a user or an item that the data set lacks."""
+    path = folder / TOPK
+    if not os.path.lexists(path):
+        raise DataError(
+            f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
+            "--save_recommended_topk=true"
+        )
+    check_file(path, CURE)
+    columns = read_integers(path, not_a_number="; try running it again with --force").columns
+    if list(columns) != _topk_columns(len(columns) - 1) or len(columns) < 2:
+        raise DataError(f"{path}: expected the columns id, top_0, top_1, ..., got {', '.join(columns)}; {CURE}")
+    users, *items = columns.values()
+    listed = np.stack(items, axis=1)
+    for what, ids, least, n in (("users", users, 0, n_users), ("items", listed, -1, n_items)):
+        if ((ids < least) | (ids >= n)).any():
+            raise DataError(
+                f"{path}: expected {what} from 0 to {n - 1}, got {ids[(ids < least) | (ids >= n)][0]}; {CURE}"
+            )
+    if len(np.unique(users)) < len(users):
+        raise DataError(f"{path}: expected each user once, got some twice; {CURE}")
+    return users, listed
+
+
+def _topk_columns(k: int) -> list[str]:
+    return ["id", *(f"top_{rank}" for rank in range(k))]
 
 
 def save_run(
@@ -234,8 +339,3 @@ def save_run(
 def document(result: RunResult) -> dict[str, Any]:
     """A result as `--json` prints it: run_id, path, parameters, valid, test, ..., and the run's record."""
     return dict(plain(result))
-
-
-def _dataclass(schema: type, record: Mapping[str, Any]) -> Any:
-    """An instance from its JSON form: lists become tuples again."""
-    return schema(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})

@@ -21,7 +21,14 @@ from ..data.sampling import TrainingRows
 from ..errors import RunError
 from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
 from ..logs import log_epoch, metric_line
-from ..machine import choose_device, cpu_threads, forget_peak_memory, keep_freed_memory, peak_memory
+from ..machine import (
+    OneAllocation,
+    choose_device,
+    cpu_threads,
+    forget_peak_memory,
+    keep_freed_memory,
+    peak_memory,
+)
 from ..plugin.contracts import Recommender, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
@@ -62,8 +69,9 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     torch.manual_seed(spec.settings.seed)
     model_class = registry.models.load(spec.model, "cls")
     data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
-    model: Recommender = model_class(data, features, spec.model_config).to(device)
-    return model
+    with OneAllocation(f"model {spec.model}"):
+        model: Recommender = model_class(data, features, spec.model_config)
+    return model.to(device)
 
 
 class Observers(Protocol):
@@ -96,8 +104,8 @@ def run(
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
     with run_folder.claimed(folder):
-        finished = run_folder.load_result(folder)
-        if finished is not None and not force:
+        finished = None if force else run_folder.load_result(folder)
+        if finished is not None:
             return as_stored(finished, spec, registry)
         run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)

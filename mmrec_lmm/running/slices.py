@@ -20,7 +20,6 @@ from ..cache import is_readable
 from ..config.settings import Settings
 from ..data.items import item_texts
 from ..data.opening import open_dataset
-from ..data.tables import read_integers
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import MetricFunction
 from ..evaluation.statistics import bootstrap, percentile_interval
@@ -112,7 +111,9 @@ class Slicer:
         longer lists.
         """
         run_folder.check_unchanged(run, self.dataset)
-        users, items = _lists(run.path)  # (U,), (U, K)
+        users, items = run_folder.load_topk(
+            run.path, n_users=self.dataset.n_users, n_items=self.dataset.n_items
+        )  # (U,), (U, K)
         functions = {metric: self._function(metric, items.shape[1], run.run_id) for metric in metrics}
         test = self.dataset.test
         keys = np.unique(test.users * self.dataset.n_items + test.items)
@@ -128,7 +129,11 @@ class Slicer:
             }
         if run.record.cold_items is not None:
             per_user = run_folder.load_per_user(run.path)
-            measured = {metric: per_user[f"{run_folder.COLD}/{metric}"] for metric in metrics if metric in run.test}
+            names = {metric: f"{run_folder.COLD}/{metric}" for metric in metrics if metric in run.test}
+            if missing := names.values() - per_user.keys():
+                path = run.path / run_folder.PER_USER
+                raise DataError(f"{path}: expected {min(missing)}, got no such array; {run_folder.CURE}")
+            measured = {metric: per_user[name] for metric, name in names.items()}
             found[COLD_ALONE] = measured
         return found
 
@@ -143,18 +148,6 @@ class Slicer:
                 f"running it again with --topk=[{cutoff}]"
             )
         return self._registry.metrics.load(name, "fn"), int(cutoff)
-
-
-def _lists(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The tested users (U,) of a run and their best items (U, K), -1 for lack of candidates."""
-    path = folder / run_folder.TOPK
-    if not path.is_file():
-        raise DataError(
-            f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
-            "--save_recommended_topk=true"
-        )
-    users, *items = read_integers(path, not_a_number="; try running it again with --force").columns.values()
-    return users, np.stack(items, axis=1)
 
 
 def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None = None) -> list[dict[str, Any]]:

@@ -7,11 +7,14 @@ Shapes: S seeds, U users in the test split, R resamples.
 """
 
 import dataclasses
+import logging
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +40,8 @@ from ..running.marks import marks_of
 from ..running.slices import Slicer
 from ..types import AXES, PRE_TRAINED, Axes, RunResult
 from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, ReproducibilityRecord, Row, Score
+
+logger = logging.getLogger(__name__)
 
 SPLIT, USERS = "test/", "test/users"  # names in a run's per-user metrics
 
@@ -469,7 +474,7 @@ def _row(entry: Entry) -> Row:
         parameters_trained=first.parameters_trained,
         reproducibility=ReproducibilityRecord(
             replay=tuple(f"mmrec-lmm replay {run.run_id}" for run in runs),
-            config=read_json(runs[0].path / run_folder.CONFIG),
+            config=_config(runs[0]),
             data=first.data,
             features=first.features,
             code=first.code,
@@ -478,6 +483,21 @@ def _row(entry: Entry) -> Row:
             threads=first.threads,
         ),
     )
+
+
+def _config(run: RunResult) -> Mapping[str, Any]:
+    """Every value of a run: of its `config.json`, or of its record where that is missing or damaged."""
+    path = run.path / run_folder.CONFIG
+    try:
+        config = read_json(path, cure=run_folder.CURE)
+        if not isinstance(config, dict):
+            raise DataError(f"{path}: expected an object, got {reprlib.repr(config)}; {run_folder.CURE}")
+    except DataError as error:
+        if run.record.resolved is None:
+            raise
+        logger.warning("%s", error)
+        return run.record.resolved
+    return config
 
 
 def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | None]) -> int | None:

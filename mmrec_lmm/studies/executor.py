@@ -31,7 +31,7 @@ from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_jso
 from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
 from ..data.opening import open_dataset
-from ..errors import MMRecError, NotApplicable, RunBusy
+from ..errors import DataError, MMRecError, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
 from ..logs import start_log
@@ -119,9 +119,14 @@ class Plan:
     def record(self, job: Job) -> Record | None:
         """The record of a run; None if there is none, or the run's folder is gone."""
         path = self.folder / f"{job.key}.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             return None
-        record = decode(Record, read_json(path), where=str(path), cure="try deleting it: the run is then done again")
+        cure = "it counts as missing, and is written again when its run is done"
+        try:
+            record = decode(Record, read_json(path, cure=cure), where=str(path), cure=cure)
+        except DataError as error:
+            logger.warning("%s", error)
+            return None
         gone = record.run_id is not None and not (self.out / record.run_id / "result.json").is_file()
         return None if gone else record
 
@@ -138,22 +143,35 @@ class Plan:
             return Outcome(cell, NOT_APPLICABLE, cell.reason, ())
         if keys[0] in self.waiting:
             return Outcome(cell, PENDING, "waits for the winner of its grid", (None,) * len(keys))
-        records = [self.record(self.jobs[key]) for key in keys]
+        results, damaged = self._found(cell, [self.jobs[key] for key in keys])
+        records = [
+            Record(FAILED, reason=damaged[key]) if key in damaged else self.record(self.jobs[key]) for key in keys
+        ]
         states = [record.state if record else PENDING for record in records]
         state = states[0] if len(set(states)) == 1 else PARTIAL
         if state == PARTIAL and FINISHED not in states:
             state = FAILED if FAILED in states else PENDING
         reasons = dict.fromkeys(record.reason for record in records if record and record.reason)
-        return Outcome(cell, state, "; ".join(reasons), self.results(cell, [self.jobs[key] for key in keys]))
+        return Outcome(cell, state, "; ".join(reasons), results)
 
     def results(self, cell: Cell, jobs: Sequence[Job]) -> tuple[RunResult | None, ...]:
-        """The results of a cell's runs, whose jobs are `jobs`, in their order; None where a run isn't finished."""
-        results = []
+        """The results of a cell's runs, whose jobs are `jobs`, in their order; None where a run isn't finished, or its
+        result is damaged."""
+        return self._found(cell, jobs)[0]
+
+    def _found(self, cell: Cell, jobs: Sequence[Job]) -> tuple[tuple[RunResult | None, ...], dict[str, str]]:
+        """The results, and the reason for each damaged one, by the key of its job."""
+        results: list[RunResult | None] = []
+        damaged = {}
         for spec, job in zip(cell.runs, jobs, strict=True):
             record = self.record(job)
-            found = load_result(self.out / record.run_id) if record and record.run_id else None
+            try:
+                found = load_result(self.out / record.run_id) if record and record.run_id else None
+            except DataError as error:
+                damaged[job.key] = str(error)
+                found = None
             results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
-        return tuple(results)
+        return tuple(results), damaged
 
 
 def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:

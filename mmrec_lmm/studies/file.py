@@ -17,6 +17,7 @@ example because its encoder can't be tuned, stays in the study with the reason.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.choices import SplitRule
-from ..config.resolve import Request, resolve_request, schema_in
+from ..config.resolve import MOST_RUNS, Request, resolve_request, schema_in
 from ..config.schema import HOST, Key, schema_of
 from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
@@ -282,18 +283,40 @@ class _Expansion:
     def cells(self) -> list[Cell]:
         self._check_names()
         self._fail()
+        self._check_size()
         cells: dict[str, Cell] = {}
         taken: list[_Taken] = []
+        runs = 0
         for combination in self._combinations():
             cell, asked, parts = self._narrowed(combination)
             if cell.key not in cells:
                 taken.append(self._taken(cell, parts))
                 cells[cell.key] = self._with_runs(cell, asked, taken[-1])
+                runs += len(cells[cell.key].runs)
+                if runs > MOST_RUNS:
+                    raise ConfigError(
+                        f"{self.study.file.source}: expected at most {MOST_RUNS:,} runs, got more in the first "
+                        f"{len(cells):,} cells; try splitting the study"
+                    )
         self._fail()
         self._check_read(taken)
         self._check_baseline(cells.values())
         self._fail()
         return list(cells.values())
+
+    def _check_size(self) -> None:
+        """ConfigError if the axes have more combinations than a study may have runs."""
+        study = self.study
+        lists = {
+            "models": study.models, "datasets": study.datasets, "splits": study.splits or (None,),
+            "encoders": study.encoders, "paradigms": study.paradigms, "modalities": study.modalities,
+            "controls": (None, *study.controls),
+        }  # fmt: skip
+        if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
+            sizes = ", ".join(f"{name} {len(values):,}" for name, values in lists.items() if len(values) > 1)
+            raise ConfigError(
+                f"{study.file.source}: expected at most {MOST_RUNS:,} cells, got {count:,} ({sizes}); try splitting it"
+            )
 
     def _combinations(self) -> Iterator[Cell]:
         """Every combination of the axes. A model without features has one for each data set and split."""

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 from ..cache import write_json
 from ..data.opening import open_dataset
+from ..errors import DataError
 from ..plugin.registry import Registry
+from ..running.run_folder import load_per_user
 from ..running.slices import Slicer
 from .comparison import Entry, Method, compare
 from .executor import Outcome, Plan
 from .file import winner
-from .leaderboard import Leaderboard
+from .leaderboard import FAILED, Leaderboard
 
 LEADERBOARD = "leaderboard.json"  # in the study's folder
 
@@ -40,9 +42,15 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
 
 
 def _entry(outcome: Outcome) -> Entry:
+    """The winner of a cell. One whose numbers by user can't be read is failed, with the reason: other rows go on."""
     cell = outcome.cell
     runs = winner(cell, outcome.results) if cell.runs else ()
     axes = replace(cell.axes, modalities=runs[0].record.axes.modalities) if runs else cell.axes
+    try:
+        for run in runs:
+            load_per_user(run.path)
+    except DataError as error:
+        return Entry(axes, state=FAILED, reason=str(error))
     return Entry(axes, runs=runs, state=outcome.state, reason=outcome.reason)
 
 

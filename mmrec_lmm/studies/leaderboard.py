@@ -4,6 +4,7 @@
 data: `document` and `from_document` convert it to and from one JSON file.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 from ..cache import plain, read_json
 from ..errors import DataError
-from ..typed_json import FLAT, decode
+from ..typed_json import FLAT, check_finite, decode
 from ..types import Axes
 
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
 
 
+CURE = "try `study table`, which writes it again"
 STAR_SEEDS = 3  # seeds that each side of a starred difference needs
 
 
@@ -125,14 +127,19 @@ def from_document(document: Mapping[str, Any], *, where: str = "leaderboard") ->
     rows = document.get("rows") if isinstance(document, dict) else None
     if isinstance(rows, list):
         document = {**document, "rows": [_renamed(row) for row in rows]}
-    return decode(Leaderboard, document, where=where, cure="try `study table`, which writes it again")
+    board = decode(Leaderboard, document, where=where, cure=CURE)
+    for place, row in enumerate(board.rows):
+        for name in ("scores", "slices", "content_gain", "seconds"):
+            check_finite(plain(getattr(row, name)), where=f"{where}: rows.{place}.{name}", cure=CURE)
+    check_finite(plain(board.detectable), where=f"{where}: detectable", cure=CURE)
+    return board
 
 
 def read_leaderboard(path: Path) -> Leaderboard:
     """The Leaderboard in a JSON file. DataError if there is no such file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise DataError(f"{path}: no such file; try `study table`, which writes a leaderboard as JSON")
-    return from_document(read_json(path), where=str(path))
+    return from_document(read_json(path, cure=CURE), where=str(path))
 
 
 def _row_document(row: Row) -> dict[str, Any]:

@@ -7,15 +7,18 @@ of their own; the runs wait for these without holding a CPU. Only this module im
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..cache import read_json
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..logs import start_log
 from ..machine import choose_device, cpu_threads
 from ..plugin.registry import Registry
 from ..running.inputs import gather
+from ..typed_json import decode
 from ..types import RunSpec
 from .executor import MEMORY, RETRIES, Call, Job, Plan, Record, Watch, Worker
 
@@ -45,8 +48,7 @@ def on_ray(call: Call, plan: Plan, *, on_progress: Callable[[Job, Record], None]
     ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": own}, **here)
     try:
         watch = Watch(plan, call.since, on_progress)
-        probed = plan.folder / MEMORY
-        memory = read_json(probed) if probed.is_file() else {}
+        memory = _probed(plan.folder / MEMORY)
         prepared: dict[str, Any] = {}
         waiting = []
         for job in watch.left():
@@ -65,6 +67,23 @@ def on_ray(call: Call, plan: Plan, *, on_progress: Callable[[Job, Record], None]
         watch.left()
     finally:
         ray.shutdown()
+
+
+def _probed(path: Path) -> Mapping[str, int]:
+    """The memory that a dry run has probed, in bytes by job; empty without one."""
+    if not os.path.lexists(path):
+        return {}
+    cure = "the runs ask for no memory; study run --dry-run writes it again"
+    try:
+        return decode(_Memory, {"of": read_json(path, cure=cure)}, where=str(path), cure=cure).of
+    except DataError as error:
+        logger.warning("%s", error)
+        return {}
+
+
+@dataclass(frozen=True)
+class _Memory:
+    of: Mapping[str, int]
 
 
 def _resources(spec: RunSpec, memory: int | None) -> dict[str, Any]:

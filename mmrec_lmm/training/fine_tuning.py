@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -287,15 +286,8 @@ def summary(record: TuningRecord) -> str:
 
 def load_record(path: Path) -> TuningRecord:
     """The record in a tuned encoder's file; DataError if the file is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["about"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected a tuned encoder, got a damaged file ({error}); try deleting it, to have the encoder "
-            "tuned again"
-        ) from None
-    return decode(TuningRecord, about, where=str(path), cure="try deleting it, to have the encoder tuned again")
+    cure = "try deleting it, to have the encoder tuned again"
+    return decode(TuningRecord, cache.read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
 
 
 # Training

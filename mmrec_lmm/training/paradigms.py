@@ -4,16 +4,14 @@ They are registered by the same hook as a plugin's paradigms, under the entry po
 torch.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..api import ParadigmSpec, hookimpl
-from ..config.schema import SEED, Limit, at_least
+from ..config.schema import SEED, WEIGHT, Limit, at_least
 
-_NOT_NEGATIVE = Limit("at least 0 and finite", lambda value: 0 <= value < math.inf)
-_ABOVE_0 = Limit("above 0", lambda value: value > 0)
+_ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class FineTuning:
         "epochs": at_least(1),
         "accumulate": at_least(1),
         "patience": at_least(0),
-        "learning_rate": _NOT_NEGATIVE,
-        "weight_decay": _NOT_NEGATIVE,
+        "learning_rate": WEIGHT,
+        "weight_decay": WEIGHT,
         "clip_grad_norm": _ABOVE_0,
         "warmup": Limit("a share of at least 0 and below 1", lambda share: 0 <= share < 1),
         "held_out": Limit("a share above 0 and at most 0.5", lambda share: 0 < share <= 0.5),
@@ -63,9 +61,9 @@ class EndToEnd:
         "rows": at_least(0),
         "warm_epochs": at_least(0),
         "warmup_steps": at_least(0),
-        "learning_rate": _NOT_NEGATIVE,
-        "weight_decay": _NOT_NEGATIVE,
-        "itc": _NOT_NEGATIVE,
+        "learning_rate": WEIGHT,
+        "weight_decay": WEIGHT,
+        "itc": WEIGHT,
         "clip_grad_norm": _ABOVE_0,
     }
 

@@ -7,6 +7,7 @@ pair. A state whose weights are the best ones doesn't repeat them.
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,10 @@ from pathlib import Path
 from typing import Generic, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache import plain, write_atomic
+from ..cache import plain, read_metadata, read_tensors, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
@@ -35,12 +35,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors onto the CPU; DataError names the file if it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DataError(
-            f"{path}: expected a file of safetensors, got an unreadable one ({error}); try deleting it, and --force"
-        ) from None
+    return read_tensors(path, framework="pt", cure="try deleting it, and --force")
 
 
 def save_checkpoint(folder: Path, state: TrainingState[N]) -> None:
@@ -58,11 +53,13 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
     Best weights without a state, which a kill between the two files leaves, are deleted: on a GPU the same epoch, made
     again, may end with others. Raises DataError if the numbers don't fit `kind`: other code wrote them.
     """
-    path = folder / STATE
-    if not path.is_file():
+    if not os.path.lexists(folder / STATE):
         remove_checkpoint(folder)
         return None
-    tensors, numbers = load_weights(path), load_numbers(folder, kind)
+    tensors, numbers = (
+        read_tensors(folder / STATE, framework="pt", cure=_start_over(folder)),
+        load_numbers(folder, kind),
+    )
     best = _best_file(folder, numbers)
     _remove_others(folder, best)
     return TrainingState(tensors, numbers, load_weights(best))
@@ -70,10 +67,12 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
 
 def load_numbers(folder: Path, kind: type[N]) -> N:
     """The numbers of the checkpoint in `folder`; errors as of `load_checkpoint`."""
-    path = folder / STATE
-    with safe_open(path, framework="pt") as file:
-        content = json.loads(file.metadata()["numbers"])
-    return decode(kind, content, where=str(path), cure=f"try deleting {folder}, to start over")
+    path, cure = folder / STATE, _start_over(folder)
+    return decode(kind, read_metadata(path, "numbers", cure=cure), where=str(path), cure=cure)
+
+
+def _start_over(folder: Path) -> str:
+    return f"try deleting {folder}, to start over"
 
 
 @contextmanager

@@ -152,9 +152,8 @@ class Trainer(EpochLoop[TrainerNumbers]):
         Raises TrainingDiverged if a sum isn't finite.
         """
         model, settings, optimizer = self._model, self._settings, self._optimizer
-        s0, s1 = settings.learning_rate_scheduler
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * s0 ** (epoch / s1)
+            group["lr"] = _rate(settings, epoch)
         model.train()
         if self._callback is not None:
             self._callback.epoch_started(epoch)
@@ -249,6 +248,18 @@ class Trainer(EpochLoop[TrainerNumbers]):
         self.best_weights = {name: value for name, value in state.best.items() if not name.startswith("validation.")}
         self._history = [*numbers.history]
         self.stopped = numbers.stopped
+
+
+def _rate(settings: Settings, epoch: int) -> float:
+    """The learning rate of an epoch: rate x s0 ** (epoch / s1)."""
+    s0, s1 = settings.learning_rate_scheduler
+    try:
+        return float(settings.learning_rate * s0 ** (epoch / s1))
+    except OverflowError:
+        raise TrainingDiverged(
+            f"learning_rate_scheduler: expected a rate that stays finite, got [{s0:g}, {s1:g}], which overflows "
+            f"in epoch {epoch}; try [1.0, 50]"
+        ) from None
 
 
 def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:

@@ -10,17 +10,28 @@ Shapes: B batch, U users, I items, D embedding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import (
+    SIZE,
+    WEIGHT,
+    Batch,
+    DotProduct,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+)
 from mmrec_lmm.losses import batch_norms, bpr
 
 
 @dataclass(frozen=True)
 class BPRConfig:
     """MMRec's keys for BPR; the defaults are a point of MMRec's grid."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"embedding_size": SIZE, "reg_weight": WEIGHT}
 
     embedding_size: int = 64
     reg_weight: float = 0.1

@@ -25,12 +25,27 @@ Shapes: B batch, U users, I items, D embedding, F features, k neighbors, M modal
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import OPTIONAL, Batch, ConfigError, ConfigValueError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import (
+    LAYERS,
+    OPTIONAL,
+    RATE,
+    SIZE,
+    WEIGHT,
+    Batch,
+    ConfigError,
+    ConfigValueError,
+    DotProduct,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+    between,
+    each,
+)
 from mmrec_lmm.graph import (
     BipartiteGraph,
     Neighbors,
@@ -49,6 +64,15 @@ from mmrec_lmm.losses import bpr
 @dataclass(frozen=True)
 class LATTICEConfig:
     """MMRec's keys for LATTICE; the defaults are the authors' point."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        **dict.fromkeys(("embedding_size", "feat_embed_dim", "knn_k", "knn_probes", "reg_batch_size"), SIZE),
+        "n_layers": LAYERS,
+        "lambda_coeff": between(0, 1),
+        "weight_size": each(SIZE),
+        "mess_dropout": each(RATE),
+        "reg_weight": WEIGHT,
+    }
 
     embedding_size: int = 64
     feat_embed_dim: int = 64  # of trs_m, in which learned neighbors are found

@@ -11,11 +11,22 @@ Shapes: B batch, U users, I items, D embedding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, ConfigValueError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import (
+    LAYERS,
+    SIZE,
+    WEIGHT,
+    Batch,
+    ConfigValueError,
+    DotProduct,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+)
 from mmrec_lmm.graph import BipartiteGraph, propagate_mean
 from mmrec_lmm.losses import batch_norms, bpr
 
@@ -23,6 +34,8 @@ from mmrec_lmm.losses import batch_norms, bpr
 @dataclass(frozen=True)
 class LightGCNConfig:
     """MMRec's keys for LightGCN; the defaults are a point of MMRec's grid."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"embedding_size": SIZE, "n_layers": LAYERS, "reg_weight": WEIGHT}
 
     embedding_size: int = 64
     n_layers: int = 3

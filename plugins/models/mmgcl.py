@@ -23,13 +23,26 @@ Shapes: B batch, U users, I items, D latent_dim, S sources.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmrec_lmm.api import Batch, ConfigError, ConfigValueError, ItemFeatures, TrainingData
+from mmrec_lmm.api import (
+    LAYERS,
+    RATE,
+    SIZE,
+    WEIGHT,
+    Batch,
+    ConfigError,
+    ConfigValueError,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+    above,
+    each,
+)
 from mmrec_lmm.graph import BipartiteGraph, SparseMatrix, propagate_mean_to
 from mmrec_lmm.losses import bpr, info_nce
 
@@ -39,6 +52,15 @@ from .multimodal_gcn import MultimodalGCN, rows
 @dataclass(frozen=True)
 class MMGCLConfig:
     """The keys of LMM4Rec's code, at a point of its grid."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "latent_dim": SIZE,
+        "layer_num": LAYERS,
+        "ssl_alpha": WEIGHT,
+        "ssl_temp": above(0),
+        "dropout_rate": RATE,
+        "mask_p": each(WEIGHT),
+    }
 
     latent_dim: int = 64  # D
     layer_num: int = 3

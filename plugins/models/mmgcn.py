@@ -22,12 +22,23 @@ Shapes: B batch, U users, I items, N = U + I, D embedding, F features of a modal
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, normalize
 
-from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData
+from mmrec_lmm.api import (
+    SIZE,
+    WEIGHT,
+    Batch,
+    ConfigError,
+    DotProduct,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+    each,
+)
 from mmrec_lmm.graph import BipartiteGraph, Side, SparseMatrix, propagate_to
 from mmrec_lmm.losses import bpr
 
@@ -39,6 +50,8 @@ _LAYERS = 3
 @dataclass(frozen=True)
 class MMGCNConfig:
     """MMRec's keys; the point is one of MMRec's and of LMM4Rec's grids."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"embedding_size": SIZE, "reg_weight": WEIGHT, "hidden": each(SIZE)}
 
     embedding_size: int = 64  # D
     reg_weight: float = 0.001

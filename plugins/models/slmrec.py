@@ -21,13 +21,25 @@ Shapes: B batch, R distinct items of a batch, U users, I items, D recdim, S sour
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
 
-from mmrec_lmm.api import Batch, ConfigValueError, ItemFeatures, TrainingData, distinct
+from mmrec_lmm.api import (
+    LAYERS,
+    RATE,
+    SIZE,
+    WEIGHT,
+    Batch,
+    ConfigValueError,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+    above,
+    distinct,
+)
 from mmrec_lmm.graph import BipartiteGraph, Normalization, propagate
 from mmrec_lmm.losses import info_nce
 
@@ -46,6 +58,15 @@ _NORMALIZATIONS: Mapping[str, Normalization] = {
 @dataclass(frozen=True)
 class SLMRecConfig:
     """The authors' keys and point; MMRec's and LMM4Rec's grids both contain it."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "recdim": SIZE,
+        "layer_num": LAYERS,
+        "ssl_alpha": WEIGHT,
+        "ssl_temp": above(0),
+        "temp": above(0),
+        "dropout_rate": RATE,
+    }
 
     recdim: int = 64  # D
     layer_num: int = 3

@@ -11,17 +11,31 @@ Shapes: B batch, R distinct items of a batch, U users, I items, D embedding, F f
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import Batch, ConfigError, DotProduct, ItemFeatures, TrainingData, distinct, project
+from mmrec_lmm.api import (
+    SIZE,
+    WEIGHT,
+    Batch,
+    ConfigError,
+    DotProduct,
+    ItemFeatures,
+    Limit,
+    TrainingData,
+    distinct,
+    project,
+)
 from mmrec_lmm.losses import batch_norms, bpr
 
 
 @dataclass(frozen=True)
 class VBPRConfig:
     """MMRec's keys for VBPR; the defaults are a point of MMRec's grid, and the best tried on Baby's validation."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"embedding_size": SIZE, "reg_weight": WEIGHT}
 
     embedding_size: int = 64  # of q_i and of W f_i each; users have twice as many
     reg_weight: float = 0.1

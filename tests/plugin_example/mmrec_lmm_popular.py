@@ -3,18 +3,22 @@
 score(u, i) = w log(n_i + smoothing), where n_i counts the training interactions of item i, and w is learned.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmrec_lmm.api import Batch, ItemFeatures, ModelSpec, Recommender, Scorer, TrainingData, hookimpl
+from mmrec_lmm.api import Batch, ItemFeatures, Limit, ModelSpec, Recommender, Scorer, TrainingData, above, hookimpl
 
 
 @dataclass(frozen=True)
 class PopularConfig:
-    """The model's own configuration keys, with types and defaults."""
+    """The model's own configuration keys, with types, defaults and limits."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"smoothing": above(0)}
 
     smoothing: float = 1.0  # added to each item's count, as 0 has no logarithm
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ..parser import add_verb, count, data_folder, folder_name
+from ..parser import add_verb, count, data_folder, folder_name, processes
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -35,8 +35,8 @@ def add_images(data: Verbs) -> None:
     verb.add_argument("--max-side", type=count, metavar="N", help="shrink images with a side of more pixels")
     verb.add_argument("--retry-failed", action="store_true", help="try again also what is unlikely to have changed")
     verb.add_argument("--again", action="store_true", help="fetch again also images that are there")
-    verb.add_argument("--connections", type=count, default=32, metavar="N", help="at once (default: 32)")
-    verb.add_argument("--per-host", type=count, default=8, metavar="N", help="at once to one host (default: 8)")
+    verb.add_argument("--connections", type=processes, default=32, metavar="N", help="at once (default: 32)")
+    verb.add_argument("--per-host", type=processes, default=8, metavar="N", help="at once to one host (default: 8)")
     verb.add_argument("--tries", type=count, default=4, metavar="N", help="requests per address (default: 4)")
     verb.add_argument("--timeout", type=count, default=30, metavar="S", help="seconds without a byte (default: 30)")
     verb.add_argument(

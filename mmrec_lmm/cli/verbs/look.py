@@ -44,8 +44,10 @@ def _list(options: argparse.Namespace) -> int:
     from ..text import listing_text, run_rows, spec_rows
 
     if options.kind == "runs":
+        from ...logs import start_log
         from ...running.run_folder import list_results
 
+        start_log(None, "list", level="WARNING", verbose=False)
         rows = run_rows(list_results(options.out))
     elif options.kind == "datasets":
         from ..datasets import dataset_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ..parser import add_group, add_verb, as_json, configs_folder, count, how_to_print, runs_folder, which_layout
+from ..parser import add_group, add_verb, as_json, configs_folder, how_to_print, processes, runs_folder, which_layout
 from ..shared import importing, print_json, write
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add(verbs: Verbs) -> None:
     run = add_verb(study, "run", _run, "Do a study's runs; the same command continues where it stopped.")
     _which_study(run)
     who = run.add_mutually_exclusive_group()
-    who.add_argument("--jobs", type=count, default=1, metavar="N", help="number of processes that share the runs")
+    who.add_argument("--jobs", type=processes, default=1, metavar="N", help="number of processes that share the runs")
     who.add_argument("--on", choices=("ray",), help="use a Ray cluster: RAY_ADDRESS's, or one started here")
     run.add_argument("--dry-run", action="store_true", help="list the runs, and estimate time, memory and disk")
     run.add_argument("--no-probe", action="store_true", help="with --dry-run: skip the estimate, which takes minutes")
@@ -142,8 +142,10 @@ def _dry_run(options: argparse.Namespace, call: executor.Call) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from ...logs import start_log
     from ..text import outcome_rows, study_text
 
+    start_log(None, "study", level="WARNING", verbose=False)
     outcomes = _call(options).plan()[0].outcomes()
     if options.json:
         print_json(outcome_rows(outcomes))

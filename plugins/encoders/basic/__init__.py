@@ -8,9 +8,11 @@ n-grams, hashed into counts (feature hashing; Weinberger et al., ICML 2009, unsi
 Text rows have norm 1, and so do image rows: each of their three parts has norm sqrt(1/3).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec
+from mmrec_lmm.api import SIZE, ConfigValueError, EncoderSpec, Limit, between, each
 
 from ... import configs
 
@@ -20,6 +22,12 @@ PIXELS = 64  # side of the image from which the histograms are computed
 @dataclass(frozen=True)
 class BasicConfig:
     """The sizes of the features."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "image_size": between(1, PIXELS),
+        "text_dim": SIZE,
+        "ngrams": each(between(1, 1000)),
+    }
 
     image_size: int = 8  # S, pixels
     text_dim: int = 1024  # hash bins; half as many suffice for the demo's short texts, long texts need more

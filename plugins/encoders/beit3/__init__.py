@@ -3,10 +3,11 @@
 This file has what needs no torch: the configuration, and which files a configuration needs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile
+from mmrec_lmm.api import RATE, ConfigValueError, EncoderSpec, Limit, WeightFile, between
 
 from ... import configs
 from ..released import Release
@@ -33,6 +34,12 @@ WITHOUT_HEADS = ("pretrained", "indomain")
 @dataclass(frozen=True)
 class Beit3Config:
     """Which network, which of its published checkpoints, and which of its vectors."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "image_size": between(16, 4096),
+        "max_tokens": between(3, 1022),
+        "drop_path": RATE,
+    }
 
     variant: Variant = "base"
     checkpoint: Checkpoint = "itc"

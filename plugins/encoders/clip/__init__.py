@@ -5,12 +5,12 @@ including SigLIP. This file has what needs no torch: the configuration, and wher
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile, find_weights, hash_file
+from mmrec_lmm.api import ConfigValueError, EncoderSpec, Limit, WeightFile, between, find_weights, hash_file
 
 from ... import configs
 
@@ -29,6 +29,8 @@ VARIANTS = {
 @dataclass(frozen=True)
 class ClipConfig:
     """Which CLIP, which of its vectors, and the preprocessing."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"image_size": between(1, 4096)}
 
     variant: str = ""  # "" (ViT-B/16 by OpenAI), "tiny", or open_clip's ARCH/TAG
     weights: str = ""  # a checkpoint, or a folder that holds it under its published name; "": find or download

@@ -15,20 +15,23 @@ weights alone.
 import difflib
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmrec_lmm.api import (
+    SIZE,
     ConfigError,
     ConfigValueError,
     DataError,
     EncoderSpec,
+    Limit,
     PluginError,
     WeightFile,
     WeightsMissing,
+    between,
     find_weights,
     first_line,
     hash_file,
@@ -56,6 +59,8 @@ VARIANTS = {
 @dataclass(frozen=True)
 class CnnSbertConfig:
     """Which CNN, how much of a text, and what becomes of their vectors."""
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"max_tokens": between(3, 512), "width": SIZE}
 
     variant: str = ""  # "" for both as they are, with the CNN of the key `cnn`; else one of VARIANTS
     weights: str = ""  # the CNN's file, or a folder that holds it and a folder all-MiniLM-L6-v2; "": find or download

@@ -7,11 +7,12 @@ that its authors train it with in tuning.py.
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, WeightFile
+from mmrec_lmm.api import RATE, ConfigValueError, EncoderSpec, Limit, WeightFile, between
 
 from ... import configs
 from ..released import Release
@@ -39,6 +40,8 @@ class VLMoConfig:
     joint_cls     the text's CLS after the final norm
     joint_pooler  tanh of a linear layer of it; also what joint gives where `pool` is one of the first three
     """
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"image_size": between(16, 4096), "drop_path": RATE, "dropout": RATE}
 
     variant: Literal["base_plus", "base", "large", "tiny"] = "base_plus"  # the size that LMM4Rec uses
     checkpoint: Literal["pretrained", "coco", "f30k"] = (
