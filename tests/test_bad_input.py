@@ -486,3 +486,14 @@ def test_ids_of_users_may_come_through_a_pipe_that_sigterm_ends_waiting_for(toy:
     with Path("ids").open("w"):  # waits until the command has opened it, too
         waiting.send_signal(signal.SIGTERM)
         assert waiting.wait() == 130
+
+
+@pytest.mark.parametrize("command", [("results", "index", "--out=--"), (*RUN, "--encoder=--"), (*RUN, "--seed=--")])
+def test_dashes_are_no_value_of_a_flag_or_key(command: tuple[str, ...]) -> None:
+    said = refusal(call(*command), 2)
+    assert said == f"{command[-1].removesuffix('=--')}: expected a value, got --"
+
+
+def test_tuning_that_diverges_at_once_says_so() -> None:
+    command = (*RUN, "--encoder", "vlmo:tiny", "--paradigm", "ft", "--ft.learning_rate=2147483648")
+    assert "learning_rate" in refusal(call(*command), 1)

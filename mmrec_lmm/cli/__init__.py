@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import MMRecError
-from .parser import command, configuration_keys
+from .parser import command, configuration_keys, refuse_dashes
 from .verbs import GROUPS
 
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
+        refuse_dashes(arguments)
         options, rest = parser.parse_known_args(arguments)  # reads the file of --users, perhaps a pipe
         options.overrides = configuration_keys(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
