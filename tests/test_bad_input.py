@@ -456,3 +456,44 @@ def test_a_data_set_that_is_not_made_by_its_plugin_is_an_error_that_says_so(toy:
     )
     message = refusal(call(*RUN[:3], "-d", "lazy", "-p", lazy), 2)
     assert message == "data set lazy: the plugin that brings it made no such folder"
+
+
+# Names that are no text, and pipes
+
+
+def test_a_name_that_is_no_text_is_printed_instead_of_a_traceback(toy: Path) -> None:
+    process = start("doctor", "--data-path", os.fsdecode(b"no\xfftext"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "data sets in no\\udcfftext" in out
+
+
+@pytest.mark.usefixtures("earlier")
+def test_a_pipe_in_the_place_of_an_array_or_an_archive_is_refused(toy: Path) -> None:
+    os.mkfifo("pipe")
+    for command in ((*RUN, "--features", "image=pipe"), ("data", "images", "toy", "--from", "pipe")):
+        assert refusal(call(*command), 4).startswith("pipe: expected a file, got a pipe, a socket or a device")
+
+
+def test_ids_of_users_may_come_through_a_pipe_that_sigterm_ends_waiting_for(toy: Path) -> None:
+    assert call(*RUN).code == 0
+    os.mkfifo("ids")
+    process = start("recommend", "VBPR-toy", "--users", "@ids")
+    with Path("ids").open("w") as ids:
+        ids.write("3\n")
+    assert process.wait() == 0
+    waiting = start("recommend", "VBPR-toy", "--users", "@ids")
+    with Path("ids").open("w"):  # waits until the command has opened it, too
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait() == 130
+
+
+@pytest.mark.parametrize("command", [("results", "index", "--out=--"), (*RUN, "--encoder=--"), (*RUN, "--seed=--")])
+def test_dashes_are_no_value_of_a_flag_or_key(command: tuple[str, ...]) -> None:
+    said = refusal(call(*command), 2)
+    assert said == f"{command[-1].removesuffix('=--')}: expected a value, got --"
+
+
+def test_tuning_that_diverges_at_once_says_so() -> None:
+    command = (*RUN, "--encoder", "vlmo:tiny", "--paradigm", "ft", "--ft.learning_rate=2147483648")
+    assert "learning_rate" in refusal(call(*command), 1)

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
-from mmrec_lmm.cache import write_bytes
+from mmrec_lmm.cache import is_there, write_bytes
 from mmrec_lmm.data.tables import read_table
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.plugin.names import PATH_RULE, is_within
@@ -46,7 +46,7 @@ _NUMBERS = tuple(field.name for field in fields(Row) if field.type is int)
 
 def read_manifest(path: Path) -> dict[str, Row]:
     """item -> its last row; empty without the file. A last line that was cut off isn't read."""
-    if not path.is_file() or not path.stat().st_size:
+    if not is_there(path) or not path.stat().st_size:
         return {}
     table = read_table(path)
     if missing := [name for name in COLUMNS if name not in table.columns]:

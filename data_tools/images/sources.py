@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from mmrec_lmm.cache import check_file
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.plugin.names import is_within
 
@@ -59,6 +60,7 @@ def open_source(path: Path) -> Source:
         return _Shards(path, folder, shards) if shards else folder
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    check_file(path, "try saving its content to a file")
     with _readable(path):
         if zipfile.is_zipfile(path):
             return _Zip(path)

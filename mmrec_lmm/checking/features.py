@@ -67,8 +67,7 @@ def _repeated_rows(
     table: FeatureTable, path: Path, present: np.ndarray, raw_ids: Sequence[str] | None
 ) -> Iterator[Finding]:
     """Items whose row is that of another."""
-    rows = (np.ascontiguousarray(table.values[item]) for item in present)  # (D,); arrays may lie in Fortran's order
-    digests = np.array([hashlib.blake2b(row.data, digest_size=16).digest() for row in rows])
+    digests = np.array([hashlib.blake2b(table.values[item].tobytes(), digest_size=16).digest() for item in present])
     _, groups, sizes = np.unique(digests, return_inverse=True, return_counts=True)  # (P,)
     of_item = sizes[groups]
     repeated = present[of_item > 1]

@@ -7,6 +7,7 @@ user; 130 interrupted, with the state saved. An error is one message on stderr; 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any, TextIO
 
 from ..errors import MMRecError, is_denied
 from ..formatting import printable
-from .parser import command, configuration_keys
+from .parser import command, configuration_keys, refuse_dashes
 from .verbs import GROUPS
 
 
@@ -30,16 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM saves the state, as Ctrl-C does
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it on import; see docs/performance.md
     with _printing_safely():
-        return _handle(options, rest)
+        return _handle(parser, arguments)
 
 
-def _handle(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Call the verb's handler; an error is printed, and becomes an exit code."""
     try:
+        refuse_dashes(arguments)
+        options, rest = parser.parse_known_args(arguments)  # reads the file of --users, perhaps a pipe
         options.overrides = configuration_keys(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
         sys.stdout.flush()
@@ -85,6 +87,8 @@ class _Safe:
 @contextmanager
 def _printing_safely() -> Iterator[None]:
     """Within this context stdout and stderr are safe; progress bars may return to the start of a line of stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Safe(sys.stdout, "\n\t"), _Safe(sys.stderr, "\n\t\r")
     try:

@@ -84,6 +84,13 @@ def configuration_keys(rest: Sequence[str], parser: argparse.ArgumentParser, *, 
     return overrides
 
 
+def refuse_dashes(arguments: Sequence[str]) -> None:
+    """ConfigError for `--flag=--`, whose value argparse makes an empty list before Python 3.13, whatever its type."""
+    for argument in arguments:
+        if argument.startswith("--") and argument.endswith("=--"):
+            raise ConfigError(f"{argument.removesuffix('=--')}: expected a value, got --")
+
+
 # Flags of several verbs
 
 

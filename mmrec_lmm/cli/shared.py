@@ -78,7 +78,7 @@ def write(text: str, path: Path | None) -> None:
     if path is None:
         print(text, end="")
     else:
-        write_bytes(path, text.encode())
+        write_bytes(path, text.encode(errors="backslashreplace"))  # names of files may be no text
 
 
 def print_json(value: Any) -> None:

@@ -81,7 +81,7 @@ def try_input(
         may_change = (*(pattern.format_map(places) for pattern in kind.may_change), *_renewed(file))
     before = workspace.scan()
     outcome = judge.run(argv, workspace.folder, seconds=seconds)
-    faults = outcome.faults(may_take_long=name in (KEYS, FLAGS))
+    faults = outcome.faults(may_take_long=name in (KEYS, FLAGS) or KINDS[name].may_wait)
     if outcome.code >= 0 and "hang" not in faults:
         faults += wrongs(before, workspace.scan(), may_change=may_change)
     answer = _answer(outcome, names)

@@ -44,6 +44,7 @@ class Kind:
 
     `{file}` is the file, `{folder}` its folder, `{run}` that of its run, or else of any. `may_change` are existing
     files that these commands may replace. `after` is a command that is run before the damage.
+    `may_wait`: a pipe is as good as a file, and waited for until SIGTERM.
     """
 
     files: tuple[str, ...]
@@ -51,6 +52,7 @@ class Kind:
     commands: tuple[str, ...]
     may_change: tuple[str, ...] = ()
     after: str = ""
+    may_wait: bool = False
 
 
 def _build(name: str) -> str:
@@ -196,6 +198,6 @@ KINDS: Mapping[str, Kind] = {
     "items": Kind(("raw/shop/items.csv",), "table", (*IMPORT[:2], f"{IMPORT[0]} --quotes none")),
     "user lists": Kind(
         ("users.txt",), "text",
-        ("recommend {run} --users @users.txt", "recommend {run} --users @users.txt --internal-ids"),
+        ("recommend {run} --users @users.txt", "recommend {run} --users @users.txt --internal-ids"), may_wait=True,
     ),
 }  # fmt: skip

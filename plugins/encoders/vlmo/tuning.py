@@ -79,9 +79,12 @@ def _alike(rows: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, *, excluded: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A column for each row, by the softmax over those of its logits that aren't excluded."""
+    """A column for each row, by the softmax over those of its logits that aren't excluded.
+
+    Where tuning has diverged and a logit is NaN, the draw is anyone's: the loss is NaN too, and says so.
+    """
     odds = logits.float().masked_fill(excluded, -math.inf).softmax(dim=1)
-    return odds.multinomial(1, generator=generator)[:, 0]
+    return odds.nan_to_num(nan=1.0).multinomial(1, generator=generator)[:, 0]
 
 
 def mlm_loss(model: VLMo, pixels: Tensor, ids: Tensor, *, masked: Tensor, chosen: Tensor) -> Tensor:
