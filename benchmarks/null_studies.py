@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrec_lmm.cache import write_json
+from mmrec_lmm.disk.writing import write_json
 from mmrec_lmm.running.run_folder import CONFIG
 from mmrec_lmm.studies.comparison import SPLIT, USERS, Entry, Method, compare
 from mmrec_lmm.types import UNRECORDED, Axes, EncoderName, RunResult

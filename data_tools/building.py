@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import write_json
 from mmrec_lmm.config.choices import SplitRule
 from mmrec_lmm.data.splitting import TIMED, UNITS, draw_labels, time_units
+from mmrec_lmm.disk.writing import write_json
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.types import SPLITS
 

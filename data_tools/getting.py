@@ -12,8 +12,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrec_lmm.cache import hash_file, home, locked, read_json
+from mmrec_lmm.cache import home
 from mmrec_lmm.config.choices import SplitRule
+from mmrec_lmm.disk.hashing import hash_file
+from mmrec_lmm.disk.locks import locked
+from mmrec_lmm.disk.reading import read_json
 from mmrec_lmm.downloads.fetching import offline, shown
 from mmrec_lmm.downloads.files import NotDownloaded, RemoteFile, bring, check
 from mmrec_lmm.errors import DataError, NoAccess

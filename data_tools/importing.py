@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import hash_file
 from mmrec_lmm.config.choices import SplitRule
 from mmrec_lmm.data.splitting import TIMED
 from mmrec_lmm.data.tables import Quotes
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import ConfigError, DataError
 
 from .building import Report, build, keep_apart

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmrec_lmm.cache import holding, new_folder, restore_folder
+from mmrec_lmm.disk.folders import new_folder, restore_folder
+from mmrec_lmm.disk.locks import holding
 from mmrec_lmm.errors import ConfigError, RunBusy
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")

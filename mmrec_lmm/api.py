@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from .formatting import renamed
 
 if TYPE_CHECKING:
-    from .cache import hash_file as hash_file
     from .cache import home as home
     from .config.schema import LAYERS as LAYERS
     from .config.schema import RATE as RATE
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from .config.schema import at_least as at_least
     from .config.schema import between as between
     from .config.schema import each as each
+    from .disk.hashing import hash_file as hash_file
     from .distributed import all_gather as all_gather
     from .distributed import common_generator as common_generator
     from .distributed import local_slice as local_slice
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from .weights.formats import read_checkpoint as read_checkpoint
 
 _HOME = {
-    "cache": ("hash_file", "home"),
+    "cache": ("home",),
     "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
@@ -83,6 +83,7 @@ _HOME = {
     "formatting": ("first_few", "first_line"),
     "plugin.item_features": ("ItemFeatures", "distinct", "project"),
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
+    "disk.hashing": ("hash_file",),
     "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
     "typed_json": ("OPTIONAL",),

@@ -96,7 +96,7 @@ def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]"
 
 def dead_temporary(path: Path) -> Path:
     """The name that a process that has ended gave to what was to become `path`."""
-    code = "import sys, pathlib, mmrec_lmm.cache as c; print(c.temporary_path(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, mmrec_lmm.disk.temporaries as t; print(t.temporary_path(pathlib.Path(sys.argv[1])))"
     told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     return Path(told.stdout.strip())
 

@@ -27,6 +27,7 @@ LAYERS = """
     types
     plugin graph distributed logs
     cache losses
+    disk
     downloads
     weights config
     machine
@@ -90,7 +91,7 @@ def test_the_reader_of_imports_sees_relative_absolute_and_nested_ones() -> None:
     assert "mmrec_lmm.plugin.hookspecs" in imports("mmrec_lmm.plugin.registry")
     assert "mmrec_lmm.api" in imports("mmrec_lmm_plugins.encoders.basic")
     assert "mmrec_lmm_plugins.encoders.basic" in imports("mmrec_lmm_plugins.encoders")
-    assert "mmrec_lmm.cache" in imports("mmrec_lmm.data.loading")
+    assert "mmrec_lmm.disk.hashing" in imports("mmrec_lmm.data.loading")
     assert "mmrec_lmm.plugin.contracts" not in imports("mmrec_lmm.plugin.specs")
 
 
@@ -133,7 +134,7 @@ def test_plugins_know_the_public_api_and_themselves_alone(module: str) -> None:
 
 @pytest.mark.parametrize("module", DATA_TOOLS)
 def test_the_data_tools_know_types_data_and_nothing_of_models(module: str) -> None:
-    parts = ("types", "data", "api", "cache", "downloads", "errors", "formatting")
+    parts = ("types", "data", "api", "cache", "disk", "downloads", "errors", "formatting")
     allowed = [f"mmrec_lmm.{part}" for part in (*parts, "config.choices", "features.files", "plugin.names")]
     assert not [name for name in imports(module) if not name.startswith((*allowed, "mmrec_lmm_data_tools"))]
 

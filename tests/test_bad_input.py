@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from helpers import Answer, call, dead_temporary, plugin, start, wait_until
 
-from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.opening import make_dataset
+from mmrec_lmm.disk.hashing import hash_file
 
 RUN = ("run", "-m", "VBPR", "-d", "toy", "--epochs=2", "--embedding_size=4")
 

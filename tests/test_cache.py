@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrec_lmm import cache
+from mmrec_lmm.disk import faults, hashing, locks, reading, writing
 from mmrec_lmm.errors import DataError, NoAccess, RunError
 
 
@@ -82,43 +83,43 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
 def test_a_files_hash_is_its_sha256_and_follows_its_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    assert cache.hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hashing.hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     path.write_bytes(b"abcd")
-    assert cache.hash_file(path) == cache.hash_bytes(b"abcd")
+    assert hashing.hash_file(path) == hashing.hash_bytes(b"abcd")
 
 
 def test_a_file_that_did_not_change_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    monkeypatch.setattr(cache, "SETTLED", 0)
-    first = cache.hash_file(path)
-    monkeypatch.setattr(cache, "read_hash", lambda path: pytest.fail(f"{path} was read again"))
-    assert cache.hash_file(path) == first
+    monkeypatch.setattr(hashing, "SETTLED", 0)
+    first = hashing.hash_file(path)
+    monkeypatch.setattr(hashing, "read_hash", lambda path: pytest.fail(f"{path} was read again"))
+    assert hashing.hash_file(path) == first
 
 
 @pytest.mark.parametrize("way", ["in place", "by another file"])
 def test_a_file_of_equal_size_and_time_is_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(cache, "SETTLED", 0, raising=False)
+    monkeypatch.setattr(hashing, "SETTLED", 0, raising=False)
     path, new = tmp_path / "file", tmp_path / "new"
     path.write_bytes(b"abc")
     time.sleep(0.02)  # more than a tick of the file system's clock
     before = path.stat()
-    assert cache.hash_file(path) == cache.hash_file(path) == cache.hash_bytes(b"abc")
+    assert hashing.hash_file(path) == hashing.hash_file(path) == hashing.hash_bytes(b"abc")
     (path if way == "in place" else new).write_bytes(b"xyz")
     if way == "by another file":
         new.replace(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert cache.hash_file(path) == cache.hash_files([path]) == cache.hash_bytes(b"xyz")
-    assert cache.hash_readable([path]) == [cache.hash_bytes(b"xyz")]
+    assert hashing.hash_file(path) == hashing.hash_files([path]) == hashing.hash_bytes(b"xyz")
+    assert hashing.hash_readable([path]) == [hashing.hash_bytes(b"xyz")]
 
 
 def test_a_file_that_changed_a_moment_ago_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    cache.hash_file(path)
+    hashing.hash_file(path)
     assert not (cache.home() / "file-hashes").exists()
 
 
@@ -126,30 +127,30 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(tmp_path: Path) -> None:
 def test_a_damaged_memory_of_hashes_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(cache, "SETTLED", 0, raising=False)
+    monkeypatch.setattr(hashing, "SETTLED", 0, raising=False)
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     time.sleep(0.02)
-    cache.hash_file(path)
+    hashing.hash_file(path)
     [memo] = (cache.home() / "file-hashes").iterdir()
     memo.write_bytes(content)
-    assert cache.hash_file(path) == cache.hash_bytes(b"abc")
-    assert memo.read_text() == cache.hash_bytes(b"abc")
+    assert hashing.hash_file(path) == hashing.hash_bytes(b"abc")
+    assert memo.read_text() == hashing.hash_bytes(b"abc")
 
 
 def test_what_is_loaded_must_be_what_was_hashed(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"abc")
-    cache.hash_file(path)
-    with cache.hashed_anew():
-        assert cache.hash_file(path) == cache.hash_bytes(b"abc")
+    hashing.hash_file(path)
+    with hashing.hashed_anew():
+        assert hashing.hash_file(path) == hashing.hash_bytes(b"abc")
     path.write_bytes(b"xyz")
-    with pytest.raises(DataError, match=r"weights: expected .* it changed after it was hashed"), cache.hashed_anew():
-        cache.hash_file(path)
-    cache.hash_file(path)
-    with pytest.raises(DataError, match=r"it changed while it was loaded; start again"), cache.hashed_anew():
-        path.write_bytes(bytes.fromhex(cache.hash_file(path)))
-    with pytest.raises(DataError, match=r"it changed while it was read; start again"), cache.unchanged(path):
+    with pytest.raises(DataError, match=r"weights: expected .* it changed after it was hashed"), hashing.hashed_anew():
+        hashing.hash_file(path)
+    hashing.hash_file(path)
+    with pytest.raises(DataError, match=r"it changed while it was loaded; start again"), hashing.hashed_anew():
+        path.write_bytes(bytes.fromhex(hashing.hash_file(path)))
+    with pytest.raises(DataError, match=r"it changed while it was read; start again"), hashing.unchanged(path):
         path.write_bytes(b"abcd")
 
 
@@ -163,17 +164,17 @@ def test_an_error_of_the_machine_is_not_taken_for_a_missing_image(
     def fail(path: Path) -> str:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(cache, "read_hash", fail)
+    monkeypatch.setattr(hashing, "read_hash", fail)
     with pytest.raises(RunError, match=f"image: can't be read by this machine: {os.strerror(number)}"):
-        cache.hash_readable([path])
+        hashing.hash_readable([path])
 
 
 def test_a_hash_of_several_files_follows_their_order(tmp_path: Path) -> None:
     one, two = tmp_path / "1", tmp_path / "2"
     one.write_bytes(b"1")
     two.write_bytes(b"2")
-    assert cache.hash_files([one, two]) != cache.hash_files([two, one])
-    assert cache.hash_files([one]) == cache.hash_file(one)
+    assert hashing.hash_files([one, two]) != hashing.hash_files([two, one])
+    assert hashing.hash_files([one]) == hashing.hash_file(one)
 
 
 def test_what_cannot_be_read_has_no_hash_and_the_others_have_theirs(
@@ -184,42 +185,42 @@ def test_what_cannot_be_read_has_no_hash_and_the_others_have_theirs(
     broken.write_bytes(b"2")
     folder.mkdir()
     paths = [None, folder, broken, tmp_path / "gone", good, tmp_path / ("x" * 300), good]
-    one, two = cache.hash_bytes(b"1"), cache.hash_bytes(b"2")
+    one, two = hashing.hash_bytes(b"1"), hashing.hash_bytes(b"2")
 
     def read_hash(path: Path) -> str:
         if path == broken:
             raise PermissionError(errno.EACCES, "no permission")
-        return cache.hash_bytes(path.read_bytes())
+        return hashing.hash_bytes(path.read_bytes())
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "read_hash", read_hash)
-        assert cache.hash_readable(paths) == [None, None, None, None, one, None, one]
-    assert cache.hash_readable(paths) == [None, None, two, None, one, None, one], "no lack of permission is kept"
+        patch.setattr(hashing, "read_hash", read_hash)
+        assert hashing.hash_readable(paths) == [None, None, None, None, one, None, one]
+    assert hashing.hash_readable(paths) == [None, None, two, None, one, None, one], "no lack of permission is kept"
 
 
 def test_files_that_are_known_are_not_opened_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SETTLED", 0)
+    monkeypatch.setattr(hashing, "SETTLED", 0)
     paths = [tmp_path / str(number) for number in range(3)]
     for path in paths:
         path.write_bytes(path.name.encode())
-    hashes = cache.hash_readable(paths)
-    monkeypatch.setattr(cache, "read_hash", lambda path: pytest.fail(f"{path} was read again"))
-    assert cache.hash_readable(paths) == hashes == [cache.hash_bytes(path.name.encode()) for path in paths]
-    assert cache.hash_files(paths) == cache.hash_bytes("".join(map(str, hashes)).encode())
+    hashes = hashing.hash_readable(paths)
+    monkeypatch.setattr(hashing, "read_hash", lambda path: pytest.fail(f"{path} was read again"))
+    assert hashing.hash_readable(paths) == hashes == [hashing.hash_bytes(path.name.encode()) for path in paths]
+    assert hashing.hash_files(paths) == hashing.hash_bytes("".join(map(str, hashes)).encode())
 
 
 def test_a_cache_that_cannot_be_written_costs_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file where a folder should be")
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
     (tmp_path / "file").write_bytes(b"abc")
-    assert cache.hash_file(tmp_path / "file") == cache.hash_bytes(b"abc")
+    assert hashing.hash_file(tmp_path / "file") == hashing.hash_bytes(b"abc")
 
 
 # Writing
 
 
 def test_a_file_is_written_whole_in_a_folder_made_for_it(tmp_path: Path) -> None:
-    path = cache.write_bytes(tmp_path / "deep" / "file", b"new")
+    path = writing.write_bytes(tmp_path / "deep" / "file", b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["file"]
 
@@ -234,9 +235,9 @@ def half_written(error: BaseException) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
-    path = cache.write_bytes(tmp_path / "file", b"old")
+    path = writing.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(type(error)):
-        cache.write_atomic(path, half_written(error))
+        writing.write_atomic(path, half_written(error))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -250,9 +251,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
     ],
 )
 def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_path: Path, error: Exception) -> None:
-    path = cache.write_bytes(tmp_path / "file", b"old")
+    path = writing.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(RunError) as caught:
-        cache.write_atomic(path, half_written(error))
+        writing.write_atomic(path, half_written(error))
     assert str(caught.value) == f"{path}: no space left on the disk; nothing was lost: free some and start again"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
@@ -262,20 +263,20 @@ def test_a_full_disk_is_a_run_error_that_names_the_file_and_loses_nothing(tmp_pa
 def test_a_disk_that_is_really_full_is_recognized() -> None:
     with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb", buffering=0) as file:
         file.write(b"x")
-    assert cache.is_disk_full(caught.value)
-    assert not cache.is_disk_full(OSError(errno.EACCES, "denied"))
+    assert faults.is_disk_full(caught.value)
+    assert not faults.is_disk_full(OSError(errno.EACCES, "denied"))
 
 
 def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    path = cache.write_json(tmp_path / "file.json", {"config": Config(), "path": Path("a"), "n": np.int64(3)})
-    assert cache.read_json(path) == {"config": {"width": 64, "rate": 0.1}, "path": "a", "n": 3}
+    path = writing.write_json(tmp_path / "file.json", {"config": Config(), "path": Path("a"), "n": np.int64(3)})
+    assert reading.read_json(path) == {"config": {"width": 64, "rate": 0.1}, "path": "a", "n": 3}
 
 
 def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text('{"a": ')
     with pytest.raises(DataError) as caught:
-        cache.read_json(path)
+        reading.read_json(path)
     assert str(caught.value).startswith(f"{path}: expected JSON, got a damaged file (")
     assert str(caught.value).endswith("); delete it to make it again")
 
@@ -283,7 +284,8 @@ def test_damaged_json_is_named_with_what_to_do(tmp_path: Path) -> None:
 MAKE_ONCE = """
 import sys, time
 from pathlib import Path
-from mmrec_lmm.cache import locked, write_bytes
+from mmrec_lmm.disk.locks import locked
+from mmrec_lmm.disk.writing import write_bytes
 path, log = Path(sys.argv[1]), Path(sys.argv[2])
 with locked(path):
     if not path.exists():
@@ -307,12 +309,12 @@ def test_two_processes_that_want_one_artifact_make_it_once(tmp_path: Path) -> No
 
 def test_a_lock_that_another_holds_is_refused_without_waiting_and_leaves_no_file(tmp_path: Path) -> None:
     lock = tmp_path / "folder" / ".lock"
-    with cache.holding(lock):
-        with pytest.raises(BlockingIOError), cache.holding(lock, wait=False):
+    with locks.holding(lock):
+        with pytest.raises(BlockingIOError), locks.holding(lock, wait=False):
             pass
         assert lock.exists()
     assert not lock.exists()
-    with cache.holding(lock, wait=False):
+    with locks.holding(lock, wait=False):
         pass
 
 
@@ -320,7 +322,7 @@ def test_many_that_wait_for_a_lock_hold_it_one_after_the_other_though_each_delet
     inside: list[int] = []
 
     def enter(number: int) -> int:
-        with cache.locked(tmp_path / "made"):
+        with locks.locked(tmp_path / "made"):
             inside.append(number)
             time.sleep(0.002)
             alone = inside == [number]
@@ -341,10 +343,10 @@ def test_a_lock_file_that_can_only_be_read_serves_and_stays(tmp_path: Path, monk
         return opened(path, flags, *mode)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(NoAccess, match=r"\.lock: permission denied; ask its owner"), cache.holding(lock):
+    with pytest.raises(NoAccess, match=r"\.lock: permission denied; ask its owner"), locks.holding(lock):
         pass
     lock.touch()
-    with cache.holding(lock), pytest.raises(BlockingIOError), cache.holding(lock, wait=False):
+    with locks.holding(lock), pytest.raises(BlockingIOError), locks.holding(lock, wait=False):
         pass
 
 
@@ -356,7 +358,7 @@ def test_a_file_has_the_permissions_of_any_new_one_whatever_wrote_it(mask: int, 
 
     before = os.umask(mask)
     try:
-        made = cache.write_atomic(tmp_path / "new" / "file", private)
+        made = writing.write_atomic(tmp_path / "new" / "file", private)
     finally:
         os.umask(before)
     assert stat.S_IMODE(made.stat().st_mode) == 0o666 & ~mask

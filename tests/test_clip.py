@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmrec_lmm.cache import hash_file
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import ConfigError, DataError, WeightsMissing
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve

@@ -18,8 +18,8 @@ import torch
 from helpers import call
 from PIL import Image
 
-from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.items import pad_and_stack
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.features import encoding
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmrec_lmm.cache import write_json
 from mmrec_lmm.data.opening import open_dataset
+from mmrec_lmm.disk.writing import write_json
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.evaluation.statistics import TESTS, bootstrap, holm, percentile_interval
 from mmrec_lmm.plugin.registry import Registry

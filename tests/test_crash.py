@@ -14,7 +14,7 @@ from tests.crash.comparing import FOLDER, snapshot
 WRITER = """
 import sys
 from pathlib import Path
-from mmrec_lmm.cache import write_bytes
+from mmrec_lmm.disk.writing import write_bytes
 from tests.crash.watching import Point, Watch
 folder = Path(sys.argv[1])
 write = lambda: [write_bytes(folder / f"{name}.txt", b"content") for name in "ab"]

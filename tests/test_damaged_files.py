@@ -21,12 +21,13 @@ from conftest import write_toy
 from helpers import call
 from safetensors.numpy import save_file
 
-from mmrec_lmm import cache, machine
+from mmrec_lmm import machine
 from mmrec_lmm.api import Limit, at_least, between
-from mmrec_lmm.cache import read_file, read_json
 from mmrec_lmm.config import yaml_layers
 from mmrec_lmm.config.resolve import MOST_RUNS
 from mmrec_lmm.data.arrays import check_header, open_npy
+from mmrec_lmm.disk import hashing, reading
+from mmrec_lmm.disk.reading import read_file, read_json
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.features import encoding
 from mmrec_lmm.features.files import read_feature_file
@@ -494,7 +495,7 @@ def test_names_of_files_that_are_not_utf8_are_written_escaped() -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     with path.open("wb") as file:
-        file.truncate(cache.LARGEST_JSON + 1)
+        file.truncate(reading.LARGEST_JSON + 1)
     with pytest.raises(DataError, match=r"x.json: expected at most 268,435,456 bytes, got 268,435,457"):
         read_json(path)
     with pytest.raises(DataError, match=r"a\\x00b|null"):
@@ -619,13 +620,13 @@ def test_a_damaged_file_of_seconds_counts_as_none(way: str, tmp_path: Path, monk
 @pytest.mark.parametrize("way", ["empty", "cut", "random", "a list", "not UTF-8", "a_folder", "a_pipe", "a_loop"])
 def test_a_damaged_memo_of_a_hash_is_not_believed(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cache, "SETTLED", 0)
+    monkeypatch.setattr(hashing, "SETTLED", 0)
     path = tmp_path / "x"
     path.write_text("content")
-    right = cache.hash_file(path)
+    right = hashing.hash_file(path)
     for memo in (tmp_path / "home/file-hashes").iterdir():
         damage(way, memo)
-    assert cache.hash_file(path) == right
+    assert hashing.hash_file(path) == right
 
 
 # YAML

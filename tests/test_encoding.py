@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmrec_lmm import cache
+from mmrec_lmm.disk import locks
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, RunError
 from mmrec_lmm.features import encoding
 from mmrec_lmm.plugin.contracts import ItemEncoder
@@ -562,7 +563,7 @@ def test_two_processes_of_torchrun_share_the_shards_and_make_the_same_table(tmp_
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mmrec_lmm.cache import Claims
+from mmrec_lmm.disk.locks import Claims
 with Claims(Path(sys.argv[1])) as claims:
     print(claims.claim(0), flush=True)
     time.sleep(60)
@@ -594,7 +595,7 @@ def test_the_second_of_two_processes_that_share_nothing_waits_and_finds_the_tabl
     path = cache.home() / "features" / f"{made.fingerprint}.safetensors"
     kept = path.read_bytes()
     path.unlink()
-    with cache.locked(path):
+    with locks.locked(path):
         second = threading.Thread(target=encode_texts, args=(texts, LENGTHS, LengthConfig()))
         second.start()
         second.join(0.3)

@@ -20,9 +20,10 @@ from helpers import Answer, call, plugin, start, wait_until
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmrec_lmm.cache import hash_file, home
+from mmrec_lmm.cache import home
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
 from mmrec_lmm.features.files import load_with_header
 from mmrec_lmm.features.prepared import PreparedItems

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 from helpers import Answer, call, start, wait_until
 
-from mmrec_lmm.cache import Claims, hash_file
+from mmrec_lmm.disk.hashing import hash_file
+from mmrec_lmm.disk.locks import Claims
 from mmrec_lmm.errors import NotApplicable
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.studies import executor

@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from mmrec_lmm import cache
+from mmrec_lmm.disk import hashing
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.features import files
 from mmrec_lmm.testing import checkerboard_features
@@ -125,7 +126,7 @@ def test_a_file_that_is_overwritten_or_cut_after_it_was_read_changes_no_feature(
     numbers = np.arange(20_000, dtype=np.float32).reshape(4000, 5) % 128
     path = save(tmp_path / "f.npy", np.asarray(numbers, dtype, order=order))
     table = files.read_feature_file(path, modality="text", n_items=4000)
-    assert table.fingerprint == cache.fingerprint([cache.read_hash(path), numbers.any(axis=1)])
+    assert table.fingerprint == cache.fingerprint([hashing.read_hash(path), numbers.any(axis=1)])
     with path.open("r+b") as file:
         file.seek(128)
         file.write(bytes(1000))

@@ -413,7 +413,7 @@ def test_a_search_of_some_clusters_finds_a_share_that_it_reports_and_more_of_the
 def test_approximate_neighbors_are_the_same_in_another_process(threads: int) -> None:
     script = f"""
         import torch
-        from mmrec_lmm.cache import hash_bytes
+        from mmrec_lmm.disk.hashing import hash_bytes
         from mmrec_lmm.graph import nearest_neighbors
 
         torch.set_num_threads({threads})

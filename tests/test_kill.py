@@ -8,7 +8,7 @@ import pytest
 from helpers import call, plugin, start, wait_until
 from safetensors import SafetensorError, safe_open
 
-from mmrec_lmm.cache import hash_file
+from mmrec_lmm.disk.hashing import hash_file
 
 EPOCHS = 400
 # The rate is so low that the best epoch comes after the last kill: what is compared was made by resumed processes.

@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
 from mmrec_lmm import graph
-from mmrec_lmm.cache import plain
 from mmrec_lmm.config.resolve import Request, resolve
 from mmrec_lmm.errors import ConfigError, ConfigValueError
 from mmrec_lmm.plugin.contracts import DotProduct
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
+from mmrec_lmm.typed_json import plain
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 # What MMRec's code computes on the golden world (models.md, section 7)

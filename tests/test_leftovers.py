@@ -12,6 +12,7 @@ import pytest
 from helpers import call, dead_temporary, start, wait_until
 
 from mmrec_lmm import cache
+from mmrec_lmm.disk import hashing, locks, temporaries
 from mmrec_lmm.running import run_folder
 
 # Runs commands in forked children. The first argument names what kills: the child dies at the n-th change of a file or
@@ -21,12 +22,12 @@ KILLER = """
 import os, signal, sys, json, shutil
 from pathlib import Path
 from mmrec_lmm.cli import main
-from mmrec_lmm import cache
+from mmrec_lmm.disk import folders, temporaries
 import mmrec_lmm.running.grid, mmrec_lmm_data_tools.importing, torch
 
 COMMAND, CHECK = json.loads(sys.argv[1]), compile(sys.argv[2], "check", "exec")
 if len(sys.argv) > 3:
-    cache._exchange = lambda one, other: False  # as on a file system that can't exchange names
+    folders._exchange = lambda one, other: False  # as on a file system that can't exchange names
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
 
 def child(command, kill_at=None):
@@ -47,7 +48,7 @@ def child(command, kill_at=None):
                 os.kill(os.getpid(), signal.SIGKILL)
     if kill_at:
         sys.addaudithook(hook)
-    cache._sweep_once.cache_clear()
+    temporaries.sweep_once.cache_clear()
     os._exit(main(command))
 
 kills = 0
@@ -147,7 +148,7 @@ if after == "next":
 def test_a_run_killed_at_every_change_of_a_file_loses_no_result_and_leaves_nothing(flag: str) -> None:
     assert call(*RUN).code == 0
     (run,) = Path("runs").glob("BPR-*")
-    expected = [cache.hash_file(run / name) for name in ("best.safetensors", "topk.tsv")]
+    expected = [hashing.hash_file(run / name) for name in ("best.safetensors", "topk.tsv")]
     if flag == "--resume":
         shutil.rmtree("runs")
     check = SAME.replace("FORCED", str(flag == "--force")).replace("EXPECTED", repr(expected))
@@ -219,27 +220,27 @@ def test_a_run_whose_folder_was_removed_and_taken_by_another_process_ends_with_a
 def test_temporaries_of_dead_processes_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     tmp_path = tmp_path / "own"
     tmp_path.mkdir()
-    dead, living = dead_temporary(tmp_path / "table"), cache.temporary_path(tmp_path / "table")
+    dead, living = dead_temporary(tmp_path / "table"), temporaries.temporary_path(tmp_path / "table")
     elsewhere = tmp_path / ".table.00000000-1-1.tmp"  # of another machine, whose processes can't be seen
     stranger = tmp_path / ".table.123.tmp"  # not named by us
     for path in (dead, living, elsewhere, stranger):
         path.touch()
     (folder := dead.with_name(dead.name.replace("table", "folder"))).mkdir()
     (folder / "inside").touch()
-    cache.sweep(tmp_path)
+    temporaries.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, stranger])
-    os.utime(elsewhere, (0, time.time() - cache.ABANDONED - 60))
-    cache.sweep(tmp_path)
+    os.utime(elsewhere, (0, time.time() - temporaries.ABANDONED - 60))
+    temporaries.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([living, stranger])
 
 
 def test_a_process_that_has_the_id_of_a_dead_one_does_not_keep_its_temporaries(tmp_path: Path) -> None:
-    if cache._started(os.getpid()) == 0:
+    if temporaries._started(os.getpid()) == 0:
         pytest.skip("this system doesn't say when a process started")
-    name = cache.temporary_path(tmp_path / "table").name
-    before = tmp_path / name.replace(f"-{cache._started(os.getpid())}.", "-1.")
+    name = temporaries.temporary_path(tmp_path / "table").name
+    before = tmp_path / name.replace(f"-{temporaries._started(os.getpid())}.", "-1.")
     before.touch()
-    cache.sweep(tmp_path)
+    temporaries.sweep(tmp_path)
     assert not before.exists()
 
 
@@ -292,7 +293,7 @@ def test_clean_keeps_and_names_what_a_living_process_uses() -> None:
     table = cache.home() / "features" / "a.safetensors"
     table.parent.mkdir(parents=True)
     table.touch()
-    with run_folder.claimed(unfinished), cache.locked(table), cache.Claims(table) as claims:
+    with run_folder.claimed(unfinished), locks.locked(table), locks.Claims(table) as claims:
         claims.claim(0)
         run_folder.write_json(unfinished / "config.json", {})
         code = "import sys; from mmrec_lmm.cli import main; sys.exit(main(sys.argv[1:]))"

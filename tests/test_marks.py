@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrec_lmm.cache import write_json
+from mmrec_lmm.disk.writing import write_json
 from mmrec_lmm.running.marks import FIRST, LAST, UNTRAINED, marks, marks_of
 from mmrec_lmm.running.run_folder import CONFIG
 from mmrec_lmm.types import UNRECORDED, Chance, ChanceBySplit, RunResult

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from mmrec_lmm import cache
 from mmrec_lmm.data import images as images_module
 from mmrec_lmm.data import items as items_module
+from mmrec_lmm.disk import hashing
 from mmrec_lmm.errors import DataError, RunError
 from mmrec_lmm.features import encoding, files
 from mmrec_lmm.plugin.registry import load_registry
@@ -52,7 +53,7 @@ def encoded(images: list[Path], spec: EncoderSpec = BASIC, **options: Any) -> Fe
 
 def settle() -> None:
     """Wait until hashes are remembered: until no file changed a moment ago."""
-    time.sleep(getattr(cache, "SETTLED", 0) / 1e9 + 0.05)
+    time.sleep(getattr(hashing, "SETTLED", 0) / 1e9 + 0.05)
 
 
 def rewrite(path: Path, content: bytes) -> None:
@@ -70,7 +71,7 @@ def flip(path: Path, place: int) -> None:
 
 @pytest.fixture
 def settled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SETTLED", 0, raising=False)
+    monkeypatch.setattr(hashing, "SETTLED", 0, raising=False)
 
 
 # A.1: hashes that are remembered
@@ -83,9 +84,9 @@ def test_features_of_equal_shape_and_time_are_other_features(tmp_path: Path) -> 
     np.save(path, one)
     np.save(second, other)
     settle()
-    first = [files.read_feature_file(path, modality="text", n_items=4).fingerprint, cache.hash_file(path)]
+    first = [files.read_feature_file(path, modality="text", n_items=4).fingerprint, hashing.hash_file(path)]
     rewrite(path, second.read_bytes())
-    assert cache.hash_file(path) != first[1]
+    assert hashing.hash_file(path) != first[1]
     table = files.read_feature_file(path, modality="text", n_items=4)
     assert (table.fingerprint != first[0], table.values[0, 0]) == (True, 2)
 
@@ -95,7 +96,7 @@ def test_published_weights_that_are_overwritten_under_their_old_time_are_refused
     path = tmp_path / "tower.bin"
     path.write_bytes(b"sound")
     settle()
-    file = WeightFile("tower.bin", "https://example.org/tower.bin", sha256=cache.hash_bytes(b"sound"))
+    file = WeightFile("tower.bin", "https://example.org/tower.bin", sha256=hashing.hash_bytes(b"sound"))
     assert find_weights(file, encoder="some", given=path) == path
     rewrite(path, b"wrong")
     with pytest.raises(DataError, match=r"tower.bin: expected sha256"):
@@ -123,7 +124,7 @@ def test_weights_that_change_between_hashing_and_loading_end_the_encoding(
 ) -> None:
     weights = tmp_path / "weights"
     weights.write_text("1")
-    spec = EncoderSpec("s", Stretched, Stretch, ("image",), lambda config, modality: cache.hash_file(weights))
+    spec = EncoderSpec("s", Stretched, Stretch, ("image",), lambda config, modality: hashing.hash_file(weights))
     build = encoding.build_encoder
 
     def replaced(*given: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mmrec_lmm.weights.sealed import DamagedFile, load_arrays, load_tensors, save_file, verify
+from mmrec_lmm.disk.sealed import DamagedFile, load_arrays, load_tensors, save_file, verify
 
 STATE = {
     "weight": torch.arange(6.0).reshape(2, 3).T,  # not contiguous

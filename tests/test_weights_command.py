@@ -8,7 +8,8 @@ import pytest
 from helpers import Answer, call, plugin
 from mirror import Mirror, serving
 
-from mmrec_lmm.cache import hash_bytes, home
+from mmrec_lmm.cache import home
+from mmrec_lmm.disk.hashing import hash_bytes
 from mmrec_lmm.downloads import fetching
 
 WORDS, COLORS = b"red\nblue\nthing\n" * 50, bytes(range(1, 100))

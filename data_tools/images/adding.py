@@ -18,8 +18,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import check_readable, holding, read_hash, restore_folder, write_atomic
 from mmrec_lmm.data.tables import find_separator, first_cells, read_table
+from mmrec_lmm.disk.folders import restore_folder
+from mmrec_lmm.disk.hashing import read_hash
+from mmrec_lmm.disk.locks import holding
+from mmrec_lmm.disk.reading import check_readable
+from mmrec_lmm.disk.writing import write_atomic
 from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
 from mmrec_lmm.plugin.names import PATH_RULE, is_within
 

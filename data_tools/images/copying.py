@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrec_lmm.cache import fingerprint, hash_bytes
+from mmrec_lmm.cache import fingerprint
+from mmrec_lmm.disk.hashing import hash_bytes
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.plugin.names import is_within
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmrec_lmm.cache import is_disk_full
+from mmrec_lmm.disk.faults import is_disk_full
 from mmrec_lmm.downloads.fetching import shown
 from mmrec_lmm.errors import ConfigError, RunError
 

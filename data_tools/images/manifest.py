@@ -13,8 +13,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
-from mmrec_lmm.cache import is_there, write_bytes
 from mmrec_lmm.data.tables import read_table
+from mmrec_lmm.disk.reading import is_there
+from mmrec_lmm.disk.writing import write_bytes
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.plugin.names import PATH_RULE, is_within
 

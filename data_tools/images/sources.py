@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mmrec_lmm.cache import check_file
+from mmrec_lmm.disk.reading import check_file
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.plugin.names import is_within
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmrec_lmm.cache import hash_file
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import DataError
 
 from ..raw import RawData, Tallies

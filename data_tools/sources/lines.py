@@ -30,8 +30,8 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from mmrec_lmm.cache import check_readable
 from mmrec_lmm.data.splitting import UNITS, time_units
+from mmrec_lmm.disk.reading import check_readable
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.formatting import foreign
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.tables import Table, first_cells, read_integers, read_table
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.features.files import read_feature_file
 from mmrec_lmm.types import SPLITS

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrec_lmm.cache import hash_file
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import DataError
 
 from ..raw import RawData, Tallies

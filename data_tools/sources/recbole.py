@@ -7,7 +7,7 @@ X.test.inter are a split, which is kept; one X.inter beside them goes first.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmrec_lmm.cache import hash_file
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import DataError
 
 from ..raw import RawData, Tallies

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import check_readable
 from ..config.settings import Settings
 from ..data.ids import MAPPINGS, read_ids
 from ..data.loading import read_catalog
 from ..data.opening import open_dataset
+from ..disk.reading import check_readable
 from ..errors import DataError
 from ..features.files import normalized, read_feature_file
 from ..plugin.registry import Registry

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache import hash_readable, is_readable
 from ..data.images import UnreadableImage, read_image
 from ..data.items import CODE_WORDS, is_invisible, item_texts
+from ..disk.hashing import hash_readable
+from ..disk.reading import is_readable
 from ..formatting import first_line
 from ..types import ItemCatalog
 from .findings import NAMED, SHARE, Content, Finding, Place, of_placeholder

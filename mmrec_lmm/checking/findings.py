@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cache import plain
+from ..typed_json import plain
 from ..types import SPLITS
 
 #: error: a run would fail; warning: suspicious; note: worth knowing, and in real data usual.

@@ -61,7 +61,7 @@ def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
-        from ..cache import no_access
+        from ..disk.faults import no_access
 
         if is_denied(error):
             refused = no_access(Path(os.fsdecode(error.filename)), error, to="use")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cache import check_readable
 from ..config.resolve import Request, resolve_request
 from ..data.opening import how_to_get
 from ..data.overview import overview
+from ..disk.reading import check_readable
 from ..errors import MMRecError
 from ..formatting import first_line
 

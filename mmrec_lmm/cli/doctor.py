@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cache import check_readable, home
+from ..cache import home
 from ..config.settings import Settings
+from ..disk.reading import check_readable
 from ..errors import MMRecError, PluginError
 from ..formatting import first_line
 from ..plugin.registry import Registry

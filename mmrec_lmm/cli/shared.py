@@ -73,7 +73,7 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
 
 def write(text: str, path: Path | None) -> None:
     """Write text to a file, or to stdout without one."""
-    from ..cache import write_bytes
+    from ..disk.writing import write_bytes
 
     if path is None:
         print(text, end="")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..cache import read_file
+from ..disk.reading import read_file
 from ..errors import ConfigError, DataError
 from ..typed_json import INT64
 

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from ..cache import check_file
+from ..disk.reading import check_file
 from ..errors import DataError
 from ..formatting import first_line, foreign
 

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-from ..cache import is_machines
+from ..disk.faults import is_machines
 from ..formatting import foreign
 from ..types import Background
 

@@ -24,7 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .. import cache
+from ..cache import fingerprint
+from ..disk.faults import is_machines, machine_failed
+from ..disk.hashing import changed, hash_bytes, hash_readable, join_hashes
 from ..errors import ConfigError, DataError, MMRecError, PluginError
 from ..plugin.contracts import ItemEncoder
 from ..types import Background, ItemCatalog, RawItem
@@ -90,18 +92,18 @@ def read_hashed(path: Path, sha256: str | None, background: Background) -> Image
     try:
         content = read_content(path)
     except OSError as error:
-        if cache.is_machines(error):
-            raise cache.machine_failed(path, error) from None
+        if is_machines(error):
+            raise machine_failed(path, error) from None
         if sha256 is None:
             raise
-        raise cache.changed(path, "before it was read") from None
-    if cache.hash_bytes(content) != sha256:
-        raise cache.changed(path, "before it was read")
+        raise changed(path, "before it was read") from None
+    if hash_bytes(content) != sha256:
+        raise changed(path, "before it was read")
     try:
         return decode_image(content, background)
     except (OSError, MemoryError) as error:
-        if cache.is_machines(error):
-            raise cache.machine_failed(path, error) from None
+        if is_machines(error):
+            raise machine_failed(path, error) from None
         raise
 
 
@@ -150,14 +152,14 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     texts = item_texts(catalog, text_fields)
     with_text = np.array([bool(text) for text in texts])
     with_image = np.array([image is not None for image in catalog.images])
-    hashes = [None] * len(catalog) if modality == "text" else cache.hash_readable(catalog.images)
+    hashes = [None] * len(catalog) if modality == "text" else hash_readable(catalog.images)
     no_text = f"no item has text in the fields {', '.join(text_fields)}; there are {', '.join(catalog.fields)}"
     if modality == "text":
-        having, content, nothing = with_text, cache.fingerprint([texts, READING]), no_text
+        having, content, nothing = with_text, fingerprint([texts, READING]), no_text
     elif modality == "image":
         having, content, nothing = with_image, _content(hashes, catalog.background), "no item has an image"
     elif modality == JOINT:
-        content = cache.fingerprint([cache.fingerprint(texts), _content(hashes, catalog.background)])
+        content = fingerprint([fingerprint(texts), _content(hashes, catalog.background)])
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
@@ -174,8 +176,8 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
 def _content(hashes: Sequence[str | None], background: Background) -> str:
     """A hash of which items have an image that can be read, of these files' content, and of how it becomes pixels."""
     known = [one for one in hashes if one is not None]
-    files = [[one is not None for one in hashes], cache.join_hashes(known)]
-    return cache.fingerprint([*files, READING, background])
+    files = [[one is not None for one in hashes], join_hashes(known)]
+    return fingerprint([*files, READING, background])
 
 
 @dataclass(frozen=True)

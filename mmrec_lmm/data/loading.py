@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cache import check_readable, fingerprint, hash_file, hash_readable, is_there, join_hashes, unchanged
+from ..cache import fingerprint
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
+from ..disk.hashing import hash_file, hash_readable, join_hashes, unchanged
+from ..disk.reading import check_readable, is_there
 from ..errors import DataError, did_you_mean
 from ..plugin.names import PATH_RULE, is_within
 from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog

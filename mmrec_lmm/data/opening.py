@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..cache import check_readable, locked, restore_folder, sweep, temporary_path
 from ..config.settings import Settings
+from ..disk.folders import restore_folder
+from ..disk.locks import locked
+from ..disk.reading import check_readable
+from ..disk.temporaries import sweep, temporary_path
 from ..errors import ConfigError, DataError, PluginError
 from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache import is_there
 from ..config.settings import Settings
+from ..disk.reading import is_there
 from ..errors import DataError
 from .arrays import check_header
 from .loading import NOT_TEXT, inter_file, items_table, read_interactions

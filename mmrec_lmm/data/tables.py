@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..cache import check_file
+from ..disk.reading import check_file
 from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import foreign
 

@@ -24,7 +24,8 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from ..cache import AGAIN, is_disk_full, read_json
+from ..disk.faults import is_disk_full
+from ..disk.reading import AGAIN, read_json
 from ..errors import DataError
 from ..typed_json import decode
 

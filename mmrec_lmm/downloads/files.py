@@ -14,7 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import check_readable, hash_file, is_disk_full, locked, no_access, write_bytes
+from ..disk.faults import is_disk_full, no_access
+from ..disk.hashing import hash_file
+from ..disk.locks import locked
+from ..disk.reading import check_readable
+from ..disk.writing import write_bytes
 from ..errors import DataError, NoAccess, RunError, is_denied
 from .fetching import FETCH_ERRORS, discard, fetch, reason_of, shown
 

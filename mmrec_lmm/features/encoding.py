@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import cache
+from ..cache import fingerprint, home
 from ..data.images import decoders
 from ..data.items import (
     Prepared,
@@ -41,15 +41,20 @@ from ..data.items import (
     reason_of,
     source_of,
 )
+from ..disk.hashing import hashed_anew
+from ..disk.locks import Claims, locked
+from ..disk.reading import check_readable, read_file
+from ..disk.sealed import DamagedFile, load_tensors
+from ..disk.temporaries import remove
+from ..disk.writing import write_memo
 from ..distributed import broadcast, is_first_process, join, processes
 from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..typed_json import check_finite, parse
+from ..typed_json import check_finite, parse, plain
 from ..types import FeatureTable, ItemCatalog, RunSpec, Tuned
 from ..weights.formats import load_state
-from ..weights.sealed import DamagedFile, load_tensors
 from .files import TableHeader, coverage, load_with_header, save_table
 from .inference import Inference
 
@@ -117,17 +122,17 @@ def encode(
         source = source_of(catalog, modality, text_fields)
         path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
         build = functools.partial(_inference, spec, config, modality, options, tuned)
-        cache.check_readable(path)
+        check_readable(path)
         if options.force:
             join(torch.device(options.device))
             if is_first_process():
                 _remove(path)
             broadcast(None)  # no process may find the table before it is gone
-        with nullcontext() if path.exists() or processes() > 1 else cache.locked(path):  # to read no lock is needed
+        with nullcontext() if path.exists() or processes() > 1 else locked(path):  # to read no lock is needed
             found = _stored(path)
             if found is not None:
                 logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
-                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
+                remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
             else:
                 _make(path, source, build, len(catalog), options)
                 found = load_with_header(path)
@@ -161,7 +166,7 @@ def _stored(path: Path) -> tuple[FeatureTable, TableHeader] | None:
         return load_with_header(path)
     except DamagedFile as error:
         logger.warning("%s; it is made again", str(error).rpartition(";")[0])
-    with cache.locked(path) if processes() > 1 else nullcontext():
+    with locked(path) if processes() > 1 else nullcontext():
         with suppress(DamagedFile):  # another process may have made it again meanwhile
             return load_with_header(path)
         path.unlink(missing_ok=True)
@@ -177,7 +182,7 @@ def _tried_again(
     """
     if not header.unreadable or decoders() in header.decoders:
         return table, header
-    with cache.locked(path) if processes() > 1 else nullcontext():
+    with locked(path) if processes() > 1 else nullcontext():
         if processes() > 1:  # another process may have done it meanwhile
             table, header = load_with_header(path)
             if decoders() in header.decoders:
@@ -217,13 +222,13 @@ def _parts(items: Sequence[int]) -> Iterator[list[int]]:
 def _fingerprint(path: Path, unreadable: Mapping[str, str]) -> str:
     """The fingerprint of the table at `path`: its name, and the items whose image the decoders couldn't read, as others
     may."""
-    return path.stem if not unreadable else cache.fingerprint([path.stem, sorted(unreadable, key=int)])
+    return path.stem if not unreadable else fingerprint([path.stem, sorted(unreadable, key=int)])
 
 
 def _remove(path: Path) -> None:
     """Delete a table, and what is there of an unfinished one."""
     path.unlink(missing_ok=True)
-    cache.remove(path.with_suffix(".parts"))
+    remove(path.with_suffix(".parts"))
 
 
 @functools.cache
@@ -238,13 +243,13 @@ def _note_full_precision() -> None:
 def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tuned: str | None) -> Path:
     """The path of a modality's cached features, existing or not; `tuned` is a tuned encoder's fingerprint."""
     made_by = [FORMAT, *encoder_id(spec, config, source.modality), dtype, *([tuned] if tuned else [])]
-    name = cache.fingerprint([made_by, source.modality, source.fingerprint])
-    return cache.home() / "features" / f"{name}.safetensors"
+    name = fingerprint([made_by, source.modality, source.fingerprint])
+    return home() / "features" / f"{name}.safetensors"
 
 
 def _seconds_file(path: Path) -> Path:
     """The file of the seconds that the table at `path` took. The table's own bytes must depend on its name alone."""
-    return cache.home() / "seconds" / path.stem
+    return home() / "seconds" / path.stem
 
 
 def _seconds(path: Path) -> float:
@@ -253,7 +258,7 @@ def _seconds(path: Path) -> float:
     if not os.path.lexists(file):
         return 0.0
     try:
-        seconds = parse(cache.read_file(file, largest=100), where=str(file), cure="the time counts as 0")
+        seconds = parse(read_file(file, largest=100), where=str(file), cure="the time counts as 0")
         check_finite(seconds, where=str(file), cure="the time counts as 0")
         return float(seconds)
     except (DataError, TypeError, ValueError) as error:
@@ -294,14 +299,14 @@ def _report_texts(catalog: ItemCatalog, text_fields: Sequence[str]) -> None:
 
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
     """All that an encoder's vectors of a modality depend on: its name, version, weights and configuration."""
-    keys = {key: value for key, value in cache.plain(config).items() if key != "weights"}  # a path, not content
+    keys = {key: value for key, value in plain(config).items() if key != "weights"}  # a path, not content
     return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
 
 
 def build_encoder(spec: EncoderSpec, config: Any, modalities: Sequence[str]) -> ItemEncoder:
     """The encoder for some modalities. Its random weights are the same in every process, and the caller's random state
     isn't changed. Its files are hashed whenever they are loaded: DataError if one isn't what named things before."""
-    with cache.hashed_anew():
+    with hashed_anew():
         for modality in modalities:
             encoder_id(spec, config, modality)
         with torch.random.fork_rng(devices=[]):
@@ -332,7 +337,7 @@ def _make(path: Path, source: Source, build: Callable[[], Inference], n_items: i
         _Shard(number, source.items[start : start + SHARD], folder / f"{start}-{SHARD}.safetensors")
         for number, start in enumerate(range(0, len(source.items), SHARD))
     ]
-    with cache.Claims(path) as claims:
+    with Claims(path) as claims:
         while not path.exists():
             missing = [shard for shard in shards if not shard.path.exists()]
             if missing and not _encode_free(missing, path, source, model, claims, options):
@@ -347,7 +352,7 @@ def _encode_free(
     table: Path,
     source: Source,
     model: Inference,
-    claims: cache.Claims,
+    claims: Claims,
     options: EncodeOptions,
 ) -> bool:
     """Encode and save the missing shards that no other process is making; True if there were any."""
@@ -490,7 +495,7 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
             unreadable |= header.unreadable
         seconds += header.seconds or 0.0  # older shards have none
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    cache.write_memo(_seconds_file(path), f"{seconds:.3f}")
+    write_memo(_seconds_file(path), f"{seconds:.3f}")
     table = FeatureTable(modality, values, present, _fingerprint(path, unreadable))
     save_table(path, table, encoder=encoder, unreadable=unreadable, decoders=sorted(tried))
-    cache.remove(path.with_suffix(".parts"))
+    remove(path.with_suffix(".parts"))

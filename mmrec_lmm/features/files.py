@@ -18,14 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import cache
+from ..cache import fingerprint
 from ..data.arrays import CURE, damaged, read_header
 from ..data.tables import read_integers
+from ..disk.faults import is_machines, machine_failed
+from ..disk.reading import LARGEST_JSON, check_file, is_there, read_file
+from ..disk.sealed import DamagedFile, load_arrays, save_file
+from ..disk.writing import write_atomic
 from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import first_few
-from ..typed_json import OPTIONAL, decode, parse
+from ..typed_json import OPTIONAL, decode, parse, plain
 from ..types import FeatureTable, ItemCatalog
-from ..weights.sealed import DamagedFile, load_arrays, save_file
 from .controls import CONTROLS
 
 ABSENT_WIDTH = 64  # of the tables of `absent_table`
@@ -56,11 +59,11 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
             f"{first_few(bad)}"
         )
     missed = path.with_name(MISSED_IMAGES)
-    if modality == "image" and cache.is_there(missed):
+    if modality == "image" and is_there(missed):
         ids = _missed_items(missed, n_items)
         present[ids] = False
         values[ids] = 0
-    return FeatureTable(modality, values, present, cache.fingerprint([digest, present]))
+    return FeatureTable(modality, values, present, fingerprint([digest, present]))
 
 
 def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
@@ -69,7 +72,7 @@ def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
     Pickles are refused by name, and so is a header that promises other data than the file has.
     """
     digest = hashlib.sha256()
-    size = cache.check_file(path, CURE)
+    size = check_file(path, CURE)
     try:
         with path.open("rb") as file:
             shape, by_columns, dtype = read_header(file, path, size)
@@ -84,8 +87,8 @@ def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
             while rest := file.read(1 << 20):
                 digest.update(rest)
     except (OSError, ValueError) as error:
-        if cache.is_machines(error):
-            raise cache.machine_failed(path, error) from None
+        if is_machines(error):
+            raise machine_failed(path, error) from None
         raise damaged(path, str(error)) from None
     return np.ascontiguousarray(values.T) if by_columns else values, digest.hexdigest()
 
@@ -114,7 +117,7 @@ def _rows_at_once(width: int) -> int:
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
     """The ids in MMRec's list: one column, or one line; of a table, the column itemID or the only one with a name."""
     try:
-        text = cache.read_file(path, largest=cache.LARGEST_JSON, cure="write one id a line").decode("utf-8-sig")
+        text = read_file(path, largest=LARGEST_JSON, cure="write one id a line").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected item ids as text in UTF-8, got another encoding ({error.reason})") from None
     separator = "\t" if "\t" in (first := text.partition("\n")[0]) else ","
@@ -172,8 +175,8 @@ def save_table(
     """Write a table atomically as safetensors with a checksum and a TableHeader."""
     header = TableHeader(table.modality, table.fingerprint, encoder, unreadable, tuple(decoders), seconds)
     arrays = {"values": table.values, "present": table.present}
-    metadata = {"about": json.dumps(cache.plain(header))}
-    return cache.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
+    metadata = {"about": json.dumps(plain(header))}
+    return write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
 def export_table(path: Path, table: FeatureTable) -> Path:
@@ -183,7 +186,7 @@ def export_table(path: Path, table: FeatureTable) -> Path:
         with temporary.open("wb") as file:  # given a name, numpy would append its own suffix
             np.save(file, table.values)
 
-    return cache.write_atomic(path, write)
+    return write_atomic(path, write)
 
 
 def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
@@ -193,7 +196,7 @@ def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
     this user may not read, and RunError where the machine fails to read it.
     """
     cure = "delete it to make it again"
-    cache.check_file(path, cure)
+    check_file(path, cure)
     try:
         arrays, metadata = load_arrays(path)
         about = parse(metadata["about"], where=str(path), cure=cure)
@@ -203,8 +206,8 @@ def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
             raise TypeError(f"values of {values.dtype} and present of {present.dtype}")
         return FeatureTable(header.modality, values, present, header.fingerprint), header
     except OSError as error:
-        if cache.is_machines(error):
-            raise cache.machine_failed(path, error) from None
+        if is_machines(error):
+            raise machine_failed(path, error) from None
         raise DataError(f"{path}: expected a file that can be read, got {error.strerror}") from None
     except (DataError, KeyError, TypeError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
@@ -247,7 +250,7 @@ def normalized(table: FeatureTable, how: str) -> FeatureTable:
         rows = np.where(real, rows, 0.0) / np.where(real, scale, 1.0)
     values = np.zeros(table.values.shape, np.float32)
     values[table.present] = rows
-    return FeatureTable(table.modality, values, table.present, cache.fingerprint([table.fingerprint, how]))
+    return FeatureTable(table.modality, values, table.present, fingerprint([table.fingerprint, how]))
 
 
 def scale_note(table: FeatureTable) -> str | None:
@@ -280,7 +283,7 @@ def mean_filled(table: FeatureTable) -> FeatureTable:
         )
     mean = table.values[table.present].mean(axis=0, dtype=np.float64)
     values = np.where(table.present[:, None], table.values, mean.astype(np.float32))
-    name = cache.fingerprint([table.fingerprint, "mean"])
+    name = fingerprint([table.fingerprint, "mean"])
     return FeatureTable(table.modality, values, np.ones_like(table.present), name)
 
 
@@ -310,7 +313,7 @@ def control_tables(tables: Mapping[str, FeatureTable], control: str, seed: int) 
         else:
             controls[name] = _constant(table) if control == "constant" else absent_table(name, len(present))
             continue
-        controls[name] = FeatureTable(name, values, present, cache.fingerprint([sources, name, control, seed]))
+        controls[name] = FeatureTable(name, values, present, fingerprint([sources, name, control, seed]))
     return controls
 
 
@@ -318,7 +321,7 @@ def absent_table(modality: str, n_items: int) -> FeatureTable:
     """A modality that no item has: zero rows of one fixed width, so a model without features is the same model whatever
     encoder it is compared with. Its fingerprint depends on nothing else."""
     values = np.zeros((n_items, ABSENT_WIDTH), np.float32)
-    return FeatureTable(modality, values, np.zeros(n_items, bool), cache.fingerprint(["absent", ABSENT_WIDTH]))
+    return FeatureTable(modality, values, np.zeros(n_items, bool), fingerprint(["absent", ABSENT_WIDTH]))
 
 
 def _shuffled(present: Sequence[np.ndarray], seed: int) -> np.ndarray:
@@ -344,5 +347,5 @@ def _constant(table: FeatureTable) -> FeatureTable:
     values = np.zeros(table.values.shape, np.float32)
     if table.present.any():
         values[table.present] = table.values[table.present].mean(axis=0, dtype=np.float64)
-    name = cache.fingerprint([table.fingerprint, "constant"])
+    name = fingerprint([table.fingerprint, "constant"])
     return FeatureTable(table.modality, values, table.present, name)

@@ -25,10 +25,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .. import cache
+from ..cache import fingerprint, home
 from ..data.arrays import open_npy
 from ..data.images import decoders
 from ..data.items import bounded, item_texts, log_cut_texts, read_hashed, source_of
+from ..disk.folders import new_folder
+from ..disk.hashing import hash_file, read_hash
+from ..disk.locks import locked
+from ..disk.reading import check_readable, read_json
+from ..disk.writing import write_json
 from ..errors import DataError, MMRecError, PluginError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
@@ -83,13 +88,13 @@ def prepared_items(
     modalities = sorted(encoder.dims)
     made_by = [encoder_id(spec, config, modality) for modality in modalities]  # the vocabulary is among its weights
     sources = [source_of(catalog, modality, text_fields) for modality in modalities]
-    name = cache.fingerprint([FORMAT, modalities, made_by, [source.fingerprint for source in sources]])
-    folder = cache.home() / "prepared" / name
+    name = fingerprint([FORMAT, modalities, made_by, [source.fingerprint for source in sources]])
+    folder = home() / "prepared" / name
     hashes = next((source.hashes for source in sources if source.modality != "text"), [None] * len(catalog))
     items = _Items(catalog, text_fields, modalities, bounded(encoder), hashes)
-    cache.check_readable(folder)
+    check_readable(folder)
     if not folder.exists() or _why_again(folder, items):  # to read no lock is needed
-        with cache.locked(folder):
+        with locked(folder):
             reason = _why_again(folder, items) if folder.exists() else ""
             if reason:
                 logger.warning("%s: %s; it is made again", folder, reason)
@@ -110,7 +115,7 @@ class _About:
 
 def _read_about(folder: Path) -> _About:
     cure = "delete the folder to make it again"
-    return decode(_About, cache.read_json(folder / ABOUT), where=str(folder / ABOUT), cure=cure)
+    return decode(_About, read_json(folder / ABOUT), where=str(folder / ABOUT), cure=cure)
 
 
 def _why_again(folder: Path, items: "_Items") -> str:
@@ -118,7 +123,7 @@ def _why_again(folder: Path, items: "_Items") -> str:
     try:
         about = _read_about(folder)
         for name, digest in about.sha256.items():
-            if cache.hash_file(folder / name) != digest:
+            if hash_file(folder / name) != digest:
                 return f"{name} isn't what was written"
     except (MMRecError, OSError) as error:
         return str(error)
@@ -127,7 +132,7 @@ def _why_again(folder: Path, items: "_Items") -> str:
             return f"{decoders()} can read images that couldn't be read"
         about = _About(about.sha256, about.unreadable, (*about.decoders, decoders()))
         with contextlib.suppress(OSError):  # a cache that can't be written to
-            cache.write_json(folder / ABOUT, about)
+            write_json(folder / ABOUT, about)
     return ""
 
 
@@ -202,7 +207,7 @@ class _Items(TorchDataset[_Item]):
 def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
     """Write the files of all items; they appear together or not at all."""
     logger.info("%s: preparing %s items once for all epochs, in %s", name, f"{len(items):,}", folder)
-    with cache.new_folder(folder) as hidden:
+    with new_folder(folder) as hidden:
         (hidden / "lengths").mkdir()
         _write(hidden, items, workers=workers, padding=padding, name=name)
 
@@ -242,9 +247,9 @@ def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, i
             row[: len(ids)] = ids
         for name, array in ((f"{key}.npy", table), (f"lengths/{key}.npy", lengths)):
             np.save(folder / name, array)
-            hashes[name] = cache.read_hash(folder / name)
+            hashes[name] = read_hash(folder / name)
     bad_items = np.flatnonzero(unreadable).tolist()
-    cache.write_json(folder / ABOUT, _About(hashes, tuple(bad_items), (decoders(),)))
+    write_json(folder / ABOUT, _About(hashes, tuple(bad_items), (decoders(),)))
 
 
 class _HashedFile:

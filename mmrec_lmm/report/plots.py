@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..cache import write_atomic
+from ..disk.writing import write_atomic
 from ..errors import ConfigError, DataError
 from ..running.run_folder import CONFIG, CURE, HISTORY, load_history, load_result, load_settings
 from ..studies.leaderboard import Leaderboard, Row

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import plain
 from ..distributed import leading
 from ..errors import RunError
 from ..logs import log_statistics, metric_line
 from ..machine import choose_device
 from ..plugin.registry import Registry
+from ..typed_json import plain
 from ..types import Inputs, RunResult, RunSpec
 from .inputs import gather, shared_keys
 from .run_folder import document

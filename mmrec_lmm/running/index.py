@@ -17,10 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache import AGAIN, locked, plain, read_file, stamp, write_bytes
+from ..disk.hashing import stamp
+from ..disk.locks import locked
+from ..disk.reading import AGAIN, read_file
+from ..disk.writing import write_bytes
 from ..errors import ConfigError, DataError, MMRecError, NoAccess, RunError, did_you_mean
 from ..formatting import csv_text
-from ..typed_json import parse
+from ..typed_json import parse, plain
 from ..types import AXES, RunResult
 from .run_folder import CURE, PER_USER, RESULT, complete, finished_runs, load_result
 

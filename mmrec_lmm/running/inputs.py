@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ..cache import fingerprint, hash_file, hash_readable, join_hashes
+from ..cache import fingerprint
 from ..config.settings import OF_INPUTS, OF_SPLIT, Settings
 from ..data.items import JOINT, source_of
 from ..data.opening import open_dataset
+from ..disk.hashing import hash_file, hash_readable, join_hashes
 from ..errors import ConfigError, NotApplicable, WeightsMissing, did_you_mean
 from ..features.controls import NO_FEATURES
 from ..features.encoding import EncodeOptions, encode, encoder_spec, table_path

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..cache import fingerprint, hash_files, plain
+from ..cache import fingerprint
 from ..config.settings import identifying
+from ..disk.hashing import hash_files
 from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
+from ..typed_json import plain
 from ..types import RECORD_VERSION, ChanceBySplit, ColdItems, Inputs, RunRecord, RunSeconds, RunSpec
 
 NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG

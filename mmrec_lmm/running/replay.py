@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 
-from ..cache import plain, read_hash, read_json, scratch_folder
 from ..config.yaml_layers import as_yaml
+from ..disk.folders import scratch_folder
+from ..disk.hashing import read_hash
+from ..disk.reading import read_json
 from ..errors import DataError
 from ..machine import choose_device, cpu_threads
 from ..plugin.registry import Registry
 from ..training.resume import load_weights
+from ..typed_json import plain
 from ..types import EpochReport, Inputs, RunRecord, RunResult, RunSpec
 from . import run_folder
 from .inputs import gather

@@ -32,26 +32,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cache import (
-    check_file,
-    check_readable,
-    holding,
-    plain,
-    read_file,
-    read_json,
-    sweep,
-    write_atomic,
-    write_bytes,
-    write_json,
-)
 from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
 from ..data.tables import read_integers
+from ..disk.locks import holding
+from ..disk.reading import check_file, check_readable, read_file, read_json
+from ..disk.sealed import read_tensors, save_file
+from ..disk.temporaries import sweep
+from ..disk.writing import write_atomic, write_bytes, write_json
 from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
 from ..plugin.registry import Registry
-from ..typed_json import check_finite, decode, parse
+from ..typed_json import check_finite, decode, parse, plain
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
-from ..weights.sealed import read_tensors, save_file
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import Ranking

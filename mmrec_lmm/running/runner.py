@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..cache import plain
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
 from ..errors import RunError
@@ -35,6 +34,7 @@ from ..plugin.registry import Registry
 from ..training.loop import Validation
 from ..training.resume import STATE, Checkpoints, load_checkpoint, load_numbers, remove_checkpoint, restoring
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
+from ..typed_json import plain
 from ..types import (
     ChanceBySplit,
     ColdItems,

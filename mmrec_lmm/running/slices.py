@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import is_readable
 from ..config.settings import Settings
 from ..data.items import item_texts
 from ..data.opening import open_dataset
+from ..disk.reading import is_readable
 from ..errors import ConfigError, DataError
 from ..evaluation.ranking import MetricFunction
 from ..evaluation.statistics import bootstrap, percentile_interval

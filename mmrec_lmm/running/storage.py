@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import cache
+from ..cache import home
 from ..config.choices import REMOVABLE
+from ..disk import temporaries
 from .index import INDEX
 from .run_folder import CHECKPOINT, CONFIG, LOCK, RESULT, STAGED
 
@@ -47,7 +48,7 @@ class Removal:
 
 def stored(out: Path, data_path: Path) -> list[Stored]:
     """All that the cache folder, the runs in `out` and the data sets in `data_path` hold, by kind and path."""
-    found = [*_of_home(cache.home()), *_of_runs(out), *_of_data(data_path)]
+    found = [*_of_home(home()), *_of_runs(out), *_of_data(data_path)]
     order = {kind: place for place, kind in enumerate(KINDS)}
     return sorted(found, key=lambda one: (order[one.kind], one.path))
 
@@ -64,7 +65,7 @@ def remove(entries: Sequence[Stored]) -> Removal:
                 in_use.append(one)
                 continue
             for path in (one.path, *one.beside):
-                cache.remove(path)
+                temporaries.remove(path)
             if one.kind == "checkpoints":
                 _remove_empty_run(one.path.parent if one.path.name == CHECKPOINT else one.path)
             (failed if os.path.lexists(one.path) else removed).append(one)
@@ -136,12 +137,12 @@ def _of_data(data_path: Path) -> Iterator[Stored]:
 
 def _leftovers(folder: Path, *, locks: bool = True) -> Iterator[Stored]:
     """Temporaries of dead processes in a folder, and lock files."""
-    for path in cache.dead_temporaries(folder):
+    for path in temporaries.dead_temporaries(folder):
         yield _stored("temporaries", path)
     for path in _listed(folder):
         if _EARLIER.fullmatch(path.name):
             one = _stored("temporaries", path)
-            if time.time() - one.changed > cache.ABANDONED:
+            if time.time() - one.changed > temporaries.ABANDONED:
                 yield one
         elif locks and path.name.endswith(".lock"):
             yield _stored("locks", path, locks=(path,))
@@ -188,7 +189,7 @@ def _listed(folder: Path) -> list[Path]:
 def _remove_empty_run(run: Path) -> None:
     """Remove an unfinished run's folder, unless someone put other files there."""
     if {path.name for path in _listed(run)} <= {LOCK}:
-        cache.remove(run)
+        temporaries.remove(run)
 
 
 @contextlib.contextmanager
@@ -199,7 +200,7 @@ def _all_locked(paths: Sequence[Path]) -> Iterator[bool]:
 
 
 def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a file by both kinds of lock that `cache` uses, until the stack ends; False if another process holds one."""
+    """Lock a file by both kinds of lock of `disk.locks`, until the stack ends; False if another process holds one."""
     for mode, take in (("rb", fcntl.flock), ("rb+", fcntl.lockf)):
         with contextlib.suppress(PermissionError):  # another user's: where it can't be locked it can't be removed
             file = stack.enter_context(path.open(mode))

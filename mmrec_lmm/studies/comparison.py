@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import read_json
+from ..disk.reading import read_json
 from ..errors import ConfigError, DataError, did_you_mean
 from ..evaluation.statistics import (
     POWER,

@@ -20,10 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cache import fingerprint, read_json, scratch_folder, write_json
+from ..cache import fingerprint
 from ..config.settings import Settings
 from ..data.items import JOINT, loader, source_of
 from ..data.opening import open_dataset
+from ..disk.folders import scratch_folder
+from ..disk.reading import read_json
+from ..disk.writing import write_json
 from ..errors import MMRecError, NoAccess
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.inference import Inference

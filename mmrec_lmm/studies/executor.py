@@ -27,11 +27,15 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from ..cache import Claims, check_readable, fingerprint, hash_files, plain, read_json, write_json
+from ..cache import fingerprint
 from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
 from ..data.images import READING
 from ..data.opening import open_dataset
+from ..disk.hashing import hash_files
+from ..disk.locks import Claims
+from ..disk.reading import check_readable, read_json
+from ..disk.writing import write_json
 from ..errors import DataError, MMRecError, NoAccess, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
@@ -43,7 +47,7 @@ from ..running.provenance import NUMERICS_VERSION
 from ..running.run_folder import load_result
 from ..running.runner import Interrupted, run
 from ..training import fine_tuning
-from ..typed_json import decode
+from ..typed_json import decode, plain
 from ..types import Axes, Inputs, RunResult, RunSpec
 from .file import Cell, Study, winner
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING

@@ -3,8 +3,8 @@
 import logging
 from dataclasses import replace
 
-from ..cache import write_json
 from ..data.opening import open_dataset
+from ..disk.writing import write_json
 from ..errors import DataError, NoAccess
 from ..plugin.registry import Registry
 from ..running.run_folder import load_per_user

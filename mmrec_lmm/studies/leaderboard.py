@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cache import check_readable, plain, read_json
+from ..disk.reading import check_readable, read_json
 from ..errors import DataError
-from ..typed_json import FLAT, check_finite, decode
+from ..typed_json import FLAT, check_finite, decode, plain
 from ..types import Axes
 
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import read_json
+from ..disk.reading import read_json
 from ..errors import ConfigError, DataError
 from ..logs import start_log
 from ..machine import choose_device, cpu_threads

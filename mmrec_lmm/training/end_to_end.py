@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import plain
 from ..distributed import processes, serve
 from ..errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_spec
@@ -34,7 +33,7 @@ from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.contracts import Paradigm, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
-from ..typed_json import decode
+from ..typed_json import decode, plain
 from ..types import Batch, Inputs, RunSpec
 from .encoder_side import EncoderWorker
 from .optim import recompute_blocks

@@ -31,10 +31,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from .. import cache
+from ..cache import fingerprint, home
 from ..config.settings import Settings
 from ..data.images import decoders
 from ..data.items import JOINT, Source, nothing_readable, reason_of, source_of
+from ..disk.locks import locked
+from ..disk.reading import check_readable
+from ..disk.sealed import DamagedFile, read_metadata, verify
+from ..disk.temporaries import remove
 from ..distributed import (
     all_gather,
     all_reduce,
@@ -55,9 +59,8 @@ from ..machine import choose_device, loader_processes, precision, to_device
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..typed_json import FLAT, OPTIONAL, decode
+from ..typed_json import FLAT, OPTIONAL, decode, plain
 from ..types import ItemCatalog, RunSpec, Tuned
-from ..weights.sealed import DamagedFile, read_metadata, verify
 from .loop import EpochLoop, TrainingState, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
@@ -226,13 +229,13 @@ def tune(
     path = tuned_path(source, spec, config, tuning)
     device = torch.device(device)
     join(device)
-    cache.check_readable(path)
+    check_readable(path)
     stored = broadcast(is_first_process() and _is_stored(path, source))  # what exists is read without a lock
-    with nullcontext() if stored or not is_first_process() else cache.locked(path):
+    with nullcontext() if stored or not is_first_process() else locked(path):
         if stored or broadcast(is_first_process() and _is_stored(path, source)):
             logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
             if is_first_process():
-                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
+                remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
         else:
             encoder = build_encoder(spec, config, PAIR)
             _check_shareable(encoder, name=spec.name)
@@ -253,22 +256,20 @@ def tune(
             if is_first_process():
                 left_out = _LeftOut(tuple(sorted(prepared.unreadable & {*source.items.tolist()})), decoders())
                 about = {"about": made, "left_out": left_out}
-                save_weights(
-                    path, tuner.best_weights, {key: json.dumps(cache.plain(each)) for key, each in about.items()}
-                )
+                save_weights(path, tuner.best_weights, {key: json.dumps(plain(each)) for key, each in about.items()})
                 remove_checkpoint(path.with_suffix(".parts"))
         found = broadcast((load_record(path), _load_left_out(path).items) if is_first_process() else None)
     assert found is not None
     record, missing = found
     logger.info("%s: %s", spec.name, summary(record))
-    return Tuned(path, cache.fingerprint([path.stem, missing]) if missing else path.stem, record, record.seconds)
+    return Tuned(path, fingerprint([path.stem, missing]) if missing else path.stem, record, record.seconds)
 
 
 def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
     """The cached file of the encoder tuned on a catalog's pairs, existing or not; its stem is the fingerprint."""
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
-    name = cache.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
-    return cache.home() / "tuned" / f"{name}.safetensors"
+    name = fingerprint([FORMAT, made_by, tuning, source.fingerprint])
+    return home() / "tuned" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -432,7 +433,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
         return TuningRecord(
             encoder=self.name,
             made_by=tuple(made_by),
-            ft=cache.plain(self.tuning),
+            ft=plain(self.tuning),
             sizes=sizes,
             frozen=tuple(frozen),
             best_epoch=self.best_epoch,
@@ -486,7 +487,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
         self._epochs.append(epoch)
         self._seconds += train_seconds + valid_seconds
         self.offer_state()
-        shown = ", ".join(f"{key} {value:.4f}" for key, value in cache.plain(epoch).items())
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in plain(epoch).items())
         logger.info("%s: epoch %d: %s", self.name, self.epoch, shown)
         if self._bar is not None:
             self._bar.set_postfix_str(shown)

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .. import cache
 from ..data.items import Source
+from ..disk.hashing import hash_readable
 from ..errors import DataError
 from .paradigms import FineTuning
 
@@ -50,7 +50,7 @@ def split(
 ) -> tuple[Pairs, Pairs, TuningSizes]:
     """The pairs to train on, those held out, and their numbers. DataError if there are too few."""
     items = np.array([item for item in np.sort(source.items).tolist() if item not in unreadable], np.int64)
-    hashes = cache.hash_readable(source.images)
+    hashes = hash_readable(source.images)
     pairs = Pairs(
         items, duplicate_groups([hashes[item] or "" for item in items], [source.texts[item] for item in items])
     )

@@ -17,11 +17,13 @@ from typing import Generic, Self
 import torch
 from torch import Tensor
 
-from ..cache import check_readable, plain, sweep, write_atomic
+from ..disk.reading import check_readable
+from ..disk.sealed import read_metadata, read_tensors, save_file
+from ..disk.temporaries import sweep
+from ..disk.writing import write_atomic
 from ..errors import DataError
 from ..formatting import first_line
-from ..typed_json import decode
-from ..weights.sealed import read_metadata, read_tensors, save_file
+from ..typed_json import decode, plain
 from .loop import N, Numbers, TrainingState
 
 STATE = "state.safetensors"

@@ -7,7 +7,8 @@ the first file, which is recorded beside it. Nothing here imports torch.
 import logging
 from pathlib import Path
 
-from ..cache import check_readable, home
+from ..cache import home
+from ..disk.reading import check_readable
 from ..downloads.fetching import offline, shown
 from ..downloads.files import NotDownloaded, RemoteFile, bring, check
 from ..errors import NoAccess, WeightsMissing

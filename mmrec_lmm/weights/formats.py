@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cache import check_readable
+from ..disk.reading import check_readable
 from ..errors import DataError
 from ..formatting import first_few, foreign
 from .archives import content_of, entries

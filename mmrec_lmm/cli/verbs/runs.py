@@ -87,9 +87,9 @@ def _recommend(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from ...cache import plain
     from ...logs import start_log
     from ...running.replay import replay
+    from ...typed_json import plain
     from ..text import replay_text
 
     start_log(None, "replay", level="ERROR", verbose=False)  # the run has warned about its data
@@ -114,7 +114,7 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from ...cache import write_bytes
+    from ...disk.writing import write_bytes
     from ...logs import start_log
     from ...running.index import as_csv, as_jsonl, find_runs
 

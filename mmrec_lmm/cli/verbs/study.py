@@ -68,7 +68,7 @@ def _which_page(parser: argparse.ArgumentParser) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from ...cache import write_bytes
+    from ...disk.writing import write_bytes
     from ...report.page import page
     from ...studies.leaderboard import read_leaderboard
 
@@ -169,7 +169,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _page(options: argparse.Namespace) -> int:
-    from ...cache import write_bytes
+    from ...disk.writing import write_bytes
     from ...report.page import page
 
     print(write_bytes(options.output, page(_findings(options)).encode()))

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..cache import check_file, is_machines, machine_failed
 from ..errors import DataError
 from ..typed_json import parse
+from .faults import is_machines, machine_failed
+from .reading import check_file
 
 CHECKSUM = "sha256"  # its key in the metadata
 _UNKNOWN = 64 * "0"

@@ -1,0 +1,49 @@
+"""Errors of the system: whether the file, the machine, the disk or a permission is at fault, and what we say of it."""
+
+import errno
+from pathlib import Path
+
+from ..cache import home
+from ..errors import NoAccess, RunError
+
+#: Errors that say something about one file: missing, forbidden, or not a file. Any other is the machine's and may pass.
+_OF_THE_FILE = frozenset(
+    {
+        errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+        errno.EINVAL, errno.ENXIO, errno.EILSEQ,
+    }
+)  # fmt: skip
+
+
+def is_machines(error: BaseException) -> bool:
+    """True for an error of the machine, not of a file's content: no memory, no free descriptor, a failing disk."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
+
+
+def machine_failed(path: Path, error: BaseException) -> RunError:
+    """The error for a file that the machine fails to read: to mask it would keep a passing failure for good."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or "not enough memory"
+    return RunError(
+        f"{path}: can't be read by this machine: {reason}; finished work is kept: mend it and start again, or remove "
+        "the file if it is lost"
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True if an error means a full disk. safetensors wraps the system's error in its own, so the text counts too."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
+
+
+def no_access(path: Path, error: BaseException | None = None, *, to: str) -> NoAccess:
+    """The error that says what to do about a path that this user may not `to`: read, write or use."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return NoAccess(f"{path}: expected a place to write to, got a read-only file system; {_elsewhere(path)}")
+    return NoAccess(f"{path}: permission denied; ask its owner to let you {to} it, or {_elsewhere(path)}")
+
+
+def _elsewhere(path: Path) -> str:
+    is_ours = home().absolute() in (path.absolute(), *path.absolute().parents)
+    return "set MMREC_LMM_HOME to a folder of your own" if is_ours else "try another folder"
