@@ -210,10 +210,28 @@ def test_files_that_are_known_are_not_opened_one_by_one(tmp_path: Path, monkeypa
 
 
 def test_a_cache_that_cannot_be_written_costs_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "SETTLED", 0)
     (tmp_path / "home").write_text("a file where a folder should be")
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path / "home"))
     (tmp_path / "file").write_bytes(b"abc")
     assert hashing.hash_file(tmp_path / "file") == hashing.hash_bytes(b"abc")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_system_that_refuses_to_keep_a_hash_costs_no_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(hashing, "SETTLED", 0)
+    (tmp_path / "file").write_bytes(b"abc")
+    refused: list[object] = []
+
+    def refuse(*paths: object) -> None:
+        refused.append(paths)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert hashing.hash_file(tmp_path / "file") == hashing.hash_bytes(b"abc")
+    assert refused
 
 
 # Writing

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..cache import fingerprint, home
-from ..errors import DataError, RunError
+from ..errors import DataError
 from .faults import is_machines, machine_failed
 from .reading import LARGEST_JSON, is_readable, read_file
-from .writing import write_bytes
+from .writing import write_memo
 
 Stamp = tuple[int, int, int, int]
 SETTLED = 2_000_000_000  # ns: the coarsest clock of a file system; a later change then has a later time
@@ -144,8 +144,7 @@ def _remembered_hashes(paths: Sequence[Path], read: Callable[[Path], _Hash]) -> 
             return known
     hashes = [read(path) for path in paths]
     if all(hashes) and all(status.st_ctime_ns < now - SETTLED for status in stats):
-        with suppress(OSError, RunError):  # a read-only or full cache costs time, not correctness
-            write_bytes(memo, "\n".join(map(str, hashes)).encode())
+        write_memo(memo, "\n".join(map(str, hashes)))
     return hashes
 
 

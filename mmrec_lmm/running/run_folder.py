@@ -36,7 +36,7 @@ from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
 from ..data.tables import read_integers
 from ..disk.locks import holding
-from ..disk.reading import check_file, check_readable, read_file, read_json
+from ..disk.reading import check_readable, is_there, read_file, read_json
 from ..disk.sealed import read_tensors, save_file
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic, write_bytes, write_json
@@ -193,8 +193,7 @@ def load_settings(folder: Path) -> Settings | None:
     Keys that this version doesn't know are left out.
     """
     path = folder / CONFIG
-    check_readable(path)
-    if not os.path.lexists(path):
+    if not is_there(path, CURE):
         return None
     config = read_json(path, cure=CURE)
     settings = config.get("settings") if isinstance(config, dict) else None
@@ -212,8 +211,7 @@ def save_result(folder: Path, result: RunResult) -> None:
 def load_result(folder: Path) -> RunResult | None:
     """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version; NoAccess."""
     path = folder / RESULT
-    check_readable(path)
-    if not os.path.lexists(path):
+    if not is_there(path, CURE):
         return None
     content = read_json(path, cure=CURE)
     if isinstance(content, dict):
@@ -345,12 +343,11 @@ def load_topk(folder: Path, *, n_users: int, n_items: int) -> tuple[np.ndarray, 
     """The tested users (U,) of a run and their best items (U, K), -1 for lack of candidates. DataError if the file is
     missing, damaged, or names a user or an item that the data set lacks."""
     path = folder / TOPK
-    if not os.path.lexists(path):
+    if not is_there(path, CURE):
         raise DataError(
             f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
             "--save_recommended_topk=true"
         )
-    check_file(path, CURE)
     columns = read_integers(path, not_a_number="; try running it again with --force").columns
     if list(columns) != _topk_columns(len(columns) - 1) or len(columns) < 2:
         raise DataError(f"{path}: expected the columns id, top_0, top_1, ..., got {', '.join(columns)}; {CURE}")

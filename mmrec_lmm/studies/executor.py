@@ -34,7 +34,7 @@ from ..data.images import READING
 from ..data.opening import open_dataset
 from ..disk.hashing import hash_files
 from ..disk.locks import Claims
-from ..disk.reading import check_readable, read_json
+from ..disk.reading import is_there, read_json
 from ..disk.writing import write_json
 from ..errors import DataError, MMRecError, NoAccess, NotApplicable, RunBusy
 from ..features import encoding
@@ -124,11 +124,10 @@ class Plan:
     def record(self, job: Job) -> Record | None:
         """The record of a run; None if there is none, or the run's folder is gone."""
         path = self.folder / f"{job.key}.json"
-        check_readable(path)
-        if not os.path.lexists(path):
-            return None
         cure = "it counts as missing, and is written again when its run is done"
         try:
+            if not is_there(path, cure):
+                return None
             record = decode(Record, read_json(path, cure=cure), where=str(path), cure=cure)
         except NoAccess:
             raise

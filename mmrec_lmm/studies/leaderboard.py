@@ -4,13 +4,12 @@
 data: `document` and `from_document` convert it to and from one JSON file.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..disk.reading import check_readable, read_json
+from ..disk.reading import is_there, read_json
 from ..errors import DataError
 from ..typed_json import FLAT, check_finite, decode, plain
 from ..types import Axes
@@ -137,8 +136,7 @@ def from_document(document: Mapping[str, Any], *, where: str = "leaderboard") ->
 
 def read_leaderboard(path: Path) -> Leaderboard:
     """The Leaderboard in a JSON file. DataError if there is no such file."""
-    check_readable(path)
-    if not os.path.lexists(path):
+    if not is_there(path, CURE):
         raise DataError(f"{path}: no such file; try `study table`, which writes a leaderboard as JSON")
     return from_document(read_json(path, cure=CURE), where=str(path))
 

@@ -7,7 +7,6 @@ pair. A state whose weights are the best ones doesn't repeat them.
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from typing import Generic, Self
 import torch
 from torch import Tensor
 
-from ..disk.reading import check_readable
+from ..disk.reading import is_there
 from ..disk.sealed import read_metadata, read_tensors, save_file
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic
@@ -55,8 +54,7 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
     Best weights without a state, which a kill between the two files leaves, are deleted: on a GPU the same epoch, made
     again, may end with others. Raises DataError if the numbers don't fit `kind`: other code wrote them.
     """
-    check_readable(folder / STATE)
-    if not os.path.lexists(folder / STATE):
+    if not is_there(folder / STATE, _start_over(folder)):
         remove_checkpoint(folder)
         return None
     tensors, numbers = (
