@@ -32,6 +32,7 @@ CONSOLE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%d %b %
 def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> Path | None:
     """Send the package's log to stderr and to a new file in `folder`; returns its path, or None where there is none:
     without a folder, or in one that this user may not write to, as a run of another user's can still be read."""
+    logging.raiseExceptions = False  # a full disk costs lines of the log, and prints no traceback for each
     root = logging.getLogger("mmrec_lmm")
     root.setLevel(level)
     for handler in list(root.handlers):

@@ -366,6 +366,7 @@ class RunRecord(Mapping[str, Any]):
     chance: ChanceBySplit | None = field(default=None, metadata=OPTIONAL)
     drawn: DrawnSplit | None = field(default=None, metadata=OPTIONAL)  # the details of the axis `split`
     cold_items: ColdItems | None = field(default=None, metadata=OPTIONAL)
+    topk: str | None = field(default=None, metadata=OPTIONAL)  # SHA-256 of the lists, `topk.tsv`
     record_version: int = 0
     reports: Mapping[str, Any] = field(default_factory=dict, metadata=FLAT)  # paradigm, model -> its report on training
 

@@ -25,6 +25,9 @@ from .verbs import GROUPS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Without a verb, flags mean `run`, as in MMRec."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # None if the shell closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         arguments.insert(0, "run")
     parser = build_parser()
@@ -59,15 +62,23 @@ def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's flush at exit fails again
         return 0
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.strerror is None:
             raise
+        if error.filename is None:  # of a stream: its disk is full, or its other end closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python's flush at exit fails again
+            print(f"error: the output can't be written: {error.strerror}", file=sys.stderr)
+            return 1
         from ..disk.faults import no_access
 
         if is_denied(error):
             refused = no_access(Path(os.fsdecode(error.filename)), error, to="use")
             print(f"error: {refused}", file=sys.stderr)
             return refused.exit_code
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = os.fsdecode(error.filename)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            print(f"error: {place}: expected a folder, got a file there; try another name", file=sys.stderr)
+        else:
+            print(f"error: {place}: {error.strerror}", file=sys.stderr)
         return 1
 
 

@@ -261,10 +261,17 @@ def users(text: str) -> dict[str, str] | None:
     return dict.fromkeys(asked, "--users")
 
 
+LARGEST_IDS = 2**28  # bytes
+
+
 def _listed_ids(path: Path) -> dict[str, str]:
     """The ids in a file, one a line, each with the line where it first stands."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:  # perhaps a pipe
+            content = file.read(LARGEST_IDS + 1)
+        if len(content) > LARGEST_IDS:
+            raise argparse.ArgumentTypeError(f"@{path}: expected at most {LARGEST_IDS:,} bytes of ids, got more")
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise argparse.ArgumentTypeError(f"@{path}: expected a text file of ids, one a line: {why}") from None

@@ -73,12 +73,12 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
 
 def write(text: str, path: Path | None) -> None:
     """Write text to a file, or to stdout without one."""
-    from ..disk.writing import write_bytes
+    from ..disk.writing import write_output
 
     if path is None:
         print(text, end="")
     else:
-        write_bytes(path, text.encode(errors="backslashreplace"))  # names of files may be no text
+        write_output(path, text.encode(errors="backslashreplace"))  # names of files may be no text
 
 
 def print_json(value: Any) -> None:

@@ -36,7 +36,31 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
             raise RunError(f"{path}: no space left on the disk; nothing was lost: free some and start again") from None
         if is_denied(error):
             raise no_access(path, error, to="write") from None
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+    return path
+
+
+def write_output(path: Path, content: bytes) -> Path:
+    """Write what a user asked for to the place that the user named: a file, whole or not at all.
+
+    A link is followed. A pipe or a device stays what it is, and gets the content. Raises RunError for a folder, and the
+    errors of `write_atomic`.
+    """
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_dir():
+        raise RunError(f"{path}: expected the name of a file, got {'a folder' if path.name else 'none'}; try another")
+    if not target.exists() or target.is_file():
+        write_bytes(target, content)
+        return path
+    try:
+        with target.open("wb") as file:
+            file.write(content)
+    except OSError as error:
+        if is_denied(error):
+            raise no_access(path, error, to="write") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return path
 
 

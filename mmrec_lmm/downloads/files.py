@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import logging
 import os
+import re
 import zipfile
 import zlib
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from ..disk.faults import is_disk_full, no_access
 from ..disk.hashing import hash_file
 from ..disk.locks import locked
-from ..disk.reading import check_readable
+from ..disk.reading import check_readable, is_there, read_file
 from ..disk.writing import write_bytes
 from ..errors import DataError, NoAccess, RunError, is_denied
 from .fetching import FETCH_ERRORS, discard, fetch, reason_of, shown
@@ -187,8 +188,13 @@ def _record(path: Path) -> Path:
 
 
 def _recorded(path: Path) -> str:
-    record = _record(path)
-    return record.read_text(encoding="utf-8").partition(" ")[0].strip() if record.exists() else ""
+    record, cure = _record(path), "delete it; the file is then hashed anew"
+    if not is_there(record, cure):
+        return ""
+    digest = read_file(record, largest=10_000, cure=cure).decode("latin-1").partition(" ")[0].strip()
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise DataError(f"{record}: expected a SHA-256 in hex and the file's name, got {digest[:80]!r}; {cure}")
+    return digest
 
 
 def _write_record(path: Path, digest: str) -> None:

@@ -135,7 +135,7 @@ def encode(
                 remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
             else:
                 _make(path, source, build, len(catalog), options)
-                found = load_with_header(path)
+                found = _load(path)
             table, header = _tried_again(path, source, *found, build)
         tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
         _report(tables[modality], header.unreadable, catalog)
@@ -163,14 +163,22 @@ def _stored(path: Path) -> tuple[FeatureTable, TableHeader] | None:
     if not path.exists():
         return None
     try:
-        return load_with_header(path)
+        return _load(path)
     except DamagedFile as error:
         logger.warning("%s; it is made again", str(error).rpartition(";")[0])
     with locked(path) if processes() > 1 else nullcontext():
         with suppress(DamagedFile):  # another process may have made it again meanwhile
-            return load_with_header(path)
+            return _load(path)
         path.unlink(missing_ok=True)
     return None
+
+
+def _load(path: Path) -> tuple[FeatureTable, TableHeader]:
+    """The table that `path` names and its header. DamagedFile where another table has been put there."""
+    table, header = load_with_header(path)
+    if header.fingerprint != _fingerprint(path, header.unreadable):
+        raise DamagedFile(f"{path}: expected the table of that name, got {header.fingerprint}; try `encode --force`")
+    return table, header
 
 
 def _tried_again(
@@ -184,7 +192,7 @@ def _tried_again(
         return table, header
     with locked(path) if processes() > 1 else nullcontext():
         if processes() > 1:  # another process may have done it meanwhile
-            table, header = load_with_header(path)
+            table, header = _load(path)
             if decoders() in header.decoders:
                 return table, header
         unreadable, readable = {}, []
@@ -328,6 +336,11 @@ class _Shard:
     items: np.ndarray
     path: Path
 
+    @property
+    def fingerprint(self) -> str:
+        """Which rows these are, and of which table."""
+        return f"{self.path.parent.stem} {self.path.stem}"
+
 
 def _make(path: Path, source: Source, build: Callable[[], Inference], n_items: int, options: EncodeOptions) -> None:
     """Make the table at `path`, together with all other processes that make it; shards that exist are kept."""
@@ -464,7 +477,7 @@ def _save_shard(
     shard: _Shard, modality: str, rows: Sequence[np.ndarray], unreadable: Mapping[int, str], seconds: float
 ) -> None:
     present = np.array([int(item) not in unreadable for item in shard.items])
-    table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem)
+    table = FeatureTable(modality, np.concatenate(rows), present, shard.fingerprint)
     reasons = {str(item): reason for item, reason in unreadable.items()}
     save_table(shard.path, table, unreadable=reasons, decoders=[decoders()] if reasons else (), seconds=seconds)
 
@@ -482,6 +495,8 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
     for shard in shards:
         try:
             part, header = load_with_header(shard.path)
+            if header.fingerprint != shard.fingerprint:
+                raise DamagedFile(f"{shard.path}: expected {shard.fingerprint}, got {header.fingerprint}; delete it")
         except DamagedFile as error:
             logger.warning("%s; it is made again", str(error).rpartition(";")[0])
             shard.path.unlink()

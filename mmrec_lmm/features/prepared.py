@@ -9,6 +9,7 @@ Shapes: I items, B batch, L the longest of a key whose length varies.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import sys
@@ -106,8 +107,10 @@ def prepared_items(
 
 @dataclass(frozen=True)
 class _About:
-    """The SHA-256 of each file in a folder, the items whose image can't be read, and by which decoders."""
+    """The name of a folder, the SHA-256 of each file in it, the items whose image can't be read, and by which
+    decoders."""
 
+    name: str
     sha256: Mapping[str, str]
     unreadable: tuple[int, ...]
     decoders: tuple[str, ...]
@@ -122,6 +125,8 @@ def _why_again(folder: Path, items: "_Items") -> str:
     """Why a folder must be made again; empty if it needn't. Its files are read only if they changed since last time."""
     try:
         about = _read_about(folder)
+        if about.name != folder.name:
+            return f"expected the items of that name, got {about.name}"
         for name, digest in about.sha256.items():
             if hash_file(folder / name) != digest:
                 return f"{name} isn't what was written"
@@ -130,7 +135,7 @@ def _why_again(folder: Path, items: "_Items") -> str:
     if about.unreadable and decoders() not in about.decoders:
         if not all(items.read(item)[1] for item in about.unreadable):
             return f"{decoders()} can read images that couldn't be read"
-        about = _About(about.sha256, about.unreadable, (*about.decoders, decoders()))
+        about = dataclasses.replace(about, decoders=(*about.decoders, decoders()))
         with contextlib.suppress(OSError):  # a cache that can't be written to
             write_json(folder / ABOUT, about)
     return ""
@@ -209,11 +214,17 @@ def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, in
     logger.info("%s: preparing %s items once for all epochs, in %s", name, f"{len(items):,}", folder)
     with new_folder(folder) as hidden:
         (hidden / "lengths").mkdir()
-        _write(hidden, items, workers=workers, padding=padding, name=name)
+        hashes, unreadable = _write(hidden, items, workers=workers, padding=padding, name=name)
+        write_json(hidden / ABOUT, _About(folder.name, hashes, unreadable, (decoders(),)))
 
 
-def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
-    """Write rows to their files as they come: a catalog may exceed memory. Only texts are held."""
+def _write(
+    folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str
+) -> tuple[dict[str, str], tuple[int, ...]]:
+    """Write rows to their files as they come: a catalog may exceed memory. Only texts are held.
+
+    Returns the SHA-256 of each file, and the items whose image can't be read.
+    """
     texts: dict[str, list[np.ndarray]] = {}
     first: dict[str, np.ndarray] = {}
     unreadable: list[bool] = []
@@ -248,8 +259,7 @@ def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, i
         for name, array in ((f"{key}.npy", table), (f"lengths/{key}.npy", lengths)):
             np.save(folder / name, array)
             hashes[name] = read_hash(folder / name)
-    bad_items = np.flatnonzero(unreadable).tolist()
-    write_json(folder / ABOUT, _About(hashes, tuple(bad_items), (decoders(),)))
+    return hashes, tuple(np.flatnonzero(unreadable).tolist())
 
 
 class _HashedFile:

@@ -352,7 +352,9 @@ def _metrics(result: RunResult) -> Iterator[tuple[str, str, str, float]]:
 def _rows(cursor: sqlite3.Cursor, *, distinct: bool = False, bounded: bool = False) -> list[dict[str, Any]]:
     """The rows by column; blobs as hex. `distinct` gives equal names of columns a number, `bounded` raises MemoryError
     beyond ROWS or MEMORY."""
-    names = [column[0] for column in cursor.description or ()]
+    if cursor.description is None:
+        raise ValueError("it has no statement")
+    names = [column[0] for column in cursor.description]
     if distinct:
         names = [f"{name}:{before}" if (before := names[:at].count(name)) else name for at, name in enumerate(names)]
     rows: list[dict[str, Any]] = []

@@ -49,6 +49,7 @@ def recommend(
     dataset = inputs.dataset
     result = run_folder.load_result(folder)
     assert result is not None
+    run_folder.check_config(result)
     run_folder.check_unchanged(result, dataset, inputs.tables)
     user_ids = None if internal_ids else read_ids(dataset, "user")
     item_ids = None if internal_ids else read_ids(dataset, "item")
@@ -75,18 +76,23 @@ def _load_weights(folder: Path, model: Recommender, device: torch.device) -> Non
     """Give the model the weights of its run, and an end-to-end one its features. DataError if they don't fit."""
     path = folder / run_folder.WEIGHTS
     try:
-        model.load_state_dict(load_weights(path))
+        model.load_state_dict(_own_weights(path))
     except RuntimeError as error:
         raise DataError(f"{path}: expected the run's weights, got others ({error}); {run_folder.CURE}") from None
     if not model.features.joint:
         return
     path = folder / run_folder.FEATURES
     shapes = {modality: tuple(table.shape) for modality, table in model.features().items()}
-    tables = load_weights(path)
+    tables = _own_weights(path)
     if (found := {modality: tuple(table.shape) for modality, table in tables.items()}) != shapes:
         raise DataError(f"{path}: expected features {shapes}, got {found}; {run_folder.CURE}")
     for modality, table in tables.items():
         model.features.refresh(modality, torch.arange(len(table), device=device), table.to(device))
+
+
+def _own_weights(path: Path) -> dict[str, torch.Tensor]:
+    run_folder.check_own(path)
+    return load_weights(path)
 
 
 def _numbers(users: Mapping[str, str], ids: Ids | None, n_users: int) -> np.ndarray:

@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,10 @@ import numpy as np
 from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
 from ..data.tables import read_integers
+from ..disk.hashing import read_hash
 from ..disk.locks import holding
 from ..disk.reading import check_readable, is_there, read_file, read_json
-from ..disk.sealed import read_tensors, save_file
+from ..disk.sealed import read_metadata, read_tensors, save_file
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic, write_bytes, write_json
 from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
@@ -108,20 +109,22 @@ def claimed(folder: Path) -> Iterator[Callable[[], None]]:
 
 def complete(out: Path) -> None:
     """Finish the runs under `out` that were killed while they were finished, as far as this process may."""
-    for path in out.glob(f"*/{STAGED}/{RESULT}"):
-        complete_run(path.parent.parent)
+    for staged in out.glob(f"*/{STAGED}"):
+        complete_run(staged.parent)
 
 
 def complete_run(folder: Path) -> None:
     """Finish the run in `folder` if it was killed while it was finished, as far as this process may."""
     with contextlib.suppress(RunBusy, NoAccess, OSError):
-        if (folder / STAGED / RESULT).exists():
+        if (folder / STAGED).exists():
             with claimed(folder):
                 pass
 
 
-def drop_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint of a finished run, unless it is younger than the result: a killed `--force` continues."""
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left in a finished run's folder, and its checkpoint, unless it is younger than the
+    result: a killed `--force` continues."""
+    sweep(folder)
     with contextlib.suppress(OSError):
         states = [path.stat().st_mtime_ns for path in (folder / CHECKPOINT).glob("*")]
         if (folder / CHECKPOINT).is_dir() and max(states, default=0) <= (folder / RESULT).stat().st_mtime_ns:
@@ -217,6 +220,10 @@ def load_result(folder: Path) -> RunResult | None:
     if isinstance(content, dict):
         content["path"] = str(folder)
     result = decode(RunResult, content, where=str(path), cure=CURE)
+    if result.run_id != _name(folder):
+        raise DataError(
+            f"{path}: run_id: expected the name of its folder, got {result.run_id}; rename the folder, or {CURE}"
+        )
     for split, values in (("valid", result.valid), ("test", result.test)):
         check_finite(values, where=f"{path}: {split}", cure=CURE)
         for name in values:
@@ -228,6 +235,24 @@ def load_result(folder: Path) -> RunResult | None:
             "try a later mmrec-lmm"
         )
     return result
+
+
+def check_own(path: Path) -> None:
+    """Raise DataError if a file of tensors in a run's folder is another run's; those of earlier versions don't say."""
+    own = _name(path.parent)
+    if (run := read_metadata(path, "run", cure=CURE, default=own)) != own:
+        raise DataError(f"{path}: expected the file of this run, got that of {run}; {CURE}")
+
+
+def check_config(result: RunResult) -> None:
+    """Raise DataError if `config.json` isn't as the result says."""
+    path = result.path / CONFIG
+    if result.record.resolved is not None and read_json(path, cure=CURE) != result.record.resolved:
+        raise DataError(f"{path}: expected the run's configuration as {RESULT} has it, got another; {CURE}")
+
+
+def _name(folder: Path) -> str:
+    return os.path.basename(os.path.abspath(folder))
 
 
 def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, FeatureTable] | None = None) -> None:
@@ -289,16 +314,19 @@ def find_run(out: Path, name: str) -> Path:
     )
 
 
-def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def save_per_user(
+    folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write {"test": {"users": (U,), "recall@20": (U,), ...}, ...}."""
     flat = {f"{split}/{name}": values for split, arrays in splits.items() for name, values in arrays.items()}
-    write_atomic(folder / PER_USER, lambda temporary: save_file(flat, temporary))
+    write_atomic(folder / PER_USER, lambda temporary: save_file(flat, temporary, metadata))
 
 
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
     """{"test/users": (U,), "test/recall@20": (U,), ...}. DataError if the file is missing or damaged."""
     path = folder / PER_USER
     arrays: dict[str, np.ndarray] = read_tensors(path, cure=CURE)
+    check_own(path)
     for name, values in arrays.items():
         split, _, what = name.partition("/")
         users = arrays.get(f"{split}/users")
@@ -339,15 +367,17 @@ def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
     write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
 
 
-def load_topk(folder: Path, *, n_users: int, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+def load_topk(folder: Path, *, n_users: int, n_items: int, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The tested users (U,) of a run and their best items (U, K), -1 for lack of candidates. DataError if the file is
-    missing, damaged, or names a user or an item that the data set lacks."""
+    missing, damaged, another than that with the hash `sha256`, or names a user or an item that the data set lacks."""
     path = folder / TOPK
     if not is_there(path, CURE):
         raise DataError(
             f"{path}: expected the run's top-K lists, got no such file; try running it again with --force "
             "--save_recommended_topk=true"
         )
+    if sha256 not in (None, read_hash(path)):
+        raise DataError(f"{path}: expected the lists of this run as it wrote them, got others; {CURE}")
     columns = read_integers(path, not_a_number="; try running it again with --force").columns
     if list(columns) != _topk_columns(len(columns) - 1) or len(columns) < 2:
         raise DataError(f"{path}: expected the columns id, top_0, top_1, ..., got {', '.join(columns)}; {CURE}")
@@ -376,26 +406,29 @@ def save_run(
     history: Sequence[EpochReport],
     rankings: Mapping[str, Ranking],
     per_user: Mapping[str, Mapping[str, np.ndarray]],
-) -> None:
+) -> RunResult:
     """Write all files of a finished run, and remove its checkpoint; `result.json` comes last, and makes it finished.
+    Returns the result as written.
 
     Killed at any moment, the folder has an earlier result with its own files, or `complete` makes it the new one.
     """
     from ..training.resume import save_weights  # here, as listing runs shouldn't import torch
 
-    staged = folder / STAGED
+    staged, whose = folder / STAGED, {"run": json.dumps(result.run_id)}
     shutil.rmtree(staged, ignore_errors=True)
     try:
         save_config(staged, spec)
-        save_weights(staged / WEIGHTS, model.state_dict())
+        save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            save_weights(staged / ENCODER, trained_beside)
+            save_weights(staged / ENCODER, trained_beside, whose)
         if model.features.joint:
-            save_weights(staged / FEATURES, model.features())
-        save_per_user(staged, {split: {"users": rankings[split].users, **values} for split, values in per_user.items()})
+            save_weights(staged / FEATURES, model.features(), whose)
+        users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}
+        save_per_user(staged, users, whose)
         save_history(staged, history)
         if spec.settings.save_recommended_topk:
             save_topk(staged, rankings["test"].users, rankings["test"].items)
+            result = replace(result, record=replace(result.record, topk=read_hash(staged / TOPK)))
         else:
             (staged / TOPK).touch()  # in place of an earlier result's
         save_result(staged, result)
@@ -403,6 +436,7 @@ def save_run(
         shutil.rmtree(staged, ignore_errors=True)
         raise
     _publish(folder)
+    return result
 
 
 def _publish(folder: Path) -> None:

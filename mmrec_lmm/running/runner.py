@@ -124,16 +124,18 @@ def run(
             raise Interrupted(_where_stopped(folder)) from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
         claim_again()
-        run_folder.save_run(folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user)
+        result = run_folder.save_run(
+            folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user
+        )
     announce(spec, result, observers)
     return result
 
 
 def _finished(folder: Path, force: bool) -> RunResult | None:
-    """The result in a run's folder, unless it is to be made again. A checkpoint that a kill left there is removed."""
+    """The result in a run's folder, unless it is to be made again. What a kill left there is removed."""
     result = None if force else run_folder.load_result(folder)
     if result is not None:
-        run_folder.drop_checkpoint(folder)
+        run_folder.tidy(folder)
     return result
 
 

@@ -112,7 +112,7 @@ class Slicer:
         """
         run_folder.check_unchanged(run, self.dataset)
         users, items = run_folder.load_topk(
-            run.path, n_users=self.dataset.n_users, n_items=self.dataset.n_items
+            run.path, n_users=self.dataset.n_users, n_items=self.dataset.n_items, sha256=run.record.topk
         )  # (U,), (U, K)
         functions = {metric: self._function(metric, items.shape[1], run.run_id) for metric in metrics}
         test = self.dataset.test
@@ -156,6 +156,7 @@ def slice_run(name: str, registry: Registry, *, out: Path, data_path: str | None
     folder = run_folder.find_run(out, name)
     spec, run = run_folder.load_config(folder, registry), run_folder.load_result(folder)
     assert run is not None
+    run_folder.check_config(run)
     settings: Settings = spec.settings
     if data_path is not None:
         settings = dataclasses.replace(settings, data_path=data_path)

@@ -113,7 +113,7 @@ def _of_runs(out: Path) -> Iterator[Stored]:
         yield from _leftovers(study)
     if (out / INDEX).is_file():
         yield _stored("index", out / INDEX, locks=(out / f"{INDEX}.lock",))
-    for run in _entries(out):
+    for run in (path for path in _entries(out) if os.access(path, os.X_OK)):
         lock = (run / LOCK,)
         for folder in (run, run / CHECKPOINT):
             yield from (_with_locks(one, lock) for one in _leftovers(folder, locks=False))

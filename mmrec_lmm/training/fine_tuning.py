@@ -71,6 +71,8 @@ from .trainer import load_optimizer_state, optimizer_state
 
 logger = logging.getLogger(__name__)
 
+CURE = "try deleting it, to have the encoder tuned again"
+
 FORMAT = 1  # increase it when the same encoder, items and settings would give other weights
 PAIR = ("image", "text")
 
@@ -255,7 +257,7 @@ def tune(
                     )  # fmt: skip
             if is_first_process():
                 left_out = _LeftOut(tuple(sorted(prepared.unreadable & {*source.items.tolist()})), decoders())
-                about = {"about": made, "left_out": left_out}
+                about = {"name": path.stem, "about": made, "left_out": left_out}
                 save_weights(path, tuner.best_weights, {key: json.dumps(plain(each)) for key, each in about.items()})
                 remove_checkpoint(path.with_suffix(".parts"))
         found = broadcast((load_record(path), _load_left_out(path).items) if is_first_process() else None)
@@ -288,6 +290,8 @@ def _is_stored(path: Path, source: Source) -> bool:
     try:
         verify(path, sealed=False)  # earlier versions wrote no checksum
         left_out = _load_left_out(path)
+        if (name := read_metadata(path, "name", cure=CURE, default=path.stem)) != path.stem:
+            raise DamagedFile(f"{path}: expected the encoder of that name, got {name}")
     except DamagedFile as error:
         reason = str(error)
     else:
@@ -300,8 +304,7 @@ def _is_stored(path: Path, source: Source) -> bool:
 
 
 def _load_left_out(path: Path) -> _LeftOut:
-    cure = "try deleting it, to have the encoder tuned again"
-    return decode(_LeftOut, read_metadata(path, "left_out", cure=cure, default={}), where=str(path), cure=cure)
+    return decode(_LeftOut, read_metadata(path, "left_out", cure=CURE, default={}), where=str(path), cure=CURE)
 
 
 def _any_readable(source: Source, items: Iterable[int]) -> bool:
@@ -341,8 +344,7 @@ def summary(record: TuningRecord) -> str:
 
 def load_record(path: Path) -> TuningRecord:
     """The record in a tuned encoder's file; DataError if the file is damaged."""
-    cure = "try deleting it, to have the encoder tuned again"
-    return decode(TuningRecord, read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
+    return decode(TuningRecord, read_metadata(path, "about", cure=CURE), where=str(path), cure=CURE)
 
 
 # Training

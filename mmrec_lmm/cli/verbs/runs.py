@@ -114,7 +114,7 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from ...disk.writing import write_bytes
+    from ...disk.writing import write_output
     from ...logs import start_log
     from ...running.index import as_csv, as_jsonl, find_runs
 
@@ -122,7 +122,7 @@ def _export(options: argparse.Namespace) -> int:
     rows = find_runs(options.out, dict(options.where))
     text = as_csv(rows) if options.format == "csv" else as_jsonl(rows)
     if options.file:
-        write_bytes(options.file, text.encode())
+        write_output(options.file, text.encode())
     else:
         print(text, end="")
     return 0

@@ -68,11 +68,11 @@ def _which_page(parser: argparse.ArgumentParser) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from ...disk.writing import write_bytes
+    from ...disk.writing import write_output
     from ...report.page import page
     from ...studies.leaderboard import read_leaderboard
 
-    print(write_bytes(options.output, page(read_leaderboard(options.file)).encode()))
+    print(write_output(options.output, page(read_leaderboard(options.file)).encode()))
     return 0
 
 
@@ -169,10 +169,10 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _page(options: argparse.Namespace) -> int:
-    from ...disk.writing import write_bytes
+    from ...disk.writing import write_output
     from ...report.page import page
 
-    print(write_bytes(options.output, page(_findings(options)).encode()))
+    print(write_output(options.output, page(_findings(options)).encode()))
     return 0
 
 
