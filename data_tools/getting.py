@@ -14,11 +14,13 @@ from typing import Any
 
 from mmrec_lmm.cache import hash_file, home, locked, read_json
 from mmrec_lmm.config.choices import SplitRule
-from mmrec_lmm.downloads.fetching import offline
+from mmrec_lmm.downloads.fetching import offline, shown
 from mmrec_lmm.downloads.files import NotDownloaded, RemoteFile, bring, check
-from mmrec_lmm.errors import DataError
+from mmrec_lmm.errors import DataError, NoAccess
+from mmrec_lmm.plugin.names import is_within
 
 from .building import MANIFEST, Report, build
+from .images.sources import refuse_bomb
 from .published import IMAGE_FEATURES, Counts, PublishedDataset, PublishedFile
 from .sources import LAYOUTS
 from .writing import check_free
@@ -92,6 +94,11 @@ def _unpacked(paths: Sequence[Path], dataset: PublishedDataset) -> list[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 with zipfile.ZipFile(path) as archive:
+                    entries = archive.infolist()
+                    refuse_bomb(path, sum(entry.file_size for entry in entries))
+                    outside = [entry.filename for entry in entries if not is_within(entry.filename.rstrip("/"))]
+                    if outside:
+                        raise DataError(f"{path}: expected files within the archive, got {outside[0]!r}; don't use it")
                     archive.extractall(folder)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
                 raise DataError(f"{path}: expected a zip archive, got a damaged file or none ({error})") from None
@@ -122,11 +129,11 @@ def get_files(
                 if variable := offline():
                     raise NotDownloaded(f"{variable} is set")
                 bring(remote, place, who=dataset.name, otherwise="put the one that you trust into a folder, --from DIR")
-            except (NotDownloaded, PermissionError) as error:
+            except (NotDownloaded, NoAccess) as error:
                 absent = [other for other in wanted if _present(other, place_of(dataset, other), given) is None]
                 raise DataError(_by_hand(dataset, file, error, absent, mirror)) from None
         else:
-            remedy = f"delete it and try again, or get it again from {' or '.join(remote.urls)}"
+            remedy = f"delete it and try again, or get it again from {' or '.join(map(shown, remote.urls))}"
             check(remote, path, remedy=remedy, record=path == place)
         _compare(file, path)
         paths.append(path)
@@ -162,16 +169,15 @@ def _by_hand(
 ) -> str:
     """What to do without the server: every address, and the places to put the files."""
     folder = place_of(dataset, file).parent
-    reason = f"{error.filename} can't be written" if isinstance(error, PermissionError) else str(error)
-    addresses = "\n".join(f"  {url}" for other in absent for url in dataset.urls(other))
-    also = f" (--mirror {mirror})" if mirror else ""
+    addresses = "\n".join(f"  {shown(url)}" for other in absent for url in dataset.urls(other))
+    also = f" (--mirror {shown(mirror)})" if mirror else ""
     unpacked = (
         f". If you have it unpacked: mmrec-lmm data build {dataset.name} --from FOLDER"
         if file.name.endswith(".zip")
         else ""
     )
     return (
-        f"{dataset.name}: {file.name} isn't here and couldn't be downloaded{also}: {reason}\n"
+        f"{dataset.name}: {file.name} isn't here and couldn't be downloaded{also}: {error}\n"
         f"download by hand into {folder}, or into a folder that you name by --from DIR:\n{addresses}\n"
         f"({dataset.page} lists them), and type the same command again: it continues from those files"
         f"{unpacked}"

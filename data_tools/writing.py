@@ -9,18 +9,17 @@
 Text tables are UTF-8 with Unix line ends and CSV quoting; row i of items.tsv is item i.
 """
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from mmrec_lmm.cache import is_disk_full
-from mmrec_lmm.errors import ConfigError, RunError
+from mmrec_lmm.cache import holding, new_folder, restore_folder
+from mmrec_lmm.errors import ConfigError, RunBusy
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
+IMAGES_LOCK = ".images.tsv.lock"  # within a data set: held by the process that adds images
 
 
 @contextmanager
@@ -28,25 +27,23 @@ def new_dataset(folder: Path, *, name: str, force: bool = False) -> Iterator[Pat
     """A temporary folder beside `folder`, renamed to it when the block succeeds and removed when it fails.
 
     Raises ConfigError where `folder` is in use: `force` replaces a data set (with everything in it), but never any
-    other folder with content. Raises RunError where the disk is full.
+    other folder with content. Raises RunError where the disk is full, RunBusy where another process adds images to the
+    older data set.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()  # where a link points, else the link would be replaced
     check_free(folder, name, force)
-    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        building.mkdir(parents=True)
-        yield building
-        check_free(folder, name, force)  # another process may have been quicker
-        _replace(folder, building)
-    except OSError as error:
-        if is_disk_full(error):
-            raise RunError(
-                f"{folder}: no space left on the disk, nothing was changed; free some and try again"
-            ) from None
-        raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with ExitStack() as replacing:
+
+        def check() -> None:
+            check_free(folder, name, force)  # another process may have been quicker
+            if folder.is_dir() and any(folder.iterdir()):
+                try:
+                    replacing.enter_context(holding(folder / IMAGES_LOCK, wait=False))
+                except BlockingIOError:
+                    raise RunBusy(f"{folder}: another process adds images to this data set; wait for it") from None
+
+        with new_folder(folder, check=check) as building:
+            yield building
 
 
 def write_tables(
@@ -84,6 +81,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def check_free(folder: Path, name: str, force: bool) -> None:
     """Raise ConfigError where a folder is in use, as `new_dataset` does."""
+    restore_folder(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / f"{name}.inter").is_file():
@@ -95,18 +93,3 @@ def check_free(folder: Path, name: str, force: bool) -> None:
         raise ConfigError(
             f"{folder}: expected a new folder, got a data set that exists already; try another folder, or --force"
         )
-
-
-def _replace(folder: Path, building: Path) -> None:
-    """Rename `building` to `folder`; an older data set is moved aside first, and deleted last."""
-    if not folder.exists():
-        building.rename(folder)
-        return
-    old = building.with_suffix(".old")
-    folder.rename(old)
-    try:
-        building.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)

@@ -4,6 +4,7 @@ A message names the file, key, flag or plugin, what was expected, what was found
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -64,8 +65,18 @@ class DataError(MMRecError):
     exit_code = 4
 
 
+class NoAccess(DataError):
+    """The system refuses this user a file or folder that exists, or a place for a new one: permissions, or a read-only
+    file system."""
+
+
 class WeightsMissing(DataError):
     """Pretrained weights aren't on this machine and can't be downloaded; the message names URL, file and folder."""
+
+
+def is_denied(error: BaseException) -> bool:
+    """True if an error means that the system refuses this user a file: permissions, or a read-only file system."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

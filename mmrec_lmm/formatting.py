@@ -1,8 +1,9 @@
 """Parts of messages and tables: an error's first line, the first few of many names, what a foreign file is, columns,
-CSV, renamed names."""
+CSV, what a terminal or a spreadsheet would take for a command, renamed names."""
 
 import csv
 import io
+import re
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -65,10 +66,32 @@ def aligned(lines: Iterable[Sequence[str]], *, right: Sequence[bool], at_least: 
     ]
 
 
-def csv_text(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as CSV with a header of all columns that any row has."""
+def csv_text(rows: Iterable[Mapping[str, object]], *, separator: str = ",", columns: Iterable[str] = ()) -> str:
+    """Rows as CSV with a header of `columns` and all others that any row has; texts that a spreadsheet would run are
+    defused."""
     rows, text = list(rows), io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+    writer.writerow(map(defused, names))
+    writer.writerows([defused(row.get(name, "")) for name in names] for row in rows)
     return text.getvalue()
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def defused(cell: object) -> object:
+    """A cell of CSV that a spreadsheet shows as it is: a text that it would take for a formula gets an apostrophe in
+    front, by which spreadsheets mark text. Numbers stay numbers, also those that are text."""
+    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return cell
+    return cell if _NUMBER.fullmatch(cell) else f"'{cell}"
+
+
+#: Control characters, which a terminal obeys, and those that turn the direction of writing around.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """A text that a terminal shows and doesn't obey: `?` for each control character but those of `keep`."""
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else "?", text)

@@ -11,16 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import is_denied
+from .formatting import printable
 from .types import Dataset, EpochReport, Interactions
 
 logger = logging.getLogger(__name__)
 
-FILE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "%a %d %b %Y %H:%M:%S")
-CONSOLE_FORMAT = logging.Formatter("%(asctime)-15s %(levelname)s %(message)s", "%d %b %H:%M")
+
+class _Printable(logging.Formatter):
+    """Lines that a terminal doesn't obey, whatever texts of data sets are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+FILE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%a %d %b %Y %H:%M:%S")
+CONSOLE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%d %b %H:%M")
 
 
 def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> Path | None:
-    """Send the package's log to stderr and to a new file in `folder`; returns its path, or None without a folder."""
+    """Send the package's log to stderr and to a new file in `folder`; returns its path, or None where there is none:
+    without a folder, or in one that this user may not write to, as a run of another user's can still be read."""
     root = logging.getLogger("mmrec_lmm")
     root.setLevel(level)
     for handler in list(root.handlers):
@@ -32,9 +43,15 @@ def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> P
     root.addHandler(console)
     if folder is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{datetime.now():%b-%d-%Y-%H-%M-%S}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        if not is_denied(error):
+            raise
+        logger.warning("no log is kept: %s: %s", path, error.strerror)
+        return None
     file.setFormatter(FILE_FORMAT)
     root.addHandler(file)
     return path

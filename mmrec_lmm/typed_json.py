@@ -48,8 +48,13 @@ class AsText(ABC):
     def __str__(self) -> str: ...
 
 
+_PLAIN = frozenset({bool, int, float, str})
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it; the same for equal content, whatever the container."""
+    if value is None or type(value) in _PLAIN:  # most values by far, and the checks below are slow
+        return _text(value) if type(value) is str else value
     if isinstance(value, AsText):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -158,17 +163,20 @@ def decode(kind: type[_T], value: Any, *, where: str, cure: str) -> _T:
         result: _T = reader(value)
     except _Misfit as misfit:
         what = ": ".join([where, *([".".join(misfit.path)] if misfit.path else [])])
-        raise DataError(f"{what}: expected {misfit.expected}, got {misfit.got}; {cure}") from None
+        raise DataError(f"{what}: expected {_in_words(misfit.hint)}, got {misfit.got()}; {cure}") from None
     return result
 
 
 class _Misfit(Exception):
-    """A value that isn't of the expected type; `path` lists the keys that lead to it."""
+    """A value that isn't of the expected type; `path` lists the keys that lead to it.
 
-    def __init__(self, hint: Any, got: str) -> None:
+    Unions raise many that nobody sees, so the words are made when they are asked for.
+    """
+
+    def __init__(self, hint: Any, got: Callable[[], str]) -> None:
         super().__init__()
         self.path: list[str] = []
-        self.expected, self.got = _in_words(hint), got
+        self.hint, self.got = hint, got
 
 
 _Read = Callable[[Any], Any]
@@ -232,7 +240,7 @@ def _fields(kind: Any, value: Any) -> Any:
         elif field.name in content:
             found[field.name] = _at(field.name, _reader(hint), content[field.name])
         elif field.default is field.default_factory is dataclasses.MISSING:
-            misfit = _Misfit(hint, "nothing")
+            misfit = _Misfit(hint, lambda: "nothing")
             misfit.path.append(field.name)
             raise misfit
     return kind(**found)
@@ -253,7 +261,7 @@ def _checked(hint: Any, shape: Any, value: Any) -> Any:
 
 
 def _fail(hint: Any, value: Any) -> NoReturn:
-    raise _Misfit(hint, reprlib.repr(value))
+    raise _Misfit(hint, lambda: reprlib.repr(value))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .typed_json import FLAT, OPTIONAL, UNWRITTEN, AsText, plain
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 PRE_TRAINED = "pt"  # the paradigm that trains no encoder, a run's default
+Background = Literal["white", "black", "none"]  # on which transparent images are laid
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,15 @@ class ItemCatalog:
 
     `fields` maps a text column (title, brand, categories, description, ...) to I strings, empty where unknown;
     `images` holds a path or None per item; `raw_ids` the data set's own ids, for messages and exports.
-    `fingerprint` is a hash of the catalog's text and of each image file's content.
+    `fingerprint` is a hash of the catalog's text and of each image file's content; transparent images are laid on
+    `background`.
     """
 
     fields: Mapping[str, tuple[str, ...]]
     images: tuple[Path | None, ...]
     raw_ids: tuple[str, ...]
     fingerprint: str
+    background: Background = "white"
 
     def __len__(self) -> int:
         return len(self.raw_ids)
@@ -345,6 +348,7 @@ class RunRecord(Mapping[str, Any]):
     data: str  # fingerprint of the interactions
     features: Mapping[str, str]  # modality -> fingerprint
     present: Mapping[str, int]  # modality -> items that have it
+    n_items: int = 0  # of the data set; 0 in earlier records
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # part ("data", a modality) -> file -> hash
     config: str  # fingerprint of all values
     resolved: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # every value, as in `config.json`

@@ -94,6 +94,13 @@ def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]"
         time.sleep(0.001)
 
 
+def dead_temporary(path: Path) -> Path:
+    """The name that a process that has ended gave to what was to become `path`."""
+    code = "import sys, pathlib, mmrec_lmm.cache as c; print(c.temporary_path(pathlib.Path(sys.argv[1])))"
+    told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    return Path(told.stdout.strip())
+
+
 def plugin(path: Path, body: str) -> Path:
     """Write a plugin for `-p`: `body` after the imports that it needs."""
     path.write_text(

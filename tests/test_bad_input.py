@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import Answer, call, plugin, start, wait_until
+from helpers import Answer, call, dead_temporary, plugin, start, wait_until
 
 from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.opening import make_dataset
@@ -285,7 +285,7 @@ def test_an_image_that_cannot_be_read_is_masked_with_its_reason(toy: Path) -> No
     (toy / "images" / "4.png").write_bytes(b"no image")
     answer = call("encode", "-d", "toy", "--encoder", "basic", "--modalities", "image")
     assert answer.code == 0
-    assert "image of item T04 is masked, unreadable: UnidentifiedImageError" in answer.err
+    assert "image of item T04 is masked, unreadable: data/toy/images/4.png: no image format that is known" in answer.err
     assert re.search(r"^image +16 +14 ", answer.out, re.MULTILINE)
 
 
@@ -440,7 +440,7 @@ def test_a_data_set_whose_making_fails_leaves_nothing_and_is_made_the_next_time(
     with pytest.raises(KeyboardInterrupt):
         make_dataset(folder, fail)
     assert not folder.exists()
-    left_by_a_kill = folder.with_name(".half.making") / "half"
+    left_by_a_kill = dead_temporary(folder) / "half"
     left_by_a_kill.mkdir(parents=True)
     (left_by_a_kill / "stale").touch()
     make_dataset(folder, lambda target: target.mkdir())

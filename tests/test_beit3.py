@@ -268,6 +268,13 @@ def test_sub_words_get_xlm_rs_ids_one_more_than_their_own_and_3_if_unknown(vocab
     assert tokenise("") == tokenise(" ") == [0, 2]
 
 
+def test_special_tokens_in_a_text_are_text(vocabulary):
+    for text in ("<s>", "the </s> train", "<pad> <unk> [SEP]"):
+        first, *ids, last = encoder_module.SentencePieces(vocabulary, 64)(text)
+        assert (first, last) == (0, 2)
+        assert min(ids) > 2, text
+
+
 def test_sub_words_are_cut_before_the_end_mark_and_survive_the_way_to_a_worker(vocabulary):
     tokenise = encoder_module.SentencePieces(vocabulary, 6)
     whole = encoder_module.SentencePieces(vocabulary, 64)("the big red tower")

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrec_lmm import cache
-from mmrec_lmm.errors import DataError, RunError
+from mmrec_lmm.errors import DataError, NoAccess, RunError
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,85 @@ def test_a_files_hash_is_its_sha256_and_follows_its_content(tmp_path: Path) -> N
     assert cache.hash_file(path) == cache.hash_bytes(b"abcd")
 
 
-def test_a_file_that_did_not_change_is_read_once(tmp_path: Path) -> None:
+def test_a_file_that_did_not_change_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    first, stat = cache.hash_file(path), path.stat()
-    path.write_bytes(b"xyz")  # equal in size, and put back in time: the one change that can't be seen
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    monkeypatch.setattr(cache, "SETTLED", 0)
+    first = cache.hash_file(path)
+    monkeypatch.setattr(cache, "read_hash", lambda path: pytest.fail(f"{path} was read again"))
     assert cache.hash_file(path) == first
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert cache.hash_file(path) == cache.hash_bytes(b"xyz")
+
+
+@pytest.mark.parametrize("way", ["in place", "by another file"])
+def test_a_file_of_equal_size_and_time_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(cache, "SETTLED", 0, raising=False)
+    path, new = tmp_path / "file", tmp_path / "new"
+    path.write_bytes(b"abc")
+    time.sleep(0.02)  # more than a tick of the file system's clock
+    before = path.stat()
+    assert cache.hash_file(path) == cache.hash_file(path) == cache.hash_bytes(b"abc")
+    (path if way == "in place" else new).write_bytes(b"xyz")
+    if way == "by another file":
+        new.replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert cache.hash_file(path) == cache.hash_files([path]) == cache.hash_bytes(b"xyz")
+    assert cache.hash_readable([path]) == [cache.hash_bytes(b"xyz")]
+
+
+def test_a_file_that_changed_a_moment_ago_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    cache.hash_file(path)
+    assert not (cache.home() / "file-hashes").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff\xfe", 63 * b"0", 64 * b"G", 64 * b"0" + b"\n" + 64 * b"0"])
+def test_a_damaged_memory_of_hashes_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(cache, "SETTLED", 0, raising=False)
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    time.sleep(0.02)
+    cache.hash_file(path)
+    [memo] = (cache.home() / "file-hashes").iterdir()
+    memo.write_bytes(content)
+    assert cache.hash_file(path) == cache.hash_bytes(b"abc")
+    assert memo.read_text() == cache.hash_bytes(b"abc")
+
+
+def test_what_is_loaded_must_be_what_was_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"abc")
+    cache.hash_file(path)
+    with cache.hashed_anew():
+        assert cache.hash_file(path) == cache.hash_bytes(b"abc")
+    path.write_bytes(b"xyz")
+    with pytest.raises(DataError, match=r"weights: expected .* it changed after it was hashed"), cache.hashed_anew():
+        cache.hash_file(path)
+    cache.hash_file(path)
+    with pytest.raises(DataError, match=r"it changed while it was loaded; start again"), cache.hashed_anew():
+        path.write_bytes(bytes.fromhex(cache.hash_file(path)))
+    with pytest.raises(DataError, match=r"it changed while it was read; start again"), cache.unchanged(path):
+        path.write_bytes(b"abcd")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+def test_an_error_of_the_machine_is_not_taken_for_a_missing_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"abc")
+
+    def fail(path: Path) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(cache, "read_hash", fail)
+    with pytest.raises(RunError, match=f"image: can't be read by this machine: {os.strerror(number)}"):
+        cache.hash_readable([path])
 
 
 def test_a_hash_of_several_files_follows_their_order(tmp_path: Path) -> None:
@@ -115,16 +188,17 @@ def test_what_cannot_be_read_has_no_hash_and_the_others_have_theirs(
 
     def read_hash(path: Path) -> str:
         if path == broken:
-            raise OSError("input/output error")
+            raise PermissionError(errno.EACCES, "no permission")
         return cache.hash_bytes(path.read_bytes())
 
     with monkeypatch.context() as patch:
         patch.setattr(cache, "read_hash", read_hash)
         assert cache.hash_readable(paths) == [None, None, None, None, one, None, one]
-    assert cache.hash_readable(paths) == [None, None, two, None, one, None, one], "the disk's error isn't remembered"
+    assert cache.hash_readable(paths) == [None, None, two, None, one, None, one], "no lack of permission is kept"
 
 
 def test_files_that_are_known_are_not_opened_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SETTLED", 0)
     paths = [tmp_path / str(number) for number in range(3)]
     for path in paths:
         path.write_bytes(path.name.encode())
@@ -158,7 +232,7 @@ def half_written(error: BaseException) -> Callable[[Path], None]:
     return write
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EACCES, "denied")])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = cache.write_bytes(tmp_path / "file", b"old")
     with pytest.raises(type(error)):
@@ -226,3 +300,64 @@ def test_two_processes_that_want_one_artifact_make_it_once(tmp_path: Path) -> No
     assert [maker.wait(60) for maker in makers] == [0, 0]
     assert path.read_bytes() == b"artifact"
     assert log.read_text() == "made\n"
+
+
+# Locks
+
+
+def test_a_lock_that_another_holds_is_refused_without_waiting_and_leaves_no_file(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / ".lock"
+    with cache.holding(lock):
+        with pytest.raises(BlockingIOError), cache.holding(lock, wait=False):
+            pass
+        assert lock.exists()
+    assert not lock.exists()
+    with cache.holding(lock, wait=False):
+        pass
+
+
+def test_many_that_wait_for_a_lock_hold_it_one_after_the_other_though_each_deletes_its_file(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> int:
+        with cache.locked(tmp_path / "made"):
+            inside.append(number)
+            time.sleep(0.002)
+            alone = inside == [number]
+            inside.remove(number)
+            return alone
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(enter, range(64)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_can_only_be_read_serves_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, opened = tmp_path / ".lock", os.open
+
+    def refuse(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(NoAccess, match=r"\.lock: permission denied; ask its owner"), cache.holding(lock):
+        pass
+    lock.touch()
+    with cache.holding(lock), pytest.raises(BlockingIOError), cache.holding(lock, wait=False):
+        pass
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077], ids=oct)
+def test_a_file_has_the_permissions_of_any_new_one_whatever_wrote_it(mask: int, tmp_path: Path) -> None:
+    def private(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+    before = os.umask(mask)
+    try:
+        made = cache.write_atomic(tmp_path / "new" / "file", private)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE(made.parent.stat().st_mode) == 0o777 & ~mask

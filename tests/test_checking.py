@@ -220,7 +220,7 @@ FAULTS = [
         "unreadable-images",
         "warning",
         "items.tsv, image; item T07",
-        "truncated",
+        "damaged or cut short",
     ),
     Fault(
         lambda f: [path.write_text("x") for path in (f / "images").iterdir()],

@@ -54,6 +54,7 @@ def verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str
 
 
 VERBS = dict(verbs(build_parser()))
+GROUPS = ("config", "data", "results", "study", "weights")  # verbs that have only verbs of their own
 
 
 def document(answer: Answer) -> dict:
@@ -93,7 +94,7 @@ def test_without_arguments_the_help_is_printed() -> None:
     assert answer.out.startswith("usage: mmrec-lmm")
 
 
-@pytest.mark.parametrize("group", ["config", "data", "results", "study"])
+@pytest.mark.parametrize("group", GROUPS)
 def test_a_group_without_its_verb_is_a_usage_error_that_leaves_stdout_empty(group: str) -> None:
     answer = call(group)
     assert (answer.code, answer.out) == (2, "")
@@ -677,7 +678,7 @@ CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(?:mmrec-lmm )?([^`]+)`\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", "config", "data", "results", "study")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("", *GROUPS)])
 def test_every_flag_of_every_verb_is_documented_in_its_section(verb: str) -> None:
     text = SECTIONS[verb]
     for action in VERBS[verb]._actions:

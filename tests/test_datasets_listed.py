@@ -55,7 +55,10 @@ def test_a_table_alone_is_listed_with_its_times_and_no_counts_of_content(tmp_pat
             "toy.inter, line 2: x_label",
         ),
         (lambda toy: (toy / "items.tsv").write_bytes(b"itemID\ttitle\n0\t\xff\n"), "items.tsv, line 2"),
-        (lambda toy: (toy / "text_feat.npy").write_text("<html>"), "text_feat.npy: expected an array of numbers"),
+        (
+            lambda toy: (toy / "text_feat.npy").write_text("<html>"),
+            "text_feat.npy: expected a .npy file, got a web page",
+        ),
         (lambda toy: np.save(toy / "image_feat.npy", np.zeros(3)), "image_feat.npy: expected rows of features"),
     ],
 )

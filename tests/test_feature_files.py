@@ -1,12 +1,15 @@
 """Features in files: rows never shift, and a damaged or foreign file is refused by name; and what controls are."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
+from mmrec_lmm import cache
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.features import files
 from mmrec_lmm.testing import checkerboard_features
@@ -116,12 +119,32 @@ def test_a_bad_feature_file_is_named_with_what_is_wrong(tmp_path, kind, message)
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_large_float32_file_is_mapped_rather_than_read(tmp_path):
-    path = save(tmp_path / "f.npy", np.ones((64, 8), np.float32))
-    values: Any = files.read_feature_file(path, modality="text", n_items=64).values
-    while values.base is not None and not isinstance(values, np.memmap):
-        values = values.base
-    assert isinstance(values, np.memmap)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4", "<f2", "<i8"])
+def test_a_file_that_is_overwritten_or_cut_after_it_was_read_changes_no_feature(tmp_path, dtype, order):
+    numbers = np.arange(20_000, dtype=np.float32).reshape(4000, 5) % 128
+    path = save(tmp_path / "f.npy", np.asarray(numbers, dtype, order=order))
+    table = files.read_feature_file(path, modality="text", n_items=4000)
+    assert table.fingerprint == cache.fingerprint([cache.read_hash(path), numbers.any(axis=1)])
+    with path.open("r+b") as file:
+        file.seek(128)
+        file.write(bytes(1000))
+    np.testing.assert_array_equal(table.values, numbers)
+    os.truncate(path, 100)
+    np.testing.assert_array_equal(table.values, numbers)  # SIGBUS, if the file were mapped
+
+
+@pytest.mark.parametrize(
+    "shape", ["(-4, 2)", "(4, -2)", "(4, 2000000000000)", "(4,)", "()", "(4, 2, 1)", "(True, 2)", "(", "1e99"]
+)
+def test_a_header_that_promises_other_data_than_there_is_is_refused(tmp_path, shape):
+    path = save(tmp_path / "f.npy", np.ones((4, 2), np.float32))
+    content = path.read_bytes()
+    header = content[:128].replace(b"(4, 2)", shape.encode())
+    header = header[:10] + header[10:].strip().ljust(117) + b"\n"
+    path.write_bytes(header + content[128:])
+    with pytest.raises(DataError, match=r"f.npy: expected"):
+        files.read_feature_file(path, modality="text", n_items=4)
 
 
 # Their scale
@@ -219,6 +242,23 @@ def test_a_saved_table_is_loaded_as_it_was(tmp_path):
     np.testing.assert_array_equal(loaded.values, table.values)
     np.testing.assert_array_equal(loaded.present, table.present)
     assert (loaded.modality, loaded.fingerprint, about.encoder) == ("text", "abc", "some")
+
+
+def test_the_safetensors_library_reads_a_saved_table(tmp_path):
+    table = FeatureTable("text", np.arange(6, dtype=np.float32).reshape(3, 2), np.array([True, False, True]), "abc")
+    arrays = load_file(files.save_table(tmp_path / "t.safetensors", table))
+    np.testing.assert_array_equal(arrays["values"], table.values)
+    np.testing.assert_array_equal(arrays["present"], table.present)
+
+
+def test_each_bit_of_a_table_counts(tmp_path):
+    path = tmp_path / "t.safetensors"
+    files.save_table(path, FeatureTable("text", np.ones((2, 2), np.float32), np.ones(2, bool), "abc"))
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0b101]) + content[place + 1 :])
+        with pytest.raises(DataError, match=r"t.safetensors: expected a feature table, got a damaged one"):
+            files.load_with_header(path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

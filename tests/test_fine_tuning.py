@@ -24,7 +24,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from mmrec_lmm.config.schema import schema_of
+from mmrec_lmm.data import items as items_module
+from mmrec_lmm.data.images import UnreadableImage, decode_image
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
+from mmrec_lmm.features import prepared as prepared_module
 from mmrec_lmm.features.encoding import build_encoder, encode
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import EncoderSpec, NoConfig, resolve
@@ -147,6 +150,39 @@ def test_tuning_that_is_killed_goes_on_and_ends_with_the_same_weights(data_path,
     assert_equal(load_file(one), load_file(other))
     names = [{path.name for path in tmp_path.glob(f"{home}/features/*.safetensors")} for home in ("killed", "whole")]
     assert names[0] == names[1]
+
+
+def test_a_tuned_encoder_that_was_damaged_is_tuned_again(shop, caplog):
+    once = FineTuning(epochs=1, batch_size=8)
+    first = tuned(shop(12), once)
+    content = first.path.read_bytes()
+    first.path.write_bytes(content[:-9] + bytes([content[-9] ^ 3]) + content[-8:])
+    again = tuned(shop(12), once)
+    assert "the encoder is tuned again" in caplog.text
+    assert again.fingerprint == first.fingerprint
+    assert again.path.read_bytes()[-9] == content[-9]
+
+
+def test_pairs_that_other_decoders_can_read_are_tuned_on_under_another_fingerprint(shop, monkeypatch):
+    once, catalog = FineTuning(epochs=1, batch_size=8), shop(12)
+    missing = catalog.images[5].read_bytes()
+
+    def decode(content, background):
+        if content == missing:
+            raise UnreadableImage("no image format that is known")
+        return decode_image(content, background)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(items_module, "decode_image", decode)
+        first = tuned(catalog, once)
+        assert first.record.sizes.unreadable == 1
+        patch.setattr(fine_tuning, "decoders", lambda: "other decoders")
+        assert tuned(catalog, once) == first
+    monkeypatch.setattr(fine_tuning, "decoders", lambda: "better decoders")
+    monkeypatch.setattr(prepared_module, "decoders", lambda: "better decoders")
+    again = tuned(catalog, once)
+    assert again.record.sizes.unreadable == 0
+    assert again.fingerprint != first.fingerprint
 
 
 def test_nothing_is_tuned_twice_and_whatever_changes_the_weights_changes_the_name(shop):

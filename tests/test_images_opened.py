@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmrec_lmm import cache
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.inputs import gather
@@ -29,8 +30,9 @@ def ears() -> Iterator[dict[str, list[Path]]]:
 
 
 @pytest.fixture
-def opened(ears: dict[str, list[Path]]) -> Callable[[], dict[str, int]]:
-    """How often each image of a data set was opened since the last call."""
+def opened(ears: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]:
+    """How often each image of a data set was opened since the last call; hashes of files just made are remembered."""
+    monkeypatch.setattr(cache, "SETTLED", 0)
     ears["opened"] = []
 
     def opened() -> dict[str, int]:

@@ -1,12 +1,16 @@
 """Importing anyone's tables: what is written, what is reported, and what is refused with which words."""
 
+import ast
+import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from helpers import call
 
 from mmrec_lmm.config.settings import Settings
@@ -232,7 +236,7 @@ def test_times_and_ratings_have_the_columns_that_flags_name(tmp_path: Path) -> N
         import_dataset(table, tmp_path / "other", time_column="item")
     with pytest.raises(ConfigError, match=r"--rating-column: .* that of timestamp, .*; try --time-column NAME too"):
         import_dataset(table, tmp_path / "other", rating_column="time")
-    with pytest.raises(DataError, match=r"expected column 'tss', got .*did you mean ts\?"):
+    with pytest.raises(DataError, match=r": --time-column: expected column 'tss', got .*did you mean ts\?"):
         import_dataset(table, tmp_path / "other", time_column="tss")
 
 
@@ -644,3 +648,19 @@ def test_a_folder_of_images_of_which_none_is_an_items_is_named(
     report = import_dataset(ratings, tmp_path / "shop", images=tmp_path / "photos")
     assert report.images == 0
     assert f"no image is named after an item, such as d.jpg; {seen}" in str(report)
+
+
+def test_no_message_of_an_import_names_a_functions_argument() -> None:
+    """Users know flags and their own columns: `--user-column`, not `user_column`."""
+    arguments = {name for name in inspect.signature(import_dataset).parameters if "_" in name}
+    spoken = re.compile(rf"\b({'|'.join(map(re.escape, sorted(arguments)))})\b")
+    said = [
+        (path.name, part.value)
+        for path in (ROOT / "data_tools").rglob("*.py")
+        for raised in ast.walk(ast.parse(path.read_text()))
+        if isinstance(raised, ast.Raise)
+        for part in ast.walk(raised)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    assert len(said) > 100
+    assert not [each for each in said if spoken.search(each[1])]

@@ -1,6 +1,8 @@
 """MMRec's data set folder: what is read, what is noted, and what is refused with which words."""
 
 import re
+import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmrec_lmm.config.settings import Settings
-from mmrec_lmm.data.loading import load_dataset
+from mmrec_lmm.data.loading import load_dataset, read_catalog
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.types import Dataset
 
@@ -361,3 +363,29 @@ def test_amazon_sports_has_the_counts_that_its_readme_states(shared: Path) -> No
     assert (sports.n_users, sports.n_items) == (35_598, 18_357)
     assert (len(sports.train), len(sports.valid), len(sports.test)) == (218_409, 37_899, 40_029)
     assert sports.catalog is None
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_image_is_found_in_either_unicode_form_of_its_name(tmp_path: Path, form: str) -> None:
+    there = tmp_path / "images" / unicodedata.normalize(form, "Café.jpg")
+    there.parent.mkdir()
+    there.touch()
+    for written in ("NFC", "NFD"):
+        (tmp_path / "items.tsv").write_text(f"itemID\timage\n0\t{unicodedata.normalize(written, 'Café.jpg')}\n")
+        [path] = read_catalog(tmp_path).images
+        assert path is not None
+        assert path.exists()
+
+
+@pytest.mark.parametrize(("files", "noted"), [((), False), ((".DS_Store",), False), (("010/0108775015.jpg",), True)])
+def test_a_catalog_that_names_no_image_beside_a_folder_of_files_is_noted(
+    data_path: Path, files: tuple[str, ...], noted: bool
+) -> None:
+    folder = data_path / "toy"
+    (folder / "items.tsv").write_text("itemID\ttitle\n" + "".join(f"{item}\tmug\n" for item in range(16)))
+    shutil.rmtree(folder / "images")
+    for file in files:
+        (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / file).touch()
+    notes = load_dataset(folder, "toy", Settings()).notes
+    assert any("`mmrec-lmm data images toy --from" in note for note in notes) == noted

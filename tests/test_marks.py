@@ -96,3 +96,12 @@ def test_exactly_the_first_and_the_last_of_a_whole_budget_are_marked(epochs: int
     with tempfile.TemporaryDirectory() as folder:
         found = marks(result(Path(folder), best, epochs, "epochs", epochs=epochs, eval_step=every))
     assert bool(found) == (best in (evaluated[0], evaluated[-1]))
+
+
+def test_a_run_without_most_of_a_modality_is_marked_unless_it_is_to_have_none(tmp_path: Path) -> None:
+    most = result(tmp_path, 5, 31, "patience")
+    scarce = replace(most, record=replace(UNRECORDED, present={"image": 4, "text": 5}, n_items=10))
+    assert marks(scarce) == ("most items lack image: 4 of 10 have it",)
+    none = replace(scarce.record, axes=replace(UNRECORDED.axes, control="none"))
+    assert marks(replace(scarce, record=none)) == ()
+    assert marks(replace(scarce, record=replace(scarce.record, n_items=0))) == ()

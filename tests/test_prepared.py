@@ -14,13 +14,16 @@ from torch import Tensor
 
 from mmrec_lmm.cache import home
 from mmrec_lmm.config.settings import Settings
-from mmrec_lmm.data.items import item_texts, pad_and_stack, read_image
+from mmrec_lmm.data import items as items_module
+from mmrec_lmm.data.images import UnreadableImage, decode_image, read_image
+from mmrec_lmm.data.items import item_texts, pad_and_stack
 from mmrec_lmm.data.loading import load_dataset
-from mmrec_lmm.errors import PluginError
+from mmrec_lmm.errors import DataError, PluginError
+from mmrec_lmm.features import prepared as prepared_module
 from mmrec_lmm.features.prepared import PreparedItems, ahead, prepared_items
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.specs import EncoderSpec
-from mmrec_lmm.types import ItemCatalog, RawItem
+from mmrec_lmm.types import Background, ItemCatalog, RawItem
 
 FIELDS = ("title",)
 
@@ -126,17 +129,62 @@ def test_an_image_that_cannot_be_read_is_a_missing_one_and_the_text_stays(toy: C
     assert batch["ids"].tolist() == [[1, 3, 5, 1]]  # "red thing 4"
 
 
-def test_items_that_were_prepared_before_it_was_noted_which_cannot_be_read_stay_as_they_are(
-    toy: Callable[[], ItemCatalog],
+def test_items_are_prepared_again_when_other_decoders_can_read_them_and_only_then(
+    toy: Callable[[], ItemCatalog], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (toy().images[4] or Path()).write_bytes(b"no image")
-    prepare(toy())
-    [note] = home().glob("prepared/*/unreadable.json")
-    note.unlink()
-    encoder = Words(Config(), ("image", "text"))
-    assert prepare(toy(), encoder).unreadable == {4}
-    assert encoder.calls == 0
-    assert note.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(items_module, "decode_image", without_decoder(toy().images[4] or Path()))
+        patch.setattr(prepared_module, "decoders", lambda: "old")
+        assert prepare(toy()).unreadable == {4}
+        encoder = Words(Config(), ("image", "text"))
+        assert prepare(toy(), encoder).unreadable == {4}
+        patch.setattr(prepared_module, "decoders", lambda: "other")
+        assert prepare(toy(), encoder).unreadable == {4}
+        assert encoder.calls == 0
+    items = prepare(toy())
+    assert not items.unreadable
+    assert items.batch(np.array([4]))["pixels"].any()
+
+
+def without_decoder(path: Path) -> Callable[..., Any]:
+    """`decode_image` where the decoder of this one file is missing."""
+    missing = path.read_bytes()
+
+    def decode(content: bytes, background: Background) -> Any:
+        if content == missing:
+            raise UnreadableImage("no image format that is known")
+        return decode_image(content, background)
+
+    return decode
+
+
+def test_prepared_items_that_were_damaged_are_made_again(toy: Callable[[], ItemCatalog], caplog: Any) -> None:
+    sound = prepare(toy()).batch(np.arange(5))
+    for name in ("pixels.npy", "ids.npy", "lengths/ids.npy", "about.json"):
+        [file] = home().glob(f"prepared/*/{name}")
+        content = file.read_bytes()
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        caplog.clear()
+        again = prepare(toy()).batch(np.arange(5))
+        assert "it is made again" in caplog.text
+        for key, tensor in sound.items():
+            assert torch.equal(again[key], tensor)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_changes_before_it_is_prepared_ends_that_and_nothing_is_kept(
+    toy: Callable[[], ItemCatalog], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    make, path = prepared_module._make, toy().images[4] or Path()
+
+    def replaced(*given: Any, **options: Any) -> None:
+        path.write_bytes((toy().images[5] or Path()).read_bytes())
+        make(*given, **options)
+
+    monkeypatch.setattr(prepared_module, "_make", replaced)
+    with pytest.raises(DataError, match=f"{path.name}: expected the file as it was hashed"):
+        prepare(toy(), workers=workers)
+    assert not [*home().glob("prepared/*/*.npy")]
 
 
 class Uneven(Words):

@@ -133,7 +133,8 @@ def test_a_mark_stands_behind_a_row_and_all_that_is_compared_with_it() -> None:
         ["0.0500†", ""],
     ]
     assert (
-        "†: the figure may say more about the training budget than about the model, or is compared with one that may. "
+        "†: the figure may say more about the training budget or the data than about the model, or is compared with "
+        "one that may. "
         "VBPR/toys/base/pt/image+text: best epoch is the first evaluated (2 of 3 seeds). "
         "VBPR/toys/-/pt/image+text/none: not trained."
     ) in text

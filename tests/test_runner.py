@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mmrec_lmm.config.settings import NOT_IDENTITY, Settings
 from mmrec_lmm.errors import ConfigError, DataError, RunError, TrainingDiverged
@@ -29,6 +29,7 @@ from mmrec_lmm.running.inputs import gather
 from mmrec_lmm.running.provenance import run_id
 from mmrec_lmm.running.recommend import recommend
 from mmrec_lmm.running.runner import Interrupted
+from mmrec_lmm.training.resume import save_weights
 from mmrec_lmm.types import UNRECORDED, Axes, EpochReport, Interactions, RunResult, RunSpec
 
 TOYS = str(Path(__file__).with_name("plugin_toys.py"))
@@ -90,6 +91,7 @@ OTHER: Mapping[str, Any] = {
     "split": "ratio",
     "split_seed": 1,
     "text_fields": ("title",),
+    "image_background": "black",
     "missing": "mean",
     "normalize": "unit",
     "seed": 1000,
@@ -658,8 +660,8 @@ def test_a_checkpoint_of_other_code_is_refused_with_what_to_do(
         run_grid(specs(), interrupting(tmp_path, 2), out=out)
     [path] = out.glob("*/checkpoint/state.safetensors")
     with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-    save_file({f"of_old.{name}": value for name, value in load_file(path).items()}, path, metadata=about)
+        numbers = file.metadata()["numbers"]
+    save_weights(path, {f"of_old.{name}": value for name, value in load_file(path).items()}, {"numbers": numbers})
     with pytest.raises(DataError, match=r"checkpoint: expected a checkpoint of this code, got .* start over"):
         run_grid(specs(), toys, out=out, resume=True)
 

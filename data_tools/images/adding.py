@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mmrec_lmm.api import first_few
-from mmrec_lmm.cache import read_hash, write_atomic
+from mmrec_lmm.cache import check_readable, holding, read_hash, restore_folder, write_atomic
 from mmrec_lmm.data.tables import find_separator, first_cells, read_table
 from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
+from mmrec_lmm.plugin.names import PATH_RULE, is_within
 
-from ..writing import write_table
+from ..writing import IMAGES_LOCK, write_table
 from .addresses import candidates, split_urls
 from .collecting import ITEM_COLUMNS, collect, stems
 from .fetching import fetch_all
@@ -163,6 +163,8 @@ def collect_images(
 @contextmanager
 def _open_album(folder: Path) -> Iterator["_Album"]:
     """The images of a data set, for one process at a time."""
+    check_readable(folder)
+    restore_folder(folder)
     if not folder.is_dir():
         names = sorted(path.name for path in folder.parent.glob("[!.]*") if path.is_dir())
         raise DataError(
@@ -170,7 +172,7 @@ def _open_album(folder: Path) -> Iterator["_Album"]:
             "chooses another folder of data sets"
         )
     try:
-        with FileLock(str(folder / f".{NAME}.lock"), timeout=0):
+        with holding(folder / IMAGES_LOCK, wait=False):
             table = _Items(folder)
             images = folder / "images"
             parts = images / _PARTS
@@ -183,7 +185,7 @@ def _open_album(folder: Path) -> Iterator["_Album"]:
                 shutil.rmtree(parts, ignore_errors=True)
                 with suppress(OSError):
                     images.rmdir()  # if it is empty
-    except Timeout:
+    except BlockingIOError:
         raise RunBusy(f"{folder}: another process adds images to this data set; wait for it") from None
 
 
@@ -204,6 +206,8 @@ class _Items:
             raise DataError(f"{self.path}: expected the column raw_id, asin or itemID, got {', '.join(self.columns)}")
         self.ids = [str(cell) for cell in self.columns[by]]
         self.images = [str(cell) for cell in self.columns.get("image", [""] * len(self.ids))]
+        if outside := next((name for name in self.images if name and not is_within(name)), None):
+            raise DataError(f"{self.path}: image: expected {PATH_RULE}, images/, got {outside!r}; correct it")
 
     def write(self, images: Sequence[str]) -> None:
         if list(images) == self.images and "image" in self.columns:

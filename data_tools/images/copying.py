@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mmrec_lmm.cache import fingerprint, hash_bytes
 from mmrec_lmm.errors import DataError
+from mmrec_lmm.plugin.names import is_within
 
 from .collecting import by_id, resolve
 from .sources import open_source
@@ -30,8 +31,7 @@ def copy_images(source: Path, target: Path, items: Sequence[str], named: Mapping
     Raises DataError for a name that leads out of the source, and a source that can't be read.
     """
     for item, name in (named or {}).items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
+        if name and not is_within(name):
             raise DataError(f"item {item}: image: expected a file within {source}, got {name!r}")
     files = open_source(source)
     found, notes = by_id(files, items) if named is None else resolve(files, named)

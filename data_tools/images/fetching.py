@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrec_lmm.cache import is_disk_full
+from mmrec_lmm.downloads.fetching import shown
 from mmrec_lmm.errors import ConfigError, RunError
 
 from .manifest import Row
@@ -172,7 +173,7 @@ class _Fetcher:
         host.pauses = host.fruitless = 0
         host.width = min(self.limits.per_host, host.width + 0.1)
         self._hire(host)
-        self.done(replace(row, url=url, status=answer.status, final_url=answer.final_url, tries=job.requests))
+        self.done(replace(row, url=url, status=answer.status, final_url=shown(answer.final_url), tries=job.requests))
 
     def _kept(self, item: str, answer: Answer) -> Row:
         try:
@@ -208,8 +209,8 @@ class _Fetcher:
         """Go on to a job's next address, or report that none is left."""
         if failure.again or job.failed is None or job.failed.reason not in RETRIED:
             job.failed = Row(
-                job.item, url=job.urls[job.place], final_url=failure.url, status=failure.status, reason=failure.reason,
-                detail=failure.detail[:200],
+                job.item, url=job.urls[job.place], final_url=shown(failure.url), status=failure.status,
+                reason=failure.reason, detail=failure.detail[:200],
             )  # fmt: skip
         job.place, job.tries = job.place + 1, 0
         if job.place < len(job.urls):

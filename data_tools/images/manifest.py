@@ -16,6 +16,7 @@ from types import TracebackType
 from mmrec_lmm.cache import is_there, write_bytes
 from mmrec_lmm.data.tables import read_table
 from mmrec_lmm.errors import DataError
+from mmrec_lmm.plugin.names import PATH_RULE, is_within
 
 NAME = "images.tsv"
 SYNC = 1.0  # seconds between flushes to the disk, for the case of a power cut
@@ -53,6 +54,8 @@ def read_manifest(path: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for place, cells in enumerate(zip(*(table.columns[name] for name in COLUMNS), strict=True)):
         values = dict(zip(COLUMNS, cells, strict=True))
+        if values["image"] and not is_within(values["image"]):
+            raise DataError(f"{table.at(place)}: image: expected {PATH_RULE}, images/, got {values['image']!r}")
         try:
             rows[values["item"]] = Row(**values | {name: int(values[name]) for name in _NUMBERS})
         except ValueError:

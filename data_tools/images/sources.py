@@ -14,11 +14,12 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from mmrec_lmm.cache import check_file
 from mmrec_lmm.errors import DataError
+from mmrec_lmm.plugin.names import is_within
 
 #: What an archive may unpack to: images hardly shrink, so more than this is a bomb.
 RATIO, FLOOR = 100, 10**9  # times its own bytes, and bytes beside that
@@ -44,8 +45,7 @@ class Source(ABC):
         """The content of each named file, in the source's order; None for one with more than `max_bytes`."""
 
     def _list(self, name: str, *, plain: bool = True) -> None:
-        path = PurePosixPath(name)
-        if plain and name and not path.is_absolute() and ".." not in path.parts and "\\" not in name:
+        if plain and is_within(name):
             self.names.append(name)
         else:
             self.ignored += 1
@@ -90,7 +90,7 @@ class _Zip(Source):
         super().__init__(path)
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        _refuse_bomb(path, sum(entry.file_size for entry in entries))
+        refuse_bomb(path, sum(entry.file_size for entry in entries))
         for entry in entries:
             self._list(entry.filename, plain=not stat.S_ISLNK(entry.external_attr >> 16))
 
@@ -120,7 +120,7 @@ class _Tar(Source):
         with _readable(self.path), _unpacked(self.path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 total += member.size
-                _refuse_bomb(self.path, total)  # before its content is unpacked
+                refuse_bomb(self.path, total)  # before its content is unpacked
                 yield member, archive
                 archive.members = []  # type: ignore[attr-defined]  # else each stays in memory
 
@@ -162,10 +162,11 @@ def _bounded(file: IO[bytes], most: int) -> bytes | None:
     return content if len(content) <= most else None
 
 
-def _refuse_bomb(path: Path, total: int) -> None:
+def refuse_bomb(path: Path, total: int) -> None:
+    """DataError for an archive whose content is of `total` bytes, if that is too much for its own size."""
     if total > FLOOR + RATIO * path.stat().st_size:
         raise DataError(
-            f"{path}: expected an archive of images, got one that unpacks to over {RATIO} times its size; if that is "
+            f"{path}: expected an archive, got one that unpacks to over {RATIO} times its size; if that is "
             "right, unpack it and name the folder"
         )
 

@@ -30,6 +30,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from mmrec_lmm.cache import check_readable
 from mmrec_lmm.data.splitting import UNITS, time_units
 from mmrec_lmm.errors import DataError
 from mmrec_lmm.formatting import foreign
@@ -37,6 +38,7 @@ from mmrec_lmm.formatting import foreign
 from ..raw import Tallies, Tally
 
 BLOCK = 2**23  # bytes of whole lines that one process takes apart at a time
+RATIO, FLOOR = 200, 2**30  # a gzip file may unpack to so many times its size, and so many bytes beside that
 LONGEST = 2**20  # bytes of a line; the longest that Amazon's metadata has are a tenth of that
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -75,6 +77,7 @@ def first_lines(path: Path, most: int) -> list[bytes]:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """The file's bytes, unpacked, without a byte order mark, after a look at what they are."""
+    check_readable(path)
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -94,6 +97,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 def _unpacked(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     """The content of a gzip file of one or more members, in pieces of at most BLOCK bytes."""
     lines, member = 1, None  # None: between two members
+    left = FLOOR + RATIO * os.fstat(file.fileno()).st_size
     try:
         while packed := file.read(2**18):
             while packed:
@@ -103,7 +107,12 @@ def _unpacked(path: Path, file: IO[bytes]) -> Iterator[bytes]:
                         break
                     member = zlib.decompressobj(wbits=31)
                 piece = member.decompress(packed, BLOCK)
-                lines += piece.count(b"\n")
+                lines, left = lines + piece.count(b"\n"), left - len(piece)
+                if left < 0:
+                    raise DataError(
+                        f"{path}, line {lines}: expected a file that unpacks to at most {RATIO} times its size, got "
+                        "more; if that is right, unpack it with gunzip and name the unpacked file"
+                    )
                 yield piece
                 if member.eof:
                     packed, member = member.unused_data, None

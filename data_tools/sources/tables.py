@@ -107,7 +107,7 @@ def read_interactions(
         "user": _column(path, names, "user", columns.user),
         "item": _column(path, names, "item", columns.item),
         "rating": _column(path, names, "rating", columns.rating) if columns.rating else _find(names, "rating"),
-        "timestamp": _column(path, names, "timestamp", columns.time) if columns.time else _find(names, "timestamp"),
+        "timestamp": _column(path, names, "time", columns.time) if columns.time else _find(names, "timestamp"),
         SPLIT: _column(path, names, "split", columns.split) if columns.split else SPLIT if SPLIT in names else None,
     }
     _require_one_role_each(chosen, columns)
@@ -163,7 +163,7 @@ def read_items(path: Path, form: Format, columns: Columns) -> tuple[pd.DataFrame
             f"{path}: expected a column of item ids, got a first column without a name, which may hold row numbers, "
             f"then {', '.join(filter(None, names))}; try --items-id-column NAME"
         )
-    _column(path, names, "item", column)
+    _column(path, names, "items-id", column)
     cells = {name: cells for name, cells in zip(names, raw.columns.values(), strict=True) if name}
     table = pd.DataFrame(cells, dtype=object).rename(columns=usual)
     table = table.replace(r"[\t\r\n]+", " ", regex=True).apply(lambda cells: cells.str.strip())
@@ -323,11 +323,12 @@ def _require_one_role_each(chosen: Mapping[str, str | None], columns: Columns) -
 
 
 def _column(path: Path, names: Sequence[str], role: str, given: str | None) -> str:
-    """The column that holds `role`: the `given` one, or one of a known name."""
+    """The column that holds `role`: the `given` one, or one of a known name. `--<role>-column` is its flag."""
     columns = ", ".join(name or "one without a name" for name in names)
     given = _TYPES.sub("", given) if given and given not in names else given
     if given is not None and given not in names:
-        raise DataError(f"{path}: expected column {given!r}, got {columns}{did_you_mean(given, filter(None, names))}")
+        near = did_you_mean(given, filter(None, names))
+        raise DataError(f"{path}: --{role}-column: expected column {given!r}, got {columns}{near}")
     found = given or _find(names, role)
     if found is None:
         raise DataError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache import check_readable
 from ..config.settings import Settings
 from ..data.ids import MAPPINGS, read_ids
 from ..data.loading import read_catalog
@@ -40,6 +41,7 @@ def check(
     `decode`: decode all images, or a `sample` of so many. Raises DataError only where there is no such data set.
     """
     folder = Path(settings.data_path) / name
+    check_readable(folder)
     found: list[Finding] = []
     dataset = None
     try:

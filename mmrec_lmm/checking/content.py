@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..cache import hash_readable, is_readable
-from ..data.items import CODE_WORDS, is_invisible, item_texts, read_image
-from ..formatting import first_line, foreign
+from ..data.images import UnreadableImage, read_image
+from ..data.items import CODE_WORDS, is_invisible, item_texts
+from ..formatting import first_line
 from ..types import ItemCatalog
 from .findings import NAMED, SHARE, Content, Finding, Place, of_placeholder
 
@@ -80,16 +81,10 @@ def _why_unreadable(path: Path) -> str | None:
     """Why an encoder can't read an image, without what differs between files; None if it can."""
     try:
         read_image(path)
-    except Exception as error:  # decoders raise anything
-        if not is_readable(path):
-            return "no permission to read it"
-        with path.open("rb") as file:
-            got = foreign(file.read(256))
-        if got is not None:
-            return re.split("[:;]", got)[0]
-        if type(error).__name__ == "UnidentifiedImageError":
-            return "no image format that is known"
-        return re.sub(r" \(.*?\)|\d+ x \d+ ", "", first_line(error)).replace(str(path), "the file")
+    except UnreadableImage as error:
+        return re.split("[:;]", error.reason)[0]
+    except (OSError, MemoryError) as error:
+        return first_line(error).replace(str(path), "the file") if is_readable(path) else "no permission to read it"
     return None
 
 

@@ -1,7 +1,7 @@
 """The command line: it parses arguments, calls the library and prints. Handlers import what is slow to import.
 
-Exit codes: 0 ok; 1 a run failed; 2 usage or configuration; 4 data or weights missing or damaged; 130 interrupted, with
-the state saved. An error is one message on stderr; only results go to stdout.
+Exit codes: 0 ok; 1 a run failed; 2 usage or configuration; 4 data or weights missing, damaged, or not permitted to this
+user; 130 interrupted, with the state saved. An error is one message on stderr; only results go to stdout.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
 
-from ..errors import MMRecError
+from ..errors import MMRecError, is_denied
+from ..formatting import printable
 from .parser import command, configuration_keys, refuse_dashes
 from .verbs import GROUPS
 
@@ -29,8 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM saves the state, as Ctrl-C does
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it on import; see docs/performance.md
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    with _printing_safely():
+        return _handle(parser, arguments)
+
+
+def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Call the verb's handler; an error is printed, and becomes an exit code."""
     try:
         refuse_dashes(arguments)
         options, rest = parser.parse_known_args(arguments)  # reads the file of --users, perhaps a pipe
@@ -53,8 +61,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
+        from ..cache import no_access
+
+        if is_denied(error):
+            refused = no_access(Path(os.fsdecode(error.filename)), error, to="use")
+            print(f"error: {refused}", file=sys.stderr)
+            return refused.exit_code
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
+
+
+class _Safe:
+    """A stream for people: what is written to it never commands a terminal, whatever names and titles it holds."""
+
+    def __init__(self, stream: TextIO, keep: str) -> None:
+        self._stream, self._keep = stream, keep
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text, self._keep))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _printing_safely() -> Iterator[None]:
+    """Within this context stdout and stderr are safe; progress bars may return to the start of a line of stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Safe(sys.stdout, "\n\t"), _Safe(sys.stderr, "\n\t\r")
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def build_parser() -> argparse.ArgumentParser:

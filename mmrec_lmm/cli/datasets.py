@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cache import check_readable
 from ..config.resolve import Request, resolve_request
 from ..data.opening import how_to_get
 from ..data.overview import overview
@@ -22,6 +23,7 @@ def dataset_rows(registry: Registry, data_path: Path) -> list[dict[str, Any]]:
 
     Counts are those of the files. A folder that can't be read is listed, with the reason as its state.
     """
+    check_readable(data_path)
     folders = {path.name for path in data_path.glob("[!.]*") if path.is_dir()} if data_path.is_dir() else set()
     rows = []
     for name in sorted(folders | set(registry.datasets.names()), key=str.lower):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cache import home
+from ..cache import check_readable, home
 from ..config.settings import Settings
 from ..errors import MMRecError, PluginError
 from ..formatting import first_line
@@ -62,12 +62,14 @@ def doctor(registry: Registry, data_path: Path) -> tuple[str, bool]:
         healthy = healthy and sound
 
     lines.append(f"data sets in {data_path}")
+    check_readable(data_path)
     folders = sorted(path for path in data_path.glob("[!.]*") if path.is_dir()) if data_path.is_dir() else []
     lines += [
         f"  {path.name}" if any(path.glob("*.inter")) else f"  {path.name}: no .inter file in it" for path in folders
     ] or ["  none; -d demo makes one by itself"]
-    lines.append(f"cache: {home()} ({'writable' if _writable(home()) else 'NOT writable: set MMREC_LMM_HOME'})")
-    return "\n".join(lines), healthy and _writable(home())
+    state, sound = _cache_state(home())
+    lines.append(f"cache: {home()} ({state})")
+    return "\n".join(lines), healthy and sound
 
 
 def _gpu_state(device: "torch.device") -> str:
@@ -115,6 +117,11 @@ def _torchvision_problem() -> str | None:
     return None
 
 
-def _writable(folder: Path) -> bool:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return os.access(existing, os.W_OK)
+def _cache_state(folder: Path) -> tuple[str, bool]:
+    """What this user may do with the cache, and False if that is nothing."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if os.access(existing, os.W_OK | os.X_OK):
+        return "writable", True
+    if existing == folder and os.access(folder, os.R_OK | os.X_OK):
+        return "read-only: what is there is used, and nothing can be added; MMREC_LMM_HOME names another folder", True
+    return "NOT writable: set MMREC_LMM_HOME", False

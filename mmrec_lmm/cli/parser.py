@@ -17,6 +17,7 @@ from .. import __version__
 from ..config.choices import SPLIT_RULES
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
+from ..plugin.names import NAME_RULE, is_safe_name
 from ..report.layouts import FORMATS, LAYOUTS
 
 if TYPE_CHECKING:
@@ -190,8 +191,10 @@ def as_json(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_name(text: str) -> str:
-    if not text or text.startswith(".") or Path(text).name != text:
+    if not text or Path(text).name != text:
         raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; try --data-path for its folder")
+    if not is_safe_name(text):
+        raise argparse.ArgumentTypeError(f"expected a data set's name, got {text!r}; a name has {NAME_RULE}")
     return text
 
 
@@ -236,6 +239,14 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
     return value
+
+
+def duration(text: str) -> float:
+    """Seconds."""
+    amount, unit = text[:-1], {"d": 86_400, "h": 3_600, "m": 60}.get(text[-1:])
+    if unit is None or not amount.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected days, hours or minutes such as 30d, 12h or 45m, got {text!r}")
+    return float(int(amount) * unit)
 
 
 def users(text: str) -> dict[str, str] | None:

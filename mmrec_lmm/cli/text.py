@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
-from ..formatting import aligned
+from ..formatting import aligned, csv_text
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
+    from ..running.storage import Stored
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
@@ -295,8 +296,8 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
 def recommendations_text(rows: pd.DataFrame, how: str) -> str:
     """`recommend`: rows of user, rank, item and title, as text, csv, tsv or json."""
     if how in ("csv", "tsv"):
-        text: str = rows.to_csv(index=False, sep="," if how == "csv" else "\t", lineterminator="\n")
-        return text
+        cells = ({str(name): cell for name, cell in row.items()} for row in rows.to_dict("records"))
+        return csv_text(cells, separator="," if how == "csv" else "\t", columns=rows.columns)
     if not rows["title"].any() and how == "text":
         rows = rows.drop(columns="title")
     records = [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False, name=None)]
@@ -319,6 +320,46 @@ def slices_text(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
     )
     return "\n".join([lines, "", *(f"{row['slice']}: {row['about']}" for row in rows[1:])])
+
+
+def storage_text(entries: Sequence[Stored]) -> str:
+    """How much there is of each kind, and how to remove it."""
+    from ..config.choices import REMOVABLE
+    from ..running.storage import KEPT
+
+    rows = []
+    for kind, about in (REMOVABLE | KEPT).items():
+        of_kind = [one for one in entries if one.kind == kind]
+        size = _bytes(sum(one.bytes for one in of_kind))
+        note = "" if kind in REMOVABLE else "; never removed"
+        rows.append({"kind": kind, "count": len(of_kind), "size": size, "what": f"{about}{note}"})
+    return (
+        f"{table(rows)}\n\n"
+        "Nothing was removed. `mmrec-lmm clean KIND ...` removes kinds; add --dry-run to see what, --older 30d to keep "
+        "what is younger."
+    )
+
+
+def removal_lines(
+    kinds: Sequence[str], removed: Sequence[Stored], in_use: Sequence[Stored], *, dry_run: bool
+) -> Iterator[str]:
+    """What was removed, or would be, of each kind, and what was kept."""
+    for kind in dict.fromkeys(kinds):
+        of_kind = [one for one in removed if one.kind == kind]
+        verb = "would remove" if dry_run else "removed"
+        yield f"{kind}: {verb} {len(of_kind):,}, {_bytes(sum(one.bytes for one in of_kind))}"
+        if dry_run:
+            yield from (f"  {one.path}  {_bytes(one.bytes)}" for one in of_kind)
+    for one in in_use:
+        yield f"kept, in use by a living process: {one.path}"
+
+
+def _bytes(count: int) -> str:
+    """A size as people read it: 1.5 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
 
 
 def spec_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
@@ -372,6 +413,25 @@ def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | Non
     return {file: present(file, encoder=spec.name) for file in files}
 
 
+def weights_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`weights`: a row per file with its size, the start of its hash, and where it is, or where it belongs."""
+    return table(
+        [
+            {
+                "encoder": row["encoder"],
+                "state": row["state"] or "",
+                "file": row["file"] or "(none, or its library keeps them)",
+                "for": row["for"] or "",
+                "MB": "" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}",
+                "sha256": (row["sha256"] or "")[:12],
+                "license": textwrap.shorten(row["license"] or "", WIDTHS["license"], placeholder=" ..."),
+                "where": row["path"] or "",
+            }
+            for row in rows
+        ]
+    )
+
+
 def listing_text(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """`list`: the rows as a table, with long texts shortened."""
     return table(
@@ -406,8 +466,10 @@ def info_text(registry: Registry, name: str) -> str:
 
 
 def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
-    """`encode`: one row per modality."""
-    return table(
+    """`encode`: one row per modality, and a warning of each that most items lack."""
+    from ..features.files import scarcity
+
+    rows = table(
         [
             {
                 "modality": modality,
@@ -419,6 +481,8 @@ def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
             for modality, encoded in tables.items()
         ]
     )
+    scarce = (scarcity(name, int(encoded.present.sum()), len(encoded.values)) for name, encoded in tables.items())
+    return "\n".join([rows, *(f"warning: {reason}" for reason in scarce if reason)])
 
 
 def check_text(report: Report) -> str:

@@ -6,3 +6,20 @@ Protocol = Literal["default", "mmrec"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 SplitRule = Literal["ratio", "leave-one-out", "user-time", "global-time", "cold-item"]
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
+
+#: What `clean` removes if it is asked for, and what that costs.
+REMOVABLE = {
+    "weights": "pretrained weights and vocabularies; downloaded again",
+    "downloads": "files of public data sets; downloaded again",
+    "partial": "beginnings of downloads; they start over",
+    "features": "tables of encoded features; encoded again",
+    "tuned": "fine-tuned encoders; tuned again",
+    "prepared": "items prepared for tuning; prepared again",
+    "shards": "what unfinished encodings and tunings have done; they start over",
+    "hashes": "remembered hashes of files; the files are read again",
+    "checkpoints": "unfinished runs; they start over",
+    "logs": "logs of runs",
+    "index": "the index of results; made again",
+    "temporaries": "unfinished files of dead processes; of no use",
+    "locks": "lock files that nobody holds; made again",
+}

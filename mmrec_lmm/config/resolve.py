@@ -23,6 +23,7 @@ import yaml
 
 from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..formatting import aligned
+from ..plugin.names import NAME_RULE, is_safe_name
 from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
 from ..types import PRE_TRAINED, EncoderName, RunSpec
@@ -85,6 +86,8 @@ class Resolved:
 def resolve_request(request: Request, registry: Registry) -> Resolved:
     """The runs that a request asks for, with its names looked up in the registry. Raises as `resolve`, and ConfigError
     for an unknown name."""
+    if request.dataset and not is_safe_name(request.dataset):
+        raise ConfigError(f"data set: expected a name of {NAME_RULE}, got {request.dataset!r}; rename its folder")
     model = registry.models.get(request.model) if request.model else None
     dataset = registry.datasets.get(request.dataset) if request.dataset in registry.datasets else None
     if request.encoder is None and dataset and (model is None or model.uses_features):

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
+from ..plugin.names import PATH_RULE, is_within
 from ..typed_json import INT64
 from .settings import Settings
 
@@ -280,7 +281,11 @@ def _type_depth(hint: Any) -> int:
 
 LONGEST_LIST = 1_000_000  # of recommended items
 SEED = Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)  # NumPy's range
+_INSIDE = Limit(f"{PATH_RULE}, that of the data set", is_within)
 _LIMITS: Mapping[str, Limit] = {
+    "inter_file_name": _INSIDE,
+    "vision_feature_file": _INSIDE,
+    "text_feature_file": _INSIDE,
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), at_least(1)),
     **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id"), at_least(0)),
     **dict.fromkeys(("threads", "workers"), between(0, 1024)),

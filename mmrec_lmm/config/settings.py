@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from ..typed_json import plain
+from ..types import Background
 from .choices import Protocol, SplitRule
 
 _T = TypeVar("_T")
@@ -47,6 +48,7 @@ class Settings:
     split_seed: int = splitting(0)
     filter_out_cod_start_users: bool = reading(True)  # users without training rows leave valid and test (its typo)
     text_fields: tuple[str, ...] = shaping(("title", "brand", "categories", "description"))  # joined for encoders
+    image_background: Background = shaping("white")  # noqa: RUF009 - of transparent images; none drops transparency
     missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
     normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of feature files; MMRec: as they are
 

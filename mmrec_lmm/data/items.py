@@ -1,17 +1,18 @@
 """Items as encoders get them: what a catalog holds of a modality, read one by one, prepared, and put into batches.
 
 An image that can't be read never stops a run: its item continues without it, and the reason is kept. Which files can't
-be read is decided here, and only here, whatever is wrong with them.
+be read is decided here, and only here, whatever is wrong with them. But an error of the machine ends the run, and so
+does a file that isn't the one that was hashed.
 
 Shapes: I items, B batch.
 """
 
+import logging
+import re
 import signal
-import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +26,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..errors import ConfigError, DataError, MMRecError, PluginError
-from ..formatting import foreign
 from ..plugin.contracts import ItemEncoder
-from ..types import ItemCatalog, RawItem
+from ..types import Background, ItemCatalog, RawItem
+from .images import READING, UnreadableImage, decode_image, read_content
 
-LONGEST = 1000  # of an image's long side, in short sides
+logger = logging.getLogger(__name__)
+
+LONGEST_WORD = 1000  # letters, or signs, in a row: the time of some tokenizers grows with the square of it
+_WORD = re.compile(rf"(\w{{1,{LONGEST_WORD}}})\w*|([^\w\s]{{1,{LONGEST_WORD}}})[^\w\s]*")
 #: What programs write for a missing text. A real text may be one of these words, but few are.
 CODE_WORDS = frozenset({"nan", "none", "null", "<na>", "nat", "n/a", "#n/a", "undefined"})
 JOINT = "joint"  # the modality of image and text together, for items that have both
@@ -43,6 +47,30 @@ def item_texts(catalog: ItemCatalog, fields: Sequence[str]) -> list[str]:
     return [" ".join(" ".join(parts).split()) for parts in zip(*columns, strict=True)]
 
 
+def cut_text(text: str, most: int) -> str:
+    """The text's first `most` characters, and of a word, or of signs in a row, the first LONGEST_WORD."""
+    return text if len(text) <= min(most, LONGEST_WORD) else _WORD.sub(r"\1\2", text[:most])
+
+
+def bounded(encoder: ItemEncoder) -> Callable[[RawItem], dict[str, Tensor]]:
+    """The encoder's `prepare`, which gets no text that is longer than it asks for. All of its texts come this way."""
+    return partial(_prepare_cut, encoder.prepare, encoder.max_characters)
+
+
+def _prepare_cut(prepare: Callable[[RawItem], dict[str, Tensor]], most: int, item: RawItem) -> dict[str, Tensor]:
+    return prepare(replace(item, text=cut_text(item.text, most)))
+
+
+def log_cut_texts(texts: Iterable[str], encoder: ItemEncoder, name: str) -> None:
+    """Log how many texts the encoder gets cut, if any."""
+    cut = sum(cut_text(text, encoder.max_characters) != text for text in texts)
+    if cut:
+        logger.info(
+            "text: %s texts are cut for %s: to %s characters, and words to %s",
+            f"{cut:,}", name, f"{encoder.max_characters:,}", f"{LONGEST_WORD:,}",
+        )  # fmt: skip
+
+
 def is_placeholder(text: str) -> bool:
     """True for a word that a program wrote for a missing text."""
     return text.strip().casefold() in CODE_WORDS
@@ -53,56 +81,68 @@ def is_invisible(text: str) -> bool:
     return bool(text.strip()) and not any(each.isprintable() and not each.isspace() for each in text)
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image in a file, decoded, as RGB: of an animation the first frame, of 16 bits the upper 8.
+def read_hashed(path: Path, sha256: str | None, background: Background) -> Image.Image:
+    """The image in a file that had this hash when the catalog was hashed; None: it couldn't be read then.
 
-    As the encoders' authors read images: transparency is dropped, and a rotation that EXIF asks for isn't made.
-    Raises what its decoder raises, and an error for a decompression bomb, anything but a plain file, and a strip:
-    scaled to an encoder's short side, an image a thousand times as long as wide would fill the memory.
+    Raises DataError if it isn't that file any more, RunError where the machine fails, and for anything else that is
+    wrong with the file what `read_image` raises.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block forever
-        raise OSError("not a plain file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of each odd palette and tag
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise ValueError(f"a strip of {image.width} x {image.height} pixels")
-            if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
-                return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
+    try:
+        content = read_content(path)
+    except OSError as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        if sha256 is None:
+            raise
+        raise cache.changed(path, "before it was read") from None
+    if cache.hash_bytes(content) != sha256:
+        raise cache.changed(path, "before it was read")
+    try:
+        return decode_image(content, background)
+    except (OSError, MemoryError) as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        raise
+
+
+def reason_of(error: Exception, path: Path | None) -> str:
+    """Why an image can't be read, as it is stored: without the path, which is another tomorrow."""
+    if isinstance(error, UnreadableImage):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = str(error).replace(repr(str(path)), "").replace(str(path), "").strip()
+    return f"{type(error).__name__}: {text}"
 
 
 def nothing_readable(catalog: ItemCatalog, modality: str, item: int, reason: str, n_images: int) -> DataError:
-    """The error where none of `n_images` can be read, with the first, `item`, and its reason: what kind of file it is
-    if that is known."""
-    path = catalog.images[item]
-    if path is not None and cache.is_readable(path):
-        with path.open("rb") as file:
-            reason = foreign(file.read(256)) or reason
+    """The error where none of `n_images` can be read, with the first, `item`, and its reason."""
     return DataError(
-        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is {path}, of item "
-        f"{catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, another modality with --modalities, "
-        f"or --features {modality}=FILE.npy"
+        f"{modality} features can't be encoded: none of {n_images} images can be read, the first is "
+        f"{catalog.images[item]}, of item {catalog.raw_ids[item]}: {reason}; try `data check`, which names causes, "
+        f"another modality with --modalities, or --features {modality}=FILE.npy"
     )
 
 
 @dataclass(frozen=True)
 class Source:
     """A catalog's content in one modality. `items` are the ids that have it, in the order of encoding; `fingerprint` is
-    a hash of their content."""
+    a hash of their content; `hashes` are those of the images' files."""
 
     modality: str
     items: np.ndarray
     fingerprint: str
     texts: Sequence[str] = field(repr=False)
     images: Sequence[Path | None] = field(repr=False)
+    hashes: Sequence[str | None] = field(repr=False)
+    background: Background = "white"
 
     def read(self, item: int) -> RawItem:
-        """The item with just this modality, or with both of `joint`. Raises what `read_image` raises."""
+        """The item with just this modality, or with both of `joint`. Raises what `read_hashed` raises."""
         image = None if self.modality == "text" else self.images[item]
         text = "" if self.modality == "image" else self.texts[item]
-        return RawItem(item, read_image(image) if image else None, text)
+        return RawItem(item, read_hashed(image, self.hashes[item], self.background) if image else None, text)
 
 
 def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -> Source:
@@ -110,13 +150,14 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     texts = item_texts(catalog, text_fields)
     with_text = np.array([bool(text) for text in texts])
     with_image = np.array([image is not None for image in catalog.images])
+    hashes = [None] * len(catalog) if modality == "text" else cache.hash_readable(catalog.images)
     no_text = f"no item has text in the fields {', '.join(text_fields)}; there are {', '.join(catalog.fields)}"
     if modality == "text":
-        having, content, nothing = with_text, cache.fingerprint(texts), no_text
+        having, content, nothing = with_text, cache.fingerprint([texts, READING]), no_text
     elif modality == "image":
-        having, content, nothing = with_image, _content(catalog.images), "no item has an image"
+        having, content, nothing = with_image, _content(hashes, catalog.background), "no item has an image"
     elif modality == JOINT:
-        content = cache.fingerprint([cache.fingerprint(texts), _content(catalog.images)])
+        content = cache.fingerprint([cache.fingerprint(texts), _content(hashes, catalog.background)])
         having, nothing = with_image & with_text, no_text if with_image.any() else "no item has an image"
         nothing = "no item has both image and text" if with_image.any() and with_text.any() else nothing
     else:
@@ -127,26 +168,28 @@ def source_of(catalog: ItemCatalog, modality: str, text_fields: Sequence[str]) -
     # Longest first: texts of like length share a batch, so little is padded, and memory runs out early if at all
     lengths = [0 if modality == "image" else -len(text) for text in texts]
     order = np.argsort(lengths, kind="stable")
-    return Source(modality, order[having[order]], content, texts, catalog.images)
+    return Source(modality, order[having[order]], content, texts, catalog.images, hashes, catalog.background)
 
 
-def _content(images: Sequence[Path | None]) -> str:
-    """A hash of which items have an image that can be read, and of these files' content."""
-    hashes = cache.hash_readable(images)
+def _content(hashes: Sequence[str | None], background: Background) -> str:
+    """A hash of which items have an image that can be read, of these files' content, and of how it becomes pixels."""
     known = [one for one in hashes if one is not None]
-    return cache.fingerprint([[one is not None for one in hashes], cache.join_hashes(known)])
+    files = [[one is not None for one in hashes], cache.join_hashes(known)]
+    return cache.fingerprint([*files, READING, background])
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch that an encoder prepared, and by item the reason if it couldn't be read."""
+    """A batch that an encoder prepared of some items, and by item the reason if it couldn't be read."""
 
+    items: Sequence[int]
     tensors: Mapping[str, Tensor]
     unreadable: Mapping[int, str]
 
     def pin_memory(self) -> "Prepared":
         """The batch in page-locked memory, for copies to a GPU; the loader calls this."""
-        return Prepared({key: tensor.pin_memory() for key, tensor in self.tensors.items()}, self.unreadable)
+        tensors = {key: tensor.pin_memory() for key, tensor in self.tensors.items()}
+        return Prepared(self.items, tensors, self.unreadable)
 
 
 def loader(
@@ -154,11 +197,14 @@ def loader(
 ) -> DataLoader[Prepared | MMRecError]:
     """The `batches` of item ids, read and prepared by `workers` processes, or in this one by none, in their order.
 
-    A breach of the encoder's contract is yielded as an error, not raised: a worker's exception would arrive here with a
-    traceback in its message. `batches` is read as far ahead as is prepared, two batches for each worker.
+    A breach of the encoder's contract, a file that changed and a failing machine are yielded as errors, not raised: a
+    worker's exception would arrive here with a traceback in its message. `batches` is read as far ahead as is
+    prepared, two batches for each worker.
     """
+    if source.modality != "image":
+        log_cut_texts((source.texts[item] for item in source.items), encoder, name)
     return DataLoader(
-        _Items(source, encoder.prepare),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
+        _Items(source, bounded(encoder)),  # type: ignore[arg-type]  # a batch is what `collate_fn` makes of its items
         batch_sampler=batches,
         collate_fn=partial(_collate, padding=encoder.padding, name=name),
         num_workers=workers,
@@ -175,11 +221,12 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-_Item = tuple[int, dict[str, Tensor], str | None]
+_Item = tuple[int, dict[str, Tensor], str | None] | MMRecError
 
 
 class _Items(TorchDataset[_Item]):
-    """Item id -> the id, its tensors as the encoder prepares them, and why it couldn't be read, if so."""
+    """Item id -> the id, its tensors as the encoder prepares them, and why it couldn't be read, if so; or an error that
+    ends the run."""
 
     def __init__(self, source: Source, prepare: Callable[[RawItem], dict[str, Tensor]]) -> None:
         self.source, self.prepare = source, prepare
@@ -187,16 +234,21 @@ class _Items(TorchDataset[_Item]):
     def __getitem__(self, item: int) -> _Item:
         try:
             raw, reason = self.source.read(item), None
+        except MMRecError as error:
+            return error
         except Exception as error:  # decoders raise anything; whatever it is, one bad image must not end the run
-            raw, reason = RawItem(item, None, ""), f"{type(error).__name__}: {error}"
+            raw, reason = RawItem(item, None, ""), reason_of(error, self.source.images[item])
         return item, self.prepare(raw), reason
 
 
 def _collate(samples: Sequence[_Item], *, padding: Mapping[str, int], name: str) -> Prepared | MMRecError:
-    prepared = [tensors for _, tensors, _ in samples]
-    unreadable = {item: reason for item, _, reason in samples if reason is not None}
+    for sample in samples:
+        if isinstance(sample, MMRecError):
+            return sample
+    items, prepared, reasons = zip(*samples, strict=True)
+    unreadable = {item: reason for item, reason in zip(items, reasons, strict=True) if reason is not None}
     try:
-        return Prepared(pad_and_stack(prepared, padding=padding, encoder=name), unreadable)
+        return Prepared(items, pad_and_stack(prepared, padding=padding, encoder=name), unreadable)
     except MMRecError as error:
         return error
 

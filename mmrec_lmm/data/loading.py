@@ -6,16 +6,18 @@ catalog, the number of items is its number of rows and items without interaction
 largest id + 1, and a gap is an error, since row i of every feature file must be item i.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..cache import fingerprint, hash_file, hash_readable, is_there, join_hashes
+from ..cache import check_readable, fingerprint, hash_file, hash_readable, is_there, join_hashes, unchanged
 from ..config.choices import SPLIT_RULES
 from ..config.settings import Settings
 from ..errors import DataError, did_you_mean
+from ..plugin.names import PATH_RULE, is_within
 from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
 from .ids import MAPPINGS
 from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
@@ -27,7 +29,9 @@ NOT_TEXT = ("itemID", "image", "image_url", "imUrl", "asin", "price", "salesRank
 def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
     """The data set in `folder`. Raises DataError, with counts, for data that can't be ranked correctly."""
     inter = inter_file(folder, name, settings)
-    users, items, labels, times = read_interactions(inter, settings)
+    with unchanged(inter):
+        users, items, labels, times = read_interactions(inter, settings)
+        inter_hash = hash_file(inter)
     catalog = read_catalog(folder) if is_there(folder / "items.tsv") else None
 
     n_users = _count_ids(users, inter, settings.USER_ID_FIELD, gaps_allowed=False)
@@ -41,6 +45,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         n_items = len(catalog)
 
     notes = _odd_times(times, inter, settings) if times is not None else []
+    notes += _unnamed_images(folder, catalog, name) if catalog is not None else []
     if settings.split:
         labels = draw_labels(settings.split, users, items, times, settings.split_seed)
     splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
@@ -65,7 +70,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
             )
     notes += _repeated(splits, n_items)
 
-    fingerprinted = [hash_file(inter), n_users, n_items]
+    fingerprinted = [inter_hash, n_users, n_items]
     drawn = None
     if settings.split:
         sizes = {split: len(rows) for split, rows in splits.items()}
@@ -91,6 +96,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
 def inter_file(folder: Path, name: str, settings: Settings) -> Path:
     """The path of a data set's interactions. Raises DataError, with what is there instead."""
     path = folder / (settings.inter_file_name or f"{name}.inter")
+    check_readable(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file{_what_is_there(folder)}")
     return path
@@ -191,7 +197,8 @@ def column_name(name: str, default: str, header: Sequence[str]) -> str:
 
 
 def read_catalog(folder: Path) -> ItemCatalog:
-    """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`."""
+    """The catalog `items.tsv`, sorted by itemID, its images resolved under `images/`. DataError for one that would lead
+    out of there."""
     path = folder / "items.tsv"
     table = items_table(path)
     if "itemID" not in table:
@@ -206,7 +213,12 @@ def read_catalog(folder: Path) -> ItemCatalog:
     table = table.iloc[order]
     raw_column = next((column for column in ("raw_id", "asin") if column in table), "itemID")
     names = table["image"].tolist() if "image" in table else [""] * len(table)
-    images = tuple(folder / "images" / name if name else None for name in names)
+    if (outside := next((item for item, name in enumerate(names) if name and not is_within(name)), None)) is not None:
+        raise DataError(
+            f"{path}: image: item {outside}: expected {PATH_RULE}, {folder / 'images'}, got {names[outside]!r}; "
+            "correct it, or leave it empty"
+        )
+    images = tuple(_image(folder / "images", name) if name else None for name in names)
     fields = {column: tuple(table[column]) for column in table.columns if column not in NOT_TEXT}
     contents = [one for one in hash_readable(images) if one is not None]
     return ItemCatalog(
@@ -215,6 +227,26 @@ def read_catalog(folder: Path) -> ItemCatalog:
         raw_ids=tuple(table[raw_column]),
         fingerprint=fingerprint([fields, names, join_hashes(contents)]),
     )
+
+
+def _image(folder: Path, name: str) -> Path:
+    """The path of an image, in the Unicode form that its file has: macOS and some archives have é as two characters."""
+    path = folder / name
+    if name.isascii() or path.exists():
+        return path
+    forms = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
+
+
+def _unnamed_images(folder: Path, catalog: ItemCatalog, name: str) -> list[str]:
+    """A note where the catalog names no image, and the folder of images isn't empty."""
+    images = folder / "images"
+    if catalog.has_images or not images.is_dir() or all(path.name.startswith(".") for path in images.iterdir()):
+        return []
+    return [
+        f"items.tsv names no image, and {images} holds files, which no item gets; `mmrec-lmm data images {name} --from "
+        f"{images}` gives items the images that are called by their ids, and names what comes near"
+    ]
 
 
 def items_table(path: Path) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """Opening a data set by its name: a folder in MMRec's layout, or what a plugin makes or reads."""
 
+import dataclasses
 import logging
 import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..cache import locked
+from ..cache import check_readable, locked, restore_folder, sweep, temporary_path
 from ..config.settings import Settings
 from ..errors import ConfigError, DataError, PluginError
 from ..plugin.registry import Registry
@@ -23,6 +24,8 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
     Raises DataError; for one that can be got, with the command.
     """
     folder = Path(settings.data_path) / name
+    check_readable(folder)
+    restore_folder(folder)
     spec = registry.datasets.get(name) if name in registry.datasets else None
     if spec is not None and spec.make is not None and not folder.exists():
         make_dataset(folder, registry.datasets.load(name, "make"))
@@ -38,8 +41,12 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
                 f"--split {settings.split}: expected a data set whose table of interactions is read here, got {name}, "
                 "which its plugin reads and splits; try leaving out --split"
             )
+    else:
+        dataset = load_dataset(folder, name, settings)
+    if dataset.catalog is None:
         return dataset
-    return load_dataset(folder, name, settings)
+    catalog = dataclasses.replace(dataset.catalog, background=settings.image_background)
+    return dataclasses.replace(dataset, catalog=catalog)
 
 
 def how_to_get(spec: DatasetSpec, settings: Settings) -> str:
@@ -57,8 +64,8 @@ def make_dataset(folder: Path, make: Callable[[Path], None]) -> None:
         if folder.exists():  # another process was quicker
             return
         logger.info("making the data set %s in %s", folder.name, folder)
-        hidden = folder.with_name(f".{folder.name}.making")
-        shutil.rmtree(hidden, ignore_errors=True)
+        sweep(folder.parent)
+        hidden = temporary_path(folder)
         hidden.mkdir()
         try:
             make(hidden / folder.name)

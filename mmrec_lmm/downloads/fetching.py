@@ -3,8 +3,11 @@
 The beginning of a file, `X.part`, is continued only from the address that it came from, and only while the server shows
 by ETag or Last-Modified that the file there is the same; `X.part.origin` keeps address, version and length. Where the
 file's hash is known, it is continued from anywhere: the hash tells whether the parts fit.
+
+A password in an address is sent to its own host alone, and never logged.
 """
 
+import base64
 import dataclasses
 import email.utils
 import http.client
@@ -14,10 +17,12 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 from ..cache import AGAIN, is_disk_full, read_json
 from ..errors import DataError
@@ -28,9 +33,12 @@ logger = logging.getLogger(__name__)
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each retry; an attempt without a new byte after the last is final
 LONGEST_PAUSE = 300.0  # seconds; a server that asks for more by Retry-After is left alone
 TIMEOUT = 30.0  # seconds without a byte
+LARGEST = 10**12  # bytes of a file: no published one is as large, and a server could send for ever
 _BLOCK = 1 << 20  # bytes
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 _OFFLINE = ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE")
+_SECRET = re.compile(r"(?i)([?&][^=&]*(?:token|key|secret|signature|sig|password|credential|auth)[^=&]*=)[^&#]*")
+_SCHEMES = ("http://", "https://")
 _YES = ("1", "true", "yes", "on")
 
 #: What `fetch` raises.
@@ -61,7 +69,7 @@ def fetch(url: str, part: Path, *, label: str, hash_known: bool = False) -> bool
             pause = max(PAUSES[max(fruitless - 1, 0)], _asked_pause(error))
             if pause > LONGEST_PAUSE:
                 raise ConnectionError(f"{reason_of(error)}; the server asks to wait {pause:,.0f} s") from None
-            logger.warning("%s: %s; trying again in %g s", url, reason_of(error), pause)
+            logger.warning("%s: %s; trying again in %g s", shown(url), reason_of(error), pause)
             time.sleep(pause)
 
 
@@ -69,6 +77,13 @@ def discard(part: Path) -> None:
     """Delete the beginning of a file, and what is known of it."""
     part.unlink(missing_ok=True)
     _origin_file(part).unlink(missing_ok=True)
+
+
+def shown(url: str) -> str:
+    """An address for people and logs, without the password, key or token that it may hold."""
+    start, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return _SECRET.sub(r"\1...", f"{start}{separator}{host.rpartition('@')[2]}{slash}{path}")
 
 
 def reason_of(error: Exception) -> str:
@@ -89,15 +104,15 @@ def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
     """One attempt: append to `part` the rest of the file, or write all of it if the server can't continue."""
     from tqdm import tqdm  # late: each listing of plugins imports this module
 
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"unknown url type: {url!r}")
+    if not url.startswith(_SCHEMES):
+        raise ValueError(f"unknown url type: {shown(url)!r}")
     origin = _read_origin(part)
-    if origin is None or origin.url != url or not origin.version:
+    if origin is None or origin.url != shown(url) or not origin.version:
         origin = None
         if not hash_known:
             discard(part)
     start = _size(part)
-    if origin and start == origin.total:
+    if origin and start == origin.total and hash_known:
         return True
     headers = {"User-Agent": "mmrec-lmm", "Accept-Encoding": "identity"}
     if start:
@@ -105,7 +120,7 @@ def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
         if origin:
             headers["If-Range"] = origin.version  # else, if the file has changed, send all of it
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        answer = urllib.request.build_opener(_Redirects).open(_request(url, headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
@@ -128,6 +143,8 @@ def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
             tqdm(total=found.total, initial=start, desc=label, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while block := answer.read1(_BLOCK):  # what there is, however little
+                if out.tell() + len(block) > LARGEST:
+                    raise ValueError(f"the server sent more than {LARGEST:,} bytes")
                 out.write(block)
                 out.flush()  # a kill loses nothing that has come
                 bar.update(len(block))
@@ -135,6 +152,29 @@ def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
     if found.total is not None and _size(part) != found.total:
         raise ConnectionError(f"the connection ended after {_size(part):,} of {found.total:,} bytes")
     return found.total is not None or chunked
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone, and from https to no http, where anyone on the way could answer."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        allowed = "https://" if req.full_url.startswith("https://") else _SCHEMES
+        if not newurl.startswith(allowed):
+            raise ValueError(f"the server redirects to {shown(newurl)!r}, which isn't followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _request(url: str, headers: dict[str, str]) -> urllib.request.Request:
+    """A request; user and password of the address go into a header that no redirect repeats."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(
+        urllib.parse.urlunsplit(parts._replace(netloc=host)) if at else url, headers=headers
+    )
+    if at:
+        code = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {code}")
+    return request
 
 
 def _described(url: str, headers: Message, start: int) -> _Origin:
@@ -146,10 +186,13 @@ def _described(url: str, headers: Message, start: int) -> _Origin:
         raise ValueError(f"the server sent it encoded as {coding}")
     tag = headers.get("ETag", "")
     version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak ETag can't be asked for
-    length, total = headers.get("Content-Length", ""), headers.get("Content-Range", "").rpartition("/")[2]
-    if start and total.isdecimal():
-        return _Origin(url, version, int(total))
-    return _Origin(url, version, start + int(length) if length.isdecimal() else None)
+    length, range_total = headers.get("Content-Length", ""), headers.get("Content-Range", "").rpartition("/")[2]
+    total = start + int(length) if length.isdecimal() else None
+    if start and range_total.isdecimal():
+        total = int(range_total)
+    if total is not None and total > LARGEST:
+        raise ValueError(f"the server announces {total:,} bytes, more than {LARGEST:,}")
+    return _Origin(shown(url), version, total)
 
 
 def _continues(headers: Message, start: int, origin: _Origin | None, found: _Origin) -> bool:

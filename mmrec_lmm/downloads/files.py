@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import hash_file, is_disk_full, locked, write_bytes
-from ..errors import DataError, RunError
-from .fetching import FETCH_ERRORS, discard, fetch, reason_of
+from ..cache import check_readable, hash_file, is_disk_full, locked, no_access, write_bytes
+from ..errors import DataError, NoAccess, RunError, is_denied
+from .fetching import FETCH_ERRORS, discard, fetch, reason_of, shown
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
 
     Of several processes that want it one downloads it. `who` wants the file, for the log. Raises NotDownloaded,
     DataError for another hash than the expected one, which `otherwise` says how to get round, RunError for a full disk,
-    and PermissionError.
+    and NoAccess.
     """
     with locked(place):
         if place.is_file():  # another process may have brought it while this one waited
@@ -49,23 +49,25 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
         for url in file.urls:
             try:
                 return _bring(file, url, place, who=who, otherwise=otherwise)
-            except PermissionError:
-                raise
             except FETCH_ERRORS as error:
+                if is_denied(error):
+                    raise no_access(place, error, to="write") from None
                 if is_disk_full(error):
                     part = _part(place)
                     raise RunError(
                         f"{part}: no space left on the disk; free some and start again, it continues"
                     ) from None
-                reasons.append(reason_of(error) if len(file.urls) == 1 else f"{url}: {reason_of(error)}")
+                reasons.append(reason_of(error) if len(file.urls) == 1 else f"{shown(url)}: {reason_of(error)}")
         raise NotDownloaded("; ".join(reasons))
 
 
 def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> None:
     """Compare a file that is here with its published hash, or else with that of its first use, which is recorded then.
 
-    Without `record`, an unpublished hash is neither compared nor recorded. Raises DataError, which ends with `remedy`.
+    Without `record`, an unpublished hash is neither compared nor recorded. Raises DataError, which ends with `remedy`,
+    and NoAccess.
     """
+    check_readable(path)
     if file.digest:
         _expect(path, file.digest.lower(), "as published", remedy)
     elif record:
@@ -78,8 +80,13 @@ def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> 
                 expect_format(path, path.name)
             except ValueError as error:
                 raise DataError(f"{path}: {error}; {remedy}") from None
-            with suppress(OSError, RunError):  # in a folder that can't be written to
+            with suppress(OSError, RunError, NoAccess):  # in a folder that can't be written to
                 _write_record(path, hash_file(path))
+
+
+def known_hash(file: RemoteFile, place: Path) -> str:
+    """The hash that a file at `place` must have: as published, or as at its first use; empty where neither is known."""
+    return file.digest.lower() or _recorded(place)
 
 
 def expect_format(path: Path, name: str) -> None:
@@ -108,22 +115,36 @@ def has_end(name: str) -> bool:
 
 def _bring(file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str) -> None:
     part = _part(place)
-    expected = file.digest.lower() or _recorded(place)
-    logger.info("%s: downloading %s", who, url)
+    expected = known_hash(file, place)
+    logger.info("%s: downloading %s", who, shown(url))
+    if not expected and not url.startswith("https://"):
+        logger.warning(
+            "%s: no hash of %s is published and its address is no https: whoever is on the way can change it",
+            who,
+            shown(url),
+        )
+    continued = part.exists()
     measured = fetch(url, part, label=file.name, hash_known=bool(expected))
     digest = _hash(part, expected)
+    if expected and digest != expected and continued:  # what was here came from elsewhere
+        discard(part)
+        measured = fetch(url, part, label=file.name, hash_known=True)
+        digest = _hash(part, expected)
     if expected and digest != expected:
         discard(part)
         origin = "as published" if file.digest else f"as {_record(place)} says"
         raise DataError(
-            f"{url}: expected {_kind(expected)} {expected} ({origin}), got {digest}; the download was deleted, try "
-            f"again. If the hash is the same, the file there was replaced: {otherwise}"
+            f"{shown(url)}: expected {_kind(expected)} {expected} ({origin}), got {digest}; the download was deleted, "
+            f"try again. If the hash is the same, the file there was replaced: {otherwise}"
         )
     if not expected:
         try:
             expect_format(part, file.name)
             if not measured and not has_end(file.name):
-                raise ValueError("the server doesn't say how long it is, so a cut can't be told from its end")
+                raise ValueError(
+                    "the server doesn't say how long it is, so a cut can't be told from its end; if you know its "
+                    f"SHA-256, write that to {_record(place)} and try again"
+                )
         except ValueError:
             discard(part)
             raise

@@ -3,7 +3,7 @@
 Rows never shift: every table has one row per item, and an item whose image or text is missing or unreadable has a zero
 row that `present` masks. Each modality is encoded by itself, with an encoder built for that modality alone. So a table
 depends only on the encoder, its configuration, its precision and the items' content in that modality; its file is named
-by a hash of these.
+by a hash of these. Weights and images are compared with these hashes when they are loaded.
 
 Work is saved shard by shard: after a kill, at most one shard is computed again, and the items that loader processes had
 prepared ahead. Of the processes that torchrun starts, each claims the next free shard, so the shards' files are all
@@ -17,11 +17,10 @@ import functools
 import logging
 import os
 import re
-import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,21 +30,32 @@ import torch
 from tqdm import tqdm
 
 from .. import cache
-from ..data.items import Prepared, Source, is_invisible, is_placeholder, loader, nothing_readable, source_of
-from ..distributed import is_first_process, processes
+from ..data.images import decoders
+from ..data.items import (
+    Prepared,
+    Source,
+    is_invisible,
+    is_placeholder,
+    loader,
+    nothing_readable,
+    reason_of,
+    source_of,
+)
+from ..distributed import broadcast, is_first_process, join, processes
 from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import check_finite, parse
 from ..types import FeatureTable, ItemCatalog, RunSpec, Tuned
-from ..weights.formats import load_state, read_checkpoint
-from .files import coverage, load_with_header, save_table
+from ..weights.formats import load_state
+from ..weights.sealed import DamagedFile, load_tensors
+from .files import TableHeader, coverage, load_with_header, save_table
 from .inference import Inference
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the same encoder and items would give another table: it is part of every table's name
+FORMAT = 3  # raise it when the same encoder and items would give another table: it is part of every table's name
 SHARD = 256  # items between two saves: what a kill can cost
 REPORTED = 20  # unreadable items that the log names one by one
 
@@ -62,6 +72,7 @@ class EncodeOptions:
     dtype: str = "float32"  # or bfloat16, float16: of the arithmetic; features are float32 always
     compile: bool = False  # torch.compile: a minute at first, then faster steps
     progress: bool = False  # a bar, where there is a terminal
+    force: bool = False  # make tables again that are in the cache
 
 
 def encoder_spec(spec: RunSpec, registry: Registry) -> EncoderSpec:
@@ -88,9 +99,11 @@ def encode(
     An item's text is its `text_fields` joined by a space; "joint" encodes the items that have image and text. Weights
     are the encoder's own, or those of `tuned`. Of the options only `dtype` enters a table's name: the others change a
     value by rounding at most. Which items lack an image or a text is logged, as is each image that can't be read, with
-    its reason. Raises ConfigError for a modality that the encoder lacks, DataError where no item has anything to
-    encode that can be read, WeightsMissing, PluginError where the encoder breaks its contract, and RunError where
-    memory doesn't suffice.
+    its reason; these are tried again with other decoders. A damaged table is made again, with a warning.
+
+    Raises ConfigError for a modality that the encoder lacks, DataError where no item has anything to encode that can be
+    read, or where an image or a file of weights changed since it was hashed, WeightsMissing, PluginError where the
+    encoder breaks its contract, and RunError where the machine fails: at reading an image, or for lack of memory.
     """
     options = options or EncodeOptions()
     lacking = [modality for modality in modalities if modality not in spec.modalities]
@@ -103,27 +116,114 @@ def encode(
     for modality in modalities:
         source = source_of(catalog, modality, text_fields)
         path = table_path(source, spec, config, dtype=options.dtype, tuned=tuned.fingerprint if tuned else None)
-        with cache.locked(path) if processes() == 1 else nullcontext():
-            if path.exists():
+        build = functools.partial(_inference, spec, config, modality, options, tuned)
+        cache.check_readable(path)
+        if options.force:
+            join(torch.device(options.device))
+            if is_first_process():
+                _remove(path)
+            broadcast(None)  # no process may find the table before it is gone
+        with nullcontext() if path.exists() or processes() > 1 else cache.locked(path):  # to read no lock is needed
+            found = _stored(path)
+            if found is not None:
                 logger.info("%s: features of %s found in the cache, %s", modality, spec.name, path)
+                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
             else:
-                encoder = build_encoder(spec, config, (modality,))
-                if tuned:  # of image and text; an encoder of one modality may lack weights of the other
-                    state, own = read_checkpoint(tuned.path), encoder.state_dict()
-                    load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
-                if torch.device(options.device).type == "cuda" and options.dtype == "float32":
-                    _note_full_precision()
-                model = Inference(
-                    encoder, modality, name=spec.name, device=options.device,
-                    dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,
-                )  # fmt: skip
-                _make(path, source, model, len(catalog), options)
-        table, header = load_with_header(path)
+                _make(path, source, build, len(catalog), options)
+                found = load_with_header(path)
+            table, header = _tried_again(path, source, *found, build)
         tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
         _report(tables[modality], header.unreadable, catalog)
     if any(modality != "image" for modality in modalities):
         _report_texts(catalog, text_fields)
     return tables
+
+
+def _inference(spec: EncoderSpec, config: Any, modality: str, options: EncodeOptions, tuned: Tuned | None) -> Inference:
+    """The encoder of a modality, ready to run, with the weights of `tuned` if given."""
+    encoder = build_encoder(spec, config, (modality,))
+    if tuned:  # of image and text; an encoder of one modality may lack weights of the other
+        state, own = load_tensors(tuned.path, sealed=False), encoder.state_dict()
+        load_state(encoder, {key: state[key] for key in state if key in own}, source=tuned.path)
+    if torch.device(options.device).type == "cuda" and options.dtype == "float32":
+        _note_full_precision()
+    return Inference(
+        encoder, modality, name=spec.name, device=options.device,
+        dtype=options.dtype, compile=options.compile, batch_size=options.batch_size,
+    )  # fmt: skip
+
+
+def _stored(path: Path) -> tuple[FeatureTable, TableHeader] | None:
+    """The table at `path` and its header, if it is there as it was written; a damaged one is deleted with a warning."""
+    if not path.exists():
+        return None
+    try:
+        return load_with_header(path)
+    except DamagedFile as error:
+        logger.warning("%s; it is made again", str(error).rpartition(";")[0])
+    with cache.locked(path) if processes() > 1 else nullcontext():
+        with suppress(DamagedFile):  # another process may have made it again meanwhile
+            return load_with_header(path)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _tried_again(
+    path: Path, source: Source, table: FeatureTable, header: TableHeader, build: Callable[[], Inference]
+) -> tuple[FeatureTable, TableHeader]:
+    """The table and its header after other decoders than those before have tried the images that these couldn't read.
+
+    Those that can be read are encoded, and the file is replaced.
+    """
+    if not header.unreadable or decoders() in header.decoders:
+        return table, header
+    with cache.locked(path) if processes() > 1 else nullcontext():
+        if processes() > 1:  # another process may have done it meanwhile
+            table, header = load_with_header(path)
+            if decoders() in header.decoders:
+                return table, header
+        unreadable, readable = {}, []
+        for item in map(int, header.unreadable):
+            try:
+                source.read(item)
+                readable.append(item)
+            except MMRecError:
+                raise
+            except Exception as error:  # decoders raise anything
+                unreadable[str(item)] = reason_of(error, source.images[item])
+        if readable:
+            logger.info(
+                "%s: %d of %d images that couldn't be read can be by %s; they are encoded",
+                source.modality, len(readable), len(header.unreadable), decoders(),
+            )  # fmt: skip
+            model, values, present = build(), table.values.copy(), table.present.copy()
+            for batch in _sound(loader(source, model.encoder, model.name, _parts(readable), workers=0, pin=False)):
+                values[batch.items] = model.fetched(model(batch.tensors))
+            present[readable] = True
+            table = FeatureTable(table.modality, values, present, _fingerprint(path, unreadable))
+        tried = (decoders(),) if readable else (*header.decoders, decoders())
+        header = dataclasses.replace(header, fingerprint=table.fingerprint, unreadable=unreadable, decoders=tried)
+        with suppress(OSError):  # a cache that can't be written to
+            save_table(path, table, encoder=header.encoder, unreadable=unreadable, decoders=tried)
+    return table, header
+
+
+def _parts(items: Sequence[int]) -> Iterator[list[int]]:
+    """The items in parts of SHARD."""
+    for start in range(0, len(items), SHARD):
+        yield [*items[start : start + SHARD]]
+
+
+def _fingerprint(path: Path, unreadable: Mapping[str, str]) -> str:
+    """The fingerprint of the table at `path`: its name, and the items whose image the decoders couldn't read, as others
+    may."""
+    return path.stem if not unreadable else cache.fingerprint([path.stem, sorted(unreadable, key=int)])
+
+
+def _remove(path: Path) -> None:
+    """Delete a table, and what is there of an unfinished one."""
+    path.unlink(missing_ok=True)
+    cache.remove(path.with_suffix(".parts"))
 
 
 @functools.cache
@@ -169,7 +269,9 @@ def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCat
         raise nothing_readable(catalog, table.modality, int(item), reason, len(unreadable))
     for item, reason in list(unreadable.items())[:REPORTED]:
         raw_id = catalog.raw_ids[int(item)]
-        logger.warning("%s of item %s is masked, unreadable: %s", table.modality, raw_id, reason)
+        logger.warning(
+            "%s of item %s is masked, unreadable: %s: %s", table.modality, raw_id, catalog.images[int(item)], reason
+        )
     if len(unreadable) > REPORTED:
         logger.warning("%s of %d more items is masked, unreadable", table.modality, len(unreadable) - REPORTED)
     logger.info("%s", coverage(table, catalog))
@@ -198,10 +300,13 @@ def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
 
 def build_encoder(spec: EncoderSpec, config: Any, modalities: Sequence[str]) -> ItemEncoder:
     """The encoder for some modalities. Its random weights are the same in every process, and the caller's random state
-    isn't changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        encoder: ItemEncoder = resolve(spec.cls)(config, tuple(modalities))
+    isn't changed. Its files are hashed whenever they are loaded: DataError if one isn't what named things before."""
+    with cache.hashed_anew():
+        for modality in modalities:
+            encoder_id(spec, config, modality)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            encoder: ItemEncoder = resolve(spec.cls)(config, tuple(modalities))
     for modality in modalities:
         if modality not in encoder.dims:
             raise PluginError(
@@ -219,8 +324,9 @@ class _Shard:
     path: Path
 
 
-def _make(path: Path, source: Source, model: Inference, n_items: int, options: EncodeOptions) -> None:
+def _make(path: Path, source: Source, build: Callable[[], Inference], n_items: int, options: EncodeOptions) -> None:
     """Make the table at `path`, together with all other processes that make it; shards that exist are kept."""
+    model = build()
     folder = path.with_suffix(".parts")
     shards = [
         _Shard(number, source.items[start : start + SHARD], folder / f"{start}-{SHARD}.safetensors")
@@ -355,20 +461,36 @@ def _save_shard(
     present = np.array([int(item) not in unreadable for item in shard.items])
     table = FeatureTable(modality, np.concatenate(rows), present, shard.path.stem)
     reasons = {str(item): reason for item, reason in unreadable.items()}
-    save_table(shard.path, table, unreadable=reasons, seconds=seconds)
+    save_table(shard.path, table, unreadable=reasons, decoders=[decoders()] if reasons else (), seconds=seconds)
 
 
 def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int, *, encoder: str) -> None:
-    """One table of all shards, at `path`; their files are deleted."""
-    parts = [(shard.items, *load_with_header(shard.path)) for shard in shards]
-    values, present = np.zeros((n_items, parts[0][1].dim), np.float32), np.zeros(n_items, bool)  # (I, D), (I,)
+    """One table of all shards, at `path`; their files are deleted. A damaged shard is deleted alone, with a warning.
+
+    Besides the table, one shard is in memory.
+    """
+    values = np.empty((0, 0), np.float32)
+    present = np.zeros(n_items, bool)  # (I,)
     unreadable: dict[str, str] = {}
-    for items, part, header in parts:
-        values[items] = part.values * part.present[:, None]
-        present[items] = part.present
-        unreadable |= header.unreadable
+    tried: set[str] = set()
+    seconds = 0.0
+    for shard in shards:
+        try:
+            part, header = load_with_header(shard.path)
+        except DamagedFile as error:
+            logger.warning("%s; it is made again", str(error).rpartition(";")[0])
+            shard.path.unlink()
+            return
+        if not values.size:
+            values = np.zeros((n_items, part.dim), np.float32)  # (I, D)
+        values[shard.items[part.present]] = part.values[part.present]
+        present[shard.items] = part.present
+        if header.unreadable:
+            tried = {*header.decoders} & tried if unreadable else {*header.decoders}
+            unreadable |= header.unreadable
+        seconds += header.seconds or 0.0  # older shards have none
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    seconds = sum(header.seconds or 0.0 for _, _, header in parts)  # older shards have none
-    cache.write_bytes(_seconds_file(path), f"{seconds:.3f}".encode())
-    save_table(path, FeatureTable(modality, values, present, path.stem), encoder=encoder, unreadable=unreadable)
-    shutil.rmtree(path.with_suffix(".parts"))
+    cache.write_memo(_seconds_file(path), f"{seconds:.3f}")
+    table = FeatureTable(modality, values, present, _fingerprint(path, unreadable))
+    save_table(path, table, encoder=encoder, unreadable=unreadable, decoders=sorted(tried))
+    cache.remove(path.with_suffix(".parts"))

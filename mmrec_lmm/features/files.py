@@ -6,23 +6,26 @@ masks.
 Shapes: I items, D feature width.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from .. import cache
-from ..data.arrays import open_npy
+from ..data.arrays import CURE, damaged, read_header
 from ..data.tables import read_integers
 from ..errors import ConfigError, DataError, did_you_mean
 from ..formatting import first_few
-from ..typed_json import OPTIONAL, decode
+from ..typed_json import OPTIONAL, decode, parse
 from ..types import FeatureTable, ItemCatalog
+from ..weights.sealed import DamagedFile, load_arrays, save_file
 from .controls import CONTROLS
 
 ABSENT_WIDTH = 64  # of the tables of `absent_table`
@@ -34,27 +37,18 @@ MISSED_IMAGES = "missed_img_itemIDs.csv"  # MMRec's list of items whose image fe
 
 
 def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTable:
-    """The table of a .npy file of any float type, as float32; a file of float32 is memory-mapped, not read.
+    """The table of a .npy file of any float type, as float32, in memory: what is hashed is what is used.
 
     Absent are the items with an all-zero row, and for images those that MMRec's `missed_img_itemIDs.csv` beside the
     file names (there their row is the mean of the others; here it becomes zero). Raises DataError where the file is
     missing, damaged, pickled, holds NaN or infinity, or hasn't one row per item.
     """
-    stored = open_npy(path)
-    if stored.ndim != 2 or stored.dtype.kind not in "fiu":
-        raise DataError(f"{path}: expected numbers of shape (items, width), got {stored.dtype} of shape {stored.shape}")
-    if len(stored) != n_items:
-        raise DataError(f"{path}: expected {n_items} rows, row i for item i, got {len(stored)}")
-    values = stored if stored.dtype == np.float32 else np.empty(stored.shape, np.float32)
+    values, digest = _read_npy(path, n_items)
     finite, present = np.empty(n_items, bool), np.empty(n_items, bool)
-    step = max(1, 2**24 // max(1, stored.shape[1]))  # rows of 64 MB: a mapped file is never in memory whole
+    step = _rows_at_once(values.shape[1])
     for start in range(0, n_items, step):
         rows = slice(start, start + step)
-        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported below
-            block = stored[rows].astype(np.float32, copy=False)
-        finite[rows], present[rows] = np.isfinite(block).all(axis=1), block.any(axis=1)
-        if values is not stored:
-            values[rows] = block
+        finite[rows], present[rows] = np.isfinite(values[rows]).all(axis=1), values[rows].any(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise DataError(
@@ -65,8 +59,56 @@ def read_feature_file(path: Path, *, modality: str, n_items: int) -> FeatureTabl
     if modality == "image" and cache.is_there(missed):
         ids = _missed_items(missed, n_items)
         present[ids] = False
-        values[ids] = 0  # copy on write: the file stays as it is
-    return FeatureTable(modality, values, present, cache.fingerprint([cache.hash_file(path), present]))
+        values[ids] = 0
+    return FeatureTable(modality, values, present, cache.fingerprint([digest, present]))
+
+
+def _read_npy(path: Path, n_items: int) -> tuple[np.ndarray, str]:
+    """The array (I, D) in a .npy file as float32, and the SHA-256 of the file, which is read once, from one descriptor.
+
+    Pickles are refused by name, and so is a header that promises other data than the file has.
+    """
+    digest = hashlib.sha256()
+    size = cache.check_file(path, CURE)
+    try:
+        with path.open("rb") as file:
+            shape, by_columns, dtype = read_header(file, path, size)
+            if len(shape) != 2 or dtype.kind not in "fiu":
+                raise DataError(f"{path}: expected numbers of shape (items, width), got {dtype} of shape {shape}")
+            if shape[0] != n_items:
+                raise DataError(f"{path}: expected {n_items} rows, row i for item i, got {shape[0]}")
+            begin = file.tell()
+            file.seek(0)
+            digest.update(file.read(begin))
+            values = _numbers(file, digest, shape[::-1] if by_columns else shape, dtype)
+            while rest := file.read(1 << 20):
+                digest.update(rest)
+    except (OSError, ValueError) as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        raise damaged(path, str(error)) from None
+    return np.ascontiguousarray(values.T) if by_columns else values, digest.hexdigest()
+
+
+def _numbers(file: BufferedReader, digest: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """The rows that come next in a file, as float32. They are added to the digest."""
+    values = np.empty(shape, np.float32)
+    step = _rows_at_once(shape[1])
+    for start in range(0, shape[0], step):
+        rows = values[start : start + step]
+        block = rows if dtype == np.float32 else np.empty(rows.shape, dtype)
+        wanted = block.reshape(-1).view(np.uint8).data
+        if file.readinto(wanted) != len(wanted):
+            raise ValueError("it ended while it was read")
+        digest.update(wanted)
+        if block is not rows:
+            with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, which is reported
+                rows[:] = block
+    return values
+
+
+def _rows_at_once(width: int) -> int:
+    return max(1, 2**24 // max(1, width))  # 64 MB
 
 
 def _missed_items(path: Path, n_items: int) -> np.ndarray:
@@ -113,7 +155,8 @@ class TableHeader:
     modality: str
     fingerprint: str
     encoder: str | None = field(default=None, metadata=OPTIONAL)
-    unreadable: Mapping[str, str] = field(default_factory=dict)  # item -> why its image or text can't be read
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # item -> why its image can't be read, without its path
+    decoders: tuple[str, ...] = ()  # those that couldn't read any of them
     seconds: float | None = field(default=None, metadata=OPTIONAL)  # that a shard took
 
 
@@ -123,12 +166,13 @@ def save_table(
     *,
     encoder: str | None = None,
     unreadable: Mapping[str, str] = MappingProxyType({}),
+    decoders: Sequence[str] = (),
     seconds: float | None = None,
 ) -> Path:
-    """Write a table atomically as safetensors, with a TableHeader."""
-    header = cache.plain(TableHeader(table.modality, table.fingerprint, encoder, unreadable, seconds))
-    arrays = {"values": np.ascontiguousarray(table.values), "present": np.ascontiguousarray(table.present)}
-    metadata = {"about": json.dumps(header)}
+    """Write a table atomically as safetensors with a checksum and a TableHeader."""
+    header = TableHeader(table.modality, table.fingerprint, encoder, unreadable, tuple(decoders), seconds)
+    arrays = {"values": table.values, "present": table.present}
+    metadata = {"about": json.dumps(cache.plain(header))}
     return cache.write_atomic(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
@@ -143,18 +187,28 @@ def export_table(path: Path, table: FeatureTable) -> Path:
 
 
 def load_with_header(path: Path) -> tuple[FeatureTable, TableHeader]:
-    """The table in a file of `save_table`, and the file's header; DataError names a missing or damaged file."""
+    """The table in a file of `save_table`, in memory, and the file's header.
+
+    Raises DamagedFile where the content isn't what was written, DataError for a missing file, NoAccess for one that
+    this user may not read, and RunError where the machine fails to read it.
+    """
     cure = "delete it to make it again"
-    arrays = cache.read_tensors(path, cure=cure)
-    header = decode(TableHeader, cache.read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
-    values, present = arrays.get("values"), arrays.get("present")
-    if values is None or present is None or values.dtype != np.float32 or present.dtype != np.bool_:
-        kinds = {name: str(array.dtype) for name, array in arrays.items()}
-        raise DataError(f"{path}: expected values of float32 and present of bool, got {kinds}; {cure}")
+    cache.check_file(path, cure)
     try:
+        arrays, metadata = load_arrays(path)
+        about = parse(metadata["about"], where=str(path), cure=cure)
+        header = decode(TableHeader, about, where=str(path), cure=cure)
+        values, present = arrays["values"], arrays["present"]
+        if values.dtype != np.float32 or present.dtype != np.bool_:
+            raise TypeError(f"values of {values.dtype} and present of {present.dtype}")
         return FeatureTable(header.modality, values, present, header.fingerprint), header
-    except ValueError as error:
-        raise DataError(f"{path}: expected a feature table, got a damaged one ({error}); {cure}") from None
+    except OSError as error:
+        if cache.is_machines(error):
+            raise cache.machine_failed(path, error) from None
+        raise DataError(f"{path}: expected a file that can be read, got {error.strerror}") from None
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DamagedFile(f"{path}: expected a feature table, got a damaged one ({reason}); {cure}") from None
 
 
 def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
@@ -164,6 +218,11 @@ def coverage(table: FeatureTable, catalog: ItemCatalog) -> str:
     if len(absent):
         line += f"; {len(absent)} don't and are masked, first {first_few([catalog.raw_ids[item] for item in absent])}"
     return line
+
+
+def scarcity(modality: str, present: int, n_items: int) -> str:
+    """The warning where most items lack a modality; empty where they don't."""
+    return f"most items lack {modality}: {present:,} of {n_items:,} have it" if 2 * present < n_items else ""
 
 
 def normalized(table: FeatureTable, how: str) -> FeatureTable:

@@ -2,15 +2,15 @@
 
 Decoding and scaling an image costs many times as much as reading its pixels back. So each tensor of `prepare` is kept
 in an array file of all items, memory-mapped: rows come from the disk once, and then from the system's cache as far as
-memory allows. The folder of these files is named by a hash of all that they depend on.
+memory allows. The folder of these files is named by a hash of all that they depend on. It is made again where a file
+isn't what was written, and where other decoders can read an image that couldn't be read.
 
 Shapes: I items, B batch, L the longest of a key whose length varies.
 """
 
 import contextlib
+import hashlib
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +27,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .. import cache
 from ..data.arrays import open_npy
-from ..data.items import item_texts, read_image, source_of
-from ..errors import DataError, PluginError, RunError
+from ..data.images import decoders
+from ..data.items import bounded, item_texts, log_cut_texts, read_hashed, source_of
+from ..errors import DataError, MMRecError, PluginError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
 from ..typed_json import decode
@@ -37,8 +38,8 @@ from .encoding import encoder_id
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same encoder and items would give other files
-UNREADABLE = "unreadable.json"
+FORMAT = 2  # raise it when the same encoder and items would give other files
+ABOUT = "about.json"
 _READ_AT_ONCE = 32  # items that a loader process hands over together
 
 _T = TypeVar("_T")
@@ -76,25 +77,58 @@ def prepared_items(
     """All items of the catalog as `encoder` prepares them for its modalities: from the cache, or made and cached.
 
     An image that can't be read counts as missing: encoding the catalog logs it, and masks its row.
-    Raises PluginError where `prepare` gives other tensors for one item than for another, RunError at a full disk.
+    Raises PluginError where `prepare` gives other tensors for one item than for another, DataError for an image that
+    changed since it was hashed, RunError where the machine can't read one, or at a full disk.
     """
     modalities = sorted(encoder.dims)
     made_by = [encoder_id(spec, config, modality) for modality in modalities]  # the vocabulary is among its weights
-    made_of = [source_of(catalog, modality, text_fields).fingerprint for modality in modalities]
-    name = cache.fingerprint([FORMAT, modalities, made_by, made_of])
+    sources = [source_of(catalog, modality, text_fields) for modality in modalities]
+    name = cache.fingerprint([FORMAT, modalities, made_by, [source.fingerprint for source in sources]])
     folder = cache.home() / "prepared" / name
-    items = _Items(catalog, text_fields, modalities, encoder.prepare)
-    with cache.locked(folder):
-        if not folder.exists():
-            _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
-        if not (folder / UNREADABLE).exists():  # of an older version
-            cache.write_json(folder / UNREADABLE, [item for item in range(len(items)) if items.read(item)[1]])
+    hashes = next((source.hashes for source in sources if source.modality != "text"), [None] * len(catalog))
+    items = _Items(catalog, text_fields, modalities, bounded(encoder), hashes)
+    cache.check_readable(folder)
+    if not folder.exists() or _why_again(folder, items):  # to read no lock is needed
+        with cache.locked(folder):
+            reason = _why_again(folder, items) if folder.exists() else ""
+            if reason:
+                logger.warning("%s: %s; it is made again", folder, reason)
+            if reason or not folder.exists():
+                log_cut_texts(filter(None, items.texts), encoder, spec.name)
+                _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
     return _read(folder, len(items))
 
 
 @dataclass(frozen=True)
-class _Unreadable:
-    items: tuple[int, ...]
+class _About:
+    """The SHA-256 of each file in a folder, the items whose image can't be read, and by which decoders."""
+
+    sha256: Mapping[str, str]
+    unreadable: tuple[int, ...]
+    decoders: tuple[str, ...]
+
+
+def _read_about(folder: Path) -> _About:
+    cure = "delete the folder to make it again"
+    return decode(_About, cache.read_json(folder / ABOUT), where=str(folder / ABOUT), cure=cure)
+
+
+def _why_again(folder: Path, items: "_Items") -> str:
+    """Why a folder must be made again; empty if it needn't. Its files are read only if they changed since last time."""
+    try:
+        about = _read_about(folder)
+        for name, digest in about.sha256.items():
+            if cache.hash_file(folder / name) != digest:
+                return f"{name} isn't what was written"
+    except (MMRecError, OSError) as error:
+        return str(error)
+    if about.unreadable and decoders() not in about.decoders:
+        if not all(items.read(item)[1] for item in about.unreadable):
+            return f"{decoders()} can read images that couldn't be read"
+        about = _About(about.sha256, about.unreadable, (*about.decoders, decoders()))
+        with contextlib.suppress(OSError):  # a cache that can't be written to
+            cache.write_json(folder / ABOUT, about)
+    return ""
 
 
 def _read(folder: Path, n_items: int) -> PreparedItems:
@@ -110,9 +144,7 @@ def _read(folder: Path, n_items: int) -> PreparedItems:
         longest = arrays[key].shape[1] if key in arrays and arrays[key].ndim == 2 else -1
         if array.dtype.kind not in "iu" or array.ndim != 1 or ((array < 0) | (array > longest)).any():
             raise DataError(f"{paths[key]}: expected the lengths of rows of {key}.npy, got others; {cure}")
-    path = folder / UNREADABLE
-    items = decode(_Unreadable, {"items": cache.read_json(path, cure=cure)}, where=str(path), cure=cure).items
-    return PreparedItems(arrays, lengths, frozenset(items))
+    return PreparedItems(arrays, lengths, frozenset(_read_about(folder).unreadable))
 
 
 def ahead(results: Iterable[_T]) -> Iterator[_T]:
@@ -125,12 +157,12 @@ def ahead(results: Iterable[_T]) -> Iterator[_T]:
             yield cast(_T, result)
 
 
-_Item = tuple[dict[str, Tensor], bool]
+_Item = tuple[dict[str, Tensor], bool] | MMRecError
 
 
 class _Items(TorchDataset[_Item]):
     """Item id -> the tensors that `prepare` makes of what the item has of the modalities, and whether its image can't
-    be read."""
+    be read; or an error that ends the run."""
 
     def __init__(
         self,
@@ -138,24 +170,31 @@ class _Items(TorchDataset[_Item]):
         text_fields: Sequence[str],
         modalities: Sequence[str],
         prepare: Callable[[RawItem], dict[str, Tensor]],
+        hashes: Sequence[str | None],
     ) -> None:
         nothing = len(catalog) * [None]
         self.texts = nothing if list(modalities) == ["image"] else item_texts(catalog, text_fields)
         self.images = nothing if list(modalities) == ["text"] else catalog.images
-        self.prepare = prepare
+        self.background, self.prepare, self.hashes = catalog.background, prepare, hashes
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, item: int) -> _Item:
-        image, unreadable = self.read(item)
+        try:
+            image, unreadable = self.read(item)
+        except MMRecError as error:  # returned, as a worker's exception would arrive with a traceback in its message
+            return error
         return self.prepare(RawItem(item, image, self.texts[item] or "")), unreadable
 
     def read(self, item: int) -> tuple[Image.Image | None, bool]:
-        """The item's image, and whether it has one that can't be read."""
+        """The item's image, and whether it has one that can't be read. DataError where it changed since it was hashed,
+        RunError where the machine can't read it."""
         path = self.images[item]
         try:
-            return (None if path is None else read_image(path)), False
+            return (None if path is None else read_hashed(path, self.hashes[item], self.background)), False
+        except MMRecError:
+            raise
         except Exception:  # decoders raise anything; encoding the features has logged the reason
             return None, True
 
@@ -163,17 +202,9 @@ class _Items(TorchDataset[_Item]):
 def _make(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
     """Write the files of all items; they appear together or not at all."""
     logger.info("%s: preparing %s items once for all epochs, in %s", name, f"{len(items):,}", folder)
-    hidden = folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "lengths").mkdir(parents=True)
-    try:
+    with cache.new_folder(folder) as hidden:
+        (hidden / "lengths").mkdir()
         _write(hidden, items, workers=workers, padding=padding, name=name)
-        os.replace(hidden, folder)
-    except BaseException as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if cache.is_disk_full(error):
-            raise RunError(f"{folder}: no space left on the disk for the prepared items; free some, repeat") from None
-        raise
 
 
 def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, int], name: str) -> None:
@@ -181,32 +212,50 @@ def _write(folder: Path, items: _Items, *, workers: int, padding: Mapping[str, i
     texts: dict[str, list[np.ndarray]] = {}
     first: dict[str, np.ndarray] = {}
     unreadable: list[bool] = []
+    hashes: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
+        files: dict[str, _HashedFile] = {}
         for prepared in _loader(items, workers):
-            for tensors, bad in prepared:
+            for one in prepared:
+                if isinstance(one, MMRecError):
+                    raise one
+                tensors, bad = one
                 unreadable.append(bad)
                 rows = {key: np.ascontiguousarray(tensor.numpy()) for key, tensor in tensors.items()}
                 for key, row in rows.items() if not first else ():
                     if row.ndim == 1 and row.dtype.kind in "iu":
                         texts[key] = []
                     else:
-                        files[key] = stack.enter_context((folder / f"{key}.npy").open("wb"))
-                        _write_header(files[key], row, len(items))
+                        files[key] = _HashedFile(stack.enter_context((folder / f"{key}.npy").open("wb")))
+                        _write_header(cast(BinaryIO, files[key]), row, len(items))
                 first = first or rows
                 _check_like(rows, first, varying=texts, encoder=name)
                 for key, file in files.items():
                     file.write(rows[key].data)
                 for key, known in texts.items():
                     known.append(rows[key])
+        hashes = {f"{key}.npy": file.digest.hexdigest() for key, file in files.items()}
     for key, known in texts.items():
         lengths = np.array([len(ids) for ids in known])  # (I,)
         table = np.full((len(known), lengths.max()), padding.get(key, 0), dtype=known[0].dtype)  # (I, L)
         for row, ids in zip(table, known, strict=True):
             row[: len(ids)] = ids
-        np.save(folder / f"{key}.npy", table)
-        np.save(folder / "lengths" / f"{key}.npy", lengths)
-    cache.write_json(folder / UNREADABLE, np.flatnonzero(unreadable).tolist())
+        for name, array in ((f"{key}.npy", table), (f"lengths/{key}.npy", lengths)):
+            np.save(folder / name, array)
+            hashes[name] = cache.read_hash(folder / name)
+    bad_items = np.flatnonzero(unreadable).tolist()
+    cache.write_json(folder / ABOUT, _About(hashes, tuple(bad_items), (decoders(),)))
+
+
+class _HashedFile:
+    """A file that is written once, and the hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        self.digest.update(data)
+        self.file.write(data)
 
 
 def _loader(items: _Items, workers: int) -> DataLoader[_Item]:

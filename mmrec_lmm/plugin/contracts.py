@@ -79,6 +79,7 @@ class ItemEncoder(nn.Module, ABC):
 
     dims: Mapping[str, int]  # {"image": 512, "text": 512}: one entry per modality encoded
     padding: Mapping[str, int] = {}  # pad value of each 1-D tensor of `prepare` whose length varies; 0 if not named
+    max_characters: int = 100_000  # of a text: the host cuts longer ones, so no tokenizer's time is unbounded
 
     @abstractmethod
     def prepare(self, item: RawItem) -> dict[str, Tensor]:

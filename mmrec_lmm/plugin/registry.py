@@ -35,6 +35,7 @@ import pluggy
 from ..errors import ConfigError, PluginError, did_you_mean
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
+from .names import LONGEST
 from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, resolve
 
 if TYPE_CHECKING:
@@ -364,8 +365,10 @@ def _specs(manager: pluggy.PluginManager, name: str, hook: str) -> list[AnySpec]
     for spec in specs:
         if not isinstance(spec, expected):
             raise PluginError(f"{wanted}, got one with {reprlib.repr(spec)}")
-        if not SPEC_NAME.fullmatch(spec.name):
-            raise PluginError(f"{hook}: expected a name of letters, digits and _ . : + -, got {spec.name!r}")
+        if not SPEC_NAME.fullmatch(spec.name) or len(spec.name) > LONGEST or ".." in spec.name:
+            raise PluginError(
+                f"{hook}: expected a name of at most {LONGEST} letters, digits and _ . : + -, got {spec.name!r}"
+            )
     return specs
 
 

@@ -61,7 +61,8 @@ class WeightFile:
 class EncoderSpec:
     """Registers an encoder. `weights_id(config, modality)` returns a string naming what that modality needs, weights
     and vocabulary, by its content (a hash), without loading it where possible; it may raise WeightsMissing. `version`
-    rises when the same weights would give other features (a change in preprocessing)."""
+    rises when the same weights would give other features (a change in preprocessing). `fetch(config, modality)` brings
+    the rest of what that modality needs from a network, such as another library's tokenizer, for `weights get`."""
 
     name: str
     cls: type[ItemEncoder] | str | None  # None: nothing is encoded, features come from `feature_files`
@@ -79,6 +80,7 @@ class EncoderSpec:
     parameters: int | None = None
     configs: Path | None = None
     licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
+    fetch: Callable[[Any, str], None] | str | None = None  # None: `weights_id` has brought all
 
     def __post_init__(self) -> None:
         _take_old_name(self)

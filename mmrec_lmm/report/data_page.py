@@ -16,7 +16,7 @@ import numpy as np
 from ..checking.check import Checked
 from ..checking.findings import SEVERITIES, Bin, Degrees, Finding, Report, in_splits
 from ..checking.interactions import Rows
-from ..data.items import read_image
+from ..data.images import UnreadableImage, read_image
 from ..types import SPLITS, ItemCatalog
 
 THUMBNAIL = (192, 288)  # pixels at most: twice what is shown, for fine screens
@@ -208,12 +208,13 @@ def _shortened(text: str) -> str:
 def _thumbnail(item: int, catalog: ItemCatalog | None, unreadable: Mapping[int, str]) -> str:
     """The item's image, small and within the page; the reason where there is none."""
     path = catalog.images[item] if catalog else None
-    if path is None:
+    if catalog is None or path is None:
         return '<div class="none">no image</div>'
     try:
-        image = read_image(path)
-    except Exception as error:  # decoders raise anything
-        reason = unreadable.get(item) or type(error).__name__
+        image = read_image(path, catalog.background)
+    except (OSError, MemoryError, UnreadableImage) as error:
+        why = error.reason if isinstance(error, UnreadableImage) else type(error).__name__
+        reason = unreadable.get(item) or why
         return f'<div class="none">{html.escape(reason)}</div>'
     image.thumbnail(THUMBNAIL)
     buffer = io.BytesIO()

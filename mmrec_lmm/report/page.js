@@ -508,8 +508,8 @@ function explain() {
     make("p", null, `Study ${board.study}. `, board.comparisons ? tested : "No row is tested against another."),
     soft("Scores are means over users on test, each user averaged over the seeds, with 95 % intervals; "
       + "epoch and grid point are chosen on validation. All results are conditional on one split of the data."),
-    rows.some(row => marksOf(row).length > 0) && soft("†: the figure may say more about the training budget than "
-      + "about the model, or is compared with one that may; point at it, or open the row, for the reason."),
+    rows.some(row => marksOf(row).length > 0) && soft("†: the figure may say more about the training budget or "
+      + "the data than about the model, or is compared with one that may; point at it, or open the row, for the reason."),
     board.notes.length > 0 && make("ul", {class: "notes"}, board.notes.map(note => make("li", null, note))));
   byId("how").append(how, sizes);
   byId("legend").append(

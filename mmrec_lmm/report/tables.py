@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..formatting import aligned, csv_text, first_few
+from ..formatting import aligned, csv_text, first_few, printable
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
 from ..types import AXES, PRE_TRAINED
 from . import paper
@@ -293,8 +293,8 @@ def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
     if reasons:
         named = ". ".join(f"{first_few(found, 6)}: {why}" for why, found in reasons.items())
         yield (
-            f"{MARK}: the figure may say more about the training budget than about the model, or is compared with one "
-            f"that may. {named}."
+            f"{MARK}: the figure may say more about the training budget or the data than about the model, or is "
+            f"compared with one that may. {named}."
         )
 
 
@@ -360,11 +360,13 @@ def as_markdown(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|&~$#" else character for character in text)
+    return "".join(
+        f"\\{character}" if character in "\\`*_[]<>|&~$#" else character for character in printable(text, "")
+    )
 
 
 def _md_cell(cell: TableCell) -> str:
-    text = f"**{cell.text}**" if cell.bold else cell.text
+    text = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
     text += ("\\*" if cell.star else "") + (MARK if cell.mark else "")
     return text + (f" ({cell.note})" if cell.note else "")
 
@@ -431,7 +433,7 @@ def as_latex(table: Table) -> str:
 
 def _tex(text: str) -> str:
     """Text escaped for LaTeX; a character that its default fonts may lack is printed as its code point."""
-    return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
+    return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in printable(text, ""))
 
 
 def _tex_cell(cell: TableCell, *, italic: bool) -> str:

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache import AGAIN, locked, plain, read_file, write_bytes
-from ..errors import ConfigError, DataError, MMRecError, RunError, did_you_mean
+from ..cache import AGAIN, locked, plain, read_file, stamp, write_bytes
+from ..errors import ConfigError, DataError, MMRecError, NoAccess, RunError, did_you_mean
 from ..formatting import csv_text
 from ..typed_json import parse
 from ..types import AXES, RunResult
-from .run_folder import CURE, PER_USER, RESULT, finished_runs, load_result
+from .run_folder import CURE, PER_USER, RESULT, complete, finished_runs, load_result
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ COLUMNS: Mapping[str, str] = {
     "parameters_trained": "INTEGER",
     "finished": "TEXT",  # ISO 8601, UTC
     "per_user": "TEXT",  # the file of per-user metrics, within the folder of runs
-    "stamp": "TEXT",  # size and modification time of result.json; another stamp means another result
+    "stamp": "TEXT",  # of result.json: another stamp means another result
 }
 TABLES = f"""
     CREATE TABLE runs ({", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())});
@@ -83,6 +83,7 @@ _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, s
 def rebuild(out: Path) -> int:
     """Rebuild the index over the runs in `out`, and return their number. RunError if it can't be written."""
     _check_folder(out)
+    complete(out)
     with locked(out / INDEX):
         connection = _empty()
         _update(connection, out)
@@ -97,6 +98,7 @@ def open_index(out: Path) -> sqlite3.Connection:
     A damaged `result.json` is logged by name and left out. Raises DataError if the folder is missing.
     """
     _check_folder(out)
+    complete(out)
     connection = _stored(out / INDEX)
     if connection is None or _stale(connection, out):
         connection = _refreshed(out)
@@ -218,7 +220,7 @@ def _refreshed(out: Path) -> sqlite3.Connection:
             connection = _stored(out / INDEX) or _empty()  # read again: another process may have updated it
             if _update(connection, out):
                 write_bytes(out / INDEX, connection.serialize())
-    except (OSError, RunError) as error:
+    except (OSError, RunError, NoAccess) as error:
         logger.info("%s isn't written: %s", out / INDEX, error)
         connection = _stored(out / INDEX) or _empty()
         _update(connection, out)
@@ -255,12 +257,11 @@ def _empty() -> sqlite3.Connection:
 
 
 def _stamps(out: Path) -> dict[str, str]:
-    """Size and modification time of each finished run's `result.json`, by run."""
+    """The stamp of each finished run's `result.json`, by run."""
     stamps = {}
     for folder in finished_runs(out):
         try:
-            stat = (folder / RESULT).stat()
-            stamps[folder.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+            stamps[folder.name] = " ".join(map(str, stamp((folder / RESULT).stat())))
         except OSError:  # reading it says why
             stamps[folder.name] = ""
     return stamps
@@ -281,15 +282,14 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
     for table in ("runs", "metrics"):
         connection.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in outdated])
     added = 0
-    for run, stamp in stamps.items():
-        if known.get(run) == stamp:
+    for run, found in stamps.items():
+        if known.get(run) == found:
             continue
         try:
             result = load_result(out / run)
             if result is None:
                 continue
-            row = _row(result, stamp)
-            connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(COLUMNS))})", row)
+            connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(COLUMNS))})", _row(result, found))
             connection.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?)", _metrics(result))
         except MMRecError as error:
             logger.warning("left out of the index: %s", error)
@@ -302,7 +302,7 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
     return bool(outdated or added)
 
 
-def _row(result: RunResult, stamp: str) -> list[Any]:
+def _row(result: RunResult, found: str) -> list[Any]:
     """A run's values of COLUMNS."""
     record = result.record
     if record.resolved is None:
@@ -335,7 +335,7 @@ def _row(result: RunResult, stamp: str) -> list[Any]:
         "parameters_trained": record.parameters_trained,
         "finished": record.finished,
         "per_user": f"{result.path.name}/{PER_USER}",
-        "stamp": stamp,
+        "stamp": found,
     }
     return [json.dumps(values[name]) if kind == JSON else values[name] for name, kind in COLUMNS.items()]
 

@@ -24,6 +24,7 @@ from ..features.files import (
     mean_filled,
     normalized,
     read_feature_file,
+    scarcity,
 )
 from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.registry import Registry
@@ -49,6 +50,8 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     prepared = time.perf_counter()
     features = feature_tables(spec, dataset, registry, tuned=tuned, progress=progress) if model.uses_features else ()
     tables = dict(features)
+    if spec.control != NO_FEATURES:
+        _warn_of_scarcity(tables)
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
     encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.seconds if tuned else 0.0)
@@ -113,8 +116,13 @@ def declared_modalities(
     return tuple(sorted(modality for modality in encoder.modalities if modality != JOINT))
 
 
-def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False) -> dict[str, FeatureTable]:
-    """The features of a run alone: one table per modality. ConfigError for a paradigm that trains them with a model."""
+def encode_dataset(
+    spec: RunSpec, registry: Registry, *, progress: bool = False, force: bool = False
+) -> dict[str, FeatureTable]:
+    """The features of a run alone: one table per modality; with `force`, encoded again.
+
+    ConfigError for a paradigm that trains them with a model.
+    """
     if registry.paradigms.get(spec.paradigm).joint:
         raise ConfigError(
             f"--paradigm {spec.paradigm}: expected a paradigm that makes features without a recommender, got one that "
@@ -123,7 +131,15 @@ def encode_dataset(spec: RunSpec, registry: Registry, *, progress: bool = False)
     torch.set_num_threads(cpu_threads(spec.settings))
     dataset = open_dataset(spec.dataset, spec.settings, registry)
     tuned = prepared_encoder(spec, dataset, registry, progress=progress)
-    return dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress))
+    tables = dict(feature_tables(spec, dataset, registry, tuned=tuned, progress=progress, force=force))
+    _warn_of_scarcity(tables)
+    return tables
+
+
+def _warn_of_scarcity(tables: Mapping[str, FeatureTable]) -> None:
+    for modality, table in tables.items():
+        if scarce := scarcity(modality, int(table.present.sum()), len(table.present)):
+            logger.warning("%s", scarce)
 
 
 def files_behind(
@@ -177,13 +193,20 @@ def prepared_encoder(spec: RunSpec, dataset: Dataset, registry: Registry, *, pro
 
 
 def feature_tables(
-    spec: RunSpec, dataset: Dataset, registry: Registry, *, tuned: Tuned | None = None, progress: bool
+    spec: RunSpec,
+    dataset: Dataset,
+    registry: Registry,
+    *,
+    tuned: Tuned | None = None,
+    progress: bool,
+    force: bool = False,
 ) -> Iterator[tuple[str, FeatureTable]]:
     """One table per modality: from the encoder (as `tuned`, if given) if the run names one, else from the data set's
     feature files.
 
     A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
-    `joint` only if it is named there. Tables from files are scaled by `normalize`.
+    `joint` only if it is named there. Tables from files are scaled by `normalize`; with `force`, those of the encoder
+    are made again.
     """
     files, to_encode = _wanted(spec, dataset, registry)
     if spec.control == NO_FEATURES:  # reads no file and encodes nothing
@@ -215,6 +238,7 @@ def feature_tables(
                     dtype=settings.encode_dtype,
                     compile=settings.encode_compile,
                     progress=progress,
+                    force=force,
                 ),
                 tuned=tuned,
             )
@@ -383,6 +407,11 @@ def _content(dataset: Dataset) -> str:
     if catalog is None:
         return "no catalog (items.tsv)"
     images = sum(image is not None for image in catalog.images)
-    where = "" if images else " (put them into its folder images, and name them in the column image of items.tsv)"
+    where = (
+        ""
+        if images
+        else " (the column image of items.tsv names them; `mmrec-lmm data images NAME --from DIR` takes those that are "
+        "called by the items' ids)"
+    )
     texts = [f"{sum(map(bool, column)):,} with text in {field}" for field, column in catalog.fields.items()]
     return ", ".join([f"{len(catalog):,} items, {images:,} of them with an image{where}", *texts])

@@ -1,13 +1,16 @@
-"""Marks: warnings that a run's numbers may reflect its budget, and not its model.
+"""Marks: warnings that a run's numbers may reflect its budget or its data, and not its model.
 
 If the best epoch is the first that was evaluated, the run has learned nothing after it; if it is the last, the run was
-still learning when the budget ended; if the score is at chance, it has learned nothing that ranks items. Such a result
-is shown with its mark, and so is everything that is compared with it.
+still learning when the budget ended; if the score is at chance, it has learned nothing that ranks items; if most items
+lack a modality, it has learned without most of the content. Such a result is shown with its mark, and so is everything
+that is compared with it.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
+from ..features.controls import NO_FEATURES
+from ..features.files import scarcity
 from ..types import Chance, RunResult
 from .run_folder import load_settings
 
@@ -24,6 +27,10 @@ def marks(result: RunResult) -> tuple[str, ...]:
     if chance is not None:  # None in earlier runs
         splits = [name for name, found in (("validation", chance.valid), ("test", chance.test)) if at_chance(found)]
         found += [f"{chance.metric} at chance on {' and '.join(splits)}"] if splits else []
+    record = result.record
+    if record.axes.control != NO_FEATURES:  # `n_items` is 0 in earlier records
+        scarce = (scarcity(modality, count, record.n_items) for modality, count in record.present.items())
+        found += filter(None, scarce)
     return tuple(found)
 
 

@@ -98,6 +98,7 @@ def run_record(
         data=inputs.dataset.fingerprint,
         features={modality: table.fingerprint for modality, table in inputs.tables.items()},
         present={modality: int(table.present.sum()) for modality, table in inputs.tables.items()},
+        n_items=inputs.dataset.n_items,
         files=inputs.files,
         config=fingerprint(spec),
         resolved=plain(spec),

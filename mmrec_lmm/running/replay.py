@@ -8,7 +8,6 @@ does.
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..cache import plain, read_hash, read_json
+from ..cache import plain, read_hash, read_json, scratch_folder
 from ..config.yaml_layers import as_yaml
 from ..errors import DataError
 from ..machine import choose_device, cpu_threads
@@ -87,9 +86,9 @@ def replay(
     changed = [*before.data, *before.features, *configured, *before.code, *before.versions, *before.machine]
     if run_id(_with_settings(spec, threads=record.threads), inputs, registry) != stored.run_id:
         return Replay(stored.run_id, ANOTHER, changed)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
-            again = run(spec, registry, inputs=inputs, out=Path(scratch), progress=progress)
+            again = run(spec, registry, inputs=inputs, out=scratch, progress=progress)
         except Interrupted:
             raise Interrupted(f"{stored.run_id}: interrupted; nothing of a replay is kept") from None
         excused = bool(before.machine) or choose_device(spec.settings).type != "cpu"
@@ -196,8 +195,10 @@ def _differences(stored: Path, again: Path) -> Iterator[tuple[str, float | None]
         elif name == run_folder.TOPK:
             then, now = (path.read_bytes().splitlines() for path in paths)
             yield name, sum(one != other for one, other in zip(then, now, strict=False)) + abs(len(then) - len(now))
-        else:
-            yield name, _largest(*map(load_weights, paths))
+        elif (
+            largest := _largest(*map(load_weights, paths))
+        ) != 0:  # of earlier versions, equal numbers differ in bytes
+            yield name, largest
 
 
 def _largest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float | None:

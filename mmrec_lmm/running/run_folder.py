@@ -11,6 +11,8 @@
         topk.tsv                 each tested user's best items, in MMRec's columns (id, top_0, ...)
         checkpoint/              until the run is finished: a state of training, or the trained model
         result.json              written last: a run that has it is finished
+        .new/                    while a run is being finished: its files, then moved to their places; a kill in between
+                                 leaves the earlier result whole (`--force`), or all that finishes the run
 
 Shapes: U evaluated users, K listed items, I items, D feature width.
 """
@@ -22,24 +24,34 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
-import pandas as pd
-from safetensors.numpy import save_file
 
-from ..cache import check_file, plain, read_file, read_json, read_tensors, write_atomic, write_bytes, write_json
+from ..cache import (
+    check_file,
+    check_readable,
+    holding,
+    plain,
+    read_file,
+    read_json,
+    sweep,
+    write_atomic,
+    write_bytes,
+    write_json,
+)
 from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
 from ..data.tables import read_integers
-from ..errors import ConfigError, DataError, RunBusy, did_you_mean
+from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
 from ..plugin.registry import Registry
 from ..typed_json import check_finite, decode, parse
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
+from ..weights.sealed import read_tensors, save_file
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import Ranking
@@ -56,6 +68,9 @@ HISTORY = "history.jsonl"
 TOPK = "topk.tsv"
 COLD = "cold"  # in PER_USER, beside the splits
 RESULT = "result.json"
+CHECKPOINT = "checkpoint"  # a folder
+STAGED = ".new"  # a folder
+LOCK = ".lock"
 
 CURE = "try --force, which runs it again"
 LARGEST_HISTORY = 2**30  # bytes; an epoch has some 500
@@ -67,20 +82,58 @@ BEFORE = {"min_steps": 0}
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Lock the run's folder; RunBusy at once if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(folder / ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunBusy(f"{folder}: another process is at work on this very run; wait for it, or end it") from None
-    try:
-        for leftover in folder.rglob(".*.tmp"):  # unfinished files of a killed process
-            leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
+def claimed(folder: Path) -> Iterator[Callable[[], None]]:
+    """Lock the run's folder; RunBusy at once if another process has locked it. What a killed process left is removed
+    or, if it had begun to finish the run, finished. Raises NoAccess.
+
+    Yields a function that locks the folder again if it was removed meanwhile; RunBusy if another process has that one.
+    """
+    path = folder / LOCK
+    with contextlib.ExitStack() as held:
+
+        def lock() -> int:
+            """Returns the lock file's inode."""
+            try:
+                held.enter_context(holding(path, wait=False))
+            except BlockingIOError:
+                raise RunBusy(
+                    f"{folder}: another process is at work on this very run; wait for it, or end it"
+                ) from None
+            return path.stat().st_ino
+
+        def lock_again() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    return
+            lock()
+
+        inode = lock()
+        for place in (folder, folder / CHECKPOINT):
+            sweep(place)
+        _publish(folder)
+        yield lock_again
+
+
+def complete(out: Path) -> None:
+    """Finish the runs under `out` that were killed while they were finished, as far as this process may."""
+    for path in out.glob(f"*/{STAGED}/{RESULT}"):
+        complete_run(path.parent.parent)
+
+
+def complete_run(folder: Path) -> None:
+    """Finish the run in `folder` if it was killed while it was finished, as far as this process may."""
+    with contextlib.suppress(RunBusy, NoAccess, OSError):
+        if (folder / STAGED / RESULT).exists():
+            with claimed(folder):
+                pass
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a finished run, unless it is younger than the result: a killed `--force` continues."""
+    with contextlib.suppress(OSError):
+        states = [path.stat().st_mtime_ns for path in (folder / CHECKPOINT).glob("*")]
+        if (folder / CHECKPOINT).is_dir() and max(states, default=0) <= (folder / RESULT).stat().st_mtime_ns:
+            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def save_config(folder: Path, spec: RunSpec) -> None:
@@ -148,6 +201,7 @@ def load_settings(folder: Path) -> Settings | None:
     Keys that this version doesn't know are left out.
     """
     path = folder / CONFIG
+    check_readable(path)
     if not os.path.lexists(path):
         return None
     config = read_json(path, cure=CURE)
@@ -164,8 +218,9 @@ def save_result(folder: Path, result: RunResult) -> None:
 
 
 def load_result(folder: Path) -> RunResult | None:
-    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version."""
+    """The finished run in `folder`, or None. DataError if its file is invalid, or of a later version; NoAccess."""
     path = folder / RESULT
+    check_readable(path)
     if not os.path.lexists(path):
         return None
     content = read_json(path, cure=CURE)
@@ -196,13 +251,8 @@ def check_unchanged(result: RunResult, dataset: Dataset, tables: Mapping[str, Fe
 
 def list_results(out: Path) -> list[RunResult]:
     """All finished runs under `out`, by name. A damaged one is logged and left out."""
+    complete(out)
     return [result for folder in finished_runs(out) if (result := try_result(folder)) is not None]
-
-
-def finished_runs(out: Path) -> list[Path]:
-    """The folders under `out` that have a `result.json`, readable or not, by name."""
-    folders = sorted(out.iterdir()) if out.is_dir() else []
-    return [folder for folder in folders if os.path.lexists(folder / RESULT)]
 
 
 def try_result(folder: Path) -> RunResult | None:
@@ -214,10 +264,29 @@ def try_result(folder: Path) -> RunResult | None:
         return None
 
 
+def finished_runs(out: Path) -> list[Path]:
+    """The folders under `out` that have a `result.json`, by name; also those that can't be looked into, which reading
+    them reports. Raises NoAccess for `out` itself."""
+    check_readable(out)
+    found = []
+    for folder in sorted(out.iterdir()) if out.is_dir() else ():
+        try:
+            (folder / RESULT).lstat()
+        except OSError as error:
+            if not is_denied(error):  # missing, or `folder` is a file
+                continue
+        found.append(folder)
+    return found
+
+
 def find_run(out: Path, name: str) -> Path:
     """The folder of a finished run, from its id, the start of its id, or a path."""
+    if Path(name).is_dir():
+        complete_run(Path(name))
+    check_readable(Path(name) / RESULT)
     if os.path.lexists(Path(name) / RESULT):
         return Path(name)
+    complete(out)
     runs = {folder.name: folder for folder in finished_runs(out)}
     matches = [folder for run_id, folder in runs.items() if run_id.lower().startswith(name.lower())]
     if len(matches) == 1:
@@ -232,11 +301,7 @@ def find_run(out: Path, name: str) -> Path:
 
 def save_per_user(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Write {"test": {"users": (U,), "recall@20": (U,), ...}, ...}."""
-    flat = {
-        f"{split}/{name}": np.ascontiguousarray(values)
-        for split, arrays in splits.items()
-        for name, values in arrays.items()
-    }
+    flat = {f"{split}/{name}": values for split, arrays in splits.items() for name, values in arrays.items()}
     write_atomic(folder / PER_USER, lambda temporary: save_file(flat, temporary))
 
 
@@ -278,6 +343,8 @@ def load_history(folder: Path) -> list[EpochReport]:
 
 def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
     """Write the best items (U, K) of users (U,) as a table; -1 fills the row of a user with too few candidates."""
+    import pandas as pd  # here, as listing runs shouldn't wait for it
+
     table = pd.DataFrame(np.column_stack([users, items]), columns=_topk_columns(items.shape[1]))
     write_atomic(folder / TOPK, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
 
@@ -321,19 +388,47 @@ def save_run(
     rankings: Mapping[str, Ranking],
     per_user: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write all files of a finished run; `result.json` comes last, and makes it finished."""
+    """Write all files of a finished run, and remove its checkpoint; `result.json` comes last, and makes it finished.
+
+    Killed at any moment, the folder has an earlier result with its own files, or `complete` makes it the new one.
+    """
     from ..training.resume import save_weights  # here, as listing runs shouldn't import torch
 
-    save_weights(folder / WEIGHTS, model.state_dict())
-    if callback is not None and (trained_beside := callback.weights()):
-        save_weights(folder / ENCODER, trained_beside)
-    if model.features.joint:
-        save_weights(folder / FEATURES, model.features())
-    save_per_user(folder, {split: {"users": rankings[split].users, **values} for split, values in per_user.items()})
-    save_history(folder, history)
-    if spec.settings.save_recommended_topk:
-        save_topk(folder, rankings["test"].users, rankings["test"].items)
-    save_result(folder, result)
+    staged = folder / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        save_config(staged, spec)
+        save_weights(staged / WEIGHTS, model.state_dict())
+        if callback is not None and (trained_beside := callback.weights()):
+            save_weights(staged / ENCODER, trained_beside)
+        if model.features.joint:
+            save_weights(staged / FEATURES, model.features())
+        save_per_user(staged, {split: {"users": rankings[split].users, **values} for split, values in per_user.items()})
+        save_history(staged, history)
+        if spec.settings.save_recommended_topk:
+            save_topk(staged, rankings["test"].users, rankings["test"].items)
+        else:
+            (staged / TOPK).touch()  # in place of an earlier result's
+        save_result(staged, result)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _publish(folder)
+
+
+def _publish(folder: Path) -> None:
+    """Move the files of STAGED to their places, `result.json` last; if that isn't there, remove them."""
+    staged = folder / STAGED
+    if (staged / RESULT).is_file():
+        for path in staged.iterdir():
+            if path.name == TOPK and not path.stat().st_size:
+                (folder / TOPK).unlink(missing_ok=True)
+                path.unlink()
+            elif path.name != RESULT:
+                os.replace(path, folder / path.name)
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        os.replace(staged / RESULT, folder / RESULT)
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def document(result: RunResult) -> dict[str, Any]:

@@ -50,10 +50,9 @@ from . import run_folder
 from .inputs import gather, without_encoder
 from .marks import marks
 from .provenance import code_hashes, run_id, run_record
+from .run_folder import CHECKPOINT
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint"  # folder within a run's
 
 
 class Interrupted(RunError):
@@ -103,11 +102,14 @@ def run(
     spec = without_encoder(spec, inputs)
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
-    with run_folder.claimed(folder):
-        finished = None if force else run_folder.load_result(folder)
-        if finished is not None:
+    run_folder.complete_run(folder)
+    if (finished := _finished(folder, force)) is not None:  # read without a lock
+        return as_stored(finished, spec, registry)
+    with run_folder.claimed(folder) as claim_again:
+        if (finished := _finished(folder, force)) is not None:  # by another process meanwhile
             return as_stored(finished, spec, registry)
-        run_folder.save_config(folder, spec)
+        if not (folder / run_folder.RESULT).exists():
+            run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
         metrics = _metric_functions(spec.settings, registry)
         validation = evaluator_of("valid", inputs.dataset, spec.settings)
@@ -121,9 +123,17 @@ def run(
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
+        claim_again()
         run_folder.save_run(folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user)
-        remove_checkpoint(folder / CHECKPOINT)
     announce(spec, result, observers)
+    return result
+
+
+def _finished(folder: Path, force: bool) -> RunResult | None:
+    """The result in a run's folder, unless it is to be made again. A checkpoint that a kill left there is removed."""
+    result = None if force else run_folder.load_result(folder)
+    if result is not None:
+        run_folder.drop_checkpoint(folder)
     return result
 
 

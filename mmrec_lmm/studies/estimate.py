@@ -9,9 +9,9 @@ The number of epochs can't be measured: it is the mean of the model's finished r
 import dataclasses
 import multiprocessing
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cache import fingerprint, read_json, write_json
+from ..cache import fingerprint, read_json, scratch_folder, write_json
 from ..config.settings import Settings
 from ..data.items import JOINT, loader, source_of
 from ..data.opening import open_dataset
-from ..errors import MMRecError
+from ..errors import MMRecError, NoAccess
 from ..features.encoding import build_encoder, encoder_spec
 from ..features.inference import Inference
 from ..formatting import first_line
@@ -200,7 +200,8 @@ def probe(
         if on_progress:
             on_progress(found[-1])
     memory = {key: one.cost.memory for one in found for key in one.keys if not one.reason}
-    write_json(plan.folder / MEMORY, memory)
+    with suppress(NoAccess):  # in another user's folder it serves this command alone
+        write_json(plan.folder / MEMORY, memory)
     return found
 
 
@@ -226,16 +227,16 @@ def _alone(target: Callable[..., _T], kind: type[_T], call: Call, *arguments: An
 
     It runs in a process of its own, whose peak memory is then its own too.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         spawn = multiprocessing.get_context("spawn")
-        process = spawn.Process(target=_answer, args=(target, call, arguments, Path(folder)))
+        process = spawn.Process(target=_answer, args=(target, call, arguments, folder))
         process.start()
         process.join(LIMIT)
         if process.is_alive():
             process.kill()
             process.join()
             return f"it takes more than {LIMIT:.0f} s"
-        answer = Path(folder) / "answer.json"
+        answer = folder / "answer.json"
         if not answer.is_file():
             hint = ": out of memory?" if process.exitcode == -signal.SIGKILL else ""
             return f"the probe died with exit code {process.exitcode}{hint}"

@@ -27,11 +27,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from ..cache import Claims, fingerprint, hash_files, plain, read_json, write_json
+from ..cache import Claims, check_readable, fingerprint, hash_files, plain, read_json, write_json
 from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
+from ..data.images import READING
 from ..data.opening import open_dataset
-from ..errors import DataError, MMRecError, NotApplicable, RunBusy
+from ..errors import DataError, MMRecError, NoAccess, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
 from ..logs import start_log
@@ -119,11 +120,14 @@ class Plan:
     def record(self, job: Job) -> Record | None:
         """The record of a run; None if there is none, or the run's folder is gone."""
         path = self.folder / f"{job.key}.json"
+        check_readable(path)
         if not os.path.lexists(path):
             return None
         cure = "it counts as missing, and is written again when its run is done"
         try:
             record = decode(Record, read_json(path, cure=cure), where=str(path), cure=cure)
+        except NoAccess:
+            raise
         except DataError as error:
             logger.warning("%s", error)
             return None
@@ -300,11 +304,10 @@ def _stamp(spec: RunSpec, registry: Registry) -> str:
     try:
         dataset = open_dataset(spec.dataset, spec.settings, registry)
         files = given_files(spec, dataset, registry)
-    except MMRecError:
+    except (MMRecError, OSError):
         return ""
-    encoded = (
-        [dataset.catalog.fingerprint, encoding.FORMAT, fine_tuning.FORMAT] if spec.encoder and dataset.catalog else []
-    )
+    formats = [encoding.FORMAT, fine_tuning.FORMAT, READING]
+    encoded = [dataset.catalog.fingerprint, *formats] if spec.encoder and dataset.catalog else []
     return fingerprint([dataset.fingerprint, encoded, {name: hash_files([path]) for name, path in files.items()}])
 
 
@@ -333,6 +336,8 @@ class Worker:
     def work(self, jobs: Iterable[Job] | None = None) -> None:
         """Return when every job is settled, by this process or another. Raises only Interrupted, no run's error."""
         jobs = list(self.plan.jobs.values() if jobs is None else jobs)
+        if not (jobs := [job for job in jobs if not self._is_settled(job)]):
+            return  # a finished study is read without a lock
         with Claims(self.plan.folder / "runs") as claims:
             while jobs := [job for job in jobs if not self._is_settled(job)]:
                 if not sum([self._attempt(job, claims) for job in jobs]):
@@ -505,8 +510,7 @@ def _process(call: Call, number: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     share_libraries_of(os.getppid())
     log = start_log(call.out / "log", f"{call.study.name}-{number}-{os.getpid()}", level=call.level, verbose=False)
-    assert log is not None
-    with log.open("a") as file:  # also for what libraries print
+    with (log or Path(os.devnull)).open("a") as file:  # also for what libraries print
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     parent = multiprocessing.parent_process()

@@ -31,6 +31,7 @@ from ..config.schema import HOST, Key, schema_of
 from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from ..features.controls import NO_FEATURES, Control
+from ..plugin.names import NAME_RULE, is_safe_name
 from ..plugin.registry import Registry
 from ..running.grid import best_point
 from ..running.inputs import check_applicable, declared_modalities
@@ -155,6 +156,11 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
             if axis not in AXES:
                 hint = did_you_mean(axis, AXES) or f"; try {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name}: expected an axis, got {axis}{hint}")
+    for what, name in (("the file's name", path.stem), *(("datasets", name) for name in values.get("datasets") or ())):
+        if not is_safe_name(name):
+            problems.append(
+                f"{file.origin('datasets')}: {what}: expected a name of {NAME_RULE}, got {name!r}; rename it"
+            )
     values["settings"] = values.get("settings") or {}
     for axis in sorted({"modalities", "split"} & values["settings"].keys()):
         instead = "it" if axis == "modalities" else f"splits: [{values['settings'][axis]}]"

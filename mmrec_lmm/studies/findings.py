@@ -1,10 +1,11 @@
 """The leaderboard of a study so far: the winner of each cell on validation, compared on test."""
 
+import logging
 from dataclasses import replace
 
 from ..cache import write_json
 from ..data.opening import open_dataset
-from ..errors import DataError
+from ..errors import DataError, NoAccess
 from ..plugin.registry import Registry
 from ..running.run_folder import load_per_user
 from ..running.slices import Slicer
@@ -13,11 +14,13 @@ from .executor import Outcome, Plan
 from .file import winner
 from .leaderboard import FAILED, Leaderboard
 
+logger = logging.getLogger(__name__)
+
 LEADERBOARD = "leaderboard.json"  # in the study's folder
 
 
 def find(plan: Plan, registry: Registry) -> Leaderboard:
-    """The leaderboard of the finished runs, also written to the study's folder.
+    """The leaderboard of the finished runs, also written to the study's folder if this user may write there.
 
     Cells that are pending, failed or not applicable stay, with the reason. Raises ConfigError if runs lack a metric
     that the study compares, DataError if runs on one data set were tested on different users.
@@ -37,7 +40,10 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
     )
     slicers = _slicers(outcomes, registry) if study.slices else None
     board = compare([*entries.values()], method, study=study.name, title=study.title, slicers=slicers)
-    write_json(plan.folder / LEADERBOARD, board.document())
+    try:
+        write_json(plan.folder / LEADERBOARD, board.document())
+    except NoAccess as error:
+        logger.warning("the leaderboard isn't kept: %s", error)
     return board
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cache import plain, read_json
+from ..cache import check_readable, plain, read_json
 from ..errors import DataError
 from ..typed_json import FLAT, check_finite, decode
 from ..types import Axes
@@ -137,6 +137,7 @@ def from_document(document: Mapping[str, Any], *, where: str = "leaderboard") ->
 
 def read_leaderboard(path: Path) -> Leaderboard:
     """The Leaderboard in a JSON file. DataError if there is no such file."""
+    check_readable(path)
     if not os.path.lexists(path):
         raise DataError(f"{path}: no such file; try `study table`, which writes a leaderboard as JSON")
     return from_document(read_json(path, cure=CURE), where=str(path))

@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from .. import cache
 from ..config.settings import Settings
-from ..data.items import JOINT, Source, nothing_readable, source_of
+from ..data.images import decoders
+from ..data.items import JOINT, Source, nothing_readable, reason_of, source_of
 from ..distributed import (
     all_gather,
     all_reduce,
@@ -56,6 +57,7 @@ from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import FLAT, OPTIONAL, decode
 from ..types import ItemCatalog, RunSpec, Tuned
+from ..weights.sealed import DamagedFile, read_metadata, verify
 from .loop import EpochLoop, TrainingState, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
@@ -161,7 +163,7 @@ def _nothing_readable(catalog: ItemCatalog, source: Source) -> DataError:
     try:
         source.read(item)
     except Exception as error:  # decoders raise anything
-        reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error, source.images[item])
     return nothing_readable(catalog, JOINT, item, reason, len(source.items))
 
 
@@ -224,9 +226,13 @@ def tune(
     path = tuned_path(source, spec, config, tuning)
     device = torch.device(device)
     join(device)
-    with cache.locked(path) if is_first_process() else nullcontext():
-        if broadcast(path.exists()):
+    cache.check_readable(path)
+    stored = broadcast(is_first_process() and _is_stored(path, source))  # what exists is read without a lock
+    with nullcontext() if stored or not is_first_process() else cache.locked(path):
+        if stored or broadcast(is_first_process() and _is_stored(path, source)):
             logger.info("%s: tuned before, found in the cache, %s", spec.name, path)
+            if is_first_process():
+                cache.remove(path.with_suffix(".parts"))  # of a process that was killed just before its end
         else:
             encoder = build_encoder(spec, config, PAIR)
             _check_shareable(encoder, name=spec.name)
@@ -245,13 +251,17 @@ def tune(
                         made_by=made_by, sizes=sizes, frozen=frozen, progress=progress,
                     )  # fmt: skip
             if is_first_process():
-                save_weights(path, tuner.best_weights, {"about": json.dumps(cache.plain(made))})
+                left_out = _LeftOut(tuple(sorted(prepared.unreadable & {*source.items.tolist()})), decoders())
+                about = {"about": made, "left_out": left_out}
+                save_weights(
+                    path, tuner.best_weights, {key: json.dumps(cache.plain(each)) for key, each in about.items()}
+                )
                 remove_checkpoint(path.with_suffix(".parts"))
-                path.with_suffix(".parts").rmdir()
-        record = broadcast(load_record(path) if is_first_process() else None)
-    assert record is not None
+        found = broadcast((load_record(path), _load_left_out(path).items) if is_first_process() else None)
+    assert found is not None
+    record, missing = found
     logger.info("%s: %s", spec.name, summary(record))
-    return Tuned(path, path.stem, record, record.seconds)
+    return Tuned(path, cache.fingerprint([path.stem, missing]) if missing else path.stem, record, record.seconds)
 
 
 def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTuning) -> Path:
@@ -259,6 +269,50 @@ def tuned_path(source: Source, spec: EncoderSpec, config: Any, tuning: FineTunin
     made_by = [encoder_id(spec, config, modality) for modality in PAIR]
     name = cache.fingerprint([FORMAT, made_by, tuning, source.fingerprint])
     return cache.home() / "tuned" / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """The pairs that an encoder wasn't tuned on, as these decoders couldn't read their image."""
+
+    items: tuple[int, ...] = ()
+    decoders: str = ""
+
+
+def _is_stored(path: Path, source: Source) -> bool:
+    """True if the tuned encoder at `path` is as it was written, and no pair can be read that couldn't be when it was
+    made; otherwise it is deleted, with a warning."""
+    if not path.exists():
+        return False
+    try:
+        verify(path, sealed=False)  # earlier versions wrote no checksum
+        left_out = _load_left_out(path)
+    except DamagedFile as error:
+        reason = str(error)
+    else:
+        if not left_out.items or left_out.decoders == decoders() or not _any_readable(source, left_out.items):
+            return True
+        reason = f"{path}: {decoders()} can read images that couldn't be read"
+    logger.warning("%s; the encoder is tuned again", reason)
+    path.unlink()
+    return False
+
+
+def _load_left_out(path: Path) -> _LeftOut:
+    cure = "try deleting it, to have the encoder tuned again"
+    return decode(_LeftOut, read_metadata(path, "left_out", cure=cure, default={}), where=str(path), cure=cure)
+
+
+def _any_readable(source: Source, items: Iterable[int]) -> bool:
+    for item in items:
+        try:
+            source.read(item)
+        except MMRecError:
+            raise
+        except Exception:  # decoders raise anything
+            continue
+        return True
+    return False
 
 
 def _check_shareable(encoder: nn.Module, *, name: str) -> None:
@@ -287,7 +341,7 @@ def summary(record: TuningRecord) -> str:
 def load_record(path: Path) -> TuningRecord:
     """The record in a tuned encoder's file; DataError if the file is damaged."""
     cure = "try deleting it, to have the encoder tuned again"
-    return decode(TuningRecord, cache.read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
+    return decode(TuningRecord, read_metadata(path, "about", cure=cure), where=str(path), cure=cure)
 
 
 # Training

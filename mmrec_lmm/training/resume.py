@@ -10,18 +10,18 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache import plain, read_metadata, read_tensors, write_atomic
+from ..cache import check_readable, plain, sweep, write_atomic
 from ..errors import DataError
 from ..formatting import first_line
 from ..typed_json import decode
+from ..weights.sealed import read_metadata, read_tensors, save_file
 from .loop import N, Numbers, TrainingState
 
 STATE = "state.safetensors"
@@ -29,13 +29,13 @@ STATE = "state.safetensors"
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors of any device atomically."""
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=dict(metadata) if metadata else None))
+    ready = {name: value.detach().cpu() for name, value in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors onto the CPU; DataError names the file if it is missing or damaged."""
-    return read_tensors(path, framework="pt", cure="try deleting it, and --force")
+    """Read tensors into memory; DataError names the file if it is missing or damaged."""
+    return read_tensors(path, framework="torch", cure="try deleting it, and --force")
 
 
 def save_checkpoint(folder: Path, state: TrainingState[N]) -> None:
@@ -53,11 +53,12 @@ def load_checkpoint(folder: Path, kind: type[N]) -> TrainingState[N] | None:
     Best weights without a state, which a kill between the two files leaves, are deleted: on a GPU the same epoch, made
     again, may end with others. Raises DataError if the numbers don't fit `kind`: other code wrote them.
     """
+    check_readable(folder / STATE)
     if not os.path.lexists(folder / STATE):
         remove_checkpoint(folder)
         return None
     tensors, numbers = (
-        read_tensors(folder / STATE, framework="pt", cure=_start_over(folder)),
+        read_tensors(folder / STATE, framework="torch", cure=_start_over(folder)),
         load_numbers(folder, kind),
     )
     best = _best_file(folder, numbers)
@@ -90,9 +91,11 @@ def restoring(folder: Path) -> Iterator[None]:
 def remove_checkpoint(folder: Path) -> None:
     """Delete the checkpoint in `folder`, if any: the state first, so no state ever lacks its best weights."""
     (folder / STATE).unlink(missing_ok=True)
-    for pattern in ("best-*.safetensors", ".*.tmp"):  # the latter: half a file of a process that was killed
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in folder.glob("best-*.safetensors"):
+        path.unlink(missing_ok=True)
+    sweep(folder)
+    with suppress(OSError):  # it isn't there, or has files that aren't a checkpoint's
+        folder.rmdir()
 
 
 class Checkpoints(Generic[N]):

@@ -7,10 +7,10 @@ the first file, which is recorded beside it. Nothing here imports torch.
 import logging
 from pathlib import Path
 
-from ..cache import home
-from ..downloads.fetching import offline
+from ..cache import check_readable, home
+from ..downloads.fetching import offline, shown
 from ..downloads.files import NotDownloaded, RemoteFile, bring, check
-from ..errors import WeightsMissing
+from ..errors import NoAccess, WeightsMissing
 from ..plugin.specs import WeightFile
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
     Otherwise it is `<home>/weights/<encoder>/<name>`, downloaded there if need be and if possible.
     Raises WeightsMissing (URL, file and place) and DataError (another hash than the published or the recorded one).
     """
+    if given:
+        check_readable(Path(given))
     if given and not Path(given).exists():
         raise WeightsMissing(f"{encoder}: --weights {given}: no such file or folder; {_how_to_get(file, encoder)}")
     place = place_of(file, encoder)
@@ -38,12 +40,12 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
             raise WeightsMissing(
                 f"{encoder}: {file.name} isn't here and couldn't be downloaded ({error}); {_how_to_get(file, encoder)}"
             ) from None
-        except PermissionError as error:
+        except NoAccess as error:
             raise WeightsMissing(
-                f"{encoder}: {file.name} isn't here and {error.filename} can't be written; {_how_to_get(file, encoder)}"
+                f"{encoder}: {file.name} isn't here; {error}; or {_how_to_get(file, encoder)}"
             ) from None
         return place
-    again = "delete it to get it again" if path == place else f"get {file.url} again"
+    again = "delete it to get it again" if path == place else f"get {shown(file.url)} again"
     check(remote, path, remedy=f"{again}, or name another file by --weights PATH", record=path == place)
     return path
 
@@ -60,10 +62,12 @@ def given_weights(given: Path | str, *, encoder: str) -> Path:
 
 
 def present(file: WeightFile, *, encoder: str, given: Path | str | None = None) -> Path | None:
-    """The path that `find_weights` would check, without reading it; None if that would download."""
+    """The path that `find_weights` would check, without reading it; None if that would download. Raises NoAccess."""
     places = [place_of(file, encoder)]
     if given:
         places = [Path(given), Path(given) / file.name, *places]
+    for place in places:
+        check_readable(place)
     return next((place for place in places if place.is_file()), None)
 
 
@@ -74,8 +78,8 @@ def place_of(file: WeightFile, encoder: str) -> Path:
 
 def _how_to_get(file: WeightFile, encoder: str) -> str:
     return (
-        f"download {file.url} to {place_of(file, encoder)}, or name the file, or a folder that holds {file.name}, by "
-        f"--weights PATH"
+        f"download {shown(file.url)} to {place_of(file, encoder)}, or name the file, or a folder that holds "
+        f"{file.name}, by --weights PATH"
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .archives import content_of
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -49,7 +50,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = _root(archive.namelist())
-            tree = _Unpickler(io.BytesIO(archive.read(f"{root}/data.pkl")), path).load()
+            tree = _Unpickler(io.BytesIO(content_of(archive, f"{root}/data.pkl")), path).load()
             storages = _Storages(archive, f"{root}/data")
             found = _tensors(tree, prefix="", names=_tensor_names(archive, f"{root}/code"), left=[_MOST_MODULES])
             return {name: storages.tensor(record) for name, record in found}
@@ -128,7 +129,7 @@ def _tensor_names(archive: zipfile.ZipFile, code: str) -> dict[str, list[str]]:
         if not entry.startswith(f"{code}/") or not entry.endswith(".py"):
             continue
         module = ".".join(PurePosixPath(entry).relative_to(code).with_suffix("").parts)
-        for statement in ast.parse(archive.read(entry)).body:
+        for statement in ast.parse(content_of(archive, entry)).body:
             if isinstance(statement, ast.ClassDef):
                 lists = {
                     line.targets[0].id: ast.literal_eval(line.value)
@@ -185,7 +186,7 @@ class _Storages:
             entry = self._archive.getinfo(f"{self._folder}/{key}")
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"data/{key} is compressed, which TorchScript never does")
-            content = bytearray(self._archive.read(entry))  # raises where the archive's checksum differs
+            content = bytearray(content_of(self._archive, entry))  # raises where the archive's checksum differs
             self._read[key] = (
                 torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
             )

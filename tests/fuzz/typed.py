@@ -47,6 +47,9 @@ BASES = {
     "results export": "results export",
     "results query": "results query SELECT*FROM_runs",
     "slices": "slices {run}",
+    "clean": "clean",
+    "weights list": "weights list",
+    "weights get": "weights get vlmo:tiny",
 }
 MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*")
 

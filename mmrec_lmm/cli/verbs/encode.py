@@ -26,6 +26,7 @@ def add(verbs: Verbs) -> None:
         help="how the encoder is trained first; `list paradigms` shows them (default: pt)",
     )
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
+    encode.add_argument("--force", action="store_true", help="encode again what is in the cache")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
 
 
@@ -39,7 +40,7 @@ def _encode(options: argparse.Namespace) -> int:
     options.model = None
     registry, resolved = runs_of(options)
     start_log(None, "encode", level="INFO" if is_first_process() else "ERROR", verbose=True)
-    tables = encode_dataset(resolved.runs[0], registry, progress=True)
+    tables = encode_dataset(resolved.runs[0], registry, progress=True, force=options.force)
     if not is_first_process():
         return 0
     if options.export:

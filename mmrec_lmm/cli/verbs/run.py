@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         print_json(document(grid.best) if len(resolved.runs) == 1 else document_of(grid))
     else:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
-        print(f"\n{grid.best.path}/  log: {log}")
+        print(f"\n{grid.best.path}/" + (f"  log: {log}" if log else ""))
         where = "" if options.out == Path("runs") else f" --out {shlex.quote(str(options.out))}"
         print(f"next: mmrec-lmm recommend {grid.best.run_id}{where} --users ID,ID,...")
     if options.plots:

@@ -118,7 +118,7 @@ def _run(options: argparse.Namespace) -> int:
     outcomes = plan.outcomes()
     if not call.study.baseline and all(outcome.cell.axes.modalities != () for outcome in outcomes):
         print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
-    print(f"{study_text(outcomes)}\n\n{plan.folder}/  log: {log}")
+    print(f"{study_text(outcomes)}\n\n{plan.folder}/" + (f"  log: {log}" if log else ""))
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
 
 

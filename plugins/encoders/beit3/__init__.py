@@ -4,10 +4,10 @@ This file has what needs no torch: the configuration, and which files a configur
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from mmrec_lmm.api import RATE, ConfigValueError, EncoderSpec, Limit, WeightFile, between
+from mmrec_lmm.api import OPTIONAL, RATE, ConfigValueError, EncoderSpec, Limit, WeightFile, between
 
 from ... import configs
 from ..released import Release
@@ -44,6 +44,7 @@ class Beit3Config:
     variant: Variant = "base"
     checkpoint: Checkpoint = "itc"
     weights: str = ""  # the user's checkpoint, or the folder of the published files
+    weights_ema: bool | None = field(default=None, metadata=OPTIONAL)  # true: the averaged weights (EMA) of the file
     pool: Pool = "itc"  # the vector of an image or a text: its retrieval head's unit vector, or the last layer's CLS
     joint_cls: Cls = "image"  # the CLS that is the vector of the modality joint
     image_size: int | None = None  # pixels a side, a multiple of 16; null is what the checkpoint was trained with

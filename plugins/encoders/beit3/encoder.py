@@ -29,7 +29,7 @@ from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import Normalize, squashed
 from ..released import is_random
-from ..words import SIZE, HashedWords
+from ..words import CHARACTERS, SIZE, HashedWords
 from . import NAME, PATCH, RELEASE, VOCABULARY, Beit3Config
 from .model import OFFSET, PAD, SIZES, Beit3ForRetrieval
 
@@ -50,6 +50,7 @@ class Beit3Encoder(ItemEncoder):
         self.config = config
         self.dims = dict.fromkeys(modalities, size.width)
         self.padding = {"tokens": PAD}
+        self.max_characters = CHARACTERS * config.max_tokens
         self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = Beit3ForRetrieval(size, config.side, config.drop_path)
         if is_random(config):
@@ -61,7 +62,7 @@ class Beit3Encoder(ItemEncoder):
 
     def _load(self, path: Path) -> None:
         """Fill the network. Pre-trained checkpoints have the head of masked modeling, and no retrieval heads."""
-        state = read_checkpoint(path)
+        state = read_checkpoint(path, ema=bool(self.config.weights_ema))
         lacking = [name for name in HEADS if name not in state]
         if lacking and self.config.pool == "itc":
             raise DataError(

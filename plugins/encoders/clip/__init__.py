@@ -6,11 +6,11 @@ including SigLIP. This file has what needs no torch: the configuration, and wher
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from mmrec_lmm.api import ConfigValueError, EncoderSpec, Limit, WeightFile, between, find_weights, hash_file
+from mmrec_lmm.api import OPTIONAL, ConfigValueError, EncoderSpec, Limit, WeightFile, between, find_weights, hash_file
 
 from ... import configs
 
@@ -34,6 +34,7 @@ class ClipConfig:
 
     variant: str = ""  # "" (ViT-B/16 by OpenAI), "tiny", or open_clip's ARCH/TAG
     weights: str = ""  # a checkpoint, or a folder that holds it under its published name; "": find or download
+    weights_ema: bool | None = field(default=None, metadata=OPTIONAL)  # true: the averaged weights (EMA) of the file
     pool: Literal["proj", "pre_proj"] = "proj"  # the vectors that are compared (512, 512), or those before (768, 512)
     normalise: bool = False  # rows of length 1, as the loss has them; the released features are raw projections
     preprocess: Literal["official", "released"] = "official"  # released: as LMM4Rec's code feeds it; see encoder.py
@@ -78,6 +79,14 @@ def files(config: ClipConfig, modality: str) -> Sequence[WeightFile]:
     return () if config.variant else (OPENAI,)
 
 
+def fetch(config: ClipConfig, modality: str) -> None:
+    """Bring the tokenizer and the text tower's configuration, where an architecture has them from the hub."""
+    if modality == "text":
+        from .model import fetch_text_side  # imports open_clip, which takes seconds
+
+        fetch_text_side(config)
+
+
 SPEC = EncoderSpec(
     name=NAME,
     cls=f"{__name__}.encoder:ClipEncoder",
@@ -85,6 +94,7 @@ SPEC = EncoderSpec(
     modalities=("image", "text"),
     weights_id=weights_id,
     files=files,
+    fetch=fetch,
     variants=VARIANTS,
     summary="CLIP ViT-B/16 with OpenAI's weights: contrastively trained towers for image and text, 512 each",
     paper="Radford et al., ICML 2021, arXiv:2103.00020",

@@ -22,7 +22,7 @@ from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, all_gather, local_s
 from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalize, cropped, squashed
-from ..words import HashedWords
+from ..words import CHARACTERS, HashedWords
 from . import ClipConfig, checkpoint
 from .model import CONTEXT, architecture, build, tokenizer
 
@@ -41,6 +41,7 @@ class ClipEncoder(ItemEncoder):
         self.text_projection = _pop_projection(text_tower, "text_projection")
         self.dims = {modality: self._width(modality, found.layers["embed_dim"]) for modality in modalities}
 
+        self.max_characters = CHARACTERS * CONTEXT
         size = self.model.visual.image_size
         self.side: int = size if isinstance(size, int) else size[0]  # a ResNet's is one number
         released = config.preprocess == "released"

@@ -6,9 +6,10 @@ tag also says how images are prepared and whether the GELU is OpenAI's quick one
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from mmrec_lmm.api import (
     read_checkpoint,
 )
 
-from ..words import SIZE, HashedWords
+from ..words import SIZE, HashedWords, as_words
 from . import NAME, ClipConfig
+from .renaming import from_transformers, hidden_act, is_of_transformers
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
@@ -40,6 +42,8 @@ TINY: dict[str, Any] = {
     "quick_gelu": True,
 }
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's archives hold besides their weights
+_GELU = {True: "quick GELU", False: "exact GELU"}
+_HALVED = ("visual.conv1.weight", "ln_final.weight")  # OpenAI's models have halves but for their norms
 UNREAD = (*SCALARS, "*attn_mask", "*position_ids")  # constants, some of which were once saved with the weights
 
 
@@ -142,15 +146,36 @@ def build(found: Architecture, config: ClipConfig, *, file: Path | None) -> Any:
     """
     model = _empty(found, config)
     if file is not None:
-        state = read_checkpoint(file)
-        if not found.quick_gelu and set(SCALARS) <= state.keys():
-            raise ConfigError(
-                f"{file}: expected weights with the exact GELU for {found.name}, got one of OpenAI's archives, which "
-                f"needs the quick GELU; try clip:{found.name}-quickgelu"
-            )
+        state = read_checkpoint(file, ema=bool(config.weights_ema))
+        _check_gelu(found, state, file)
         report = load_state(model, _arranged(model, state, file), source=file, drop=UNREAD)
         logger.info("%s: %s", file, report.summary())
     return model
+
+
+def _check_gelu(found: Architecture, state: Mapping[str, Tensor], file: Path) -> None:
+    """Log the GELU in use. ConfigError where the checkpoint is known to need the other one."""
+    used = _GELU[found.quick_gelu]
+    due, why = None, ""
+    if set(SCALARS) <= state.keys():
+        due, why = True, "one of OpenAI's archives"
+    elif is_of_transformers(state) and (named := hidden_act(file)) is not None:
+        due, why = named == "quick_gelu", f"one whose config.json says {named}"
+    if due not in (None, found.quick_gelu):
+        bare = found.name.removesuffix("-quickgelu")
+        other = f"{bare}-quickgelu" if due else bare
+        cure = f"; try clip:{other}" if other != found.name else ""
+        raise ConfigError(
+            f"{file}: expected weights with the {used} for {found.name}, got {why}, which needs the {_GELU[due]}{cure}"
+        )
+    logger.info("%s: computed with the %s%s", file, used, "" if due is None else ", as its weights need")
+    halves = [state[name].dtype for name in _HALVED if name in state]
+    if due is None and not found.quick_gelu and len(set(halves)) == 2:
+        logger.warning(
+            "%s: half of its weights are halves, as OpenAI's are, which need the quick GELU; it is computed with the "
+            "%s: if they come from OpenAI, take clip:%s-quickgelu",
+            file, used, found.name,
+        )  # fmt: skip
 
 
 def tokenizer(found: Architecture) -> Any:
@@ -162,9 +187,29 @@ def tokenizer(found: Architecture) -> Any:
         return HashedWords(start=SIZE - 2, end=SIZE - 1, first=1, last=SIZE - 3, max_tokens=CONTEXT)
     try:
         with _quiet():
-            return _open_clip().get_tokenizer(found.name)
+            made = _open_clip().get_tokenizer(found.name)
     except (OSError, ValueError, ImportError) as error:
         raise _hub_needed(found, "tokenizer", found.layers["text_cfg"].get("hf_tokenizer_name"), error) from None
+    own = hasattr(made, "all_special_ids")  # OpenAI's; the others wrap one of transformers
+    special = [made.decoder[token] for token in made.all_special_ids] if own else made.tokenizer.all_special_tokens
+    made.clean_fn = partial(_cleaned, made.clean_fn, tuple(special))
+    return made
+
+
+def _cleaned(clean: Callable[[str], str], special: Sequence[str], text: str) -> str:
+    """The text as `clean` makes it, which may bring a special token to light: "&lt;" is "<" then."""
+    return as_words(clean(text), special)
+
+
+def fetch_text_side(config: ClipConfig) -> None:
+    """Have in huggingface_hub's cache what the text side of an architecture needs. Raises WeightsMissing."""
+    found = architecture(config.variant)
+    tokenizer(found)
+    if name := found.layers["text_cfg"].get("hf_model_name"):
+        try:
+            importlib.import_module("transformers").AutoConfig.from_pretrained(name)
+        except (OSError, ValueError, ImportError) as error:
+            raise _hub_needed(found, "text tower", name, error) from None
 
 
 def _empty(found: Architecture, config: ClipConfig) -> Any:
@@ -202,6 +247,8 @@ def _empty(found: Architecture, config: ClipConfig) -> Any:
 def _arranged(model: Any, state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """A checkpoint with the model's names and shapes; checkpoints were published in several layouts."""
     zoo = _open_clip()
+    if is_of_transformers(state):
+        state = from_transformers(state, file)
     state = zoo.factory.convert_state_dict(model, state)  # Apple's names
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = zoo.factory.convert_to_custom_text_state_dict(state)

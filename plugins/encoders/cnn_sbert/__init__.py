@@ -17,11 +17,12 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mmrec_lmm.api import (
+    OPTIONAL,
     SIZE,
     ConfigError,
     ConfigValueError,
@@ -64,6 +65,7 @@ class CnnSbertConfig:
 
     variant: str = ""  # "" for both as they are, with the CNN of the key `cnn`; else one of VARIANTS
     weights: str = ""  # the CNN's file, or a folder that holds it and a folder all-MiniLM-L6-v2; "": find or download
+    weights_ema: bool | None = field(default=None, metadata=OPTIONAL)  # true: the averaged weights (EMA) of the file
     cnn: str = "alexnet"  # alexnet, vgg16 (FC7 after its ReLU, 4096 wide), or timm:NAME (that model's pooled features)
     max_tokens: int = 256  # word-pieces, [CLS] and [SEP] among them; the length that the weights were trained for
     width: int = WIDTH  # of projected vectors, of image and text alike

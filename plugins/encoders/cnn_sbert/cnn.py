@@ -7,14 +7,16 @@ Shapes: B batch, S side of the picture in pixels.
 """
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
 
-from mmrec_lmm.api import load_state, read_checkpoint
+from mmrec_lmm.api import DataError, load_state, read_checkpoint
 
 from ..pixels import Normalize, shortened
 from . import NAME, CnnSbertConfig, cnn_path, library, timm_entry
@@ -37,7 +39,8 @@ class Cnn(nn.Module):
         self.normalize = Normalize(parts.mean, parts.deviation)
         if not config.is_tiny:
             path = cnn_path(config)
-            report = load_state(self.network, read_checkpoint(path), source=path, drop=parts.classifier)
+            state = _of_timm(self.network, read_checkpoint(path, ema=bool(config.weights_ema)), source=path)
+            report = load_state(self.network, state, source=path, drop=parts.classifier)
             logger.info("%s: %s", path, report.summary())
             logger.info("image features of %s: a substitute for CaffeNet's, which MMRec publishes", config.cnn)
 
@@ -85,3 +88,23 @@ def _timm(cnn: str, **changes: Any) -> _Parts:
     classifier = tuple(f"{head}.*" for head in ((heads,) if isinstance(heads, str) else heads))
     # `num_features` is the width before a head such as VGG's FC6 and FC7, `head_hidden_size` that after it
     return _Parts(network, network.head_hidden_size, transform, how["mean"], how["std"], classifier)
+
+
+def _of_timm(network: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> Mapping[str, Tensor]:
+    """A checkpoint under timm's names. Many were first published under their authors' own, which the module of timm
+    that defines the network translates; one that fits is left as it is. DataError where the translation fails."""
+    own = network.state_dict()
+    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if translate is None or own.keys() <= state.keys():
+        return state
+    try:
+        translated: Mapping[str, Tensor] = translate(dict(state), network)
+    except Exception as error:  # it takes its authors' names for granted
+        raise DataError(
+            f"{source}: expected a checkpoint of {type(network).__name__}, under timm's names or its authors', got "
+            f"others ({type(error).__name__}: {error}); name another file"
+        ) from None
+    if len(own.keys() & translated.keys()) > len(own.keys() & state.keys()):
+        logger.info("%s: its authors' names are translated to timm's", source)
+        return translated
+    return state

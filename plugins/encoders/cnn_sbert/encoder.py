@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mmrec_lmm.api import ItemEncoder, RawItem
 from mmrec_lmm.losses import FIRST_LOG_SCALE, contrastive_scale, symmetric_info_nce
 
+from ..words import CHARACTERS
 from . import CnnSbertConfig
 from .cnn import Cnn
 from .text import Sbert
@@ -33,6 +34,7 @@ class CnnSbert(ItemEncoder):
         towers = {"image": self.cnn, "text": self.sbert}
         self.dims = {modality: tower.width for modality, tower in towers.items() if tower}
         self.padding = {"input_ids": self.sbert.tokenizer.pad_token_id} if self.sbert else {}
+        self.max_characters = CHARACTERS * config.max_tokens
         if config.is_projected:
             self.requires_grad_(config.train_towers)
             self.projections = nn.ModuleDict(

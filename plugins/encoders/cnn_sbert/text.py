@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmrec_lmm.api import DataError, PluginError
 
+from ..words import as_words
 from . import NAME, WEIGHTS, CnnSbertConfig, minilm_folder
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
@@ -40,10 +41,12 @@ class Sbert(nn.Module):
             raise DataError(f"{folder}: can't be loaded ({error}); if {WEIGHTS} is damaged, get it again") from None
         logger.info("texts by %s", folder)
         self.tokenizer = self.model.tokenizer
+        self.special: tuple[str, ...] = tuple(self.tokenizer.all_special_tokens)
         self.max_tokens = config.max_tokens
 
     def prepare(self, text: str) -> dict[str, Tensor]:
         """The word-pieces and their mask, each (T,)."""
+        text = as_words(text, self.special)
         tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
         return {name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")}
 

@@ -8,11 +8,11 @@ that its authors train it with in tuning.py.
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from mmrec_lmm.api import RATE, ConfigValueError, EncoderSpec, Limit, WeightFile, between
+from mmrec_lmm.api import OPTIONAL, RATE, ConfigValueError, EncoderSpec, Limit, WeightFile, between
 
 from ... import configs
 from ..released import Release
@@ -48,6 +48,7 @@ class VLMoConfig:
         "pretrained"  # the others are tuned for retrieval, at 384 pixels
     )
     weights: str = ""  # a checkpoint of this variant, or a folder with the published files; "": the cache, or download
+    weights_ema: bool | None = field(default=None, metadata=OPTIONAL)  # true: the averaged weights (EMA) of the file
     pool: Literal["itc_proj", "cls", "vl_proj", "joint_cls", "joint_pooler"] = "itc_proj"
     image_size: int | None = None  # pixels per side, a multiple of 16; None: the checkpoint's own
     drop_path: float = 0.1  # of the last block, from 0 at the first; in training only

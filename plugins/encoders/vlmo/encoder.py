@@ -28,7 +28,7 @@ from mmrec_lmm.api import (
 
 from ..pixels import Normalize, squashed
 from ..released import is_random
-from ..words import HashedWords
+from ..words import CHARACTERS, HashedWords, as_words
 from . import JOINT_POOLS, NAME, RELEASE, VLMoConfig
 from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
 from .tuning import tuning_losses
@@ -38,6 +38,7 @@ logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host'
 HEADS = ("pooler.*", "mlm_score.*", "itm_score.*", "itc_*", "logit_*")  # that a checkpoint may lack
 HEAD_OF_POOL = {"itc_proj": "itc_{}_proj.", "vl_proj": "itc_vl_{}_proj.", "joint_pooler": "pooler."}
 IMAGE_POSITIONS, TEXT_POSITIONS = "transformer.pos_embed", "text_embeddings.position_embeddings.weight"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NOT_LEARNED = ("text_embeddings.position_ids", "*relative_position_index")  # constants that checkpoints carry
 
 
@@ -52,12 +53,13 @@ class VLMoEncoder(ItemEncoder):
         self.size = replace(SIZES[config.variant], side=config.side, drop_path=config.drop_path, dropout=config.dropout)
         self.dims = dict.fromkeys(modalities, self.size.width)
         self.padding = {"ids": PAD}
+        self.max_characters = CHARACTERS * self.size.max_tokens
         self.reads_images = not {"image", "joint"}.isdisjoint(modalities)
         self.reads_texts = not {"text", "joint"}.isdisjoint(modalities)
         self.normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.model = VLMo(self.size)
         if not is_random(config):
-            self._load(RELEASE.checkpoint_path(config))
+            self._load(RELEASE.checkpoint_path(config), ema=bool(config.weights_ema))
         if self.reads_texts:
             self.tokenize, continues = _tokenizer(config, self.size)
             self.register_buffer("continues", continues, persistent=False)
@@ -89,9 +91,9 @@ class VLMoEncoder(ItemEncoder):
             (cls,) = model.text(batch["ids"], "vl" if vl else "text")
         return cls if pool == "cls" else model.project(cls, f"vl_{modality}" if vl else modality)
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, *, ema: bool) -> None:
         """Fill the model from an official checkpoint; DataError says what doesn't fit."""
-        state, drop = read_checkpoint(path), [*NOT_LEARNED]
+        state, drop = read_checkpoint(path, ema=ema), [*NOT_LEARNED]
         if self.size.relative:
             drop.append(TEXT_POSITIONS)  # in the checkpoint, but unused with relative positions
         elif TEXT_POSITIONS in state:
@@ -125,7 +127,7 @@ class WordPieces:
         self.tokenizer.enable_truncation(max_tokens)
 
     def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
+        return self.tokenizer.encode(as_words(text, SPECIAL)).ids
 
 
 def _tokenizer(config: VLMoConfig, size: Size) -> tuple[Callable[[str], list[int]], Tensor]:
