@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import Answer, call, dead_temporary, plugin, start, wait_until
+from safetensors.numpy import load_file, save_file
 
 from mmrec_lmm.cache import hash_file
 from mmrec_lmm.data.opening import make_dataset
@@ -400,6 +401,21 @@ def test_an_interrupted_run_saves_its_state_and_resumes_to_the_same_result(toy: 
     assert (resumed["valid"], resumed["test"]) == (whole["valid"], whole["test"])
     for name in ("best.safetensors", "per_user.safetensors"):
         assert hash_file(Path("runs", whole["run_id"], name)) == hash_file(Path("whole", whole["run_id"], name))
+
+
+@pytest.mark.parametrize("lost", ["model.", "validation.items", "rows"])
+def test_best_weights_of_a_checkpoint_that_do_not_fit_are_refused_before_training(lost: str, toy: Path) -> None:
+    run = (*RUN, "--epochs=8", "--learning_rate=0.5")
+    call(*run, "-p", plugin(Path("interrupt.py"), INTERRUPT.format("SIGINT")))
+    (path,) = Path("runs").glob("VBPR-*/checkpoint/best-*.safetensors")
+    assert path.name != "best-3.safetensors", "the state should have weights of its own"
+    tensors = load_file(path)
+    if lost == "rows":
+        tensors["validation.items"] = tensors["validation.items"][1:]
+    else:
+        del tensors[next(name for name in tensors if name.startswith(lost))]
+    save_file(tensors, path)
+    assert "checkpoint: expected a checkpoint of this code" in refusal(call(*run, "--resume"), 4)
 
 
 def test_a_run_that_starts_over_says_that_it_could_have_been_resumed(toy: Path) -> None:
