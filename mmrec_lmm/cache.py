@@ -236,8 +236,10 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the new one whole.
 
     The file has the permissions of any new one there (umask), whatever `write` gives it. Raises RunError where the disk
-    is full, and NoAccess; nothing is left behind.
+    is full or `path` can't be a file's, and NoAccess; nothing is left behind.
     """
+    if not path.name:
+        raise RunError(f"{path}: expected the name of a file to write, got a folder")
     _sweep_once(path.parent)
     temporary = temporary_path(path)
     try:

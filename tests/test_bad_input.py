@@ -513,3 +513,9 @@ def test_dashes_are_no_value_of_a_flag_or_key(command: tuple[str, ...]) -> None:
 def test_tuning_that_diverges_at_once_says_so() -> None:
     command = (*RUN, "--encoder", "vlmo:tiny", "--paradigm", "ft", "--ft.learning_rate=2147483648")
     assert "learning_rate" in refusal(call(*command), 1)
+
+
+@pytest.mark.parametrize("place", ["", ".", "/"])
+def test_a_folder_is_no_place_to_write_a_table(place: str) -> None:
+    said = refusal(call("paper", "--table", "3", f"--output={place}"), 1)
+    assert said == f"{place or '.'}: expected the name of a file to write, got a folder"
