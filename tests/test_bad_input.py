@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import Answer, call, dead_temporary, plugin, start, wait_until
+from safetensors.numpy import load_file, save_file
 
 from mmrec_lmm.data.opening import make_dataset
 from mmrec_lmm.disk.hashing import hash_file
@@ -402,6 +403,21 @@ def test_an_interrupted_run_saves_its_state_and_resumes_to_the_same_result(toy: 
         assert hash_file(Path("runs", whole["run_id"], name)) == hash_file(Path("whole", whole["run_id"], name))
 
 
+@pytest.mark.parametrize("lost", ["model.", "validation.items", "rows"])
+def test_best_weights_of_a_checkpoint_that_do_not_fit_are_refused_before_training(lost: str, toy: Path) -> None:
+    run = (*RUN, "--epochs=8", "--learning_rate=0.5")
+    call(*run, "-p", plugin(Path("interrupt.py"), INTERRUPT.format("SIGINT")))
+    (path,) = Path("runs").glob("VBPR-*/checkpoint/best-*.safetensors")
+    assert path.name != "best-3.safetensors", "the state should have weights of its own"
+    tensors = load_file(path)
+    if lost == "rows":
+        tensors["validation.items"] = tensors["validation.items"][1:]
+    else:
+        del tensors[next(name for name in tensors if name.startswith(lost))]
+    save_file(tensors, path)
+    assert "checkpoint: expected a checkpoint of this code" in refusal(call(*run, "--resume"), 4)
+
+
 def test_a_run_that_starts_over_says_that_it_could_have_been_resumed(toy: Path) -> None:
     run = (*RUN, "--epochs=8")
     call(*run, "-p", plugin(Path("interrupt.py"), INTERRUPT.format("SIGINT")))
@@ -497,3 +513,9 @@ def test_dashes_are_no_value_of_a_flag_or_key(command: tuple[str, ...]) -> None:
 def test_tuning_that_diverges_at_once_says_so() -> None:
     command = (*RUN, "--encoder", "vlmo:tiny", "--paradigm", "ft", "--ft.learning_rate=2147483648")
     assert "learning_rate" in refusal(call(*command), 1)
+
+
+@pytest.mark.parametrize("place", ["", ".", "/"])
+def test_a_folder_is_no_place_to_write_a_table(place: str) -> None:
+    said = refusal(call("paper", "--table", "3", f"--output={place}"), 1)
+    assert said == f"{place or '.'}: expected the name of a file to write, got a folder"

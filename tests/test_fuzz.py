@@ -15,8 +15,6 @@ from fuzz.damage import damage
 from fuzz.kinds import KINDS
 from fuzz.workspace import Workspace, wrongs
 
-from mmrec_lmm.cli import build_parser
-
 
 @pytest.mark.slow
 def test_damaged_files_and_odd_values_are_refused_or_taken_and_harm_nothing(tmp_path: Path) -> None:
@@ -29,10 +27,13 @@ def test_damaged_files_and_odd_values_are_refused_or_taken_and_harm_nothing(tmp_
 
 
 def test_every_verb_is_tried_with_odd_flags_and_every_key_with_odd_values() -> None:
-    assert set(typed.BASES) == {name for name, _ in typed.verbs(build_parser())}
+    assert set(typed.BASES) == {name for name, _ in typed.all_verbs()}
     names = {key.name for key in typed.all_keys()}
     assert {"epochs", "n_layers", "encoder.image_size", "ft.learning_rate"} <= names
     assert set(KINDS) < set(ORDER)
+    for number in range(200):
+        assert typed.key_command(random.Random(number)) == typed.key_command(random.Random(number))
+        assert typed.flag_command(random.Random(number)) == typed.flag_command(random.Random(number))
 
 
 @pytest.mark.parametrize("name", KINDS)

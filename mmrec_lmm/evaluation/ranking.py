@@ -143,7 +143,9 @@ class Evaluator:
         return self.ranking(self._ranker.top(model, k, batch_size=batch_size))
 
     def ranking(self, items: Tensor) -> Ranking:
-        """The ranking whose best items (U, K) int64 are known."""
+        """The ranking whose best items (U, K) int64 are known; ValueError if they aren't of these users."""
+        if items.ndim != 2 or len(items) != len(self._ranker.users):
+            raise ValueError(f"expected items of {len(self._ranker.users)} users, got {tuple(items.shape)}")
         keys = items + torch.arange(len(items)).unsqueeze(1) * self._n_items  # (U, K)
         place = torch.searchsorted(self._truth, keys).clamp_(max=len(self._truth) - 1)
         hits = (self._truth[place] == keys) & (items >= 0)

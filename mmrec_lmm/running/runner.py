@@ -184,6 +184,7 @@ def train(
     if state is not None:
         with restoring(checkpoint):
             trainer.restore(state)
+            validation.ranking(trainer.best.found["items"].long())
         logger.info("%s", _continued(name, state.numbers))
     else:
         if (checkpoint / STATE).is_file():

@@ -588,7 +588,9 @@ class _Tuner(EpochLoop[TunerNumbers]):
         for name, value in state.tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = value
-        self.encoder.load_state_dict(parts["encoder"] or state.best)
+        self.encoder.load_state_dict(state.best)  # which end as the encoder's: they must fit, too
+        if parts["encoder"]:
+            self.encoder.load_state_dict(parts["encoder"])
         load_optimizer_state(self._optimizer, parts["optimizer"])
         numbers = state.numbers
         self._epochs, self._seconds = [*numbers.epochs], numbers.seconds

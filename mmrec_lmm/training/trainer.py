@@ -235,6 +235,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
     def restore(self, state: TrainingState[TrainerNumbers]) -> None:
         """Continue from `state` instead of from the start."""
         numbers = state.numbers
+        self._load_weights(state.best)  # which end as the model's: they must fit, too
         self._load_weights({**state.best, **state.tensors})
         load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
         if self._callback is not None:

@@ -388,7 +388,7 @@ def edit_zip(data: bytes, rng: random.Random) -> bytes:
             elif way == 0:
                 changed.writestr(name, rng.choice(BYTES)(content, rng))
             elif way == 1:
-                changed.writestr(rng.choice(("../../x", "/x", "", "a" * 300, "\\x", "con", "x\n")), content)
+                changed.writestr(rng.choice(("../../x", "/x", "a" * 300, "\\x", "con", "x\n")), content)
             elif way == 2:
                 changed.writestr(name, bytes(300_000_000), zipfile.ZIP_DEFLATED, 1)
             elif way == 3:

@@ -143,17 +143,24 @@ def verbs(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[s
             yield from verbs(one, f"{prefix} {name}")
 
 
-def flag_command(rng: random.Random) -> tuple[list[str], list[str]]:
-    """A command with one flag, or a place of its own, of an odd value, and the words by which a message may name it."""
+@cache
+def all_verbs() -> tuple[tuple[str, argparse.ArgumentParser], ...]:
+    """The command line's verbs with their parsers."""
     from mmrec_lmm.cli import build_parser
 
-    name, parser = rng.choice(list(verbs(build_parser())))
+    return tuple(verbs(build_parser()))
+
+
+def flag_command(rng: random.Random) -> tuple[list[str], list[str]]:
+    """A command with one flag, or a place of its own, of an odd value, and the words by which a message may name it."""
+    name, parser = rng.choice(all_verbs())
     command = [word.replace("*FROM_", " * FROM ") for word in BASES[name].split()]
     action = rng.choice([action for action in parser._actions if action.dest not in ("help", "on", "mirror")])
     values = [*map(str, action.choices or ()), *TYPED] if rng.random() < 0.3 else list(TYPED)
     value = rng.choice(values)
     if not action.option_strings:
-        command[len(name.split())] = value
+        place = len(name.split())
+        command[place : place + 1] = [value]
         return command, [action.dest, value]
     flag, names = rng.choice(action.option_strings), [*action.option_strings, action.dest, value]
     if action.nargs == 0:
