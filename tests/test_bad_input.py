@@ -518,4 +518,4 @@ def test_tuning_that_diverges_at_once_says_so() -> None:
 @pytest.mark.parametrize("place", ["", ".", "/"])
 def test_a_folder_is_no_place_to_write_a_table(place: str) -> None:
     said = refusal(call("paper", "--table", "3", f"--output={place}"), 1)
-    assert said == f"{place or '.'}: expected the name of a file to write, got a folder"
+    assert said == f"{place or '.'}: expected the name of a file to write, got a folder; try another"

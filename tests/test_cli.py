@@ -669,7 +669,7 @@ def test_a_run_that_fails_has_exit_code_1() -> None:
 def test_a_place_that_cannot_be_written_is_one_line(here: Path) -> None:
     (here / "file").write_text("")
     answer = call(*RUN, "--out", "file")
-    assert (answer.code, answer.err) == (1, "error: file/log: Not a directory\n")
+    assert (answer.code, answer.err) == (1, "error: file/log: expected a folder, got a file there; try another name\n")
 
 
 # Documentation

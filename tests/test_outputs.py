@@ -59,8 +59,8 @@ def test_what_is_no_place_for_a_file_is_called_that(tmp_path: Path, monkeypatch:
     Path("folder.csv").mkdir()
     Path("file").touch()
     for place, said in (
-        ("folder.csv", "folder.csv: expected the name of a file, got a folder; try another"),
-        ("", "expected the name of a file, got none"),
+        ("folder.csv", "folder.csv: expected the name of a file to write, got a folder; try another"),
+        ("", ".: expected the name of a file to write, got a folder; try another"),
         ("file/x.csv", "file: expected a folder, got a file there; try another name"),
         (300 * "a", f"{300 * 'a'}: File name too long"),
     ):

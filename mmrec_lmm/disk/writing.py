@@ -50,7 +50,7 @@ def write_output(path: Path, content: bytes) -> Path:
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     if target.is_dir():
-        raise RunError(f"{path}: expected the name of a file, got {'a folder' if path.name else 'none'}; try another")
+        raise RunError(f"{path}: expected the name of a file to write, got a folder; try another")
     if not target.exists() or target.is_file():
         write_bytes(target, content)
         return path
