@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..features.prepared import PreparedItems
 from ..machine import precision, to_device
 from ..plugin.contracts import ItemEncoder
-from .optim import adamw, freeze
+from .optim import adam, adamw, freeze
 from .paradigms import EndToEnd
 from .trainer import load_optimizer_state, optimizer_state
 
@@ -54,7 +54,8 @@ class EncoderWorker:
             self._paired = (present["image"] & present["text"]).cpu()  # (I,)
         freeze(encoder, options.freeze, owner=f"encoder {name}: ete.freeze")
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        self._optimizer = adamw(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        optimizer = adam if options.learner == "adam" else adamw
+        self._optimizer = optimizer(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
 
     @everywhere
     def step(self, rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
