@@ -87,7 +87,7 @@ def test_the_shipped_overall_file_and_the_defaults_of_settings_agree() -> None:
 def test_each_layer_wins_over_the_ones_before_it() -> None:
     order = [
         "overall.yaml", "dataset/toy.yaml", "model/vbpr.yaml", "preset/old.yaml", "preset/old/vbpr.yaml",
-        "grid/wide/vbpr.yaml",
+        "grid/wide.yaml", "grid/wide/vbpr.yaml",
     ]  # fmt: skip
     assert ask().runs[0].settings.epochs == 1000
     for epochs, name in enumerate(order, start=1):
@@ -134,7 +134,7 @@ def test_a_configs_folder_that_holds_no_configuration_is_refused(tmp_path: Path)
 def test_an_unknown_preset_or_grid_is_refused_with_the_known_ones() -> None:
     message = refusal(preset="mrec", grid="nosuch")
     assert "unknown preset: mrec; did you mean mmrec? known: lmm, mmrec, paper" in message
-    assert "unknown grid of model VBPR: nosuch; known: lmm, mmrec" in message
+    assert "unknown grid of model VBPR: nosuch; known: lmm, mmrec, paper-ete, paper-ft" in message
 
 
 def test_a_preset_name_reaches_no_file_outside_its_folder() -> None:
@@ -158,6 +158,13 @@ def test_the_shipped_grids_of_vbpr_have_the_seven_published_points(grid: str) ->
     assert resolved.axes["reg_weight"] == (2.0, 1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
     assert len(resolved.runs) == 7
     assert {run.model_config.embedding_size for run in resolved.runs} == {64 if grid == "mmrec" else 128}
+
+
+def test_a_grid_of_another_paradigms_axes_is_refused_on_the_command_line() -> None:
+    message = refusal(grid="paper-ft")
+    assert "grid/paper-ft.yaml:7: expected axes that this run has, got ft.learning_rate; try --paradigm ft" in message
+    study = yaml_layers.Layer("study", "mine.yaml", {})
+    assert len(ask(grid="paper-ft", study=study).runs) == 1, "a study's other paradigms may have them"
 
 
 def test_without_a_grid_a_shipped_model_is_one_run() -> None:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import golden
 import numpy as np
@@ -35,7 +35,7 @@ from mmrec_lmm.testing import TinyEncoder
 from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder, draw_rows, weight_change
 from mmrec_lmm.training.loop import Validation
-from mmrec_lmm.training.optim import adamw
+from mmrec_lmm.training.optim import adam, adamw
 from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.resume import Checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
 from mmrec_lmm.training.trainer import Trainer, TrainerNumbers, build_optimizer
@@ -192,16 +192,22 @@ def test_the_two_passes_give_the_encoder_the_gradient_of_joint_back_propagation(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("micro_batch", [0, 1, 4])
-def test_after_ten_steps_encoder_and_model_are_where_joint_training_takes_them(micro_batch: int) -> None:
-    options = EndToEnd(learning_rate=0.01, encoder_every=1, rows=0, micro_batch=micro_batch)
+@pytest.mark.parametrize(("micro_batch", "learner"), [(0, None), (1, None), (4, None), (4, "adam")])
+def test_after_ten_steps_encoder_and_model_are_where_joint_training_takes_them(
+    micro_batch: int, learner: Literal["adam"] | None
+) -> None:
+    options = EndToEnd(learning_rate=0.01, encoder_every=1, rows=0, micro_batch=micro_batch, learner=learner)
     world = World(options, dtype=F64)  # 48 rows in batches of 10: five steps an epoch
     world.trainer.fit()
 
     live = Live(encoder_of(F64), F64)
     torch.manual_seed(0)
     model = GCN(DATA, live).to(F64)
-    optimizers = build_optimizer(model, world.settings), adamw(live.encoder, learning_rate=0.01, weight_decay=0.01)
+    optimizer_of = adam if learner == "adam" else adamw
+    optimizers = (
+        build_optimizer(model, world.settings),
+        optimizer_of(live.encoder, learning_rate=0.01, weight_decay=0.01),
+    )
     generator, steps = torch.Generator().manual_seed(0), 0
     for _ in range(2):
         for batch in world.rows.epoch(generator):
@@ -648,9 +654,15 @@ def test_a_finished_run_keeps_encoder_and_features_and_recommends_by_them(run: C
 def test_a_runs_name_depends_on_how_its_encoder_is_trained(run: Callable[..., Answer]) -> None:
     names = {
         result_of(run("-m", "VBPR", "-d", "toy", *SMALL, *TRAINED, *more, "--json"))["run_id"]
-        for more in ((), ("--ete.rows=3",), ("--ete.learning_rate=0",))
+        for more in (
+            (),
+            ("--ete.rows=3",),
+            ("--ete.learning_rate=0",),
+            ("--ete.learner=adam",),
+            ("--ete.learner=AdamW",),
+        )
     }
-    assert len(names) == 3
+    assert len(names) == 4, "AdamW is the default by its name"
 
 
 def test_at_a_rate_of_zero_a_run_ends_where_that_on_the_encoders_stored_features_does(

@@ -14,6 +14,7 @@ from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.training.optim import (
     FAINT,
     SWEEP_STEPS,
+    adam,
     adamw,
     drop_faint_momentum,
     freeze,
@@ -68,6 +69,24 @@ def test_what_is_frozen_is_not_trained() -> None:
     assert freeze(encoder, ("image.*", "*.bias"), owner="ours") == ("image.weight", "image.bias", "text.bias")
     groups = adamw(encoder, learning_rate=1, weight_decay=0.1).param_groups
     assert [len(group["params"]) for group in groups] == [1, 0]
+
+
+def test_adam_is_torchs_over_what_is_not_frozen_and_decays_by_the_gradient() -> None:
+    ours, theirs = nn.Linear(2, 3), nn.Linear(2, 3)
+    theirs.load_state_dict(ours.state_dict())
+    for layer in (ours, theirs):
+        layer.bias.requires_grad_(False)
+    optimizers = (
+        adam(ours, learning_rate=0.1, weight_decay=0.5),
+        torch.optim.Adam([theirs.weight], lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.5),
+    )
+    for _ in range(3):
+        for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            layer(torch.tensor([[1.0, -2.0]])).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_likely_name() -> None:

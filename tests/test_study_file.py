@@ -12,6 +12,8 @@ from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.studies.file import Cell, Study, StudyKeys, find_study, load_study, winner
 from mmrec_lmm.types import RunResult
 
+STUDIES_PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
+
 
 def study(tmp_path: Path, text: str) -> Study:
     path = tmp_path / "mine.yaml"
@@ -270,19 +272,44 @@ def test_a_study_is_found_by_its_name_or_path(tmp_path: Path, monkeypatch: pytes
 
 
 def test_every_key_of_a_study_is_documented_and_the_example_resolves(tmp_path: Path, registry: Registry) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    text = STUDIES_PAGE.read_text(encoding="utf-8")
+    section = text.partition("\n## Keys\n")[2].partition("\n## ")[0]
     keys = {field.name for field in dataclasses.fields(StudyKeys)} | {"for"}
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == keys
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == keys
     example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert example
     assert "VBPR/demo/clip:tiny/ft/-/shuffled" in cells(tmp_path, registry, example[1])
 
 
-@pytest.mark.parametrize("path", sorted((shipped() / "study").glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_shipped_study_resolves(path: Path, registry: Registry) -> None:
-    found = load_study(path).cells(registry)
+SHIPPED = sorted((shipped() / "study").glob("*.yaml"))
+LISTED = dict(re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \|", STUDIES_PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_each_shipped_study_resolves_to_the_number_of_runs_that_its_file_and_the_docs_say(
+    path: Path, registry: Registry
+) -> None:
+    study = load_study(path)
+    found = study.cells(registry)
     assert any(cell.runs for cell in found)
     assert all(cell.runs or cell.reason for cell in found)
+    runs = f"{sum(runs_of(cell, study) for cell in found):,}"
+    assert LISTED[path.stem] == runs
+    comment = " ".join(re.findall(r"^# (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert not (said := re.findall(r"([\d,]+) runs", comment)) or runs in said
+
+
+def runs_of(cell: Cell, study: Study) -> int:
+    """The runs of a cell, once its winner has all seeds."""
+    seeds = len({run.settings.seed for run in cell.runs})
+    points = len(cell.runs) // max(seeds, 1)
+    if cell.axes.control and study.controls_at == "winner":
+        points = 1
+    return points + seeds - 1 if seeds and study.seeds_at == "winner" else points * seeds
+
+
+def test_the_docs_list_no_study_that_is_not_shipped() -> None:
+    assert set(LISTED) == {path.stem for path in SHIPPED}
 
 
 def test_the_winner_has_the_highest_mean_over_seeds_on_validation_whatever_test_says(

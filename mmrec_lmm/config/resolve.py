@@ -1,8 +1,8 @@
 """Configuration: MMRec's YAML layers and the command line become runs, and every value keeps its origin.
 
 Layers, later wins: the schemas' defaults < overall.yaml < dataset/<name>.yaml < model/<name>.yaml <
-encoder/<name>.yaml < preset/<preset>.yaml < preset/<preset>/<model>.yaml < grid/<grid>/<model>.yaml < a study's file <
-command line.
+encoder/<name>.yaml < preset/<preset>.yaml < preset/<preset>/<model>.yaml < grid/<grid>.yaml <
+grid/<grid>/<model>.yaml < a study's file < command line.
 
 Keys are flat, as in MMRec, and a later layer replaces a value whole. `hyper_parameters` is the exception: its lists are
 joined over the layers. Each key that it names is a grid axis, and the grid is their product, the last key fastest.
@@ -35,6 +35,7 @@ from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
 MOST_RUNS = 100_000  # of a grid, and of a study
 COMMAND_LINE = "command line"
 DEFAULT = "default"
+_GRIDS = ("grid", "model grid")  # layers that --grid names
 _SHARED = ("overall", "dataset", "preset")  # layers that serve every model, so they may hold keys of other models
 
 #: Keys of MMRec's models and of its text encoder: accepted in those layers, and unused where the model has no such key.
@@ -132,6 +133,8 @@ def resolve(
     merge = _Merge(keys, sections, unread=model.unread if model else ())
     stack = [*_files(request, model, encoder, dataset, merge), request.study]
     merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
+    if request.study is None:  # a study's grid serves all its paradigms, of which some may lack its axes
+        merge.problems += _idle_axes(filter(None, stack), merge)
     merge.fail()
 
     axes = {name: merge.points[name] for name in merge.axes}
@@ -415,7 +418,7 @@ def _files(
             ("model preset", own_folder, ("preset", preset, own)),
         ]
     if grid is not None:
-        wanted += [("grid", own_folder, ("grid", grid, own))]
+        wanted += [("grid", None, ("grid", f"{grid}.yaml")), ("model grid", own_folder, ("grid", grid, own))]
 
     found, problems = set(), merge.problems
     for name, plugin_folder, parts in wanted:
@@ -430,13 +433,27 @@ def _files(
 
     places = yaml_layers.folders(request.configs, own_folder)
     if preset is not None and not found & {"preset", "model preset"}:
-        presets = [entry for place in places for entry in yaml_layers.entries(place / "preset")]
-        names = [entry.stem for entry in presets if entry.suffix == ".yaml" or yaml_layers.find([entry], own)]
+        names = _names_in(places, "preset", own)
         problems.append(f"{asked.origin('preset')}: {_unknown('preset', preset, names)}")
-    if grid is not None and "grid" not in found:
-        grids = [entry for place in places for entry in yaml_layers.entries(place / "grid")]
-        names = [entry.name for entry in grids if yaml_layers.find([entry], own)]
+    if grid is not None and not found & {*_GRIDS}:
+        names = _names_in(places, "grid", own)
         problems.append(f"{asked.origin('grid')}: {_unknown(f'grid of model {request.model}', grid, names)}")
+
+
+def _idle_axes(stack: Iterable[Layer], merge: _Merge) -> Iterator[str]:
+    """What to say of a grid's axes that belong to the section of another paradigm: its points would all be one run."""
+    for layer in stack:
+        for name in layer.grid_names() if layer.name in _GRIDS else ():
+            if "." in name and name in merge.unused:
+                section = name.partition(".")[0]
+                yield f"{layer.origin(GRID)}: expected axes that this run has, got {name}; try --paradigm {section}"
+
+
+def _names_in(places: Iterable[Path], folder: str, own: str) -> list[str]:
+    """The presets or grids that a model has: files for all models, and folders with the file `own`."""
+    entries = [entry for place in places for entry in yaml_layers.entries(place / folder)]
+    named = [entry for entry in entries if entry.suffix == ".yaml" or yaml_layers.find([entry], own)]
+    return [entry.name.removesuffix(".yaml") for entry in named]
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

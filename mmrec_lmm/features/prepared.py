@@ -36,6 +36,7 @@ from ..disk.locks import locked
 from ..disk.reading import check_readable, read_json
 from ..disk.writing import write_json
 from ..errors import DataError, MMRecError, PluginError
+from ..machine import precision, to_device
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
 from ..typed_json import decode
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when the same encoder and items would give other files
 ABOUT = "about.json"
+LARGEST_FROZEN = 4 * 2**30  # bytes of a catalog's output of frozen layers that are kept in memory
 _READ_AT_ONCE = 32  # items that a loader process hands over together
 
 _T = TypeVar("_T")
@@ -103,6 +105,41 @@ def prepared_items(
                 log_cut_texts(filter(None, items.texts), encoder, spec.name)
                 _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
     return _read(folder, len(items))
+
+
+@torch.no_grad()
+def with_frozen_part(
+    prepared: PreparedItems,
+    encoder: ItemEncoder,
+    items: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: str,
+) -> PreparedItems:
+    """What the encoder's layers that aren't trained make of these items (N,), computed once, in memory; rows of other
+    items are zero. `prepared` itself where all layers may be trained, or the result would exceed LARGEST_FROZEN bytes.
+
+    The encoder, on `device`, is left in eval mode; `dtype` is that of its arithmetic.
+    """
+    encoder.eval()
+    arrays: dict[str, np.ndarray] = {}
+    for start in range(0, len(items), batch_size):
+        part = items[start : start + batch_size]
+        batch = {key: to_device(rows, device) for key, rows in prepared.batch(part).items()}
+        with precision(device, dtype):
+            made = encoder.frozen_part(batch)
+        if made is None:
+            return prepared
+        rows = {key: tensor.float().cpu().numpy() for key, tensor in made.items()}
+        if not arrays:
+            n_items = len(next(iter(prepared.arrays.values())))
+            if sum(each[0].nbytes for each in rows.values()) * n_items > LARGEST_FROZEN:
+                return prepared
+            arrays = {key: np.zeros((n_items, *each.shape[1:]), np.float32) for key, each in rows.items()}
+        for key, each in rows.items():
+            arrays[key][part] = each
+    return PreparedItems(arrays, {}, prepared.unreadable)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,12 @@ class ItemEncoder(nn.Module, ABC):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """(B, dims[m]) float32 for each modality, from the stacked tensors of `prepare`."""
 
+    def frozen_part(self, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """For an encoder whose first layers are never trained: what they make of a prepared batch, row by row, each
+        tensor (B, ...). `forward` and `tuning_losses` take it in the batch's place, so training computes it once for
+        all epochs. None: all layers may be trained."""
+        return None
+
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none.
 

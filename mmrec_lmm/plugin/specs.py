@@ -49,12 +49,14 @@ class WeightFile:
     """A file that an encoder's weights or vocabulary come in, as its authors publish it.
 
     `sha256` is the hash that they publish, or None if they publish none: then the hash of the first download is
-    recorded and enforced from then on.
+    recorded and enforced from then on. A file that a Python package installs has its requirement, "NAME==VERSION", as
+    `package`, and is found there; it may have no `url`.
     """
 
     name: str  # of the file, in the encoder's folder <home>/weights/<encoder>/
     url: str
     sha256: str | None = None
+    package: str = ""
 
 
 @dataclass(frozen=True)

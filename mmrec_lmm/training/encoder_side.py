@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..distributed import all_gather, everywhere, local_slice, processes, rank, sharing, sum_gradients
 from ..errors import ConfigError
-from ..features.prepared import PreparedItems
+from ..features.prepared import PreparedItems, with_frozen_part
 from ..machine import precision, to_device
 from ..plugin.contracts import ItemEncoder
-from .optim import adamw, freeze
+from .optim import adam, adamw, freeze
 from .paradigms import EndToEnd
 from .trainer import load_optimizer_state, optimizer_state
 
@@ -47,14 +47,19 @@ class EncoderWorker:
                 f"ete.itc: expected features of image and text, got those of {', '.join(present)}; try --ete.itc=0"
             )
         self.name = name
-        self._items, self._present, self._options = items, present, options
+        self._present, self._options = present, options
         self._device = next(iter(present.values())).device
         self._encoder = encoder.eval().to(self._device)
+        encoded = torch.stack([*present.values()]).any(dim=0).nonzero().squeeze(1).cpu().numpy()
+        self._items = with_frozen_part(
+            items, encoder, encoded, batch_size=options.micro_batch or 64, device=self._device, dtype=options.dtype
+        )
         if options.itc:
             self._paired = (present["image"] & present["text"]).cpu()  # (I,)
         freeze(encoder, options.freeze, owner=f"encoder {name}: ete.freeze")
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        self._optimizer = adamw(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        optimizer = adam if options.learner == "adam" else adamw
+        self._optimizer = optimizer(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
 
     @everywhere
     def step(self, rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:

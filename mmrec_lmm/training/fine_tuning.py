@@ -18,6 +18,7 @@ Shapes: N items that have image and text, B batch, Q queries, D feature width.
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ from ..distributed import (
 from ..errors import ConfigError, DataError, MMRecError, NotApplicable, PluginError, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_id, encoder_spec
 from ..features.inference import OUT_OF_MEMORY
-from ..features.prepared import PreparedItems, ahead, prepared_items
+from ..features.prepared import PreparedItems, ahead, prepared_items, with_frozen_part
 from ..machine import choose_device, loader_processes, precision, to_device
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
@@ -381,7 +382,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
     ) -> None:
         super().__init__(epochs=tuning.epochs, patience=tuning.patience)
         self.encoder, self.name, self.tuning = encoder, name, tuning
-        self._prepared, self._train, self._held_out = prepared, train, held_out
+        self._train, self._held_out = train, held_out
         self._device = next(encoder.parameters()).device
         self._batches = count_batches(train.groups, tuning.batch_size)  # of an epoch
         self._steps = math.ceil(self._batches / tuning.accumulate)  # of an epoch
@@ -396,7 +397,12 @@ class _Tuner(EpochLoop[TunerNumbers]):
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         self._optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
         self._epochs: list[TuningEpoch] = []  # by epoch, the mean of each loss, and the loss of the held-out items
-        self._seconds = 0.0
+        started = time.perf_counter()
+        self._prepared = with_frozen_part(
+            prepared, encoder, np.concatenate([train.items, held_out.items]), batch_size=tuning.batch_size,
+            device=self._device, dtype=tuning.dtype,
+        )  # fmt: skip
+        self._seconds = time.perf_counter() - started
         self._bar: tqdm[Any] | None = None
 
     def tune(

@@ -1,4 +1,4 @@
-"""Optimizing an encoder, alone or with a recommender: AdamW, weight decay, freezing, learning rate, recomputation."""
+"""Optimizing an encoder, alone or with a recommender: optimizers, freezing, learning rate, recomputation."""
 
 import functools
 import inspect
@@ -73,8 +73,18 @@ def adamw(encoder: nn.Module, *, learning_rate: float, weight_decay: float) -> t
             is_vector = parameter.numel() == max(parameter.shape, default=1)  # shape (1, 1, D) counts as one
             groups[is_vector or _PLACES.search(name) is not None].append(parameter)
     decays = [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in encoder.parameters())
-    return eager(torch.optim.AdamW)(decays, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=fused)
+    return eager(torch.optim.AdamW)(decays, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=_can_fuse(encoder))
+
+
+def adam(encoder: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
+    """MMRec's Adam over the parameters that aren't frozen, as one group: betas 0.9 and 0.999, and weight decay as L2
+    that is added to the gradient."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    return eager(torch.optim.Adam)(trained, lr=learning_rate, weight_decay=weight_decay, fused=_can_fuse(encoder))
+
+
+def _can_fuse(encoder: nn.Module) -> bool:
+    return all(parameter.device.type in ("cpu", "cuda") for parameter in encoder.parameters())
 
 
 def drop_faint_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -5,10 +5,10 @@ torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from ..api import ParadigmSpec, hookimpl
+from ..api import OPTIONAL, ParadigmSpec, hookimpl
 from ..config.schema import SEED, WEIGHT, Limit, at_least
 
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
@@ -55,6 +55,7 @@ class EndToEnd:
     """Section `ete`: the training of an encoder together with a recommender."""
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),
         "encoder_every": at_least(1),
         "refresh_epochs": at_least(1),
         "micro_batch": at_least(0),
@@ -68,7 +69,8 @@ class EndToEnd:
     }
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
-    learning_rate: float = 1e-5  # of the encoder's AdamW; the recommender keeps its own
+    learner: Literal["adam", "adamw"] | None = field(default=None, metadata=OPTIONAL)  # of the encoder; None: AdamW
+    learning_rate: float = 1e-5  # of the encoder; the recommender keeps its own
     warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together

