@@ -66,8 +66,8 @@ def _siglip(tf: Any) -> tuple[Any, Any]:
 
 def _siglip2(tf: Any) -> tuple[Any, Any]:
     text = {**TOWER, "vocab_size": 40, "max_position_embeddings": 64, "projection_size": WIDTH}
-    config = tf.Siglip2Config(text_config=text, vision_config={**TOWER, "num_patches": 16, "patch_size": 8})
-    images = tf.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    config = tf.Siglip2Config(text_config=text, vision_config={**TOWER, "num_patches": 16, "patch_size": 16})
+    images = tf.Siglip2ImageProcessor(patch_size=16, max_num_patches=16)
     tokenizer = letters(tf, names=("input_ids", "attention_mask"))
     return tf.Siglip2Model(config), tf.Siglip2Processor(image_processor=images, tokenizer=tokenizer)
 
@@ -75,7 +75,7 @@ def _siglip2(tf: Any) -> tuple[Any, Any]:
 def _align(tf: Any) -> tuple[Any, Any]:
     text = {**TOWER, "vocab_size": len(WORDS), "max_position_embeddings": 64}
     vision = {
-        "image_size": SIDE, "width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 64,
+        "image_size": SIDE, "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 24,
         "kernel_sizes": [3, 3], "in_channels": [32, 16], "out_channels": [16, 24], "depthwise_padding": [],
         "strides": [1, 2], "num_block_repeats": [1, 1], "expand_ratios": [1, 6],
     }  # fmt: skip

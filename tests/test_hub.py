@@ -74,7 +74,7 @@ def test_hf_gives_what_transformers_gives(family: str, models: Path) -> None:
     limit = {"clip": 20, "siglip": 16, "siglip2": 16, "align": 48, "chinese_clip": 48}[family]
     padding = {"padding": "max_length"} if family.startswith("siglip") else {"padding": True}
     texts = processor(text=TEXTS, truncation=True, max_length=limit, return_tensors="pt", **padding)
-    images = processor(images=IMAGES, return_tensors="pt")
+    images = processor.image_processor(IMAGES, return_tensors="pt")
     ours = encode(build(HF, models / family))
     close(ours["text"], model.get_text_features(**texts).pooler_output)
     close(ours["image"], model.get_image_features(**images).pooler_output)
@@ -215,7 +215,7 @@ def test_texts_are_cut_to_the_models_limit_or_a_lower_one_with_a_line(
         assert caplog.text.count("longer texts are cut to the 20 tokens that the model reads") == 1
         assert encoder.max_characters == 2000
         assert len(build(spec, models / "clip", "text", max_tokens=5).prepare(ITEMS[1])["text.input_ids"]) == 5
-        with pytest.raises(ConfigError, match="max_tokens: expected at most the 20 tokens that .* reads, got 21"):
+        with pytest.raises(ConfigError, match=r"max_tokens: expected at most the 20 tokens that .* reads, got 21"):
             build(spec, models / "clip", "text", max_tokens=21)
         with pytest.raises(ConfigError, match="prompt: expected fewer tokens than the 20 that are read"):
             build(spec, models / "clip", "text", prompt="a very long template of a photo of ")
@@ -371,6 +371,18 @@ class Server(http.server.BaseHTTPRequestHandler):
             files = [str(each.relative_to(self.folder)) for each in self.folder.rglob("*") if each.is_file()]
             about = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in files]}
             self.give(json.dumps(about).encode(), body=body)
+        elif path.startswith(f"/api/models/{name}/tree/"):
+            files = [each for each in self.folder.rglob("*") if each.is_file()]
+            tree = [
+                {
+                    "type": "file",
+                    "oid": "0" * 40,
+                    "size": each.stat().st_size,
+                    "path": str(each.relative_to(self.folder)),
+                }
+                for each in files
+            ]
+            self.give(json.dumps(tree).encode(), body=body)
         elif path.startswith(f"/{name}/resolve/"):
             self.give((self.folder / path.split("/", 5)[5]).read_bytes(), body=body)
         else:

@@ -42,6 +42,7 @@ _SETTINGS = (
 )
 _STRAY = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "requirements.txt")
 _COUNTS_FROM_PADDING = re.compile("roberta|camembert|mpnet")  # positions begin after the padding's
+_FIRST = ("config.json", "modules.json")  # each model has one of them at least
 _ADAPTER = "adapter_config.json"
 
 
@@ -61,7 +62,7 @@ def check_names(config: Config) -> None:
     if variant == TINY and config.weights:
         raise ConfigValueError("weights", f"of {TINY} are random, so weights must be empty, got {config.weights}")
     named = _NAME.fullmatch(variant) and ".." not in variant
-    if not (named or _is_path(variant) or Path(variant).is_dir()):
+    if not (named or _is_path(variant) or (variant and Path(variant).is_dir())):
         raise ConfigValueError(
             "variant",
             "must be a model of the hub as NAME or NAME@REVISION (google/siglip2-base-patch16-224), a folder, or "
@@ -218,9 +219,8 @@ def _shards(index: Path) -> Iterator[str]:
 def _from_hub(variant: str, placed: Path, encoder: str) -> Path:
     name, _, revision = variant.partition("@")
     hub = library("huggingface_hub", encoder=encoder, extra=encoder)
-    cached = None
-    with suppress(Exception):  # it has many error classes without a common base; not in the cache
-        cached = Path(hub.snapshot_download(name, revision=revision or None, local_files_only=True))
+    looked_for = (hub.try_to_load_from_cache(name, file, revision=revision or None) for file in _FIRST)
+    cached = next((Path(path).parent for path in looked_for if isinstance(path, str)), None)
     if cached is None or not _is_complete(cached):
         cached = _downloaded(hub, name, revision, placed, encoder)
     if not revision:

@@ -61,6 +61,7 @@ class Hf(ItemEncoder):
             self.max_characters = CHARACTERS * self.max_tokens
             masked = "attention_mask" in self.tokenizer.model_input_names
             self.padded = not masked or settings.get("padding") == "max_length"
+            self.pads_first = self.tokenizer.padding_side == "left"  # batches are padded at the end
             pad = self.tokenizer.pad_token_id or 0
             self.padding = {"text.input_ids": pad, "text.token_type_ids": self.tokenizer.pad_token_type_id}
             self._noted = False
@@ -116,7 +117,8 @@ class Hf(ItemEncoder):
     def _filled(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tokens (B, T) with their masks, (B, N) where the model wants it so."""
         length = inputs["input_ids"].shape[1]
-        if length == self.max_tokens and not self._noted and not torch.compiler.is_compiling():
+        full = length == self.max_tokens and not self.pads_first
+        if full and not self._noted and not torch.compiler.is_compiling():
             self._noted = True
             logger.info("text: longer texts are cut to the %d tokens that the model reads", self.max_tokens)
         if self.padded:
@@ -127,7 +129,8 @@ class Hf(ItemEncoder):
 
     def _tokens(self, text: str) -> dict[str, Tensor]:
         text = self.config.prompt + as_words(text, self.special)
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+        padding = "max_length" if self.pads_first else False
+        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, padding=padding)
         return {f"text.{name}": torch.tensor(tokens[name]) for name in self.tokenizer.model_input_names}
 
     def _limit(self, of_processor: int | None) -> int:

@@ -121,7 +121,7 @@ def load_processor(folder: Path, modality: str) -> tuple[Any, Mapping[str, Any]]
     except Exception:  # the folder has the one part alone, or the model has no class for both
         both = None
     if both is not None and hasattr(both, "tokenizer") and hasattr(both, "image_processor"):
-        return (both, {}) if modality == "image" else (both.tokenizer, _text_settings(both))
+        return (both.image_processor, {}) if modality == "image" else (both.tokenizer, _text_settings(both))
     one = auto.AutoImageProcessor if modality == "image" else auto.AutoTokenizer
     try:
         return one.from_pretrained(folder, **flags), {}

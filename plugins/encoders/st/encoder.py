@@ -129,7 +129,7 @@ class St(ItemEncoder):
                 f"{given}"
             )
         self.max_tokens = given or own
-        if self.max_tokens < (model.max_seq_length or NO_LIMIT):
+        if self.max_tokens < NO_LIMIT and self.max_tokens != model.max_seq_length:
             try:
                 model.max_seq_length = self.max_tokens
             except AttributeError:

@@ -72,7 +72,7 @@ def load(folder: Path) -> Any:
             str(folder), device="cpu", local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # what a wrong file raises depends on what is wrong
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error) or read_object(folder / "config.json").get("auto_map"):
             raise DataError(
                 f"{folder}: expected a model whose classes sentence-transformers and transformers have, got one that "
                 "needs code of its own: that is never executed; choose another model"
