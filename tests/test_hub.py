@@ -169,6 +169,7 @@ def test_every_family_keeps_the_contract_and_can_be_tuned(family: str, models: P
 def test_what_has_one_modality_cannot_be_tuned(models: Path) -> None:
     assert not resolve(HF.cls).is_tunable(HF.config(variant=str(models / "clip_text")))
     assert not resolve(ST.cls).is_tunable(ST.config())
+    assert resolve(HF.cls).is_tunable(HF.config(variant="org/absent"))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, first_line
+from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, WeightsMissing, first_line
 from mmrec_lmm.losses import FIRST_LOG_SCALE, contrastive_scale, sigmoid_loss, symmetric_info_nce
 
 from ..hub import TINY, token_limit
@@ -84,10 +84,13 @@ class Hf(ItemEncoder):
 
     @classmethod
     def is_tunable(cls, config: HfConfig) -> bool:
-        """True if the model has image and text features in one space."""
+        """True if the model has image and text features in one space; also for one that isn't here, as most have."""
         if config.variant == TINY:
             return True
-        model = found(config)
+        try:
+            model = found(config)
+        except WeightsMissing:  # whoever loads it hears of that
+            return True
         return len(model.modalities) == 2 and all(hasattr(model.kind, method) for method in METHODS.values())
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
