@@ -86,6 +86,18 @@ def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: Tensor) -> Tenso
     return total / (2 * count)
 
 
+def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) -> Tensor:
+    """-(1/B) sum_ij log sigmoid(z_ij (scale a_i.b_j + bias)) for unit rows (B, D); z is 1 for i = j, else -1.
+
+    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which doesn't bound the scale. Where processes share a batch, it
+    is this process's part of the sum: its own images against all texts.
+    """
+    texts = all_gather(texts)  # (B, D)
+    logits = scale * images @ texts.T + bias  # (b, B)
+    signs = 2 * torch.eye(len(texts), device=logits.device)[local_slice(len(texts))] - 1
+    return -torch.nn.functional.logsigmoid(signs * logits).sum() / len(texts)
+
+
 class _InfoNCE(torch.autograd.Function):
     """With P = softmax(A C' / t + log counts), the positives' rows C_+ and n anchors, each as often as it occurs:
     dA = repeats (P C - C_+) / (n t), dC = (P' (repeats A) - sums of repeats A by positive) / (n t)."""

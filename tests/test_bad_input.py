@@ -262,7 +262,7 @@ def test_without_features_and_encoder_it_is_said_how_to_come_by_them(toy: Path) 
         path.unlink()
     assert refusal(call(*RUN), 2) == (
         "data set toy: expected item features among its files, got none; try --encoder NAME (basic, beit3, clip, "
-        "cnn_sbert, vlmo), or --features image=FILE.npy"
+        "cnn_sbert, hf, st, vlmo), or --features image=FILE.npy"
     )
     (toy / "items.tsv").unlink()
     assert "try a catalog (items.tsv) for an encoder to read, or --features image=" in refusal(call(*RUN), 2)

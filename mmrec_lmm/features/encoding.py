@@ -111,10 +111,11 @@ def encode(
     encoder breaks its contract, and RunError where the machine fails: at reading an image, or for lack of memory.
     """
     options = options or EncodeOptions()
-    lacking = [modality for modality in modalities if modality not in spec.modalities]
+    encodes = spec.encodes(config)
+    lacking = [modality for modality in modalities if modality not in encodes]
     if lacking:
         raise ConfigError(
-            f"encoder {spec.name}: expected modalities among {', '.join(spec.modalities)}, got {', '.join(lacking)}; "
+            f"encoder {spec.name}: expected modalities among {', '.join(encodes)}, got {', '.join(lacking)}; "
             f"choose with --modalities, or give a feature file with --features {lacking[0]}=FILE.npy"
         )
     tables = {}

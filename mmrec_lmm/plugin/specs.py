@@ -64,7 +64,9 @@ class EncoderSpec:
     """Registers an encoder. `weights_id(config, modality)` returns a string naming what that modality needs, weights
     and vocabulary, by its content (a hash), without loading it where possible; it may raise WeightsMissing. `version`
     rises when the same weights would give other features (a change in preprocessing). `fetch(config, modality)` brings
-    the rest of what that modality needs from a network, such as another library's tokenizer, for `weights get`."""
+    the rest of what that modality needs from a network, such as another library's tokenizer, for `weights get`.
+    `modalities_of(config)` says which of `modalities` a configuration encodes, where that depends on its files; it may
+    raise WeightsMissing."""
 
     name: str
     cls: type[ItemEncoder] | str | None  # None: nothing is encoded, features come from `feature_files`
@@ -83,6 +85,11 @@ class EncoderSpec:
     configs: Path | None = None
     licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
     fetch: Callable[[Any, str], None] | str | None = None  # None: `weights_id` has brought all
+    modalities_of: Callable[[Any], Sequence[str]] | str | None = None  # None: each configuration encodes `modalities`
+
+    def encodes(self, config: Any) -> tuple[str, ...]:
+        """The modalities that an encoder of this configuration encodes."""
+        return self.modalities if self.modalities_of is None else tuple(resolve(self.modalities_of)(config))
 
     def __post_init__(self) -> None:
         _take_old_name(self)

@@ -112,7 +112,7 @@ def declared_modalities(
     if named is not None:
         return tuple(sorted(named))
     encoder = registry.encoders.get(encoder_name) if encoder_name is not None else None
-    if encoder is None or encoder.cls is None or encoder.feature_files is not None:
+    if encoder is None or encoder.cls is None or encoder.feature_files is not None or encoder.modalities_of is not None:
         return None
     return tuple(sorted(modality for modality in encoder.modalities if modality != JOINT))
 
@@ -376,7 +376,8 @@ def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) ->
     has = {"image": catalog is not None and catalog.has_images, "text": catalog is not None and catalog.has_text}
     has[JOINT] = all(has.values())
     encoder = registry.encoders.get(spec.encoder)
-    return tuple(modality for modality in encoder.modalities if encoder.cls and has.get(modality, False))
+    encodes = encoder.encodes(spec.encoder_config) if encoder.cls else ()
+    return tuple(modality for modality in encodes if has.get(modality, False))
 
 
 def _no_features(
@@ -398,7 +399,7 @@ def _no_features(
     encoder = registry.encoders.get(spec.encoder)
     return (
         f"encoder {encoder.name}: expected {what} for data set {dataset.name}, {there}; it encodes "
-        f"{', '.join(encoder.modalities)}, and the data set has {_content(dataset)}; try {by_file}"
+        f"{', '.join(encoder.encodes(spec.encoder_config))}, and the data set has {_content(dataset)}; try {by_file}"
     )
 
 

@@ -2,9 +2,9 @@
 
 from mmrec_lmm.api import EncoderSpec, hookimpl
 
-from . import basic, beit3, clip, cnn_sbert, precomputed, vlmo
+from . import basic, beit3, clip, cnn_sbert, hf, precomputed, st, vlmo
 
 
 @hookimpl
 def mmrec_register_encoders() -> list[EncoderSpec]:
-    return [basic.SPEC, beit3.SPEC, clip.SPEC, cnn_sbert.SPEC, precomputed.SPEC, vlmo.SPEC]
+    return [basic.SPEC, beit3.SPEC, clip.SPEC, cnn_sbert.SPEC, hf.SPEC, precomputed.SPEC, st.SPEC, vlmo.SPEC]

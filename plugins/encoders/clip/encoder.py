@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, all_gather, local_slice
-from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
+from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
+from mmrec_lmm.losses import contrastive_scale, sigmoid_loss, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalize, cropped, squashed
 from ..words import CHARACTERS, HashedWords
@@ -103,18 +103,6 @@ class ClipEncoder(ItemEncoder):
             return torch.tensor(ids + [0] * (CONTEXT - len(ids)))
         tokens: Tensor = self.tokenizer(text)  # (1, T)
         return tokens[0]
-
-
-def sigmoid_loss(images: Tensor, texts: Tensor, *, scale: Tensor, bias: Tensor) -> Tensor:
-    """-(1/B) sum_ij log sigmoid(z_ij (scale a_i.b_j + bias)) for unit rows (B, D); z is 1 for i = j, else -1.
-
-    Zhai et al., ICCV 2023, arXiv:2303.15343 (SigLIP), which doesn't bound the scale. Where processes share a batch, it
-    is this process's part of the sum: its own images against all texts.
-    """
-    texts = all_gather(texts)  # (B, D)
-    logits = scale * images @ texts.T + bias  # (b, B)
-    signs = 2 * torch.eye(len(texts), device=logits.device)[local_slice(len(texts))] - 1
-    return -F.logsigmoid(signs * logits).sum() / len(texts)
 
 
 def _pop_projection(tower: nn.Module, name: str) -> nn.Parameter | nn.Linear | None:
