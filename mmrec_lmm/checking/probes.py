@@ -168,7 +168,7 @@ def co_purchase_neighbors(bought: sparse.csc_array, k: int) -> np.ndarray:
     neighbors = np.full((n, k), -1, dtype=np.int64)
     for start, stop in _blocks(n, n):
         shared = (bought[:, start:stop].T @ bought).tocoo()  # (b, n)
-        rows, columns, counts = *shared.coords, shared.data
+        rows, columns, counts = shared.row, shared.col, shared.data
         other = rows + start != columns
         rows, columns, counts = rows[other], columns[other], counts[other]
         scores = counts**2 / degrees[columns]  # orders a row as its cosine does, and equal ones are equal to the bit
