@@ -86,10 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.probes", description=__doc__.splitlines()[0])
     parser.add_argument("--data-path", default="data", metavar="DIR", help="folder of data sets (default: data)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    parser.add_argument("--part", default="1/1", help="which of how many parts of the variants, for several processes")
     parser.add_argument("--report", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
+    part, parts = map(int, options.part.split("/"))
     registry, rows = load_registry(), []
-    for variant in VARIANTS:
+    for variant in VARIANTS[part - 1 :: parts]:
         try:
             rows.append(measured(variant, registry, options.data_path, options.out, train=not options.report))
         except MMRecError as error:
