@@ -27,6 +27,7 @@ from mmrec_lmm.config.schema import schema_of
 from mmrec_lmm.data import items as items_module
 from mmrec_lmm.data.images import UnreadableImage, decode_image
 from mmrec_lmm.errors import ConfigError, DataError, NotApplicable, PluginError, TrainingDiverged
+from mmrec_lmm.evaluation.retrieval import compared, own_ranks
 from mmrec_lmm.features import prepared as prepared_module
 from mmrec_lmm.features.encoding import build_encoder, encode
 from mmrec_lmm.plugin.registry import load_registry
@@ -36,7 +37,6 @@ from mmrec_lmm.training import fine_tuning
 from mmrec_lmm.training.fine_tuning import TuningRecord, tune
 from mmrec_lmm.training.pairs import TuningSizes, count_batches, duplicate_groups, hold_out, make_batches
 from mmrec_lmm.training.paradigms import FineTuning
-from mmrec_lmm.training.retrieval import compared, own_ranks
 from mmrec_lmm.types import ItemCatalog, Tuned
 
 COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "gray")

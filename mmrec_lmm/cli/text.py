@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     import pandas as pd
 
     from ..checking.findings import Report
+    from ..checking.probes import Estimate, Probed
     from ..config.schema import Key
     from ..plugin.registry import NamedSpecs, Registry
     from ..running.grid import Grid, Point
@@ -465,24 +466,96 @@ def info_text(registry: Registry, name: str) -> str:
     return "\n\n".join(parts)
 
 
+def encoded_rows(tables: Mapping[str, FeatureTable]) -> list[dict[str, Any]]:
+    """`encode`: one row per modality."""
+    return [
+        {
+            "modality": modality,
+            "items": len(encoded.values),
+            "present": int(encoded.present.sum()),
+            "width": encoded.dim,
+            "features": encoded.fingerprint,
+        }
+        for modality, encoded in tables.items()
+    ]
+
+
 def encoded_text(tables: Mapping[str, FeatureTable]) -> str:
-    """`encode`: one row per modality, and a warning of each that most items lack."""
+    """The rows, and a warning of each modality that most items lack."""
     from ..features.files import scarcity
 
-    rows = table(
-        [
-            {
-                "modality": modality,
-                "items": len(encoded.values),
-                "present": int(encoded.present.sum()),
-                "width": encoded.dim,
-                "features": encoded.fingerprint,
-            }
-            for modality, encoded in tables.items()
-        ]
-    )
+    rows = table(encoded_rows(tables))
     scarce = (scarcity(name, int(encoded.present.sum()), len(encoded.values)) for name, encoded in tables.items())
     return "\n".join([rows, *(f"warning: {reason}" for reason in scarce if reason)])
+
+
+def probed_text(probed: Probed) -> str:
+    """`encode --probe`: a table for each measure, and the reason where the features don't have one."""
+    from ..checking.probes import Skipped
+
+    similar = probed.similarity
+    measures = {
+        **{f"neighbor agreement, {modality}": found for modality, found in probed.neighbors.items()},
+        "image-text recall": probed.retrieval,
+        **{f"linear CKA, {pair}": found for pair, found in similar.items()},
+    }
+    tables = [
+        _agreement_rows(probed),
+        _retrieval_rows(probed),
+        [
+            {"linear CKA": pair, "items": found.items, **_estimated("debiased", found.cka)}
+            for pair, found in similar.items()
+            if not isinstance(found, Skipped)
+        ],
+    ]
+    reasons = [
+        f"{name}: not measured: {found.reason}" for name, found in measures.items() if isinstance(found, Skipped)
+    ]
+    return "\n\n".join(filter(None, [*map(table, tables), "\n".join(reasons)]))
+
+
+def _agreement_rows(probed: Probed) -> list[dict[str, Any]]:
+    from ..checking.probes import Skipped
+
+    return [
+        {
+            "neighbors": modality,
+            "items": items,
+            "training rows": rows,
+            **_estimated(f"recall@{found.k}", recall),
+            "chance": found.chance,
+            "lift": f"{recall.value / found.chance:.1f}",
+        }
+        for modality, found in probed.neighbors.items()
+        if not isinstance(found, Skipped)
+        for items, rows, recall in [
+            (found.items, "all", found.recall),
+            *((part.items, f"{part.least} to {part.most}", part.recall) for part in found.terciles),
+        ]
+    ]
+
+
+def _retrieval_rows(probed: Probed) -> list[dict[str, Any]]:
+    from ..checking.probes import Skipped
+
+    found = probed.retrieval
+    if isinstance(found, Skipped):
+        return []
+    return [
+        {
+            "retrieval": way,
+            "items": found.items,
+            "metric": metric,
+            **_estimated("recall", recall),
+            "chance": found.chance[metric],
+        }
+        for way, recalls in found.recall.items()
+        for metric, recall in recalls.items()
+    ]
+
+
+def _estimated(name: str, estimate: Estimate) -> dict[str, Any]:
+    return {name: estimate.value, "95 % interval": f"{estimate.low:.4f} to {estimate.high:.4f}"}
 
 
 def check_text(report: Report) -> str:

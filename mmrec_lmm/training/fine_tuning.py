@@ -53,6 +53,7 @@ from ..distributed import (
     sum_gradients,
 )
 from ..errors import ConfigError, DataError, MMRecError, NotApplicable, PluginError, RunError, TrainingDiverged
+from ..evaluation.retrieval import CUTOFFS, RecallChange, compared, own_ranks
 from ..features.encoding import build_encoder, encoder_id, encoder_spec
 from ..features.inference import OUT_OF_MEMORY
 from ..features.prepared import PreparedItems, ahead, prepared_items, with_frozen_part
@@ -67,7 +68,6 @@ from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
 from .paradigms import FineTuning
 from .resume import Checkpoints, load_checkpoint, remove_checkpoint, restoring, save_weights
-from .retrieval import CUTOFFS, RecallChange, compared, own_ranks
 from .trainer import load_optimizer_state, optimizer_state
 
 logger = logging.getLogger(__name__)

@@ -1,15 +1,20 @@
-"""`encode`: makes features without a run."""
+"""`encode`: makes features without a run, and judges them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..parser import add_verb, how_to_encode, which_data
-from ..shared import runs_of
+from ...typed_json import plain
+from ..parser import add_verb, as_json, feature_file, how_to_encode, which_data
+from ..shared import print_json, runs_of
 
 if TYPE_CHECKING:
+    from ...checking.probes import Probed
+    from ...plugin.registry import Registry
+    from ...types import FeatureTable, RunSpec
     from ..parser import Verbs
 
 
@@ -25,9 +30,21 @@ def add(verbs: Verbs) -> None:
         metavar="NAME",
         help="how the encoder is trained first; `list paradigms` shows them (default: pt)",
     )
+    encode.add_argument(
+        "--features",
+        type=feature_file,
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE.npy",
+        help="features of a modality from a file, which isn't encoded",
+    )
     encode.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
     encode.add_argument("--force", action="store_true", help="encode again what is in the cache")
     encode.add_argument("--export", type=Path, metavar="DIR", help="also write MMRec's files, <modality>_feat.npy")
+    encode.add_argument(
+        "--probe", action="store_true", help="also measure the features against train and against each other"
+    )
+    as_json(encode)
 
 
 def _encode(options: argparse.Namespace) -> int:
@@ -35,16 +52,31 @@ def _encode(options: argparse.Namespace) -> int:
     from ...features.files import export_table
     from ...logs import start_log
     from ...running.inputs import encode_dataset
-    from ..text import encoded_text
+    from ..text import encoded_rows, encoded_text, probed_text
 
     options.model = None
     registry, resolved = runs_of(options)
     start_log(None, "encode", level="INFO" if is_first_process() else "ERROR", verbose=True)
-    tables = encode_dataset(resolved.runs[0], registry, progress=True, force=options.force)
+    spec = resolved.runs[0]
+    tables = encode_dataset(spec, registry, progress=True, force=options.force)
     if not is_first_process():
         return 0
     if options.export:
         for table in tables.values():
             export_table(options.export / f"{table.modality}_feat.npy", table)
+    probed = _probed(spec, tables, registry) if options.probe else None
+    if options.json:
+        print_json({"features": encoded_rows(tables)} | ({"probes": plain(probed)} if probed else {}))
+        return 0
     print(encoded_text(tables))
+    if probed is not None:
+        print(f"\n{probed_text(probed)}")
     return 0
+
+
+def _probed(spec: RunSpec, tables: Mapping[str, FeatureTable], registry: Registry) -> Probed:
+    """The probes of tables, which see no interactions but those of train."""
+    from ...checking.probes import probe
+    from ...data.opening import open_dataset
+
+    return probe(tables, open_dataset(spec.dataset, spec.settings, registry).train)
