@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +81,7 @@ class EncoderSpec:
     configs: Path | None = None
     licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
     fetch: Callable[[Any, str], None] | str | None = None  # None: `weights_id` has brought all
+    streams: Literal["dual", "unified", ""] = ""  # two towers trained to agree, or one model of both; "": neither
 
     def __post_init__(self) -> None:
         _take_old_name(self)
