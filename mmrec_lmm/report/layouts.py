@@ -52,4 +52,6 @@ LAYOUTS: Mapping[str, Layout] = {
         table=5,
     ),
     "slices": Layout("parts of test", rows=("metric", ALL), across="slice"),
+    "claims": Layout("how often one value of an axis beats another, all else equal", rows=(ALL,), across="claim"),
+    "efficiency": Layout("seconds, parameters and memory", rows=(ALL,), across="cost"),
 }

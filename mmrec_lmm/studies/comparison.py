@@ -554,7 +554,7 @@ def _corrected(comparisons: Sequence[_Comparison]) -> list[float | None]:
 
 def _claims(
     rows: Sequence[Row], boards: Sequence[_Board], method: Method
-) -> tuple[list[Claim], Counter[tuple[str, ...]]]:
+) -> tuple[tuple[Claim, ...], Counter[tuple[str, ...]]]:
     """The claims of the rows, counted, and the number of comparisons in each family."""
     asked = claims_of(rows, baseline=method.baseline, streams=method.streams)
     pairs: dict[frozenset[str], Pair] = {}  # each two rows are compared once, whatever claims compare them
@@ -576,7 +576,7 @@ def _claims(
             marked=not marked.isdisjoint(pair),
         )
     families = Counter(found.family for found in comparisons if found.p is not None)
-    return [count(one, verdicts) for one in asked], families
+    return tuple(count(one, verdicts) for one in asked), families
 
 
 def _is_starred(found: _Comparison, p: float | None, alpha: float) -> bool:

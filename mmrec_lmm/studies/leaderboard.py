@@ -134,7 +134,7 @@ class Leaderboard:
     #: p corrected
     detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     users: Mapping[str, int] = field(default_factory=dict)  # data set (and split) -> users in test
-    claims: Sequence[Claim] = ()  # of finished rows (claims.py)
+    claims: tuple[Claim, ...] = ()  # of finished rows (claims.py)
     claim_comparisons: int = 0  # in the family over which their p was corrected; in the largest of several
     notes: tuple[str, ...] = ()  # for readers: what failed, what differs from the paper
 
