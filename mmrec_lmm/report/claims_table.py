@@ -23,16 +23,16 @@ def claims_table(board: Leaderboard, remarks: Sequence[str]) -> Table:
     columns = ["cells", "better", "better *", "worse", "worse *"]
     lines = []
     for claim in claims:
-        place = (claim.axis, claim.better, claim.than, *([claim.encoder or "all"] if encoders else []))
+        place = (f"{claim.better} over {claim.than}", *([claim.encoder or "all"] if encoders else []))
         cells = [*_cells(claim, footnotes), *([_of_paper(claim)] if published else [])]
         lines.append(Line(place, tuple(cells)))
     return Table(
         caption=f"{board.title}: {LAYOUTS['claims'].caption}",
-        labels=("axis", "claimed better", "than", *(["encoder"] if encoders else [])),
-        columns=(*columns, *(["better in the paper"] if published else [])),
+        labels=("claim", *(["encoder"] if encoders else [])),
+        columns=(*columns, *(["paper"] if published else [])),
         lines=tuple(lines),
         footnotes=footnotes.texts(),
-        remarks=(*about(board), *remarks),
+        remarks=(*about(board), *(["paper: cells that are better in its tables."] if published else []), *remarks),
     )
 
 
@@ -48,7 +48,7 @@ def about(board: Leaderboard) -> list[str]:
         "is better if its mean on test is, by however little: where nothing differs, half of the cells are.",
         f"*: starred, {test}." if board.claim_comparisons else "Nothing was tested, as no pair has two seeds.",
         "A count is no test: cells share users, rows and data sets, and metrics go together.",
-        *([f"{waiting} of {len(board.rows)} rows aren't finished, and count nowhere."] if waiting else []),
+        *([f"{waiting} of {len(board.rows)} rows have no finished result, and count nowhere."] if waiting else []),
     ]
 
 
@@ -99,7 +99,7 @@ def _cells(claim: Claim, footnotes: Footnotes) -> list[TableCell]:
     mark = claim.marked > 0
 
     def counted(number: int) -> TableCell:
-        return TableCell(f"{number} ({100 * number / claim.cells:.0f} %)", mark=mark)
+        return TableCell(f"{number} ({100 * number / claim.cells:.3g} %)", mark=mark)
 
     def starred(number: int) -> TableCell:
         return TableCell(str(number) if claim.testable else DASH, mark=mark and claim.testable > 0, note=note)
@@ -112,4 +112,4 @@ def _cells(claim: Claim, footnotes: Footnotes) -> list[TableCell]:
 
 def _of_paper(claim: Claim) -> TableCell:
     found = paper.count_of(claim)
-    return TableCell(f"{found.won} of {found.of} ({100 * found.won / found.of:.0f} %)") if found else TableCell()
+    return TableCell(f"{found.won} of {found.of} ({100 * found.won / found.of:.3g} %)") if found else TableCell()

@@ -6,7 +6,7 @@ line for each row and metric, with all that was measured. If the paper has a fig
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import ConfigError
 from ..formatting import csv_text, first_few
@@ -145,7 +145,6 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
         cells = [_cost(row.cost.get(name), shown, footnotes, reason) for name, (_, shown) in COSTS.items()]
         lines.append(Line(_labels(row, axes), tuple(cells)))
     counts = {len(row.seeds) for row in rows if row.cost}
-    seeds = f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{max(counts)} seeds"
     devices = first_few(list(dict.fromkeys(one.device for row in rows if (one := row.reproducibility))))
     threads = first_few(sorted({one.threads for row in rows if (one := row.reproducibility)}))
     return Table(
@@ -155,7 +154,7 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
         lines=tuple(lines),
         footnotes=footnotes.texts(),
         remarks=(
-            f"Medians over {seeds}. Encode, tune, epoch, train: seconds; train is all epochs with their evaluations, "
+            f"Medians over {_of_seeds(counts)}. Encode, tune, epoch, train: seconds; train is all epochs with their evaluations, "
             "epoch one of them, and both count an encoder that is trained end to end.",
             "Encoding and tuning are done once for all rows that share them: don't add them up over rows.",
             "Params, trained: the recommender's parameters, and those that are trained; enc.: its encoder's.",
@@ -308,6 +307,11 @@ def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _of_seeds(counts: Collection[int]) -> str:
+    few, many = min(counts), max(counts)
+    return f"{few} to {many} seeds" if few < many else f"{few} seeds" if few > 1 else "1 seed"
+
+
 def _of_split(board: Leaderboard) -> Iterator[str]:
     if board.users:
         yield "All intervals and p are conditional on this one split of the data: another split would move them all."
@@ -317,8 +321,7 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
     """The remarks below a table, needed to judge its figures."""
     counts = {len(score.seeds) for row in rows for score in row.scores.values()} - {0}
     if counts:
-        few, many = min(counts), max(counts)
-        seeds = f"{few} to {many} seeds" if few < many else f"{few} seeds" if few > 1 else "1 seed"
+        seeds = _of_seeds(counts)
         users = ", ".join(f"{name} {number:,}" for name, number in board.users.items())
         yield f"Test split; means over users{f' ({users})' if users else ''}, each averaged over {seeds}."
     if plan.across != "slice" and any(score.best for row in rows for score in row.scores.values()):

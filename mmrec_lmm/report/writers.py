@@ -14,6 +14,7 @@ DASH = "–"  # for a missing figure
 MINUS = "−"
 MARK = "†"  # after figures that may reflect the training budget more than the model, and figures compared with them
 LONG = 45  # lines that fit on a page; a longer table spans several
+WIDE = 85  # characters that fit into a line of text
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,23 @@ TEX = {
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs table to \\input in a document; a longtable if it is longer than a page. Needs no other package."""
+    """A booktabs table to \\input in a document; a longtable if it is longer than a page. Needs no other package; one
+    that is wider than the text is scaled down to it if graphicx is loaded."""
     long = len(table.lines) > LONG
+    scaled = not long and _width(table) > WIDE
     shape = "l" * len(table.labels) + "r" * len(table.columns)
     caption = f"\\caption{{{_tex(table.caption)}}}"
     head = [r"\toprule", " & ".join(map(_tex, (*table.labels, *table.columns))) + r" \\", r"\midrule"]
     start = (
         [rf"\begin{{longtable}}{{{shape}}}", rf"{caption} \\"]
         if long
-        else [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{shape}}}"]
+        else [
+            r"\begin{table}",
+            r"\centering",
+            caption,
+            *([r"\providecommand{\resizebox}[3]{#3}\resizebox{\linewidth}{!}{%"] if scaled else []),
+            rf"\begin{{tabular}}{{{shape}}}",
+        ]
     )
     names = len([label for label in table.labels if label != "source"])
     lines: list[str] = []
@@ -157,14 +166,14 @@ def as_latex(table: Table) -> str:
     notes += map(_tex, table.remarks)
     return "\n".join(
         [
-            rf"% \usepackage{{booktabs{',longtable' if long else ''}}}",
+            rf"% \usepackage{{booktabs{',longtable' if long else ',graphicx' if scaled else ''}}}",
             r"{\footnotesize\setlength{\tabcolsep}{4pt}",
             *start,
             *head,
             *([r"\endfirsthead", *head, r"\endhead"] if long else []),
             *lines,
             r"\bottomrule",
-            r"\end{longtable}" if long else r"\end{tabular}",
+            r"\end{longtable}" if long else r"\end{tabular}" + "}" * scaled,
             r"\par\smallskip\raggedright",
             *(rf"{note}\par" for note in notes),
             *([] if long else [r"\end{table}"]),
@@ -172,6 +181,12 @@ def as_latex(table: Table) -> str:
             "",
         ]
     )
+
+
+def _width(table: Table) -> int:
+    """The width of a table in characters: the longest of each column, and two between them."""
+    lines = [(*line.labels, *(cell.text for cell in line.cells)) for line in table.lines]
+    return sum(2 + max(map(len, column)) for column in zip((*table.labels, *table.columns), *lines, strict=True))
 
 
 def _tex(text: str) -> str:
