@@ -154,8 +154,8 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
         lines=tuple(lines),
         footnotes=footnotes.texts(),
         remarks=(
-            f"Medians over {_of_seeds(counts)}. Encode, tune, epoch, train: seconds; train is all epochs with their evaluations, "
-            "epoch one of them, and both count an encoder that is trained end to end.",
+            f"Medians over {_of_seeds(counts)}. Encode, tune, epoch, train: seconds; train is all epochs with their "
+            "evaluations, epoch one of them, and both count an encoder that is trained end to end.",
             "Encoding and tuning are done once for all rows that share them: don't add them up over rows.",
             "Params, trained: the recommender's parameters, and those that are trained; enc.: its encoder's.",
             "Memory: the peak of the run's process; on a GPU, of the GPU's memory. "
