@@ -38,7 +38,7 @@ from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.training.fine_tuning import PAIR, _Tuner
 from mmrec_lmm.training.pairs import Pairs, duplicate_groups, hold_out
 from mmrec_lmm.training.paradigms import FineTuning
-from mmrec_lmm.training.retrieval import compared, own_ranks
+from mmrec_lmm.evaluation.retrieval import compared, own_ranks
 
 TUNING = FineTuning(learning_rate=1e-3, batch_size=256, epochs=60, patience=10, held_out=0.1)
 REAL, RANDOM = "real towers", "random towers"

@@ -212,6 +212,7 @@ class FeatureTable:
     present: np.ndarray
     fingerprint: str
     seconds: float = field(default=0.0, compare=False)  # that encoding took, in whichever run; 0 for a file's
+    parameters: Mapping[str, int] | None = field(default=None, compare=False)  # of its encoder, by name; None: unknown
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.present.shape != self.values.shape[:1]:
@@ -249,6 +250,16 @@ class RunSeconds:
 
 
 @dataclass(frozen=True)
+class EncoderCost:
+    """What a run's encoder cost, in whichever run it was tuned and used. None: not known."""
+
+    encode: float | None  # seconds, of all modalities
+    tune: float | None  # seconds of training it before the recommender; 0: that wasn't done
+    parameters: int | None
+    parameters_trained: int | None
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The data that a run trains on."""
 
@@ -257,6 +268,7 @@ class Inputs:
     seconds: RunSeconds = field(default_factory=RunSeconds)  # of making these
     tuned: Tuned | None = None  # the encoder that made the tables, where it was tuned on this catalog
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # part ("data", a modality) -> file -> hash
+    encoder_cost: EncoderCost | None = None  # None: no encoder made any of the tables
 
 
 @dataclass(frozen=True)
@@ -355,6 +367,7 @@ class RunRecord(Mapping[str, Any]):
     code: Mapping[str, str]  # part ("host", "model", "encoder") -> hash of its files
     numerics_version: int
     plugin: str  # of the model, and its version
+    parameters: int | None = field(default=None, metadata=OPTIONAL)  # of the model, in all
     parameters_trained: int
     device: str
     threads: int
@@ -363,6 +376,7 @@ class RunRecord(Mapping[str, Any]):
     finished: str  # ISO 8601, UTC
     seconds: RunSeconds
     peak_memory_bytes: int
+    encoder_cost: EncoderCost | None = field(default=None, metadata=OPTIONAL)  # None: no encoder
     chance: ChanceBySplit | None = field(default=None, metadata=OPTIONAL)
     drawn: DrawnSplit | None = field(default=None, metadata=OPTIONAL)  # the details of the axis `split`
     cold_items: ColdItems | None = field(default=None, metadata=OPTIONAL)

@@ -16,6 +16,7 @@ from mmrec_lmm.studies.leaderboard import (
     FAILED,
     NOT_APPLICABLE,
     PARTIAL,
+    Claim,
     Interval,
     Leaderboard,
     ReproducibilityRecord,
@@ -31,6 +32,14 @@ DATASETS = {"baby": 0.062, "sports": 0.070}
 METRICS = {"recall@20": 1.0, "ndcg@20": 0.44, "recall@10": 0.64, "ndcg@10": 0.35}  # as shares of recall@20
 USERS = {"baby": 19445, "sports": 35598}
 SEEDS = (1, 2, 3)
+CLAIMS = (
+    Claim("encoder", "any other", "cnn_sbert", 30, 120, 94, 41, 26, 3, 120),
+    Claim("encoder", "dual-stream", "unified", 59, 236, 88, 12, 148, 31, 232, marked=8),
+    Claim("paradigm", "ft", "pt", 30, 120, 78, 9, 42, 1, 120),
+    Claim("paradigm", "ft", "pt", 10, 40, 29, 6, 11, 0, 40, encoder="clip"),
+    Claim("paradigm", "ft", "pt", 10, 40, 25, 3, 15, 0, 40, encoder="vlmo"),
+    Claim("control", "own features", "shuffled", 40, 160, 157, 120, 3, 0, 0),
+)
 BASELINE = "cnn_sbert"  # of the same model and data set, pre-trained
 
 
@@ -52,6 +61,8 @@ def leaderboard(rows: int | None = None) -> Leaderboard:
         comparisons=110,
         detectable={name: {metric: 0.0021 * share for metric, share in METRICS.items()} for name in DATASETS},
         users=USERS,
+        claims=CLAIMS if rows is None else (),
+        claim_comparisons=736,
         notes=("Sample data: every number on this page is invented.",),
     )
 

@@ -607,14 +607,19 @@ def test_a_damaged_list_of_missed_images_is_named(content: bytes, tmp_path: Path
 
 
 @pytest.mark.parametrize("way", [*CONTENT, "a_folder", "a_pipe", "a_loop"])
-def test_a_damaged_file_of_seconds_counts_as_none(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_of_a_tables_cost_counts_as_none(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MMREC_LMM_HOME", str(tmp_path))
     (tmp_path / "seconds").mkdir()
     path = tmp_path / "seconds" / "table"
     path.write_text("1.5")
-    assert encoding._seconds(Path("table.safetensors")) == 1.5
+    assert encoding._cost(Path("table.safetensors")) == encoding.TableCost(1.5), "as earlier versions wrote it"
+    path.write_text('{"seconds": 1.5, "parameters": {"weight": 6}}')
+    whole = encoding.TableCost(1.5, {"weight": 6})
+    assert encoding._cost(Path("table.safetensors")) == whole
     damage(way, path)
-    assert encoding._seconds(Path("table.safetensors")) in (0.0, 1.0, 1.5)
+    assert encoding._cost(Path("table.safetensors")) in (encoding.TableCost(), whole)
 
 
 @pytest.mark.parametrize("way", ["empty", "cut", "random", "a list", "not UTF-8", "a_folder", "a_pipe", "a_loop"])

@@ -30,7 +30,7 @@ from mmrec_lmm.formatting import csv_text, defused, printable
 from mmrec_lmm.logs import CONSOLE_FORMAT
 from mmrec_lmm.plugin.names import LONGEST, is_safe_name, is_within
 from mmrec_lmm.plugin.registry import load_registry
-from mmrec_lmm.report.tables import Line, Table, TableCell, as_html, as_latex, as_markdown
+from mmrec_lmm.report.writers import Line, Table, TableCell, as_html, as_latex, as_markdown
 from mmrec_lmm.studies.file import load_study
 from mmrec_lmm_data_tools import getting
 from mmrec_lmm_data_tools.images.manifest import COLUMNS, read_manifest

@@ -17,6 +17,7 @@ from helpers import axes_of, call
 from mmrec_lmm.report.page import page
 from mmrec_lmm.studies.leaderboard import (
     FAILED,
+    Claim,
     Interval,
     Leaderboard,
     ReproducibilityRecord,
@@ -193,6 +194,34 @@ def test_a_mark_stands_beside_a_row_and_all_that_is_compared_with_it(visit: "Cal
     opened.get_by_role("button", name="Poor", exact=True).click()
     assert f"Compared with {base.key} (marked †: {first})." in opened.get_by_role("dialog").inner_text()
     assert "†" not in visit(THREE).locator("body").inner_text()
+
+
+def test_claims_are_counted_below_the_rows_and_no_star_is_shown_where_none_is_possible(
+    visit: "Callable[..., Page]",
+) -> None:
+    claims = (
+        Claim("paradigm", "ft", HOSTILE, 10, 20, 15, 9, 4, 1, 20, marked=3),
+        Claim("paradigm", "ft", HOSTILE, 5, 10, 9, 0, 1, 0, 0, encoder="clip"),
+    )
+    opened = visit(replace(THREE, claims=claims, claim_comparisons=30))
+    lines = opened.locator("#claims tbody tr").all()
+    texts = [[" ".join(cell.split()) for cell in line.locator("th, td").all_inner_texts()] for line in lines]
+    doubt = "† marked: 3 of 20 cells have a marked row"
+    assert texts == [
+        [
+            f"ft over {' '.join(HOSTILE.split())}",
+            "20",
+            f"15 (75 %){doubt}",
+            f"9{doubt}",
+            f"4 (20 %){doubt}",
+            f"1{doubt}",
+        ],
+        ["with clip", "10", "9 (90 %)", "–", "1 (10 %)", "–"],
+    ]
+    assert "corrected over the 30 comparisons of all claims" in opened.locator("#claims").inner_text()
+    assert "fewer than three seeds on a side can have no star" in opened.locator("#claims").inner_text()
+    assert opened.title() == "Small"
+    assert visit(THREE).locator("#claims").is_hidden()
 
 
 def test_an_interval_wider_than_the_plot_ends_with_it(visit: "Callable[..., Page]") -> None:

@@ -20,8 +20,10 @@ from mmrec_lmm.studies.leaderboard import (
     FAILED,
     NOT_APPLICABLE,
     PARTIAL,
+    Claim,
     Interval,
     Leaderboard,
+    Measured,
     Row,
     Score,
     read_leaderboard,
@@ -446,6 +448,14 @@ def test_latex_draws_a_rule_between_data_sets_and_a_long_table_runs_over_pages()
     assert r"\begin{longtable}{lllr}" in render(board(*many), layout="table3", format="latex")
 
 
+def test_a_latex_table_wider_than_the_text_is_scaled_to_it_and_needs_no_package_for_that() -> None:
+    wide = render(board(row(model="m" * 60, encoder="a"), row(model="m" * 60, encoder="b")), format="latex")
+    assert wide.startswith(r"% \usepackage{booktabs,graphicx}")
+    assert r"\providecommand{\resizebox}[3]{#3}\resizebox{\linewidth}{!}{%" in wide
+    assert "\n\\end{tabular}}\n" in wide
+    assert "resizebox" not in render(board(row()), format="latex")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_compiles_as_latex_short_and_long(layout: str, tmp_path: Path) -> None:
@@ -458,6 +468,7 @@ def test_each_layout_compiles_as_latex_short_and_long(layout: str, tmp_path: Pat
                 paradigm=paradigm, modalities=has, state=FAILED if paradigm == "ft" else "finished", reason=NASTY,
                 slices={NASTY: {"recall@20": Interval(-0.1, 0.0, 0.2)}} if paradigm == "pt" else {},
                 content_gain={"none": {"recall@20": Interval(0.1, -0.2, 0.2)}} if paradigm == "pt" else {},
+                cost={"encode": Measured(12.5, NASTY), "memory": Measured(None, NASTY)} if paradigm == "pt" else {},
             )
             for n in range(lines)
             for dataset in ("baby", NASTY)
@@ -465,7 +476,9 @@ def test_each_layout_compiles_as_latex_short_and_long(layout: str, tmp_path: Pat
             for paradigm in ("pt", "ft")
             for has in (("image", "text"), ("text",))
         ]  # fmt: skip
-        (tmp_path / "table.tex").write_text(render(board(*rows, title=NASTY), layout=layout, format="latex"))
+        claims = (Claim("encoder", NASTY, NASTY, 1, 2, 1, 0, 1, 0, 0, 1, NASTY),) * lines
+        made = board(*rows, title=NASTY, claims=claims)
+        (tmp_path / "table.tex").write_text(render(made, layout=layout, format="latex"))
         (tmp_path / "page.tex").write_text(
             r"\documentclass{article}\usepackage{booktabs,longtable}\begin{document}\input{table}\end{document}"
         )

@@ -14,6 +14,7 @@ Shapes: I items, S items of a shard, D feature width.
 
 import dataclasses
 import functools
+import json
 import logging
 import os
 import re
@@ -52,7 +53,7 @@ from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
-from ..typed_json import check_finite, parse, plain
+from ..typed_json import check_finite, decode, parse, plain
 from ..types import FeatureTable, ItemCatalog, RunSpec, Tuned
 from ..weights.formats import load_state
 from .files import TableHeader, coverage, load_with_header, save_table
@@ -138,7 +139,8 @@ def encode(
                 _make(path, source, build, len(catalog), options)
                 found = _load(path)
             table, header = _tried_again(path, source, *found, build)
-        tables[modality] = dataclasses.replace(table, seconds=_seconds(path))
+        cost = _cost(path)
+        tables[modality] = dataclasses.replace(table, seconds=cost.seconds, parameters=cost.parameters)
         _report(tables[modality], header.unreadable, catalog)
     if any(modality != "image" for modality in modalities):
         _report_texts(catalog, text_fields)
@@ -256,23 +258,32 @@ def table_path(source: Source, spec: EncoderSpec, config: Any, *, dtype: str, tu
     return home() / "features" / f"{name}.safetensors"
 
 
-def _seconds_file(path: Path) -> Path:
-    """The file of the seconds that the table at `path` took. The table's own bytes must depend on its name alone."""
+@dataclass(frozen=True)
+class TableCost:
+    """What a table took: seconds, 0 if unknown, and the sizes of its encoder's parameters by name, None if unknown."""
+
+    seconds: float = 0.0
+    parameters: Mapping[str, int] | None = None
+
+
+def _cost_file(path: Path) -> Path:
+    """The file of the cost of the table at `path`. The table's own bytes must depend on its name alone."""
     return home() / "seconds" / path.stem
 
 
-def _seconds(path: Path) -> float:
-    """The seconds that an encoder took for the table at `path`; 0 if unknown."""
-    file = _seconds_file(path)
+def _cost(path: Path) -> TableCost:
+    """The cost of the table at `path`; earlier files hold the seconds alone."""
+    file, cure = _cost_file(path), "the cost counts as unknown"
     if not os.path.lexists(file):
-        return 0.0
+        return TableCost()
     try:
-        seconds = parse(read_file(file, largest=100), where=str(file), cure="the time counts as 0")
-        check_finite(seconds, where=str(file), cure="the time counts as 0")
-        return float(seconds)
-    except (DataError, TypeError, ValueError) as error:
-        logger.warning("%s: expected the seconds that a table took: %s", file, error)
-        return 0.0
+        found = parse(read_file(file, largest=10 << 20), where=str(file), cure=cure)
+        found = found if isinstance(found, dict) else {"seconds": found}
+        check_finite(found, where=str(file), cure=cure)
+        return decode(TableCost, found, where=str(file), cure=cure)
+    except DataError as error:
+        logger.warning("%s", error)
+        return TableCost()
 
 
 def _report(table: FeatureTable, unreadable: Mapping[str, str], catalog: ItemCatalog) -> None:
@@ -358,7 +369,7 @@ def _make(path: Path, source: Source, build: Callable[[], Inference], n_items: i
                 claims.claim(missing[0].number, wait=True)  # until its holder has made it, or ended without
                 claims.give_up(missing[0].number)
             elif not missing and claims.claim(len(shards), wait=True) and not path.exists():
-                _assemble(path, source.modality, shards, n_items, encoder=model.name)
+                _assemble(path, source.modality, shards, n_items, model)
 
 
 def _encode_free(
@@ -483,7 +494,7 @@ def _save_shard(
     save_table(shard.path, table, unreadable=reasons, decoders=[decoders()] if reasons else (), seconds=seconds)
 
 
-def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int, *, encoder: str) -> None:
+def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int, model: Inference) -> None:
     """One table of all shards, at `path`; their files are deleted. A damaged shard is deleted alone, with a warning.
 
     Besides the table, one shard is in memory.
@@ -511,7 +522,8 @@ def _assemble(path: Path, modality: str, shards: Sequence[_Shard], n_items: int,
             unreadable |= header.unreadable
         seconds += header.seconds or 0.0  # older shards have none
     unreadable = {item: unreadable[item] for item in sorted(unreadable, key=int)}
-    write_memo(_seconds_file(path), f"{seconds:.3f}")
+    parameters = {name: parameter.numel() for name, parameter in model.encoder.named_parameters()}
+    write_memo(_cost_file(path), json.dumps(plain(TableCost(round(seconds, 6), parameters))))
     table = FeatureTable(modality, values, present, _fingerprint(path, unreadable))
-    save_table(path, table, encoder=encoder, unreadable=unreadable, decoders=sorted(tried))
+    save_table(path, table, encoder=model.name, unreadable=unreadable, decoders=sorted(tried))
     remove(path.with_suffix(".parts"))

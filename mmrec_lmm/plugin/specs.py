@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,7 @@ class EncoderSpec:
     licence: str | None = None  # deprecated: the old name of `license`, which the next version drops
     fetch: Callable[[Any, str], None] | str | None = None  # None: `weights_id` has brought all
     modalities_of: Callable[[Any], Sequence[str]] | str | None = None  # None: each configuration encodes `modalities`
+    streams: Literal["dual", "unified", ""] = ""  # two towers trained to agree, or one model of both; "": neither
 
     def encodes(self, config: Any) -> tuple[str, ...]:
         """The modalities that an encoder of this configuration encodes."""

@@ -13,7 +13,7 @@ from ..formatting import csv_text
 from ..plugin.specs import EncoderSpec
 from ..types import Dataset
 from . import paper
-from .tables import DASH, Line, Table, TableCell, as_text
+from .writers import DASH, Line, Table, TableCell, as_text
 
 MODALITIES = ("image", "text", "joint")
 COUNTS = ("users", "items", "interactions")

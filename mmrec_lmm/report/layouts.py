@@ -16,7 +16,7 @@ class Layout(NamedTuple):
     caption: str
     rows: tuple[str, ...]  # axes whose values label a line, outermost first
     compares: str | None = None  # only rows for which another differs in this axis alone; no control runs
-    across: str = "metric"  # the axis whose values are the columns
+    across: str = "metric"  # the axis whose values are the columns; or slice, claim, cost: tables of their own
     pre_trained: bool = False  # only rows whose encoder nothing trains
     table: int | None = None  # number of the table in the paper
     gains: bool = False  # also columns for content gain, if some row has control runs
@@ -52,4 +52,6 @@ LAYOUTS: Mapping[str, Layout] = {
         table=5,
     ),
     "slices": Layout("parts of test", rows=("metric", ALL), across="slice"),
+    "claims": Layout("how often one value of an axis beats another, all else equal", rows=(ALL,), across="claim"),
+    "efficiency": Layout("seconds, parameters and memory", rows=("model", "modalities"), across="cost"),
 }

@@ -521,6 +521,30 @@ function explain() {
     + `${gains.length ? " (of a gain: at zero)" : ""}; a data set's rows share one scale per metric. `
     + "Training time is per seed, without the encoder's.";
 }
+function claimLine({better, than, encoder, cells, won, lost, testable, marked, ...claim}) {
+  const doubt = () => mark(marked ? [`${marked} of ${cells} cells have a marked row`] : []);
+  const counted = number => span("value", `${number} (${Math.round(100 * number / cells)} %)`, doubt());
+  const starred = number => testable ? span("value", String(number), doubt()) : text();
+  const name = encoder ? make("span", {class: "within"}, `with ${encoder}`) : `${better} over ${than}`;
+  return [name, count(cells), counted(won), starred(claim.won_starred), counted(lost), starred(claim.lost_starred)];
+}
+function countClaims() {  // earlier files have no claims
+  const claims = board.claims ?? [];
+  byId("claims").hidden = !claims.length;
+  if (!claims.length) return;
+  const untested = claims.some(claim => claim.testable < claim.cells);
+  const stars = `A star (★) is p < ${board.alpha} by ${TESTS[board.test] ?? board.test}, corrected over the `
+    + `${count(board.claim_comparisons)} comparisons of all claims, with three seeds or more on both sides.`;
+  fill(byId("claims"), null, [
+    plainTable("Claims", ["", "cells", "better", "★", "worse", "★"], claims.map(claimLine)),
+    soft("A cell is a pair of finished rows that differ in this alone, on one metric. It is better if its mean on test "
+      + "is, by however little: where nothing differs, half of the cells are. "
+      + (board.claim_comparisons ? stars : "Nothing was tested, as no pair has two seeds on both sides.")
+      + " A count is no test: cells share users, rows and data sets."),
+    untested && soft("Cells with fewer than three seeds on a side can have no star: with one seed some star would be "
+      + "false in 15 to 30 % of the studies in which nothing differs."),
+  ]);
+}
 const option = (value, label = value) => make("option", {value}, label);
 function filterControl([name, {label, all, names, options}]) {
   const choose = ({target}) => {
@@ -639,6 +663,7 @@ function restore() {
 }
 applyTheme();
 explain();
+countClaims();
 byId("filters").append(...Object.entries(FILTERS).map(filterControl), sortControl(), metricsControl(), failedControl());
 byId("metric").append(...board.metrics.map(metric => option(metric)));
 byId("on").append(...datasets.map(dataset => option(dataset)));

@@ -18,7 +18,8 @@ from ..errors import ConfigError, DataError
 from ..running.run_folder import CONFIG, CURE, HISTORY, load_history, load_result, load_settings
 from ..studies.leaderboard import Leaderboard, Row
 from ..types import EpochReport
-from .tables import MARK, NONE, TABLE_AXES, label
+from .tables import NONE, TABLE_AXES, label
+from .writers import MARK
 
 WIDTH = 3.3  # inches: a column of a two-column page
 SUFFIXES = (".svg", ".pdf")  # for screens and for LaTeX

@@ -1,73 +1,28 @@
 """A Leaderboard as tables for a paper: Markdown, LaTeX, CSV and HTML, in the layouts of LAYOUTS.
 
-`arrange` makes a Table, which is independent of the format: labels, cells, footnotes, remarks. The writers below turn
-it into text, each with its own escapes. CSV differs: it has a line for each row and metric, with all that was measured.
-If the paper has a figure for a row, it is printed below ours.
+`arrange` makes a Table, which `writers.py` turns into text: labels, cells, footnotes, remarks. CSV differs: it has a
+line for each row and metric, with all that was measured. If the paper has a figure for a row, it is printed below ours.
 """
 
 import dataclasses
-import html
-import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import ConfigError
-from ..formatting import aligned, csv_text, first_few, printable
-from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Row
+from ..formatting import csv_text, first_few
+from ..studies.costs import UNMEASURED
+from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Measured, Row
 from ..types import AXES, PRE_TRAINED
 from . import paper
+from .claims_table import claims_csv, claims_table
 from .layouts import ALL, LAYOUTS, Layout
+from .writers import DASH, MARK, Footnotes, Line, Table, TableCell, as_text, digits
 
 OUTER_AXES = ("dataset", "split")  # outermost in a table
 TABLE_AXES = (*OUTER_AXES, *(axis for axis in AXES if axis not in OUTER_AXES))
-DASH = "–"  # for a missing figure
-MINUS = "−"
-MARK = "†"  # after figures that may reflect the training budget more than the model, and figures compared with them
 NONE = "-"  # for an axis on which a row has no value
-LONG = 45  # lines that fit on a page; a longer table spans several
 
 Published = Callable[[Row], Mapping[str, float]]  # metric -> published figure for a row's combination
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """One entry of a table."""
-
-    text: str = ""
-    bold: bool = False
-    star: bool = False
-    mark: bool = False
-    note: str = ""  # the letter of its footnote
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a table: its labels, and a cell for each column."""
-
-    labels: tuple[str, ...]
-    cells: tuple[TableCell, ...]
-    source: str = "ours"  # or "paper", or "difference"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, independent of its format."""
-
-    caption: str
-    labels: tuple[str, ...]
-    columns: tuple[str, ...]
-    lines: tuple[Line, ...]
-    footnotes: Mapping[str, str]  # letter -> text
-    remarks: tuple[str, ...]
-
-    def breaks(self) -> Iterator[tuple[Line, int]]:
-        """Each line, with the number of leading labels that it shares with the line before."""
-        before: tuple[str, ...] = ()
-        for line in self.lines:
-            same = [mine == other for mine, other in zip(line.labels, before, strict=False)]
-            yield line, same.index(False) if False in same else len(same)
-            before = line.labels
 
 
 def render(
@@ -91,15 +46,19 @@ def render(
         raise ConfigError(
             f"{board.study}: --layout slices: expected rows with slices, got none; try slices: true in the study's file"
         )
+    if plan.across == "cost" and not any(row.cost for row in rows):
+        raise ConfigError(
+            f"{board.study}: --layout efficiency: expected finished rows with their cost, got none; try `study run`, "
+            "or `study table` if this leaderboard is an earlier version's"
+        )
+    if plan.across == "claim":
+        remarks = (*_of_marks(board, rows), *_of_split(board))
+        return claims_csv(board) if format == "csv" else as_text(claims_table(board, remarks), format)
     if format == "csv":
-        return slices_csv(board, rows) if plan.across == "slice" else as_csv(board, rows, published)
-    table = _sliced(board, rows, plan) if plan.across == "slice" else arrange(board, rows, plan, published)
-    return as_text(table, format)
-
-
-def as_text(table: Table, format: str) -> str:
-    """A table in one of FORMATS but CSV."""
-    return {"markdown": as_markdown, "latex": as_latex, "html": as_html}[format](table)
+        csv = {"slice": slices_csv, "cost": efficiency_csv}.get(plan.across)
+        return csv(board, rows) if csv else as_csv(board, rows, published)
+    special = {"slice": _sliced, "cost": _efficiency}.get(plan.across)
+    return as_text(special(board, rows, plan) if special else arrange(board, rows, plan, published), format)
 
 
 def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
@@ -121,7 +80,7 @@ def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Pu
         for row in rows
         for metric in board.metrics
     }
-    footnotes, marked = _Footnotes(), board.marked()
+    footnotes, marked = Footnotes(), board.marked()
     controls = _controls(rows) if plan.gains else []
     lines = []
     for labels in sorted(
@@ -177,6 +136,71 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     )
 
 
+def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
+    """The table of what rows cost: a column for each of COSTS."""
+    axes, footnotes = _axes(plan, rows), Footnotes()
+    lines = []
+    for row in rows:
+        reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
+        cells = [_cost(row.cost.get(name), shown, footnotes, reason) for name, (_, shown) in COSTS.items()]
+        lines.append(Line(_labels(row, axes), tuple(cells)))
+    counts = {len(row.seeds) for row in rows if row.cost}
+    devices = first_few(list(dict.fromkeys(one.device for row in rows if (one := row.reproducibility))))
+    threads = first_few(sorted({one.threads for row in rows if (one := row.reproducibility)}))
+    return Table(
+        caption=f"{board.title}: {', '.join([plan.caption, *_shared(rows, plan)])}",
+        labels=axes,
+        columns=tuple(title for title, _ in COSTS.values()),
+        lines=tuple(lines),
+        footnotes=footnotes.texts(),
+        remarks=(
+            f"Medians over {_of_seeds(counts)}. Encode, tune, epoch, train: seconds; train is all epochs with their "
+            "evaluations, epoch one of them, and both count an encoder that is trained end to end.",
+            "Encoding and tuning are done once for all rows that share them: don't add them up over rows.",
+            "Params, trained: the recommender's parameters, and those that are trained; enc.: its encoder's.",
+            "Memory: the peak of the run's process; on a GPU, of the GPU's memory. "
+            f"Device: {devices}; threads: {threads}.",
+        ),
+    )
+
+
+def _cost(cost: Measured | None, shown: Callable[[float], str], footnotes: Footnotes, reason: str) -> TableCell:
+    note = cost.note if cost and cost.note else reason
+    if cost is None or cost.value is None:
+        return TableCell(DASH, note=footnotes.letter(note or UNMEASURED))
+    return TableCell(shown(cost.value), note=footnotes.letter(note) if note else "")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _parameters(value: float) -> str:
+    """Three digits with a unit: 2.40 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+#: By the name in `Row.cost`: the title of its column, and how its figures are printed.
+COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "encode": ("encode", _seconds),
+    "tune": ("tune", _seconds),
+    "epoch": ("epoch", _seconds),
+    "train": ("train", _seconds),
+    "parameters_trained": ("trained", _parameters),
+    "parameters": ("params", _parameters),
+    "encoder_parameters_trained": ("enc. trained", _parameters),
+    "encoder_parameters": ("enc. params", _parameters),
+    "memory": ("memory", _bytes),
+}
+
+
 def _slices_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(part for row in rows for part in row.slices))
 
@@ -188,9 +212,13 @@ def _controls(rows: Iterable[Row]) -> list[str]:
 
 def _caption(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> str:
     """The caption: why nothing was tested, if so; the title, the layout, and values that all rows share."""
+    return f"{board.untested} {board.title}: {', '.join([plan.caption, *_shared(rows, plan)])}".lstrip()
+
+
+def _shared(rows: Sequence[Row], plan: Layout) -> list[str]:
+    """The values that all rows share, on axes that have no place in the layout."""
     shared = [axis for axis in TABLE_AXES if axis not in (*plan.rows, plan.across) and len(_order(axis, rows)) == 1]
-    values = [value for axis in shared if (value := label(rows[0], axis)) != NONE]
-    return f"{board.untested} {board.title}: {', '.join([plan.caption, *values])}".lstrip()
+    return [value for axis in shared if (value := label(rows[0], axis)) != NONE]
 
 
 def _axes(plan: Layout, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -229,22 +257,7 @@ def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
     return tuple(label(row, axis, metric) for axis in axes)
 
 
-class _Footnotes:
-    """Assigns letters to footnotes in the order of first use; equal texts share a letter."""
-
-    def __init__(self) -> None:
-        self._letters: dict[str, str] = {}
-
-    def letter(self, text: str) -> str:
-        place = len(self._letters)
-        letter = string.ascii_lowercase[place % 26] * (place // 26 + 1)  # a, b, ..., z, aa, bb
-        return self._letters.setdefault(" ".join(text.split()), letter)
-
-    def texts(self) -> dict[str, str]:
-        return {letter: text for text, letter in self._letters.items()}
-
-
-def _cell(row: Row | None, metric: str, footnotes: _Footnotes, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
+def _cell(row: Row | None, metric: str, footnotes: Footnotes, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
     """A score with four decimals, marked if it or its baseline is; a dash with a footnote if there is no score."""
     if row is None:
         return TableCell(DASH, note=footnotes.letter("not part of the study"))
@@ -263,11 +276,7 @@ def _difference(row: Row | None, metric: str, figure: float | None) -> float | N
 
 
 def _number(value: float | None, *, sign: str = "", mark: bool = False) -> TableCell:
-    return TableCell() if value is None else TableCell(_digits(value, sign), mark=mark)
-
-
-def _digits(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.4f}".replace("-", MINUS)
+    return TableCell() if value is None else TableCell(digits(value, sign), mark=mark)
 
 
 def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple[str, ...]]) -> TableCell:
@@ -275,9 +284,9 @@ def _gain(row: Row | None, metric: str, control: str, marked: Mapping[str, tuple
     gain: Interval | None = row.content_gain.get(control, {}).get(metric) if row else None
     if row is None or gain is None:
         return TableCell()
-    text = _digits(gain.mean, "+")
+    text = digits(gain.mean, "+")
     if gain.low is not None and gain.high is not None:
-        text += f" ({_digits(gain.low, '+')} to {_digits(gain.high, '+')})"
+        text += f" ({digits(gain.low, '+')} to {digits(gain.high, '+')})"
     return TableCell(text, mark=bool(row.marks) or row.twins.get(control) in marked)
 
 
@@ -298,12 +307,21 @@ def _of_marks(board: Leaderboard, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _of_seeds(counts: Collection[int]) -> str:
+    few, many = min(counts), max(counts)
+    return f"{few} to {many} seeds" if few < many else f"{few} seeds" if few > 1 else "1 seed"
+
+
+def _of_split(board: Leaderboard) -> Iterator[str]:
+    if board.users:
+        yield "All intervals and p are conditional on this one split of the data: another split would move them all."
+
+
 def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: bool) -> Iterator[str]:
     """The remarks below a table, needed to judge its figures."""
     counts = {len(score.seeds) for row in rows for score in row.scores.values()} - {0}
     if counts:
-        few, many = min(counts), max(counts)
-        seeds = f"{few} to {many} seeds" if few < many else f"{few} seeds" if few > 1 else "1 seed"
+        seeds = _of_seeds(counts)
         users = ", ".join(f"{name} {number:,}" for name, number in board.users.items())
         yield f"Test split; means over users{f' ({users})' if users else ''}, each averaged over {seeds}."
     if plan.across != "slice" and any(score.best for row in rows for score in row.scores.values()):
@@ -320,8 +338,7 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
         metric = board.main_metric
         yield f"{twins}: content gain, {metric} above the twin whose features are so, with its 95 % interval."
     yield from _of_marks(board, rows)
-    if board.users:
-        yield "All intervals and p are conditional on this one split of the data: another split would move them all."
+    yield from _of_split(board)
     if plan.across == "slice":
         yield "Slices are described, not tested; their intervals are in the CSV."
     if plan.across != "slice":
@@ -336,139 +353,6 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
     if beside:
         yield f"paper: the figures of {paper.about()['source']}; difference: ours less the paper's."
         yield from (str(count) for count in paper.counts(plan.table))
-
-
-# Markdown
-
-
-def as_markdown(table: Table) -> str:
-    """A table in GitHub's Markdown, aligned to be readable as plain text too."""
-    header = [_md(name) for name in (*table.labels, *table.columns)]
-    body = [
-        [
-            *("" if place < said else _md(label) for place, label in enumerate(line.labels)),
-            *map(_md_cell, line.cells),
-        ]
-        for line, said in table.breaks()
-    ]
-    right = [*(False for _ in table.labels), *(True for _ in table.columns)]
-    head, *rows = aligned([header, *body], right=right, at_least=3)
-    rule = ["-" * (len(text) - 1) + ":" if end else "-" * len(text) for text, end in zip(head, right, strict=True)]
-    lines = [f"| {' | '.join(line)} |" for line in (head, rule, *rows)]
-    notes = [f"({letter}) {_md(text)}" for letter, text in table.footnotes.items()] + list(map(_md, table.remarks))
-    return "\n".join([f"**{_md(table.caption)}**", "", *lines, "", "  \n".join(notes)]).rstrip() + "\n"
-
-
-def _md(text: str) -> str:
-    return "".join(
-        f"\\{character}" if character in "\\`*_[]<>|&~$#" else character for character in printable(text, "")
-    )
-
-
-def _md_cell(cell: TableCell) -> str:
-    text = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
-    text += ("\\*" if cell.star else "") + (MARK if cell.mark else "")
-    return text + (f" ({cell.note})" if cell.note else "")
-
-
-# LaTeX
-
-TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    DASH: "--",
-    MARK: r"\dag{}",
-    MINUS: "$-$",
-    **{character: f"\\{character}" for character in "{}$&#%_"},
-}
-
-
-def as_latex(table: Table) -> str:
-    """A booktabs table to \\input in a document; a longtable if it is longer than a page. Needs no other package."""
-    long = len(table.lines) > LONG
-    shape = "l" * len(table.labels) + "r" * len(table.columns)
-    caption = f"\\caption{{{_tex(table.caption)}}}"
-    head = [r"\toprule", " & ".join(map(_tex, (*table.labels, *table.columns))) + r" \\", r"\midrule"]
-    start = (
-        [rf"\begin{{longtable}}{{{shape}}}", rf"{caption} \\"]
-        if long
-        else [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{shape}}}"]
-    )
-    names = len([label for label in table.labels if label != "source"])
-    lines: list[str] = []
-    for line, said in table.breaks():
-        if lines and said == 0 and len(line.labels) > 1:
-            lines.append(r"\midrule")
-        elif lines and said < names - 1:
-            lines.append(r"\addlinespace")
-        labels = ["" if place < said else _tex(label) for place, label in enumerate(line.labels)]
-        lines.append(
-            " & ".join([*labels, *(_tex_cell(cell, italic=line.source != "ours") for cell in line.cells)]) + r" \\"
-        )
-    notes = [rf"\textsuperscript{{{letter}}} {_tex(text)}" for letter, text in table.footnotes.items()]
-    notes += map(_tex, table.remarks)
-    return "\n".join(
-        [
-            rf"% \usepackage{{booktabs{',longtable' if long else ''}}}",
-            r"{\footnotesize\setlength{\tabcolsep}{4pt}",
-            *start,
-            *head,
-            *([r"\endfirsthead", *head, r"\endhead"] if long else []),
-            *lines,
-            r"\bottomrule",
-            r"\end{longtable}" if long else r"\end{tabular}",
-            r"\par\smallskip\raggedright",
-            *(rf"{note}\par" for note in notes),
-            *([] if long else [r"\end{table}"]),
-            r"}",
-            "",
-        ]
-    )
-
-
-def _tex(text: str) -> str:
-    """Text escaped for LaTeX; a character that its default fonts may lack is printed as its code point."""
-    return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in printable(text, ""))
-
-
-def _tex_cell(cell: TableCell, *, italic: bool) -> str:
-    text = _tex(cell.text)
-    if cell.bold:
-        text = rf"\textbf{{{text}}}"
-    if italic and text:
-        text = rf"\textit{{{text}}}"
-    text += ("*" if cell.star else "") + (_tex(MARK) if cell.mark else "")
-    return text + (rf"\textsuperscript{{{cell.note}}}" if cell.note else "")
-
-
-# HTML
-
-
-def as_html(table: Table) -> str:
-    """A table element and its notes, without style, to put into any page."""
-    names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in (*table.labels, *table.columns))
-    lines = [
-        f"<table>\n<caption>{html.escape(table.caption)}</caption>",
-        f"<thead>\n<tr>{names}</tr>\n</thead>\n<tbody>",
-    ]
-    for line in table.lines:
-        labels = "".join(f'<th scope="row">{html.escape(label)}</th>' for label in line.labels)
-        lines.append(f"<tr>{labels}{''.join(f'<td>{_html_cell(cell)}</td>' for cell in line.cells)}</tr>")
-    notes = [f"<sup>{letter}</sup> {html.escape(text)}" for letter, text in table.footnotes.items()]
-    notes += map(html.escape, table.remarks)
-    return "\n".join([*lines, "</tbody>\n</table>", *(f"<p>{note}</p>" for note in notes), ""])
-
-
-def _html_cell(cell: TableCell) -> str:
-    text = html.escape(cell.text)
-    text = f"<strong>{text}</strong>" if cell.bold else text
-    text += ("*" if cell.star else "") + (MARK if cell.mark else "")
-    return text + (f"<sup>{cell.note}</sup>" if cell.note else "")
 
 
 # CSV
@@ -496,6 +380,23 @@ def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
         for row in rows
         for metric in board.metrics
         for part, found in row.slices.items()
+    )
+
+
+def efficiency_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
+    """One line for each row, with each of its costs and a note on it."""
+    return csv_text(
+        {
+            **_csv_axes(board, row),
+            "state": row.state,
+            "reason": row.reason,
+            "seeds": len(row.seeds),
+            **{name: row.cost[name].value if name in row.cost else None for name in COSTS},
+            **{f"{name}_note": row.cost[name].note if name in row.cost else "" for name in COSTS},
+            "device": row.reproducibility and row.reproducibility.device,
+            "threads": row.reproducibility and row.reproducibility.threads,
+        }
+        for row in rows
     )
 
 

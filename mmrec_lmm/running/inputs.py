@@ -29,7 +29,7 @@ from ..features.files import (
 )
 from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.registry import Registry
-from ..types import PRE_TRAINED, Dataset, FeatureTable, Inputs, RunSeconds, RunSpec, Tuned
+from ..types import PRE_TRAINED, Dataset, EncoderCost, FeatureTable, Inputs, RunSeconds, RunSpec, Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
     encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.seconds if tuned else 0.0)
+    cost = _encoder_cost(spec, dataset, tables, tuned, registry)
     if settings.missing == "mean" and spec.control != NO_FEATURES:
         tables = {modality: mean_filled(table) for modality, table in tables.items()}
     if spec.control is not None:
@@ -63,7 +64,29 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     encoded_in = time.perf_counter() - prepared
     seconds = RunSeconds(load=loaded - started, tune=prepared - loaded, encode=encoded_in, encoder=encoder_seconds)
     encoded = () if spec.control == NO_FEATURES else tuple(tables)
-    return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, encoded, registry))
+    return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, encoded, registry), cost)
+
+
+def _encoder_cost(
+    spec: RunSpec, dataset: Dataset, tables: Mapping[str, FeatureTable], tuned: Tuned | None, registry: Registry
+) -> EncoderCost | None:
+    """What the encoder of a run's tables cost; None if none made any of them."""
+    if spec.encoder is None or spec.control == NO_FEATURES:
+        return None
+    files = _from_files(spec, dataset, registry)
+    made = [table for modality, table in tables.items() if modality not in files]
+    if not made:
+        return None
+    paradigm = registry.paradigms.get(spec.paradigm)
+    parameters: dict[str, int] | None = {}
+    for table in made:  # what modalities share counts once
+        parameters = None if parameters is None or table.parameters is None else {**parameters, **table.parameters}
+    return EncoderCost(
+        encode=sum(table.seconds for table in made) if all(table.seconds for table in made) else None,
+        tune=(tuned.seconds or None) if tuned else 0.0,
+        parameters=None if parameters is None else sum(parameters.values()),
+        parameters_trained=None if paradigm.prepares or paradigm.joint else 0,  # its report says how many
+    )
 
 
 def without_encoder(spec: RunSpec, inputs: Inputs) -> RunSpec:
@@ -154,7 +177,7 @@ def files_behind(
     folder = Path(spec.settings.data_path) / spec.dataset
     inter = folder / (spec.settings.inter_file_name or f"{spec.dataset}.inter")
     found = {"data": {inter.name: hash_file(inter)} if inter.is_file() else {}}
-    ready = {**_ready_files(spec, dataset, registry), **spec.features} if modalities else {}
+    ready = _from_files(spec, dataset, registry) if modalities else {}
     encoded = [modality for modality in modalities if modality not in ready]
     of_catalog = {}
     if encoded and dataset.catalog is not None:
@@ -261,7 +284,7 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
     Raises NotApplicable if one is available from neither, or there are none, and ConfigError for a text field that the
     user gave and the catalog lacks.
     """
-    files = {**_ready_files(spec, dataset, registry), **spec.features}
+    files = _from_files(spec, dataset, registry)
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
     if spec.control == NO_FEATURES and spec.encoder is None and spec.modalities and dataset.catalog is not None:
         of_catalog = {"image": dataset.catalog.has_images, "text": dataset.catalog.has_text}  # for any encoder
@@ -330,6 +353,11 @@ def cached_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[st
             source, encoder, spec.encoder_config, dtype=spec.settings.encode_dtype, tuned=tuned
         )
     return found
+
+
+def _from_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str, Path]:
+    """The files of the modalities that aren't encoded: the ready ones, and those of `--features`."""
+    return {**_ready_files(spec, dataset, registry), **spec.features}
 
 
 def _ready_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> Mapping[str, Path]:

@@ -22,7 +22,16 @@ from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
 from ..plugin.registry import Registry
 from ..typed_json import plain
-from ..types import RECORD_VERSION, ChanceBySplit, ColdItems, Inputs, RunRecord, RunSeconds, RunSpec
+from ..types import (
+    RECORD_VERSION,
+    ChanceBySplit,
+    ColdItems,
+    EncoderCost,
+    Inputs,
+    RunRecord,
+    RunSeconds,
+    RunSpec,
+)
 
 NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG
 
@@ -107,7 +116,8 @@ def run_record(
         code=code_hashes(spec, registry),
         numerics_version=NUMERICS_VERSION,
         plugin=registry.models.provider(spec.model),
-        parameters_trained=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters_trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         device=device_name(device),
         threads=cpu_threads(spec.settings),
         processes=processes(),
@@ -115,9 +125,16 @@ def run_record(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes,
+        encoder_cost=_encoder_cost(inputs.encoder_cost, reports.get(spec.paradigm, {})),
         chance=chance,
         drawn=inputs.dataset.split,
         cold_items=cold_items,
         record_version=RECORD_VERSION,
         reports=reports,
     )
+
+
+def _encoder_cost(cost: EncoderCost | None, report: Mapping[str, Any]) -> EncoderCost | None:
+    """The cost with the numbers of parameters that the report of a paradigm that trains the encoder gives."""
+    counts = {name: report[name] for name in ("parameters", "parameters_trained") if isinstance(report.get(name), int)}
+    return dataclasses.replace(cost, **counts) if cost is not None else None

@@ -39,7 +39,9 @@ from ..running import run_folder
 from ..running.marks import marks_of
 from ..running.slices import Slicer
 from ..types import AXES, PRE_TRAINED, Axes, RunResult
-from .leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, ReproducibilityRecord, Row, Score
+from .claims import Pair, Verdict, claims_of, count
+from .costs import cost_of
+from .leaderboard import FINISHED, STAR_SEEDS, Claim, Interval, Leaderboard, ReproducibilityRecord, Row, Score
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +76,9 @@ class Method:
     measured over them.
 
     Significance: p is corrected over all tested rows and metrics that agree on the axes `family`, or over all of them
-    if `family` is empty. A star also needs STAR_SEEDS on both sides. If either side has one seed, there is neither p
-    nor interval. The best is marked among rows that agree on `best_within`.
+    if `family` is empty; that of the pairs behind claims likewise, over these pairs. A star also needs STAR_SEEDS on
+    both sides. If either side has one seed, there is neither p nor interval. The best is marked among rows that agree
+    on `best_within`.
 
     Rows of different splits are never compared, whatever these axes are.
     """
@@ -86,6 +89,7 @@ class Method:
     alpha: float = 0.05
     best_within: Sequence[str] = ("dataset",)
     family: Sequence[str] = ()
+    streams: Mapping[str, str] = dataclasses.field(default_factory=dict)  # encoder -> dual or unified, for claims
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,6 +128,7 @@ def compare(
     comparisons = [found for board in boards for found in board.comparisons(method.baseline, method.family)]
     families = Counter(found.family for found in comparisons if found.p is not None)
     rows = _rows(entries, boards, _tested_scores(comparisons, method.alpha), slicers or {})
+    claims, claim_families = _claims(rows, boards, method)
     return Leaderboard(
         study=study,
         title=title or study,
@@ -137,6 +142,8 @@ def compare(
         comparisons=max(families.values(), default=0),
         detectable=_detectable(comparisons, families, method.alpha),
         users={board.dataset: len(board.users) for board in boards},
+        claims=claims,
+        claim_comparisons=max(claim_families.values(), default=0),
         notes=(*_notes(rows, boards, comparisons, families, method), *notes, *baseline_notes),
     )
 
@@ -282,11 +289,6 @@ class _Comparison:
     p: float | None  # None if that is one
     above: bool  # True if the difference that the test measures is in favor of the row
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Row and metric."""
-        return self.row, self.metric
-
 
 class _Board:
     """The rows of one data set, in one split, with their per-user metrics, and the statistics over these."""
@@ -347,9 +349,11 @@ class _Board:
             for ours, row in enumerate(self.rows)
             if row.axes.control is None and (theirs := _baseline_of(row, self.rows, baseline)) is not None
         ]
-        if not pairs:
-            return
-        for metric in self.metrics:
+        yield from self.compared(pairs, family)
+
+    def compared(self, pairs: Sequence[tuple[int, int]], family: Sequence[str]) -> Iterator[_Comparison]:
+        """Compare the rows at the places of each pair, on each metric."""
+        for metric in self.metrics if pairs else ():
             found = [self.difference(ours, theirs, metric) for ours, theirs in pairs]
             tested = self._tested(pairs, found, metric)
             for (ours, theirs), (one, interval), (p, above) in zip(pairs, found, tested, strict=True):
@@ -472,6 +476,7 @@ def _row(entry: Entry) -> Row:
         encoder_seconds=max(record.seconds.encoder or 0.0 for record in records),
         memory=max(record.peak_memory_bytes for record in records),
         parameters_trained=first.parameters_trained,
+        cost=cost_of(runs),
         reproducibility=ReproducibilityRecord(
             replay=tuple(f"mmrec-lmm replay {run.run_id}" for run in runs),
             config=_config(runs[0]),
@@ -532,30 +537,62 @@ def _interval(mean: float, means: np.ndarray) -> Interval:
 
 def _tested_scores(comparisons: Sequence[_Comparison], alpha: float) -> dict[tuple[str, str], Score]:
     """The score of each comparison by its key, with p corrected within its family."""
-    p = _corrected(comparisons)
-    return {found.key: _starred(found, p.get(found.key), alpha) for found in comparisons}
+    corrected = zip(comparisons, _corrected(comparisons), strict=True)
+    return {(found.row, found.metric): _starred(found, p, alpha) for found, p in corrected}
 
 
-def _corrected(comparisons: Sequence[_Comparison]) -> dict[tuple[str, str], float]:
-    """The corrected p of each comparison that has one, by its key. The others don't count in a family."""
-    corrected: dict[tuple[str, str], float] = {}
+def _corrected(comparisons: Sequence[_Comparison]) -> list[float | None]:
+    """The corrected p of each comparison; None where it has none. Those don't count in a family."""
+    corrected: list[float | None] = [None] * len(comparisons)
     for family in dict.fromkeys(found.family for found in comparisons):
-        members = [found for found in comparisons if found.family == family and found.p is not None]
-        values = holm(np.array([found.p for found in members])).tolist()
-        corrected |= {found.key: value for found, value in zip(members, values, strict=True)}
+        members = [place for place, found in enumerate(comparisons) if found.family == family and found.p is not None]
+        values = holm(np.array([comparisons[place].p for place in members])).tolist()
+        for place, value in zip(members, values, strict=True):
+            corrected[place] = value
     return corrected
+
+
+def _claims(
+    rows: Sequence[Row], boards: Sequence[_Board], method: Method
+) -> tuple[tuple[Claim, ...], Counter[tuple[str, ...]]]:
+    """The claims of the rows, counted, and the number of comparisons in each family."""
+    asked = claims_of(rows, baseline=method.baseline, streams=method.streams)
+    pairs: dict[frozenset[str], Pair] = {}  # each two rows are compared once, whatever claims compare them
+    for pair in (pair for one in asked for pair in one.pairs):
+        pairs.setdefault(frozenset(pair), pair)
+    comparisons: list[_Comparison] = []
+    for board in boards:
+        places = {row.key: place for place, row in enumerate(board.rows)}
+        own = [(places[ours], places[theirs]) for ours, theirs in pairs.values() if {ours, theirs} <= {*places}]
+        comparisons += board.compared(own, method.family)
+    marked = {row.key for row in rows if row.marks}
+    verdicts: dict[Pair, dict[str, Verdict]] = {}
+    for found, p in zip(comparisons, _corrected(comparisons), strict=True):
+        pair, difference = (found.row, found.against), found.paired.mean
+        verdicts.setdefault(pair, {})[found.metric] = Verdict(
+            sign=int(np.sign(difference)),
+            testable=found.seeds >= STAR_SEEDS,
+            starred=_is_starred(found, p, method.alpha) and found.above == (difference > 0),
+            marked=not marked.isdisjoint(pair),
+        )
+    families = Counter(found.family for found in comparisons if found.p is not None)
+    return tuple(count(one, verdicts) for one in asked), families
+
+
+def _is_starred(found: _Comparison, p: float | None, alpha: float) -> bool:
+    """True if the difference is significant, in whichever direction, with the seeds that a star needs."""
+    return p is not None and p < alpha and found.seeds >= STAR_SEEDS
 
 
 def _starred(found: _Comparison, p: float | None, alpha: float) -> Score:
     """The score of a comparison with its corrected p, starred if it is significantly above the baseline."""
-    above = found.above and found.paired.mean > 0
     return dataclasses.replace(
         found.score,
         against=found.against,
         difference=found.interval,
         effect=found.paired.effect,
         p=p,
-        star=p is not None and p < alpha and above and found.seeds >= STAR_SEEDS,
+        star=_is_starred(found, p, alpha) and found.above and found.paired.mean > 0,
     )
 
 

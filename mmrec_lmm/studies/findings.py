@@ -37,6 +37,7 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
         alpha=study.alpha,
         best_within=study.best_within,
         family=study.family,
+        streams={encoder.name: encoder.streams for encoder in registry.encoders if encoder.streams},
     )
     slicers = _slicers(outcomes, registry) if study.slices else None
     board = compare([*entries.values()], method, study=study.name, title=study.title, slicers=slicers)

@@ -47,6 +47,33 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A cost, the median over a row's seeds; None where it isn't known. `note` says why, or where it was measured."""
+
+    value: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How often one value of an axis is better than another, all else equal. A cell is a pair of finished rows on one
+    metric; starred is one that is significant by the study's test, with STAR_SEEDS on both sides."""
+
+    axis: str
+    better: str  # the value claimed to be better, or what several have in common
+    than: str
+    pairs: int
+    cells: int
+    won: int  # cells in which it is better
+    won_starred: int
+    lost: int  # cells in which it is worse
+    lost_starred: int
+    testable: int  # cells with the seeds that a star needs
+    marked: int = 0  # cells with a marked row
+    encoder: str = ""  # the one within which it is counted; "": all
+
+
+@dataclass(frozen=True)
 class ReproducibilityRecord:
     """How to reproduce a row's numbers: the commands, and everything its first run depended on."""
 
@@ -79,6 +106,7 @@ class Row:
     encoder_seconds: float | None = None  # of encoding and tuning, which rows share
     memory: int | None = None  # peak bytes
     parameters_trained: int | None = None
+    cost: Mapping[str, Measured] = field(default_factory=dict)  # by what it is of (costs.py); earlier files have none
     reproducibility: ReproducibilityRecord | None = None  # "ticket" in JSON
 
     @property
@@ -105,6 +133,8 @@ class Leaderboard:
     #: p corrected
     detectable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     users: Mapping[str, int] = field(default_factory=dict)  # data set (and split) -> users in test
+    claims: tuple[Claim, ...] = ()  # of finished rows (claims.py)
+    claim_comparisons: int = 0  # in the family over which their p was corrected; in the largest of several
     notes: tuple[str, ...] = ()  # for readers: what failed, what differs from the paper
 
     @property
@@ -128,7 +158,7 @@ def from_document(document: Mapping[str, Any], *, where: str = "leaderboard") ->
         document = {**document, "rows": [_renamed(row) for row in rows]}
     board = decode(Leaderboard, document, where=where, cure=CURE)
     for place, row in enumerate(board.rows):
-        for name in ("scores", "slices", "content_gain", "seconds"):
+        for name in ("scores", "slices", "content_gain", "seconds", "cost"):
             check_finite(plain(getattr(row, name)), where=f"{where}: rows.{place}.{name}", cure=CURE)
     check_finite(plain(board.detectable), where=f"{where}: detectable", cure=CURE)
     return board

@@ -119,6 +119,11 @@ class EncoderWorker:
     def _batch(self, items: Tensor) -> dict[str, Tensor]:
         return {key: to_device(tensor, self._device) for key, tensor in self._items.batch(items.numpy()).items()}
 
+    @property
+    def trained(self) -> int:
+        """The number of parameters that a step changes."""
+        return sum(parameter.numel() for parameter in self._trained)
+
     def parameters(self) -> dict[str, Tensor]:
         """The encoder's parameters by name, frozen ones included."""
         return {name: parameter.detach() for name, parameter in self._encoder.named_parameters()}

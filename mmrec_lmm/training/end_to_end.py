@@ -175,6 +175,8 @@ class EndToEndReport:
     rows_per_step: float
     gradient_norm: GradientNorm
     weight_change: Mapping[str, float]  # block -> |w - w_0| / |w_0|
+    parameters: int  # of the encoder, in all
+    parameters_trained: int
 
 
 class JointEncoder(TrainerCallback):
@@ -288,6 +290,8 @@ class JointEncoder(TrainerCallback):
             rows_per_step=self._rows / steps,
             gradient_norm=GradientNorm(self._norm_sum / steps, self._norm_last),
             weight_change=weight_change(self._initial, self._worker.parameters()),
+            parameters=sum(each.numel() for each in self._worker.parameters().values()),
+            parameters_trained=self._worker.trained if must_learn(self._options) else 0,
         )
 
     def _step(self) -> None:

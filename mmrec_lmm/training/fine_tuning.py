@@ -107,6 +107,7 @@ class TuningRecord:
     device: str
     threads: int
     processes: int = 1  # that of earlier records, which lack the field
+    parameters: int | None = field(default=None, metadata=OPTIONAL)  # of the encoder, in all
 
 
 class FineTuned(Paradigm):
@@ -456,6 +457,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
             device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
             threads=torch.get_num_threads(),
             processes=processes(),
+            parameters=sum(each.numel() for each in self.encoder.parameters()),
         )
 
     def _fit(self, checkpoint: Path, checkpoint_seconds: float, *, progress: bool) -> str:

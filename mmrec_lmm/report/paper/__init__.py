@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from ...studies.leaderboard import Interval, Leaderboard, Row, Score
+from ...studies.claims import ANY_OTHER
+from ...studies.leaderboard import Claim, Interval, Leaderboard, Row, Score
 from ...types import AXES, RARE_AXES, Axes, EncoderName
 
 HERE = Path(__file__).parent
@@ -130,6 +131,15 @@ def leaderboard(table: int) -> Leaderboard:
 def counts(table: int | None = None) -> list[Count]:
     """The claims of the paper's text about its tables, recounted from the tables; for one table, or for all."""
     return [_count(**claim) for claim in about()["claims"] if table in (None, claim["table"])]
+
+
+def count_of(claim: Claim) -> Count | None:
+    """The paper's count of the same claim, if it makes it."""
+    asked = (claim.axis, claim.better, claim.than, claim.encoder)
+    for own in about()["claims"]:
+        if (own["axis"], own.get("better", ANY_OTHER), own["than"], own.get("encoder", "")) == asked:
+            return _count(**own)
+    return None
 
 
 def _count(

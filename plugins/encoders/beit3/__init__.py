@@ -113,5 +113,6 @@ SPEC = EncoderSpec(
     license="MIT",
     dims={"image": 768, "text": 768, "joint": 768},
     parameters=222_167_041,
+    streams="unified",
     configs=configs(),
 )

@@ -101,5 +101,6 @@ SPEC = EncoderSpec(
     license="MIT",
     dims={"image": 512, "text": 512},
     parameters=149_620_737,
+    streams="dual",
     configs=configs(),
 )

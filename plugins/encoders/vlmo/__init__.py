@@ -113,5 +113,6 @@ SPEC = EncoderSpec(
     license="MIT",
     dims={"image": 544, "text": 544, "joint": 544},
     parameters=184_980_734,
+    streams="unified",
     configs=configs(),
 )
