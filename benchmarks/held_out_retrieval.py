@@ -27,10 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mmrec_lmm import cache
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.items import JOINT, source_of
 from mmrec_lmm.data.opening import open_dataset
+from mmrec_lmm.disk.hashing import hash_readable
+from mmrec_lmm.evaluation.retrieval import compared, own_ranks
 from mmrec_lmm.features.encoding import build_encoder
 from mmrec_lmm.features.prepared import prepared_items, with_frozen_part
 from mmrec_lmm.plugin.registry import Registry, load_registry
@@ -38,7 +39,6 @@ from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.training.fine_tuning import PAIR, _Tuner
 from mmrec_lmm.training.pairs import Pairs, duplicate_groups, hold_out
 from mmrec_lmm.training.paradigms import FineTuning
-from mmrec_lmm.evaluation.retrieval import compared, own_ranks
 
 TUNING = FineTuning(learning_rate=1e-3, batch_size=256, epochs=60, patience=10, held_out=0.1)
 REAL, RANDOM = "real towers", "random towers"
@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
     config = resolve(spec.config)(variant="projected-lite", image_size=options.image_size)
     fields = settings.text_fields
     source = source_of(catalog, JOINT, fields)
-    hashes = cache.hash_readable(source.images)
+    hashes = hash_readable(source.images)
     for name in (REAL, RANDOM):
         done = {line["part"] for line in lines(options.out) if line["encoder"] == name}
         if len(done) == options.folds:

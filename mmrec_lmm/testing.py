@@ -258,7 +258,7 @@ def check_encoder(
     encoder_class: Callable[[Any, tuple[str, ...]], ItemEncoder], config: Any, modalities: tuple[str, ...]
 ) -> None:
     """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch, and
-    losses that train it, where it has any."""
+    losses that train it and a frozen part, where it has any."""
     from .data.items import pad_and_stack
 
     for wanted in (modalities, *((modality,) for modality in modalities)):
@@ -284,8 +284,25 @@ def check_encoder(
             assert not torch.equal(values[0], values[1]), f"{name}: two different items get the same {modality}"
             single = torch.cat([each[modality] for each in alone])
             torch.testing.assert_close(values, single, atol=1e-5, rtol=1e-5, msg=f"{name}: a row depends on its batch")
+        _check_frozen_part(encoder, pad_and_stack(prepared, padding=encoder.padding, encoder=name), together)
         if wanted == modalities and encoder.is_tunable(config):
             _check_tuning_losses(encoder, pad_and_stack(prepared[:2], padding=encoder.padding, encoder=name))
+
+
+def _check_frozen_part(encoder: ItemEncoder, batch: dict[str, Tensor], features: Mapping[str, Tensor]) -> None:
+    """Assert that a frozen part, if there is one, leads to the same features, and that no training reaches it."""
+    name = type(encoder).__name__
+    made = encoder.frozen_part(batch)
+    if made is None:
+        return
+    assert all(len(rows) == len(features[next(iter(features))]) for rows in made.values()), f"{name}: frozen_part: rows"
+    reached = [key for key, rows in made.items() if rows.requires_grad]
+    assert not reached, f"{name}: frozen_part: {reached[0] if reached else ''} depends on weights that are trained"
+    with torch.inference_mode():
+        again = encoder(made)
+    for modality, values in features.items():
+        message = f"{name}: {modality} is another after frozen_part"
+        torch.testing.assert_close(again[modality], values, atol=1e-5, rtol=1e-5, msg=message)
 
 
 def _check_tuning_losses(encoder: ItemEncoder, batch: dict[str, Tensor]) -> None:

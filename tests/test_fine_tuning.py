@@ -642,7 +642,10 @@ def test_of_an_encoder_that_cannot_be_tuned_the_variants_that_can_are_named(data
         answer = call("encode", "-d", "toy", "--encoder", f"cnn_sbert{variant}", "--paradigm", "ft")
         assert answer.code == 2
         assert "expected an encoder with losses over images and texts, got cnn_sbert; try one of" in answer.err
-        assert "beit3, clip, cnn_sbert:projected, cnn_sbert:projected-tiny, hf, vlmo" in answer.err
+        assert (
+            "beit3, clip, cnn_sbert:projected, cnn_sbert:projected-lite, cnn_sbert:projected-tiny, hf, vlmo"
+            in answer.err
+        )
 
 
 def test_tuning_for_features_that_all_come_from_files_is_refused(data_path, monkeypatch):

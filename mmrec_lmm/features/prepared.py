@@ -123,6 +123,8 @@ def with_frozen_part(
     The encoder, on `device`, is left in eval mode; `dtype` is that of its arithmetic.
     """
     encoder.eval()
+    if prepared.lengths:  # items of like length together: a batch is as long as its longest
+        items = items[np.argsort(sum(lengths[items] for lengths in prepared.lengths.values()), kind="stable")]
     arrays: dict[str, np.ndarray] = {}
     for start in range(0, len(items), batch_size):
         part = items[start : start + batch_size]

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from ..cache import fingerprint, home
 from ..config.settings import Settings
 from ..data.images import decoders
-from ..data.items import JOINT, Source, nothing_readable, reason_of, source_of
+from ..data.items import JOINT, Source, nothing_readable, pad_and_stack, reason_of, source_of
 from ..disk.locks import locked
 from ..disk.reading import check_readable
 from ..disk.sealed import DamagedFile, read_metadata, verify
@@ -62,7 +62,7 @@ from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import FLAT, OPTIONAL, decode, plain
-from ..types import ItemCatalog, RunSpec, Tuned
+from ..types import ItemCatalog, RawItem, RunSpec, Tuned
 from .loop import EpochLoop, TrainingState, Validation
 from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
@@ -161,7 +161,9 @@ class FineTuned(Paradigm):
             optimizer.step()
             return loss.item()  # waits for a GPU
 
-        return step, tuning.epochs
+        nothing = pad_and_stack([encoder.prepare(RawItem(0, None, ""))], padding=encoder.padding, encoder="")
+        frozen = encoder.frozen_part({key: rows.to(device) for key, rows in nothing.items()})
+        return step, tuning.epochs if frozen is None else 1  # what is trained is then the smaller part
 
 
 def _nothing_readable(catalog: ItemCatalog, source: Source) -> DataError:
