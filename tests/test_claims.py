@@ -13,7 +13,7 @@ import pytest
 from helpers import axes_of
 from scipy import stats
 
-from mmrec_lmm.cache import write_json
+from mmrec_lmm.disk.writing import write_json
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.evaluation.statistics import holm
 from mmrec_lmm.report import paper

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmrec_lmm.cache import hash_file
+from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import ConfigError, DataError, PluginError, WeightsMissing
 from mmrec_lmm.plugin.specs import EncoderSpec, resolve
 from mmrec_lmm.types import RawItem
