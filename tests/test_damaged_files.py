@@ -508,6 +508,7 @@ READERS = {
     "mmrec_lmm/data/arrays.py",  # open_npy
     "mmrec_lmm/weights/formats.py",  # checkpoints of others
     "plugins/encoders/clip/renaming.py",  # transformers' configuration
+    "plugins/encoders/hub.py",  # that of models of the hub
     "data_tools/images/collecting.py",
     "data_tools/sources/amazon.py",
     "data_tools/sources/lines.py",

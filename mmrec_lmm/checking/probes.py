@@ -104,7 +104,7 @@ class Probed:
 
     neighbors: Mapping[str, Agreement | Skipped]  # by modality
     retrieval: Retrieval | Skipped
-    similarity: Mapping[str, Similarity | Skipped]  # by pair of modalities, "image-text"
+    similarity: Mapping[str, Similarity | Skipped]  # by pair of modalities, such as image-text
 
 
 def probe(tables: Mapping[str, FeatureTable], train: Interactions) -> Probed:
