@@ -435,7 +435,8 @@ def test_the_presets_of_the_sources_divide_the_regularizer_and_treat_equal_cosin
     registry: Registry, preset: str
 ) -> None:
     request = Request(model="LATTICE", dataset="baby", preset=preset)
-    (run,) = resolve(request, model=registry.models.get("LATTICE"), encoder=None, dataset=None).runs
+    lattice, sections = registry.models.get("LATTICE"), ("encoder", *registry.paradigms.names())
+    (run,) = resolve(request, model=lattice, encoder=None, dataset=None, sections=sections).runs
     assert run.model_config.reg_batch_size == run.settings.train_batch_size
     assert run.model_config.knn_ties == "topk"
     assert run.settings.learning_rate_scheduler == (0.96, 50.0)
