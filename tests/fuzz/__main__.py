@@ -3,6 +3,7 @@
 import argparse
 import random
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -121,7 +122,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep the files that are damaged there, to look at")
     options = parser.parse_args()
     judge.import_all()
-    with tempfile.TemporaryDirectory() as temporary:
+    temporary = tempfile.mkdtemp()  # a TemporaryDirectory would be removed by each forked process at its end
+    try:
         workspace = Workspace((options.folder or Path(temporary)).resolve())
         report, began = Report(), time.monotonic()
         if options.input is not None:
@@ -129,6 +131,8 @@ def main() -> int:
             print(outcome.said)
         else:
             _try_many(options, workspace, report)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     print(f"\n{report.summary()}\n{time.monotonic() - began:.0f} s in all")
     return bool(report.faults)
 
