@@ -381,3 +381,9 @@ def test_a_file_has_the_permissions_of_any_new_one_whatever_wrote_it(mask: int, 
         os.umask(before)
     assert stat.S_IMODE(made.stat().st_mode) == 0o666 & ~mask
     assert stat.S_IMODE(made.parent.stat().st_mode) == 0o777 & ~mask
+
+
+def test_a_pipe_has_no_hash_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: expected a file, got a pipe"):
+        hashing.hash_file(tmp_path / "pipe")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from ..cache import fingerprint, home
 from ..errors import DataError
 from .faults import is_machines, machine_failed
-from .reading import LARGEST_JSON, is_readable, read_file
+from .reading import LARGEST_JSON, check_file, is_readable, read_file
 from .writing import write_memo
 
 Stamp = tuple[int, int, int, int]
@@ -56,7 +57,10 @@ def join_hashes(hashes: Sequence[str]) -> str:
 
 
 def read_hash(path: Path) -> str:
-    """SHA-256 of a file's content, in hex; the file is read each time, and nothing is remembered."""
+    """SHA-256 of a file's content, in hex; the file is read each time, and nothing is remembered. DataError for a
+    folder or a pipe, to read which could wait for ever; OSError for a missing file."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        check_file(path, "replace it by a file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
