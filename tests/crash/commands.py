@@ -57,7 +57,7 @@ COMMANDS = {
         ),
         Command("encode", ("encode", "-d", "shop", "--encoder=clip:tiny", "--export", "features")),
         Command("study", ("study", "run", "study.yaml")),
-        Command("demo", ("demo", "--epochs=1", "--embedding_size=4", "--topk=[5]", "--threads=1")),
+        Command("demo", ("demo", "--epochs=1", "--embedding_size=4", "--threads=1")),
         Command("data demo", ("data", "demo"), again=("data", "demo", "--force")),
         Command(
             "import",

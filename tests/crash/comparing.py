@@ -14,9 +14,12 @@ from pathlib import Path
 #: Keys of JSON and columns of tables whose values vary.
 VARYING = (
     "seconds", "train_seconds", "valid_seconds", "peak_memory_bytes", "memory", "finished", "at", "stamp",
+    "encoder_cost",
 )  # fmt: skip
 _VALUE = r"(?:\{[^{}]*\}|\[[^\[\]]*\]|[-+.\deE]+|null|\\*\"[^\"]*\")"
 _KEYS = re.compile(rf'(\\*"{{1,2}}(?:{"|".join(VARYING)})\\*"{{1,2}}: ?){_VALUE}')
+#: What a leaderboard's rows cost in seconds and memory.
+_COSTS = re.compile(r'("(?:encode|tune|epoch|train|memory)":\s*)\{\s*"value":[^{}]*\}')
 
 #: Not results: logs (a killed command has its own), hashes remembered by a file's time of change, the seconds that an
 #: encoder took; locks; and what torch's compiler and Python's processes leave among temporary files.
@@ -55,7 +58,7 @@ def _digest(path: Path) -> str:
 
 
 def _keys(content: bytes) -> bytes:
-    return _KEYS.sub(r"\1-", content.decode("latin-1")).encode("latin-1")
+    return _COSTS.sub(r"\1-", _KEYS.sub(r"\1-", content.decode("latin-1"))).encode("latin-1")
 
 
 def _columns(content: bytes) -> bytes:
