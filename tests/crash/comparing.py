@@ -14,7 +14,7 @@ from pathlib import Path
 #: Keys of JSON and columns of tables whose values vary.
 VARYING = (
     "seconds", "train_seconds", "valid_seconds", "peak_memory_bytes", "memory", "finished", "at", "stamp",
-    "encoder_cost",
+    "encoder_cost", "encoder_seconds",
 )  # fmt: skip
 _VALUE = r"(?:\{[^{}]*\}|\[[^\[\]]*\]|[-+.\deE]+|null|\\*\"[^\"]*\")"
 _KEYS = re.compile(rf'(\\*"{{1,2}}(?:{"|".join(VARYING)})\\*"{{1,2}}: ?){_VALUE}')
