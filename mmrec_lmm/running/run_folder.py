@@ -125,6 +125,10 @@ def tidy(folder: Path) -> None:
     """Remove what killed processes left in a finished run's folder, and its checkpoint, unless it is younger than the
     result: a killed `--force` continues."""
     sweep(folder)
+    with contextlib.suppress(OSError, NoAccess):
+        if (folder / LOCK).exists():
+            with holding(folder / LOCK, wait=False):
+                pass  # leaving it removes the file
     with contextlib.suppress(OSError):
         states = [path.stat().st_mtime_ns for path in (folder / CHECKPOINT).glob("*")]
         if (folder / CHECKPOINT).is_dir() and max(states, default=0) <= (folder / RESULT).stat().st_mtime_ns:
