@@ -164,4 +164,5 @@ def _site() -> str:
 
 
 def _pattern(path: str) -> str:
+    path = re.sub(r"\btmp/?[a-z0-9_]{8}$", "tmp/R", path)  # the names that Python's tempfile draws
     return re.sub(r"\d+", "N", re.sub(r"[0-9a-f]{8,}", "H", path))
