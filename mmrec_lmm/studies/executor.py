@@ -395,6 +395,8 @@ class Worker:
         except MMRecError as error:
             return Record(FAILED, reason=str(error))
         except Exception as error:  # a plugin may raise anything, and the other runs continue
+            if isinstance(error, OSError) and error.filename is not None:  # of the user's files, not of code
+                return Record(FAILED, reason=f"{os.fsdecode(error.filename)}: {error.strerror}")
             logger.error("a run of %s failed", job.spec.model, exc_info=True)
             return Record(FAILED, reason=f"{type(error).__name__}: {error}")
         return Record(FINISHED, run_id=result.run_id)
