@@ -137,6 +137,11 @@ class TrainerCallback:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Restore such weights."""
 
+    def about_weights(self) -> dict[str, Any]:
+        """What the header of the file of `weights` says of them, as JSON can hold it. If its `tune` is "lora", the file
+        is called `adapter.safetensors`, else `encoder.safetensors`."""
+        return {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and plain numbers from which training continues, beside `weights`."""
         return {}, {}

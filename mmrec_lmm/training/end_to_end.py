@@ -35,9 +35,10 @@ from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..typed_json import decode, plain
 from ..types import Batch, Inputs, RunSpec
-from .encoder_side import EncoderWorker
+from .encoder_side import EncoderWorker, choose_trained
 from .optim import recompute_blocks
 from .paradigms import EndToEnd
+from .tune import check
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class TrainedEndToEnd(Paradigm):
                 "missing: expected zero under --paradigm ete, where features of absent items are zero, got "
                 f"{run.settings.missing}; try --missing=zero"
             )
+        check(self.config, owner="ete")
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
         return joint_encoder(run, inputs, registry, features)
@@ -128,6 +130,8 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
             f"--paradigm ete: expected an encoder with parameters to train, got {known.name}, which has none; try "
             "--paradigm pt"
         )
+    options: EndToEnd = spec.paradigm_config
+    choice = choose_trained(encoder, options, name=known.name)  # before a catalog is prepared for nothing
     items = prepared_items(
         inputs.dataset.catalog,
         known,
@@ -136,7 +140,7 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
         text_fields=spec.settings.text_fields,
         workers=loader_processes(spec.settings, next(iter(present.values())).device),
     )
-    return EncoderWorker(encoder, items, present, spec.paradigm_config, name=known.name)
+    return EncoderWorker(encoder, items, present, options, name=known.name, seed=spec.settings.seed, choice=choice)
 
 
 def must_learn(options: EndToEnd) -> bool:
@@ -170,6 +174,8 @@ class EndToEndReport:
     """The part of an end-to-end run's record about its encoder's training."""
 
     mode: str
+    tune: str
+    trained: tuple[str, ...]  # parameters, or the weights that lora updates; () under full: all that aren't frozen
     frozen: tuple[str, ...]
     steps: int
     rows_per_step: float
@@ -260,6 +266,9 @@ class JointEncoder(TrainerCallback):
         self._worker.load_weights(weights)
         self._stale, self._age = True, math.inf
 
+    def about_weights(self) -> dict[str, Any]:
+        return self._worker.part.about()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"optimizer.{name}": value for name, value in self._worker.optimizer_state().items()}
         numbers = EncoderNumbers(self._steps, self._rows, self._norm_sum, self._norm_last)
@@ -285,6 +294,8 @@ class JointEncoder(TrainerCallback):
         steps = max(1, self._steps)
         return EndToEndReport(
             mode=self._options.mode,
+            tune=self._options.tune,
+            trained=self._worker.part.names,
             frozen=self._options.freeze,
             steps=self._steps,
             rows_per_step=self._rows / steps,

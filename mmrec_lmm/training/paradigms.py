@@ -4,14 +4,24 @@ They are registered by the same hook as a plugin's paradigms, under the entry po
 torch.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ..api import OPTIONAL, ParadigmSpec, hookimpl
-from ..config.schema import SEED, WEIGHT, Limit, at_least
+from ..config.schema import SEED, WEIGHT, Limit, above, at_least, between
+from ..typed_json import IF_CHANGED
 
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
+_TUNED: Mapping[str, Limit] = {
+    "tune": Limit(
+        "full, lora, side, or last:N, such as last:1",
+        lambda text: re.fullmatch(r"full|lora|side|last:[1-9]\d{0,8}", text) is not None,
+    ),
+    "lora_rank": between(1, 4096),
+    "lora_alpha": above(0),
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class FineTuning:
     """
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
+        **_TUNED,
         "batch_size": at_least(2),
         "epochs": at_least(1),
         "accumulate": at_least(1),
@@ -45,6 +56,12 @@ class FineTuning:
     schedule: Literal["linear", "cosine"] = "linear"  # of the learning rate's fall to zero after that
     clip_grad_norm: float = 1.0  # of all parameters together
     held_out: float = 0.05  # share of items that select the epoch and are never trained on
+    tune: str = field(default="full", metadata=IF_CHANGED)  # of the encoder: full, lora, last:N (its last N blocks)
+    lora_rank: int = field(default=8, metadata=IF_CHANGED)  # r of lora's updates (alpha / r) B A
+    lora_alpha: float = field(default=16.0, metadata=IF_CHANGED)  # their weight, times r
+    lora_targets: tuple[str, ...] = field(
+        default=(), metadata=IF_CHANGED
+    )  # patterns of matrices; (): all of the blocks
     freeze: tuple[str, ...] = ()  # patterns of the names of parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
     seed: int = 999  # of the held-out items, the batches and the losses' masks
@@ -55,6 +72,7 @@ class EndToEnd:
     """Section `ete`: the training of an encoder together with a recommender."""
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
+        **_TUNED,
         "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),
         "encoder_every": at_least(1),
         "refresh_epochs": at_least(1),
@@ -79,6 +97,14 @@ class EndToEnd:
     micro_batch: int = 32  # items computed at once, 0: all; it sets the memory, and changes no result except by `itc`
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
+    tune: str = field(
+        default="full", metadata=IF_CHANGED
+    )  # of the encoder: full, lora, side, last:N (its last N blocks)
+    lora_rank: int = field(default=8, metadata=IF_CHANGED)  # r of lora's updates (alpha / r) B A
+    lora_alpha: float = field(default=16.0, metadata=IF_CHANGED)  # their weight, times r
+    lora_targets: tuple[str, ...] = field(
+        default=(), metadata=IF_CHANGED
+    )  # patterns of matrices; (): all of the blocks
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
     freeze: tuple[str, ...] = ()  # patterns of the names of the encoder's parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
