@@ -124,7 +124,7 @@ def merge(run: str, file: Path, registry: Registry, *, out: Path) -> dict[str, A
         )
     run_folder.check_own(paths[0])
     by = encoder_spec(spec, registry)
-    modalities = [each for each in by.modalities if each in result.record.axes.modalities]
+    modalities = [each for each in by.modalities if each in (result.record.axes.modalities or ())]
     state = merge_file(paths[0], build_encoder(by, spec.encoder_config, modalities))
     save_weights(file, state)
     return {"run": result.run_id, "from": str(paths[0]), "path": str(file), "tensors": len(state)}

@@ -56,12 +56,10 @@ class FineTuning:
     schedule: Literal["linear", "cosine"] = "linear"  # of the learning rate's fall to zero after that
     clip_grad_norm: float = 1.0  # of all parameters together
     held_out: float = 0.05  # share of items that select the epoch and are never trained on
-    tune: str = field(default="full", metadata=IF_CHANGED)  # of the encoder: full, lora, last:N (its last N blocks)
+    tune: str = field(default="full", metadata=IF_CHANGED)  # of the encoder: full, lora, or last:N blocks
     lora_rank: int = field(default=8, metadata=IF_CHANGED)  # r of lora's updates (alpha / r) B A
     lora_alpha: float = field(default=16.0, metadata=IF_CHANGED)  # their weight, times r
-    lora_targets: tuple[str, ...] = field(
-        default=(), metadata=IF_CHANGED
-    )  # patterns of matrices; (): all of the blocks
+    lora_targets: tuple[str, ...] = field(default=(), metadata=IF_CHANGED)  # patterns of matrices; (): the blocks'
     freeze: tuple[str, ...] = ()  # patterns of the names of parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
     seed: int = 999  # of the held-out items, the batches and the losses' masks
@@ -97,14 +95,10 @@ class EndToEnd:
     micro_batch: int = 32  # items computed at once, 0: all; it sets the memory, and changes no result except by `itc`
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
-    tune: str = field(
-        default="full", metadata=IF_CHANGED
-    )  # of the encoder: full, lora, side, last:N (its last N blocks)
+    tune: str = field(default="full", metadata=IF_CHANGED)  # of the encoder: full, lora, side, or last:N blocks
     lora_rank: int = field(default=8, metadata=IF_CHANGED)  # r of lora's updates (alpha / r) B A
     lora_alpha: float = field(default=16.0, metadata=IF_CHANGED)  # their weight, times r
-    lora_targets: tuple[str, ...] = field(
-        default=(), metadata=IF_CHANGED
-    )  # patterns of matrices; (): all of the blocks
+    lora_targets: tuple[str, ...] = field(default=(), metadata=IF_CHANGED)  # patterns of matrices; (): the blocks'
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
     freeze: tuple[str, ...] = ()  # patterns of the names of the encoder's parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast

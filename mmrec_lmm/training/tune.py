@@ -2,19 +2,20 @@
 
 full    all parameters that aren't frozen
 last:N  of each tower the last N blocks, and what comes only after them
-lora    W + (alpha / r) B A for some matrices W (out, in), with A (r, in) and B (out, r); B is zero at first, so training
-        starts at the encoder's own output; W keeps its bytes (Hu et al., ICLR 2022, arXiv:2106.09685)
+lora    W + (alpha / r) B A for some matrices W (out, in), with A (r, in) and B (out, r); B is zero at first, and the
+        output the encoder's own; W keeps its bytes (Hu et al., ICLR 2022, arXiv:2106.09685)
 
 A probe of two items shows what depends on what, by autograd; no encoder is known by name here. Blocks are those that
 `recompute_blocks` finds, and a feature's tower are the blocks whose parameters reach it, in the order of their calls. A
-parameter is trained under last:N if it reaches the objective, and doesn't reach the input of a block N from a tower's
-end: that leaves out what the first blocks use, too (shared positions, a table of relative positions).
+parameter is trained under last:N if it reaches the objective, but not the input of the N-th block from a tower's end.
+That leaves out what the first blocks use, too: words, positions, a common table of relative positions.
 
-Linear layers and 1x1 convolutions that are called as modules get peft's layers, whose backward pass needs no gradient
-of W: it costs the half of that of full training. peft can't serve weights that their parent reads (the packed `in_proj_weight`
-of attention, `out_proj`, VLMo's `qkv`, both layers of nn.TransformerEncoderLayer in its fast path): it leaves them
-alone, or adds to frozen weights and subtracts again, by which they drift. These get a parametrization, which computes
-W + (alpha / r) B A at each use. Which is which the probe sees: whether `forward` is called with and without gradient.
+lora has two mechanisms. Linear layers and 1x1 convolutions that are called as modules get peft's layers, whose backward
+pass computes no gradient of W: half of the cost of full training. Weights that their parent reads (the packed
+`in_proj_weight` and the `out_proj` of attention, VLMo's `qkv`, the layers of nn.TransformerEncoderLayer in its fast
+path) get a parametrization instead, which computes W + (alpha / r) B A at each use: peft leaves them alone, or adds to
+frozen weights and subtracts again, by which they drift. Which is which the probe sees, too: whether `forward` is called
+with and without gradient.
 
 Shapes: r rank.
 """
@@ -153,14 +154,13 @@ class TrainedPart:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The trained parameters, or the weights that lora updates, numbers of blocks put together: `blocks.0-11.fc1.weight`.
-        Empty under full."""
+        """The trained parameters, or the weights that lora updates, as `grouped`; empty under full."""
         if self.tune == FULL:
             return ()
         return grouped(self._adapters or [name for name in self._trained() if name in {*self._parameters}])
 
     def train(self) -> None:
-        """Set training mode. Under lora and last:N, norms of batches keep their statistics where they aren't trained."""
+        """Set training mode. Under lora and last:N, batch norms that aren't trained keep their statistics."""
         self._encoder.train()
         for module in self._encoder.modules() if self.tune != FULL else ():
             if isinstance(module, _BatchNorm) and not _is_trained(module):
@@ -283,7 +283,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def grouped(names: Iterable[str]) -> tuple[str, ...]:
-    """Names that differ in one number alone as one name with its range: `blocks.0-11.fc1.weight`, `blocks.0,2.norm.bias`."""
+    """Names that differ in a number alone as one: `blocks.0-11.fc1.weight`, `blocks.0,2.norm.bias`."""
     found = [tuple(name.split(".")) for name in names]
     for at in range(max(map(len, found), default=0)):
         groups: dict[tuple[str, ...], list[int]] = {}
@@ -310,7 +310,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 @contextmanager
 def _probing(encoder: ItemEncoder) -> Iterator[dict[str, Tensor]]:
-    """A batch of PROBE on the encoder's device, which is in eval mode meanwhile; random draws are the same each time."""
+    """A batch of PROBE on the encoder's device; it is in eval mode meanwhile, and each time draws the same."""
     device = next(encoder.parameters()).device
     modes = {module: module.training for module in encoder.modules()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
@@ -399,8 +399,8 @@ def _choose_last(
     if not all(sizes.values()):
         without = ", ".join(modality for modality, size in sizes.items() if not size)
         raise ConfigError(
-            f"{owner}.tune: expected an encoder with repeated blocks in each tower for {options.tune}, got none in that "
-            f"of {without} (blocks: {shown}); try full, or freeze with patterns of names"
+            f"{owner}.tune: expected an encoder with repeated blocks in each tower for {options.tune}, got none in "
+            f"that of {without} (blocks: {shown}); try full, or freeze with patterns of names"
         )
     if count > min(sizes.values()):
         raise ConfigError(
@@ -485,8 +485,8 @@ def _choose_lora(
             chosen = {name for name in matrices if name in reaching[modality] and name.startswith(own or ("",))}
             if not chosen & trained:
                 raise ConfigError(
-                    f"{owner}.lora_targets: expected a tower with linear layers, 1x1 convolutions or attention for lora, "
-                    f"got none in that of {modality}; try full, or last:1"
+                    f"{owner}.lora_targets: expected towers with linear layers, 1x1 convolutions or attention for "
+                    f"lora, got none in that of {modality}; try full, or last:1"
                 )
             wanted |= chosen
     names = [name for name in matrices if name in wanted & trained]
@@ -532,7 +532,7 @@ def _calls(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
 def _add_adapters(
     encoder: nn.Module, names: Sequence[str], called: frozenset[str], options: Options, *, owner: str, seed: int
 ) -> dict[str, _Adapter]:
-    """Freeze the encoder, and add an update to each of the weights. A is drawn by their order from its own generator."""
+    """Freeze the encoder, and add an update to each weight. Each A is drawn in their order, by a generator."""
     rank, scale = options.lora_rank, options.lora_alpha / options.lora_rank
     matrices = _matrices(encoder)
     encoder.requires_grad_(False)
@@ -571,9 +571,9 @@ def _add_adapters(
 def _check_reached(encoder: ItemEncoder, adapters: Mapping[str, _Adapter], objective: Objective, owner: str) -> None:
     """Raise PluginError if the objective doesn't depend on an update: the encoder would compute without it."""
     with _probing(encoder) as batch:
-        parts = {f"{name}.{part}": getattr(each, part) for name, each in adapters.items() for part in "AB"}
-        gradients = torch.autograd.grad(objective(batch), [*parts.values()], allow_unused=True)
-    lost = [name for name, gradient in zip(parts, gradients, strict=True) if gradient is None]
+        reaching = _reaching(objective(batch), encoder)
+    own = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    lost = [name for name, each in adapters.items() if not {own[id(each.A)], own[id(each.B)]} <= reaching]
     if lost:
         raise PluginError(
             f"{owner}.tune: expected a gradient for the update of each weight, got none for {first_few(lost)}: the "

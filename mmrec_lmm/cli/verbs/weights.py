@@ -26,9 +26,7 @@ def add(verbs: Verbs) -> None:
     get.add_argument("--all", action="store_true", help="every encoder, each in its default variant")
     as_json(get)
 
-    merge = add_verb(
-        weights, "merge", _merge, "Write the encoder that an end-to-end run has trained as one whole file."
-    )
+    merge = add_verb(weights, "merge", _merge, "Write the encoder that an end-to-end run trained as one whole file.")
     merge.add_argument("run", help="the run's id, the start of it, or its folder")
     merge.add_argument("-o", dest="file", type=Path, metavar="FILE", required=True, help="the file of safetensors")
     runs_folder(merge)
