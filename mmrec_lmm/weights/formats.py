@@ -131,9 +131,21 @@ def load_state(
         if part := re.search(r"-\d{5}-of-(\d{5})\.", str(source)):
             guess = f"; it is one of {int(part[1])} parts: join them to one .safetensors file and name that"
         raise DataError(f"{source}: doesn't fit {type(module).__name__}: {', '.join(problems)}{guess}")
+    parameters = {key for key, _ in module.named_parameters()}
+    check_numbers({key: wanted[key] for key in used if key in parameters}, source=source)
     module.load_state_dict({key: wanted[key] for key in used}, strict=False)
     dropped = tuple(key for key in _under_own_prefix(state, own) if key not in wanted)
     return LoadReport(used=used, dropped=dropped, missing=absent)
+
+
+def check_numbers(parameters: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Raise DataError for NaN or infinity among a network's weights: all of its vectors would be NaN."""
+    bad = [key for key, tensor in parameters.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise DataError(
+            f"{source}: expected finite numbers, got NaN or infinity in {len(bad)} tensors ({first_few(bad)}): the "
+            "training that saved it diverged, or it is damaged; name another file"
+        )
 
 
 def interpolate_positions(table: Tensor, side: int, *, prefix: int, source: str) -> Tensor:
