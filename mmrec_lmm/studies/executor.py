@@ -32,6 +32,7 @@ from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
 from ..data.images import READING
 from ..data.opening import open_dataset
+from ..disk.faults import of_path
 from ..disk.hashing import hash_files
 from ..disk.locks import Claims
 from ..disk.reading import is_there, read_json
@@ -396,7 +397,7 @@ class Worker:
             return Record(FAILED, reason=str(error))
         except Exception as error:  # a plugin may raise anything, and the other runs continue
             if isinstance(error, OSError) and error.filename is not None:  # of the user's files, not of code
-                return Record(FAILED, reason=f"{os.fsdecode(error.filename)}: {error.strerror}")
+                return Record(FAILED, reason=str(of_path(error)))
             logger.error("a run of %s failed", job.spec.model, exc_info=True)
             return Record(FAILED, reason=f"{type(error).__name__}: {error}")
         return Record(FINISHED, run_id=result.run_id)
