@@ -284,18 +284,18 @@ def try_result(folder: Path) -> RunResult | None:
 
 
 def finished_runs(out: Path) -> list[Path]:
-    """The folders under `out` that have a `result.json`, by name; also those that can't be looked into, which reading
-    them reports. Raises NoAccess for `out` itself."""
+    """The folders under `out` that have a result, by name. Raises NoAccess for `out` itself."""
     check_readable(out)
-    found = []
-    for folder in sorted(out.iterdir()) if out.is_dir() else ():
-        try:
-            (folder / RESULT).lstat()
-        except OSError as error:
-            if not is_denied(error):  # missing, or `folder` is a file
-                continue
-        found.append(folder)
-    return found
+    return [folder for folder in (sorted(out.iterdir()) if out.is_dir() else ()) if has_result(folder)]
+
+
+def has_result(folder: Path) -> bool:
+    """True if a folder has a `result.json`, whatever that is, or if this user may not look: reading it reports both."""
+    try:
+        (folder / RESULT).lstat()
+    except OSError as error:
+        return is_denied(error)  # else it is missing, or `folder` is a file
+    return True
 
 
 def find_run(out: Path, name: str) -> Path:

@@ -45,7 +45,7 @@ from ..machine import TORCH_THREADS, share_libraries_of
 from ..plugin.registry import Registry, load_registry
 from ..running.inputs import gather, given_files, shared_keys
 from ..running.provenance import NUMERICS_VERSION
-from ..running.run_folder import RESULT, load_result
+from ..running.run_folder import has_result, load_result
 from ..running.runner import Interrupted, run
 from ..training import fine_tuning
 from ..typed_json import decode, plain
@@ -135,7 +135,7 @@ class Plan:
         except DataError as error:
             logger.warning("%s", error)
             return None
-        return None if record.run_id and not _may_be_there(self.out / record.run_id / RESULT) else record
+        return None if record.run_id and not has_result(self.out / record.run_id) else record
 
     def left(self, since: float) -> list[Job]:
         """The jobs that are not finished and were not tried after `since`."""
@@ -179,14 +179,6 @@ class Plan:
                 found = None
             results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
         return tuple(results), damaged
-
-
-def _may_be_there(path: Path) -> bool:
-    """False if there is no such file; True if there is, or if this user may not look, which reading it reports."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return True
 
 
 def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:
