@@ -38,7 +38,7 @@ from ..data.tables import read_integers
 from ..disk.hashing import read_hash
 from ..disk.locks import holding
 from ..disk.reading import check_readable, is_there, read_file, read_json
-from ..disk.sealed import read_metadata, read_tensors, save_file
+from ..disk.sealed import read_arrays, read_metadata, save_file, value_of
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic, write_bytes, write_json
 from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
@@ -243,8 +243,11 @@ def load_result(folder: Path) -> RunResult | None:
 
 def check_own(path: Path) -> None:
     """Raise DataError if a file of tensors in a run's folder is another run's; those of earlier versions don't say."""
-    own = _name(path.parent)
-    if (run := read_metadata(path, "run", cure=CURE, default=own)) != own:
+    _check_own(path, read_metadata(path, "run", cure=CURE, default=_name(path.parent)))
+
+
+def _check_own(path: Path, run: Any) -> None:
+    if run != _name(path.parent):
         raise DataError(f"{path}: expected the file of this run, got that of {run}; {CURE}")
 
 
@@ -329,8 +332,8 @@ def save_per_user(
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
     """{"test/users": (U,), "test/recall@20": (U,), ...}. DataError if the file is missing or damaged."""
     path = folder / PER_USER
-    arrays: dict[str, np.ndarray] = read_tensors(path, cure=CURE)
-    check_own(path)
+    arrays, metadata = read_arrays(path, cure=CURE)
+    _check_own(path, value_of(metadata, "run", path, cure=CURE, default=_name(folder)))
     for name, values in arrays.items():
         split, _, what = name.partition("/")
         users = arrays.get(f"{split}/users")
