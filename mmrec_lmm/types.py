@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import ConfigError
 from .typed_json import FLAT, OPTIONAL, UNWRITTEN, AsText, plain
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ class EncoderName(AsText):
     def parse(cls, text: str) -> EncoderName:
         name, _, variant = text.partition(":")
         return cls(name, variant)
+
+    @classmethod
+    def typed(cls, text: str) -> EncoderName:
+        """What a user wrote. ConfigError where a part is empty, as of an unset variable: nobody means the default."""
+        found = cls.parse(text)
+        if not found.name or (":" in text and not found.variant):
+            raise ConfigError(
+                f"encoder: expected NAME or NAME:VARIANT, got {text!r}; try {found.name or '`list encoders`'}"
+            )
+        return found
 
     def __str__(self) -> str:
         return f"{self.name}:{self.variant}" if self.variant else self.name

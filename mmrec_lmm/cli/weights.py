@@ -48,7 +48,7 @@ def asked(names: Sequence[str], registry: Registry, overrides: Mapping[str, str]
     that need files. Raises ConfigError."""
     chosen = names or [spec.name for spec in registry.encoders if spec.files is not None]
     found = []
-    for name in map(EncoderName.parse, chosen):
+    for name in map(EncoderName.typed, chosen):
         (run,) = resolve_request(Request("", "", encoder=name, overrides=dict(overrides)), registry).runs
         found.append(Asked(name, registry.encoders.get(name.name), run.encoder_config))
     return found

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, WeightsMissing, first_line
 from mmrec_lmm.losses import FIRST_LOG_SCALE, contrastive_scale, sigmoid_loss, symmetric_info_nce
 
-from ..hub import TINY, token_limit
+from ..hub import TINY, cannot_tokenize, check_token_ids, token_limit
 from ..pixels import shortened
 from ..tiny_clip import save_tiny_clip
 from ..words import CHARACTERS, as_words
@@ -47,7 +47,7 @@ class Hf(ItemEncoder):
             self._load(found(config), modalities)
 
     def _load(self, model: Found, modalities: tuple[str, ...]) -> None:
-        self.model = load(model)
+        self.model, self.folder = load(model), model.folder
         if not hasattr(self.model, "logit_scale") and not hasattr(self.model, "temperature"):
             self.logit_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
         self.images: Any = None
@@ -133,7 +133,11 @@ class Hf(ItemEncoder):
     def _tokens(self, text: str) -> dict[str, Tensor]:
         text = self.config.prompt + as_words(text, self.special)
         padding = "max_length" if self.pads_first else False
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, padding=padding)
+        try:
+            tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, padding=padding)
+        except Exception as error:  # tokenizers raise what is no more than an Exception
+            raise cannot_tokenize(self.folder, error) from None
+        check_token_ids(self.folder, tokens["input_ids"], self.model.config)
         return {f"text.{name}": torch.tensor(tokens[name]) for name in self.tokenizer.model_input_names}
 
     def _limit(self, of_processor: int | None) -> int:
@@ -149,8 +153,10 @@ class Hf(ItemEncoder):
         return self.config.max_tokens
 
     def _check_prompt(self) -> None:
+        if not self.config.prompt:
+            return
         tokens = len(self.tokenizer(self.config.prompt).input_ids)
-        if self.config.prompt and tokens >= self.max_tokens:
+        if tokens >= self.max_tokens:
             raise ConfigError(
                 f"encoder {NAME}: prompt: expected fewer tokens than the {self.max_tokens} that are read of a text, "
                 f"got {tokens}: nothing of an item's text would be left; shorten it"
@@ -162,7 +168,7 @@ class Hf(ItemEncoder):
         item = self.prepare(RawItem(0, None, "a"))
         try:
             rows = self._features(modality, {name: tensor[None] for name, tensor in item.items()})
-        except (AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # what a class raises that takes other inputs depends on the class
             got = f"{type(error).__name__}: {first_line(error)}"
         else:
             if rows.ndim == 2:

@@ -20,17 +20,15 @@ from torch import Tensor
 
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
 
-from ..hub import NO_LIMIT, TINY, library, token_limit
+from ..hub import NO_LIMIT, TINY, cannot_tokenize, check_token_ids, library, token_limit
 from ..pixels import shortened
 from ..tiny_clip import save_tiny_clip
 from ..words import CHARACTERS, as_words
 from . import NAME, StConfig
-from .model import folder_of, load
+from .model import BLANK, PROBES, folder_of, load
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")
 
-BLANK = Image.new("RGB", (64, 64))  # of an item without an image
-PROBES = {"image": (BLANK, Image.new("RGB", (90, 40))), "text": ("a", "a few words more")}
 SIZE_BYTES = 4  # of an image's width, and of its height, before its pixels
 
 
@@ -45,11 +43,12 @@ class St(ItemEncoder):
         if config.variant == TINY:
             with tempfile.TemporaryDirectory() as folder:
                 save_tiny_clip(Path(folder))
-                self.model = load(Path(folder))
+                self.folder = Path(folder)
+                self.model = load(self.folder)
         else:
-            folder_here = folder_of(config)
-            self.model = load(folder_here)
-            logger.info("%s by %s", " and ".join(modalities), folder_here)
+            self.folder = folder_of(config)
+            self.model = load(self.folder)
+            logger.info("%s by %s", " and ".join(modalities), self.folder)
         self.special: tuple[str, ...] = ()
         self.prompt: str | None = None
         self.max_tokens = NO_LIMIT
@@ -58,9 +57,7 @@ class St(ItemEncoder):
         self._noted = False
         self.constants: dict[str, dict[str, Any]] = {}  # of modalities whose items are preprocessed one by one
         for modality in modalities:
-            first, second = (
-                self.model.preprocess([probe], prompt=self._prompt(modality)) for probe in PROBES[modality]
-            )
+            first, second = (self._preprocessed(modality, [probe]) for probe in PROBES[modality])
             if self._is_separable(modality, first, second):
                 self.constants[modality] = {
                     name: value for name, value in first.items() if not isinstance(value, Tensor)
@@ -84,7 +81,7 @@ class St(ItemEncoder):
         if modality not in self.constants:
             packed = _packed(content) if modality == "image" else content.encode()
             return {f"{modality}.bytes": torch.tensor(list(packed), dtype=torch.uint8)}
-        features = self.model.preprocess([content], prompt=self._prompt(modality))
+        features = self._preprocessed(modality, [content])
         return {f"{modality}.{name}": value[0] for name, value in features.items() if isinstance(value, Tensor)}
 
     def _features(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
@@ -97,7 +94,7 @@ class St(ItemEncoder):
             rows = batch[f"{modality}.bytes"]
             contents = [bytes(row) for row in rows.cpu().numpy()]
             unpacked = map(_unpacked, contents) if modality == "image" else (_text(each) for each in contents)
-            features = self.model.preprocess([*unpacked], prompt=self._prompt(modality))
+            features = self._preprocessed(modality, [*unpacked])
             features = {
                 name: value.to(rows.device) if isinstance(value, Tensor) else value for name, value in features.items()
             }
@@ -121,7 +118,7 @@ class St(ItemEncoder):
     def _read_texts(self) -> None:
         """Set what is done with texts: their limit, the prompt, and special tokens."""
         model, given = self.model, self.config.max_tokens
-        self.special = tuple(getattr(model.tokenizer, "all_special_tokens", ()))
+        self.special = tuple(getattr(getattr(model, "tokenizer", None), "all_special_tokens", ()))
         own = token_limit(model.config, model.max_seq_length)
         if given is not None and given > own:
             raise ConfigError(
@@ -147,8 +144,18 @@ class St(ItemEncoder):
                     "text, got as many: nothing of an item's text would be left; shorten it"
                 )
 
-    def _prompt(self, modality: str) -> str | None:
-        return self.prompt if modality == "text" else None
+    def _preprocessed(self, modality: str, contents: list[Any]) -> dict[str, Any]:
+        """What the model makes of texts or images. Raises DataError where its tokenizer fails, or isn't its own."""
+        if modality == "image":
+            images: dict[str, Any] = self.model.preprocess(contents, prompt=None)
+            return images
+        try:
+            texts: dict[str, Any] = self.model.preprocess(contents, prompt=self.prompt)
+        except Exception as error:  # tokenizers raise what is no more than an Exception
+            raise cannot_tokenize(self.folder, error) from None
+        if isinstance(ids := texts.get("input_ids"), Tensor) and self.model.config is not None:
+            check_token_ids(self.folder, ids.flatten(), self.model.config)
+        return texts
 
     def _note_cut(self, features: dict[str, Any]) -> None:
         ids = features.get("input_ids")
