@@ -68,6 +68,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
     """Trains `model` on `rows`; `validate()` scores the model on validation data, which the trainer doesn't see.
 
     A `callback` takes its step after the model's in every batch; its best weights are those of the model's best epoch.
+    Where it begins another phase when patience has run out, training goes on from the best weights.
     """
 
     def __init__(
@@ -117,6 +118,20 @@ class Trainer(EpochLoop[TrainerNumbers]):
 
     def counts_misses(self) -> bool:
         return self.epoch * len(self._rows) >= self._settings.min_steps
+
+    def goes_on(self) -> bool:
+        """True if the callback begins another phase: from the best weights, with as much patience as at the start.
+
+        The optimizer keeps its state. It is that of some epochs later, but the gradients' sizes, which Adam averages
+        over a thousand steps, are still about right. Without them its next steps would have the full rate in each
+        number, whatever the gradient, and take the weights away from the best ones.
+        """
+        if self._callback is None or not self._callback.stalled(self.epoch):
+            return False
+        logger.info("patience has run out: training goes on from the weights of epoch %d", self.best_epoch)
+        self._load_weights(self.best_weights)
+        self.misses = 0
+        return True
 
     def epoch_finished(
         self, losses: dict[str, float], validation: Validation | None, train_seconds: float, valid_seconds: float
@@ -183,7 +198,10 @@ class Trainer(EpochLoop[TrainerNumbers]):
     def validate(self) -> Validation:
         if self._callback is not None:
             self._callback.before_evaluation()
-        return self._validate()
+        validation = self._validate()
+        if self._callback is not None:
+            self._callback.evaluated(validation.score)
+        return validation
 
     def copied_weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self._weights().items()}
