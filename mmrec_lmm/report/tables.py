@@ -142,10 +142,9 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     lines = []
     for row in rows:
         reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
-        cells = [
-            _cost(row.cost.get(name), shown, footnotes, reason or (NOT_JOINT if name in JOINT_COSTS else ""))
-            for name, (_, shown) in costs.items()
-        ]
+        missing = dict.fromkeys(JOINT_COSTS, Measured(None, reason or NOT_JOINT))
+        found = {**missing, **row.cost}
+        cells = [_cost(found.get(name), shown, footnotes, reason) for name, (_, shown) in costs.items()]
         lines.append(Line(_labels(row, axes), tuple(cells)))
     counts = {len(row.seeds) for row in rows if row.cost}
     devices = first_few(list(dict.fromkeys(one.device for row in rows if (one := row.reproducibility))))
@@ -216,7 +215,7 @@ JOINT_COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
 }
 JOINT_REMARKS = (
     "Recommender to evaluation: seconds of an epoch that trains the encoder, by part. Forward and backward are with "
-    "gradient; refresh: items encoded again, without; loading: reading what they are encoded from, whose size is cached.",
+    "gradient; refresh: items encoded again, without; loading: reading what items are encoded from, of size cached.",
 )
 
 

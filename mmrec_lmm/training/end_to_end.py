@@ -314,11 +314,7 @@ class JointEncoder(TrainerCallback):
         self._note(0, score)
 
     def stalled(self, epoch: int) -> bool:
-        """True if the encoder joins now, at the end of its automatic `warm_epochs`.
-
-        `min_steps` count from the start of training, not of joint training: they keep a model from being stopped before
-        it has begun to learn, and this one continues from weights that have.
-        """
+        """True if the encoder joins now, at the end of its automatic `warm_epochs`."""
         if self._joined is not None or self._options.warm_epochs != "auto":
             return False
         self._joined = epoch
