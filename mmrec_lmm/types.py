@@ -262,12 +262,17 @@ class RunSeconds:
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """What a run's encoder cost, in whichever run it was tuned and used. None: not known."""
+    """What a run's encoder cost, in whichever run it was tuned and used. None: not known.
+
+    The fields with defaults are of an encoder that is trained with the recommender.
+    """
 
     encode: float | None  # seconds, of all modalities
     tune: float | None  # seconds of training it before the recommender; 0: that wasn't done
     parameters: int | None
     parameters_trained: int | None
+    epoch_seconds: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)  # of a joint epoch, by part
+    cached_bytes: int | None = field(default=None, metadata=OPTIONAL)  # of what items are encoded from in each epoch
 
 
 @dataclass(frozen=True)

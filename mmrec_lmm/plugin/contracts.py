@@ -130,6 +130,17 @@ class TrainerCallback:
     def before_evaluation(self) -> None:
         """The model is about to be ranked as it is."""
 
+    def evaluated(self, score: float) -> None:
+        """The model was ranked on validation; the epoch with the largest score is kept. NaN ends training."""
+
+    def stalled(self, epoch: int) -> bool:
+        """Patience has run out before `epoch`: True to go on in another phase.
+
+        Model and callback then continue from the best weights so far (`load_weights`), and misses count from 0. The
+        best epoch of all phases is kept.
+        """
+        return False
+
     def weights(self) -> dict[str, Tensor]:
         """The tensors to keep of the best epoch, live."""
         return {}

@@ -12,6 +12,7 @@ from ..api import OPTIONAL, ParadigmSpec, hookimpl
 from ..config.schema import SEED, WEIGHT, Limit, at_least
 
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
+_LAYER_DECAY = Limit("above 0 and at most 1", lambda decay: 0 < decay <= 1, spelled={1.0: None})
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class FineTuning:
         "learning_rate": WEIGHT,
         "weight_decay": WEIGHT,
         "clip_grad_norm": _ABOVE_0,
+        "layer_decay": _LAYER_DECAY,
         "warmup": Limit("a share of at least 0 and below 1", lambda share: 0 <= share < 1),
         "held_out": Limit("a share above 0 and at most 0.5", lambda share: 0 < share <= 0.5),
         "seed": SEED,
     }
 
     learning_rate: float = 3e-5  # of AdamW, betas 0.9 and 0.98
+    layer_decay: float | None = field(default=None, metadata=OPTIONAL)  # the rate's factor per block down; None: 1
     batch_size: int = 256  # items contrasted with each other: another size is another loss
     accumulate: int = 1  # batches per step, which takes their mean loss; items are contrasted within each batch
     epochs: int = 10  # at most
@@ -60,24 +63,26 @@ class EndToEnd:
         "refresh_epochs": at_least(1),
         "micro_batch": at_least(0),
         "rows": at_least(0),
-        "warm_epochs": at_least(0),
+        "warm_epochs": Limit("at least 0, or auto", lambda epochs: epochs == "auto" or epochs >= 0),
         "warmup_steps": at_least(0),
         "learning_rate": WEIGHT,
         "weight_decay": WEIGHT,
         "itc": WEIGHT,
         "clip_grad_norm": _ABOVE_0,
+        "layer_decay": _LAYER_DECAY,
     }
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
     learner: Literal["adam", "adamw"] | None = field(default=None, metadata=OPTIONAL)  # of the encoder; None: AdamW
     learning_rate: float = 1e-5  # of the encoder; the recommender keeps its own
+    layer_decay: float | None = field(default=None, metadata=OPTIONAL)  # the rate's factor per block down; None: 1
     warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
     encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
     rows: int = 256  # items encoded with gradient in a step, an unbiased sample; 0: all that have a gradient
     micro_batch: int = 32  # items computed at once, 0: all; it sets the memory, and changes no result except by `itc`
-    warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
+    warm_epochs: int | Literal["auto"] = 0  # of the recommender alone, before the encoder joins; auto: until it stalls
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
     freeze: tuple[str, ...] = ()  # patterns of the names of the encoder's parameters that aren't trained
