@@ -7,13 +7,14 @@ Shapes: B batch, U users, I items, D embedding.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import NotApplicable
 from ..types import Batch, Inputs, ItemCatalog, RawItem, RunSpec, TrainingData, Tuned
 from .item_features import ItemFeatures
 
@@ -95,6 +96,14 @@ class ItemEncoder(nn.Module, ABC):
         tensor (B, ...). `forward` and `tuning_losses` take it in the batch's place, so training computes it once for
         all epochs. None: all layers may be trained."""
         return None
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """By modality one vector per layer, (B, width of the layer): of the embeddings first, then of each block, pooled
+        as the encoder pools its own last layer (CLS, masked mean, end of text). A row depends on its item alone.
+
+        Raises NotApplicable, with the reason, if the encoder has none.
+        """
+        raise NotApplicable("it gives no hidden states")
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none.
