@@ -98,8 +98,8 @@ class ItemEncoder(nn.Module, ABC):
         return None
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
-        """By modality one vector per layer, (B, width of the layer): of the embeddings first, then of each block, pooled
-        as the encoder pools its own last layer (CLS, masked mean, end of text). A row depends on its item alone.
+        """By modality one vector per layer, (B, width of the layer): of the embeddings first, then of each block,
+        pooled as the encoder pools its own last layer (CLS, masked mean, end of text). A row depends on its item alone.
 
         Raises NotApplicable, with the reason, if the encoder has none.
         """

@@ -57,9 +57,9 @@ def pooled_states(run: Callable[[], object], parts: Sequence[nn.Module], pool: P
     return states
 
 
-def first_place(states: Tensor) -> Tensor:
-    """The CLS, which comes first."""
-    return states[:, 0]
+def at_place(place: int) -> Pool:
+    """The pooling of a CLS at that place."""
+    return lambda states: states[:, place]
 
 
 def over_map(states: Tensor) -> Tensor:

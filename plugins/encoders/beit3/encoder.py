@@ -11,6 +11,7 @@ Shapes: B batch, P patches and the CLS before them, T tokens, D width, S side in
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import Normalize, squashed
 from ..released import is_random
-from ..towers import pooled_states
+from ..towers import at_place, pooled_states
 from ..words import CHARACTERS, SIZE, HashedWords
 from . import NAME, PATCH, RELEASE, VOCABULARY, Beit3Config
 from .model import OFFSET, PAD, SIZES, Beit3ForRetrieval
@@ -94,13 +95,9 @@ class Beit3Encoder(ItemEncoder):
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
         """The CLS of each layer, before the final norm; of joint vectors that of `joint_cls`."""
-        layers = [*self.model.beit3.encoder.layers]
+        layers, joint = [*self.model.beit3.encoder.layers], at_place(self._joint_cls)
         return {
-            name: pooled_states(
-                lambda: self._vectors(name, batch),
-                layers,
-                lambda rows: rows[:, self._joint_cls if name == "joint" else 0],
-            )
+            name: pooled_states(partial(self._vectors, name, batch), layers, joint if name == "joint" else at_place(0))
             for name in self.dims
         }
 

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, S side in pixels, D width.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from mmrec_lmm.api import (
 
 from ..pixels import Normalize, squashed
 from ..released import is_random
-from ..towers import first_place, pooled_states
+from ..towers import at_place, pooled_states
 from ..words import CHARACTERS, HashedWords, as_words
 from . import JOINT_POOLS, NAME, RELEASE, VLMoConfig
 from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
@@ -79,7 +80,7 @@ class VLMoEncoder(ItemEncoder):
     def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
         """The CLS of each layer, before the final norm; of joint vectors the text's."""
         blocks = [*self.model.transformer.blocks]
-        return {name: pooled_states(lambda: self._vector(name, batch), blocks, first_place) for name in self.dims}
+        return {name: pooled_states(partial(self._vector, name, batch), blocks, at_place(0)) for name in self.dims}
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """itc, itm and 0.25 mlm; the encoder must have been built for images and texts."""
