@@ -146,6 +146,10 @@ class TrainerCallback:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Restore such weights."""
 
+    def about_weights(self) -> Mapping[str, Any]:
+        """What the file of `weights` in a run's folder says of them, by name, in values that JSON can hold."""
+        return {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and plain numbers from which training continues, beside `weights`."""
         return {}, {}

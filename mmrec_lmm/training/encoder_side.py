@@ -120,6 +120,10 @@ class EncoderWorker:
         return {key: to_device(tensor, self._device) for key, tensor in self._items.batch(items.numpy()).items()}
 
     @property
+    def encoder(self) -> ItemEncoder:
+        return self._encoder
+
+    @property
     def trained(self) -> int:
         """The number of parameters that a step changes."""
         return sum(parameter.numel() for parameter in self._trained)

@@ -19,7 +19,7 @@ Shapes: I items, R rows of a step, D feature width.
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,11 +33,12 @@ from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.contracts import Paradigm, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
-from ..typed_json import decode, plain
+from ..typed_json import OPTIONAL, decode, plain
 from ..types import Batch, Inputs, RunSpec
 from .encoder_side import EncoderWorker
 from .optim import recompute_blocks
 from .paradigms import EndToEnd
+from .side import SideNetwork, SideReport, check_side, side_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class TrainedEndToEnd(Paradigm):
                 "missing: expected zero under --paradigm ete, where features of absent items are zero, got "
                 f"{run.settings.missing}; try --missing=zero"
             )
+        if self.config.tune == "side":
+            check_side(run, registry)
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
         return joint_encoder(run, inputs, registry, features)
@@ -119,6 +122,9 @@ def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
 def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> EncoderWorker:
     """The run's encoder with its initial weights, and all items that it may encode."""
     known = encoder_spec(spec, registry)
+    if spec.paradigm_config.tune == "side":
+        network, states = side_encoder(spec, inputs, registry, next(iter(present.values())).device)
+        return EncoderWorker(network, states, present, spec.paradigm_config, name=f"{known.name}'s side network")
     assert inputs.dataset.catalog is not None  # the features came from there
     encoder = build_encoder(known, spec.encoder_config, [*present])
     if spec.settings.recompute:
@@ -177,6 +183,7 @@ class EndToEndReport:
     weight_change: Mapping[str, float]  # block -> |w - w_0| / |w_0|
     parameters: int  # of the encoder, in all
     parameters_trained: int
+    side: SideReport | None = field(default=None, metadata=OPTIONAL)  # None: the encoder itself is trained
 
 
 class JointEncoder(TrainerCallback):
@@ -282,7 +289,7 @@ class JointEncoder(TrainerCallback):
                 f"ended before encoder {self._worker.name} joined; try a lower ete.warm_epochs, or a higher "
                 "stopping_step"
             )
-        steps = max(1, self._steps)
+        steps, side = max(1, self._steps), self._side.report if self._side else None
         return EndToEndReport(
             mode=self._options.mode,
             frozen=self._options.freeze,
@@ -290,9 +297,19 @@ class JointEncoder(TrainerCallback):
             rows_per_step=self._rows / steps,
             gradient_norm=GradientNorm(self._norm_sum / steps, self._norm_last),
             weight_change=weight_change(self._initial, self._worker.parameters()),
-            parameters=sum(each.numel() for each in self._worker.parameters().values()),
+            parameters=sum(each.numel() for each in self._worker.parameters().values())
+            + ((side.frozen_parameters or 0) if side else 0),
             parameters_trained=self._worker.trained if must_learn(self._options) else 0,
+            side=side,
         )
+
+    def about_weights(self) -> Mapping[str, Any]:
+        return self._side.about if self._side else {}
+
+    @property
+    def _side(self) -> SideNetwork | None:
+        """The side network, if that is what is trained."""
+        return self._worker.encoder if isinstance(self._worker.encoder, SideNetwork) else None
 
     def _step(self) -> None:
         """Take one step of the encoder on the pending gradient, and encode the step's rows again."""

@@ -4,13 +4,22 @@ They are registered by the same hook as a plugin's paradigms, under the entry po
 torch.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ..api import OPTIONAL, ParadigmSpec, hookimpl
-from ..config.schema import SEED, WEIGHT, Limit, at_least
+from ..config.schema import SEED, SIZE, WEIGHT, Limit, at_least
+from ..typed_json import ADDED
 
+_TUNED = Limit(
+    "full, lora, side or last:N", lambda tune: re.fullmatch(r"full|lora|side|last:[1-9]\d*", tune) is not None
+)
+_LAYERS = Limit(
+    "auto, or different numbers of layers from 0 on, rising",
+    lambda layers: layers == "auto" or (layers and layers[0] >= 0 and sorted({*layers}) == [*layers]),
+)
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
 
 
@@ -56,6 +65,9 @@ class EndToEnd:
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),
+        "tune": _TUNED,
+        "side_layers": _LAYERS,
+        "side_width": SIZE,
         "encoder_every": at_least(1),
         "refresh_epochs": at_least(1),
         "micro_batch": at_least(0),
@@ -69,6 +81,15 @@ class EndToEnd:
     }
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
+    tune: str = field(
+        default="full", metadata=ADDED
+    )  # of the encoder: full, lora, side (ete only), or last:N, its last
+    # N blocks and what follows
+    side_layers: tuple[int, ...] | Literal["auto"] = field(
+        default="auto", metadata=ADDED
+    )  # whose states side reads, 0:
+    # the embeddings; auto: at most seven of each tower, evenly spaced
+    side_width: int = field(default=64, metadata=ADDED)  # of the bottlenecks of side's blocks
     learner: Literal["adam", "adamw"] | None = field(default=None, metadata=OPTIONAL)  # of the encoder; None: AdamW
     learning_rate: float = 1e-5  # of the encoder; the recommender keeps its own
     warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
