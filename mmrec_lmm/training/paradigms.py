@@ -7,15 +7,14 @@ torch.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..api import OPTIONAL, ParadigmSpec, hookimpl
 from ..config.schema import SEED, SIZE, WEIGHT, Limit, at_least
 from ..typed_json import ADDED
 
-_TUNED = Limit(
-    "full, lora, side or last:N", lambda tune: re.fullmatch(r"full|lora|side|last:[1-9]\d*", tune) is not None
-)
+_BY_TUNE: Any = None  # a default that `tune` decides
+_TUNES = re.compile(r"full|lora|side|last:[1-9]\d*")
 _LAYERS = Limit(
     "auto, or different numbers of layers from 0 on, rising",
     lambda layers: layers == "auto" or (layers and layers[0] >= 0 and sorted({*layers}) == [*layers]),
@@ -65,7 +64,7 @@ class EndToEnd:
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),
-        "tune": _TUNED,
+        "tune": Limit("full, lora, side or last:N", lambda tune: _TUNES.fullmatch(tune) is not None),
         "side_layers": _LAYERS,
         "side_width": SIZE,
         "encoder_every": at_least(1),
@@ -81,17 +80,13 @@ class EndToEnd:
     }
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
-    tune: str = field(
-        default="full", metadata=ADDED
-    )  # of the encoder: full, lora, side (ete only), or last:N, its last
-    # N blocks and what follows
-    side_layers: tuple[int, ...] | Literal["auto"] = field(
-        default="auto", metadata=ADDED
-    )  # whose states side reads, 0:
-    # the embeddings; auto: at most seven of each tower, evenly spaced
+    # of the encoder: full, lora, side (ete only), or last:N, its last N blocks and what follows
+    tune: str = field(default="full", metadata=ADDED)
+    # whose states side reads, 0: the embeddings; auto: at most seven of each tower, evenly spaced
+    side_layers: tuple[int, ...] | Literal["auto"] = field(default="auto", metadata=ADDED)
     side_width: int = field(default=64, metadata=ADDED)  # of the bottlenecks of side's blocks
     learner: Literal["adam", "adamw"] | None = field(default=None, metadata=OPTIONAL)  # of the encoder; None: AdamW
-    learning_rate: float = 1e-5  # of the encoder; the recommender keeps its own
+    learning_rate: float = _BY_TUNE  # of the encoder, 1e-5, of side 1e-3; the recommender keeps its own
     warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
@@ -103,6 +98,10 @@ class EndToEnd:
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
     freeze: tuple[str, ...] = ()  # patterns of the names of the encoder's parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 1e-3 if self.tune == "side" else 1e-5)
 
 
 @hookimpl

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import ConfigError
 from ..features.encoding import EncodeOptions, encoder_id, encoder_spec
 from ..features.prepared import PreparedItems
 from ..features.states import HiddenStates, hidden_states, no_states
@@ -150,7 +151,7 @@ class Block(nn.Module):
 
 
 def _entries(widths: Sequence[int], width: int, generator: torch.Generator) -> nn.ModuleList:
-    """For each layer a map from its width to the tower's, which keeps the variance of a number; the identity if equal."""
+    """For each layer a map from its width to the tower's that keeps a number's variance; the identity if equal."""
     entries = nn.ModuleList()
     for each in widths:
         if each == width:
@@ -258,11 +259,18 @@ def has_unit_rows(table: FeatureTable) -> bool:
     return bool((np.abs(lengths - 1) < _UNIT).all())
 
 
-def check_side(spec: RunSpec, registry: Registry) -> None:
-    """NotApplicable for an encoder that defines no hidden states, ConfigError for keys that contradict `side`."""
-    known = encoder_spec(spec, registry)
-    if known.cls is not None and known.cls.hidden_states is ItemEncoder.hidden_states:
-        raise no_states(known.name, "it gives none")
+def check_side(run: RunSpec, registry: Registry) -> None:
+    """NotApplicable for an encoder that defines no hidden states, ConfigError for a loss that a side network lacks."""
+    options: EndToEnd = run.paradigm_config
+    assert run.encoder is not None
+    encoder_class: type[ItemEncoder] = registry.encoders.load(run.encoder, "cls")
+    if encoder_class.hidden_states is ItemEncoder.hidden_states:
+        raise no_states(run.encoder, "it gives none")
+    if options.itc:
+        raise ConfigError(
+            f"ete.itc: expected 0 under ete.tune=side, as a side network has no contrastive loss, got {options.itc}; "
+            "try --ete.itc=0"
+        )
 
 
 def _parameters(tables: Mapping[str, FeatureTable]) -> int | None:
