@@ -92,7 +92,7 @@ class EndToEnd:
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
     encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
     rows: int = 256  # items encoded with gradient in a step, an unbiased sample; 0: all that have a gradient
-    micro_batch: int = 32  # items computed at once, 0: all; it sets the memory, and changes no result except by `itc`
+    micro_batch: int = _BY_TUNE  # items computed at once, 32, of side all (0); sets the memory, and no result but `itc`
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
@@ -100,8 +100,10 @@ class EndToEnd:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
 
     def __post_init__(self) -> None:
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 1e-3 if self.tune == "side" else 1e-5)
+        side = self.tune == "side"
+        for name, default in (("learning_rate", 1e-3 if side else 1e-5), ("micro_batch", 0 if side else 32)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
 
 
 @hookimpl
