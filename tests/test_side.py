@@ -562,7 +562,9 @@ def test_runs_that_train_the_whole_encoder_keep_their_names() -> None:
         "freeze": [], "dtype": "float32",
     }  # fmt: skip
     assert plain(EndToEnd()) == known
-    assert {key: value for key, value in plain(EndToEnd(tune="side")).items() if key not in known} == {"tune": "side"}
+    side = {"tune": "side", "learning_rate": 1e-3, "encoder_every": 8, "rows": 64, "micro_batch": 0}
+    assert plain(EndToEnd(tune="side")) == known | side
+    assert plain(EndToEnd(tune="side", rows=256))["rows"] == 256
 
 
 LONG = (

@@ -13,7 +13,15 @@ from ..api import OPTIONAL, ParadigmSpec, hookimpl
 from ..config.schema import SEED, SIZE, WEIGHT, Limit, at_least
 from ..typed_json import ADDED
 
-_BY_TUNE: Any = None  # a default that `tune` decides
+_BY_TUNE: Any = None  # a default that `tune` decides, by _DEFAULTS
+#: Of `tune: side`, and of all others. A side network starts at random, and a step on so many of its rows costs less than
+#: half of what the recommender's batches between two steps do.
+_DEFAULTS: Mapping[str, tuple[float, float]] = {
+    "learning_rate": (1e-3, 1e-5),
+    "encoder_every": (8, 4),
+    "rows": (64, 256),
+    "micro_batch": (0, 32),
+}
 _TUNES = re.compile(r"full|lora|side|last:[1-9]\d*")
 _LAYERS = Limit(
     "auto, or different numbers of layers from 0 on, rising",
@@ -86,13 +94,15 @@ class EndToEnd:
     side_layers: tuple[int, ...] | Literal["auto"] = field(default="auto", metadata=ADDED)
     side_width: int = field(default=64, metadata=ADDED)  # of the bottlenecks of side's blocks
     learner: Literal["adam", "adamw"] | None = field(default=None, metadata=OPTIONAL)  # of the encoder; None: AdamW
-    learning_rate: float = _BY_TUNE  # of the encoder, 1e-5, of side 1e-3; the recommender keeps its own
+    learning_rate: float = _BY_TUNE  # of the encoder: 1e-5; the recommender keeps its own
     warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
-    encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
-    rows: int = 256  # items encoded with gradient in a step, an unbiased sample; 0: all that have a gradient
-    micro_batch: int = _BY_TUNE  # items computed at once, 32, of side all (0); sets the memory, and no result but `itc`
+    encoder_every: int = _BY_TUNE  # batches of the recommender whose gradients one step of the encoder collects: 4
+    rows: int = _BY_TUNE  # items encoded with gradient in a step, an unbiased sample: 256; 0: all that have a gradient
+    micro_batch: int = (
+        _BY_TUNE  # items computed at once: 32; 0: all; sets the memory, and changes no result but `itc`'s
+    )
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
@@ -100,10 +110,9 @@ class EndToEnd:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
 
     def __post_init__(self) -> None:
-        side = self.tune == "side"
-        for name, default in (("learning_rate", 1e-3 if side else 1e-5), ("micro_batch", 0 if side else 32)):
+        for name, (side, others) in _DEFAULTS.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+                object.__setattr__(self, name, side if self.tune == "side" else others)
 
 
 @hookimpl
