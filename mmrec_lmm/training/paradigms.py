@@ -14,8 +14,8 @@ from ..config.schema import SEED, SIZE, WEIGHT, Limit, at_least
 from ..typed_json import ADDED
 
 _BY_TUNE: Any = None  # a default that `tune` decides, by _DEFAULTS
-#: Of `tune: side`, and of all others. A side network starts at random, and a step on so many of its rows costs less than
-#: half of what the recommender's batches between two steps do.
+#: Of `tune: side`, and of all others. A side network starts at random, and a step on so many of its rows costs less
+#: than half of what the recommender's batches between two steps do.
 _DEFAULTS: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-3, 1e-5),
     "encoder_every": (8, 4),
