@@ -100,9 +100,7 @@ class EndToEnd:
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
     encoder_every: int = _BY_TUNE  # batches of the recommender whose gradients one step of the encoder collects: 4
     rows: int = _BY_TUNE  # items encoded with gradient in a step, an unbiased sample: 256; 0: all that have a gradient
-    micro_batch: int = (
-        _BY_TUNE  # items computed at once: 32; 0: all; sets the memory, and changes no result but `itc`'s
-    )
+    micro_batch: int = _BY_TUNE  # items computed at once: 32; 0: all; sets the memory, and no result except by `itc`
     warm_epochs: int = 0  # epochs of the recommender alone, before the encoder joins
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
