@@ -441,7 +441,8 @@ def save_run(
         save_config(staged, spec)
         save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            save_weights(staged / ENCODER, trained_beside, whose)
+            about = {name: json.dumps(value) for name, value in callback.about_weights().items()}
+            save_weights(staged / ENCODER, trained_beside, about | whose)
         if model.features.joint:
             save_weights(staged / FEATURES, model.features(), whose)
         users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}

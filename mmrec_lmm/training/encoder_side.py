@@ -141,6 +141,10 @@ class EncoderWorker:
         return sum(array.nbytes for arrays in (self._items.arrays, self._items.lengths) for array in arrays.values())
 
     @property
+    def encoder(self) -> ItemEncoder:
+        return self._encoder
+
+    @property
     def trained(self) -> int:
         """The number of parameters that a step changes."""
         return sum(parameter.numel() for parameter in self._trained)

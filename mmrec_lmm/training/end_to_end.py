@@ -42,6 +42,7 @@ from ..types import Batch, Inputs, Interactions, RunSpec
 from .encoder_side import EncoderWorker
 from .optim import recompute_blocks
 from .paradigms import EndToEnd
+from .side import SideNetwork, SideReport, check_side, side_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class TrainedEndToEnd(Paradigm):
                 "missing: expected zero under --paradigm ete, where features of absent items are zero, got "
                 f"{run.settings.missing}; try --missing=zero"
             )
+        if self.config.tune == "side":
+            check_side(run, registry)
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
         return joint_encoder(run, inputs, registry, features)
@@ -141,6 +144,9 @@ def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
 def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> EncoderWorker:
     """The run's encoder with its initial weights, and all items that it may encode."""
     known = encoder_spec(spec, registry)
+    if spec.paradigm_config.tune == "side":
+        network, states = side_encoder(spec, inputs, registry, next(iter(present.values())).device)
+        return EncoderWorker(network, states, present, spec.paradigm_config, name=f"{known.name}'s side network")
     assert inputs.dataset.catalog is not None  # the features came from there
     encoder = build_encoder(known, spec.encoder_config, [*present])
     if spec.settings.recompute:
@@ -224,6 +230,7 @@ class EndToEndReport:
     best_warm: float | None = field(default=None, metadata=OPTIONAL)  # and before; None: there was no epoch before
     epoch_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     warm_epoch_seconds: Mapping[str, float] | None = field(default=None, compare=False, metadata=OPTIONAL)
+    side: SideReport | None = field(default=None, metadata=OPTIONAL)  # None: the encoder itself is trained
 
 
 class JointEncoder(TrainerCallback):
@@ -362,7 +369,7 @@ class JointEncoder(TrainerCallback):
         """The report for the run's record. RunError if training ended before the encoder's first step."""
         if not self._steps and must_learn(self._options):
             raise RunError(self._why_never_joined())
-        steps = max(1, self._steps)
+        steps, side = max(1, self._steps), self._side.report if self._side else None
         return EndToEndReport(
             mode=self._options.mode,
             frozen=self._options.freeze,
@@ -370,7 +377,8 @@ class JointEncoder(TrainerCallback):
             rows_per_step=self._rows / steps,
             gradient_norm=GradientNorm(self._norm_sum / steps, self._norm_last),
             weight_change=weight_change(self._initial, self._worker.parameters()),
-            parameters=sum(each.numel() for each in self._worker.parameters().values()),
+            parameters=sum(each.numel() for each in self._worker.parameters().values())
+            + ((side.frozen_parameters or 0) if side else 0),
             parameters_trained=self._worker.trained if must_learn(self._options) else 0,
             cached_bytes=self._worker.cached_bytes,
             joined_at=self._joined,
@@ -378,6 +386,7 @@ class JointEncoder(TrainerCallback):
             best_warm=self._warm.best,
             epoch_seconds=_per_epoch(self._joint),
             warm_epoch_seconds=_per_epoch(self._warm) if self._warm.epochs else None,
+            side=side,
         )
 
     def _why_never_joined(self) -> str:
@@ -391,6 +400,14 @@ class JointEncoder(TrainerCallback):
             f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so {ended}; try "
             "ete.warm_epochs=auto, with which it joins then, or a lower number, or a higher stopping_step"
         )
+
+    def about_weights(self) -> Mapping[str, Any]:
+        return self._side.about if self._side else {}
+
+    @property
+    def _side(self) -> SideNetwork | None:
+        """The side network, if that is what is trained."""
+        return self._worker.encoder if isinstance(self._worker.encoder, SideNetwork) else None
 
     def _step(self) -> None:
         """Take one step of the encoder on the pending gradient, and encode the step's rows again."""

@@ -4,13 +4,29 @@ They are registered by the same hook as a plugin's paradigms, under the entry po
 torch.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..api import OPTIONAL, ParadigmSpec, hookimpl
-from ..config.schema import SEED, WEIGHT, Limit, at_least
+from ..config.schema import SEED, SIZE, WEIGHT, Limit, at_least
+from ..typed_json import ADDED
 
+_BY_TUNE: Any = None  # a default that `tune` decides, by _DEFAULTS
+#: Of `tune: side`, and of all others. A side network starts at random, and a step on so many of its rows costs less
+#: than half of what the recommender's batches between two steps do.
+_DEFAULTS: Mapping[str, tuple[float, float]] = {
+    "learning_rate": (1e-3, 1e-5),
+    "encoder_every": (8, 4),
+    "rows": (64, 256),
+    "micro_batch": (0, 32),
+}
+_TUNES = re.compile(r"full|lora|side|last:[1-9]\d*")
+_LAYERS = Limit(
+    "auto, or different numbers of layers from 0 on, rising",
+    lambda layers: layers == "auto" or (layers and layers[0] >= 0 and sorted({*layers}) == [*layers]),
+)
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
 _LAYER_DECAY = Limit("above 0 and at most 1", lambda decay: 0 < decay <= 1, spelled={1.0: None})
 
@@ -59,6 +75,9 @@ class EndToEnd:
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),
+        "tune": Limit("full, lora, side or last:N", lambda tune: _TUNES.fullmatch(tune) is not None),
+        "side_layers": _LAYERS,
+        "side_width": SIZE,
         "encoder_every": at_least(1),
         "refresh_epochs": at_least(1),
         "micro_batch": at_least(0),
@@ -73,20 +92,30 @@ class EndToEnd:
     }
 
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
+    # of the encoder: full, lora, side (ete only), or last:N, its last N blocks and what follows
+    tune: str = field(default="full", metadata=ADDED)
+    # whose states side reads, 0: the embeddings; auto: at most seven of each tower, evenly spaced
+    side_layers: tuple[int, ...] | Literal["auto"] = field(default="auto", metadata=ADDED)
+    side_width: int = field(default=64, metadata=ADDED)  # of the bottlenecks of side's blocks
     learner: Literal["adam", "adamw"] | None = field(default=None, metadata=OPTIONAL)  # of the encoder; None: AdamW
-    learning_rate: float = 1e-5  # of the encoder; the recommender keeps its own
+    learning_rate: float = _BY_TUNE  # of the encoder: 1e-5; the recommender keeps its own
     layer_decay: float | None = field(default=None, metadata=OPTIONAL)  # the rate's factor per block down; None: 1
     warmup_steps: int = 0  # in which the rate rises to its value; it never falls, as the last step isn't known ahead
     weight_decay: float = 0.01
     clip_grad_norm: float = 1.0  # of the encoder's parameters together
-    encoder_every: int = 4  # batches of the recommender whose gradients one step of the encoder collects
-    rows: int = 256  # items encoded with gradient in a step, an unbiased sample; 0: all that have a gradient
-    micro_batch: int = 32  # items computed at once, 0: all; it sets the memory, and changes no result except by `itc`
+    encoder_every: int = _BY_TUNE  # batches of the recommender whose gradients one step of the encoder collects: 4
+    rows: int = _BY_TUNE  # items encoded with gradient in a step, an unbiased sample: 256; 0: all that have a gradient
+    micro_batch: int = _BY_TUNE  # items computed at once: 32; 0: all; sets the memory, and no result except by `itc`
     warm_epochs: int | Literal["auto"] = 0  # of the recommender alone, before the encoder joins; auto: until it stalls
     refresh_epochs: int = 1  # epochs between two encodings of all items; each evaluation is preceded by one, too
     itc: float = 0.0  # weight of the encoder's own contrastive loss within each micro-batch of a step
     freeze: tuple[str, ...] = ()  # patterns of the names of the encoder's parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the encoder's arithmetic, by autocast
+
+    def __post_init__(self) -> None:
+        for name, (side, others) in _DEFAULTS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, side if self.tune == "side" else others)
 
 
 @hookimpl

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..hub import cannot_tokenize, check_token_ids
 from ..st.model import load
+from ..towers import blocks, masked_mean, pooled_states
 from ..words import as_words
 from . import NAME, CnnSbertConfig, minilm_folder
 
@@ -45,3 +46,11 @@ class Sbert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         features: Tensor = self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
         return features  # (B, width)
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """The mean over the pieces (B, width) of the embeddings and of each layer."""
+        return pooled_states(
+            lambda: self(input_ids, attention_mask),
+            [*blocks(self.model)],
+            lambda states: masked_mean(states, attention_mask),
+        )

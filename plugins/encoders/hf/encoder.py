@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, N the most tokens that are read, D features.
 
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmrec_lmm.losses import FIRST_LOG_SCALE, contrastive_scale, sigmoid_loss, s
 from ..hub import TINY, cannot_tokenize, check_token_ids, token_limit
 from ..pixels import shortened
 from ..tiny_clip import save_tiny_clip
+from ..towers import Pooling, blocks, find_pooling, pooled_states, probes
 from ..words import CHARACTERS, as_words
 from . import NAME, HfConfig
 from .model import METHODS, Found, described, found, load, load_processor
@@ -39,6 +41,7 @@ class Hf(ItemEncoder):
     def __init__(self, config: HfConfig, modalities: tuple[str, ...]) -> None:
         super().__init__()
         self.config = config
+        self._poolings: dict[str, Pooling] = {}  # of the towers, once it is known
         if config.variant == TINY:
             with tempfile.TemporaryDirectory() as folder:
                 save_tiny_clip(Path(folder))
@@ -82,6 +85,21 @@ class Hf(ItemEncoder):
         rows = {modality: self._features(modality, batch).float() for modality in self.dims}  # (B, D) each
         return {name: F.normalize(values, dim=1) for name, values in rows.items()} if self.config.normalise else rows
 
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """Of each block, and of what enters the first, pooled as the model pools its last: first token, end of text,
+        or the mean over the places on which its features depend."""
+        return {modality: self._states(modality, batch) for modality in self.dims}
+
+    def _states(self, modality: str, batch: dict[str, Tensor]) -> list[Tensor]:
+        parts, inputs = [*blocks(self.model)], self._inputs(modality, batch)
+        if modality not in self._poolings:
+            some = self._inputs(modality, probes(self, next(iter(inputs.values())).device))
+            self._poolings[modality] = find_pooling(
+                lambda: self._output(modality, some), parts, some.get("attention_mask"), modality=modality
+            )
+        pooling, mask = self._poolings[modality], inputs.get("attention_mask")
+        return pooled_states(lambda: self._output(modality, inputs), parts, lambda states: pooling(states, mask))
+
     @classmethod
     def is_tunable(cls, config: HfConfig) -> bool:
         """True if the model has image and text features in one space; also for one that isn't here, as most have."""
@@ -110,12 +128,17 @@ class Hf(ItemEncoder):
 
     def _features(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
         """(B, D)."""
+        return self._output(modality, self._inputs(modality, batch))
+
+    def _inputs(self, modality: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model is given of a batch."""
         prefix = f"{modality}."
         inputs = {name.removeprefix(prefix): rows for name, rows in batch.items() if name.startswith(prefix)}
-        if modality == "text":
-            inputs = self._filled(inputs)
-        method = getattr(self.model, METHODS[modality], self.model)
-        return pooled(method(**inputs))
+        return self._filled(inputs) if modality == "text" else inputs
+
+    def _output(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, D)."""
+        return pooled(getattr(self.model, METHODS[modality], self.model)(**inputs))
 
     def _filled(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tokens (B, T) with their masks, (B, N) where the model wants it so."""

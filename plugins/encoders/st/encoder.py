@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, D features.
 
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
 from ..hub import NO_LIMIT, TINY, cannot_tokenize, check_token_ids, library, token_limit
 from ..pixels import shortened
 from ..tiny_clip import save_tiny_clip
+from ..towers import Pooling, blocks, find_pooling, pooled_states, probes
 from ..words import CHARACTERS, as_words
 from . import NAME, StConfig
 from .model import BLANK, PROBES, folder_of, load
@@ -55,6 +57,7 @@ class St(ItemEncoder):
         if "text" in modalities:
             self._read_texts()
         self._noted = False
+        self._poolings: dict[str, Pooling] = {}  # of the towers, once it is known
         self.constants: dict[str, dict[str, Any]] = {}  # of modalities whose items are preprocessed one by one
         for modality in modalities:
             first, second = (self._preprocessed(modality, [probe]) for probe in PROBES[modality])
@@ -76,6 +79,23 @@ class St(ItemEncoder):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {modality: self._features(modality, batch).float() for modality in self.dims}  # (B, D)
 
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """Of each block, and of what enters the first, pooled as the model pools its last: first token, end of text,
+        or the mean over the places on which its features depend."""
+        return {modality: self._states(modality, batch) for modality in self.dims}
+
+    def _states(self, modality: str, batch: dict[str, Tensor]) -> list[Tensor]:
+        parts, inputs = [*blocks(self.model)], self._inputs(modality, batch)
+        if modality not in self._poolings:
+            device = next(rows.device for name, rows in batch.items() if name.startswith(f"{modality}."))
+            with torch.inference_mode(False):
+                some = self._inputs(modality, probes(self, device))
+            self._poolings[modality] = find_pooling(
+                lambda: self._output({**some}), parts, some.get("attention_mask"), modality=modality
+            )
+        pooling, mask = self._poolings[modality], inputs.get("attention_mask")
+        return pooled_states(lambda: self._output(inputs), parts, lambda states: pooling(states, mask))
+
     def _prepared(self, modality: str, content: Any) -> dict[str, Tensor]:
         """An item's tensors by name, or its bytes where the whole batch must be there first."""
         if modality not in self.constants:
@@ -86,6 +106,10 @@ class St(ItemEncoder):
 
     def _features(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
         """(B, D)."""
+        return self._output(self._inputs(modality, batch))
+
+    def _inputs(self, modality: str, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """What the model is given of a batch."""
         if modality in self.constants:
             prefix = f"{modality}."
             features = {name.removeprefix(prefix): rows for name, rows in batch.items() if name.startswith(prefix)}
@@ -100,7 +124,11 @@ class St(ItemEncoder):
             }
         if modality == "text":
             self._note_cut(features)
-        embedded: Tensor = self.model(features)["sentence_embedding"]
+        return features
+
+    def _output(self, inputs: dict[str, Any]) -> Tensor:
+        """(B, D)."""
+        embedded: Tensor = self.model(inputs)["sentence_embedding"]
         return embedded
 
     def _is_separable(self, modality: str, first: dict[str, Any], second: dict[str, Any]) -> bool:
