@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .weights.download import find_weights as find_weights
     from .weights.download import given_weights as given_weights
     from .weights.formats import LoadReport as LoadReport
+    from .weights.formats import check_numbers as check_numbers
     from .weights.formats import interpolate_positions as interpolate_positions
     from .weights.formats import load_state as load_state
     from .weights.formats import read_checkpoint as read_checkpoint
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
 _HOME = {
     "cache": ("home",),
     "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
-    "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
+    "weights.formats": ("LoadReport", "check_numbers", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
     "errors": (
         "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",

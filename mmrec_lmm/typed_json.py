@@ -33,9 +33,8 @@ INT64 = range(-(2**63), 2**63)  # whole numbers that arrays and tables hold
 FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
 #: Metadata of a field that is left out where it is None.
 OPTIONAL: Mapping[str, bool] = MappingProxyType({"optional": True})
-#: Metadata of a field that is left out where it has its default, which must never change: a key that is younger than
-#: results, whose fingerprints stay what they were.
-IF_CHANGED: Mapping[str, bool] = MappingProxyType({"if_changed": True})
+#: Metadata of a field that is left out where it has its default: one that came later leaves earlier fingerprints alone.
+ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 #: Metadata of a field that isn't written, and so is part of no fingerprint; it needs a default.
 UNWRITTEN: Mapping[str, bool] = MappingProxyType({"unwritten": True})
 
@@ -85,7 +84,7 @@ def _plain_fields(value: Any) -> dict[str, Any]:
     for field in dataclasses.fields(value):
         if field.metadata == UNWRITTEN:
             continue
-        if field.metadata == IF_CHANGED and getattr(value, field.name) == field.default:
+        if field.metadata == ADDED and getattr(value, field.name) == field.default:
             continue
         content = plain(getattr(value, field.name))
         if field.metadata == FLAT:

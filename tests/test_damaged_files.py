@@ -175,6 +175,22 @@ def test_a_metric_that_is_not_a_number_is_named(value: str, here: Path) -> None:
         run_folder.load_result(path.parent)
 
 
+@pytest.mark.parametrize(("value", "said"), [("7", "7"), ("-0.25", "-0.25")])
+def test_a_metric_beyond_its_range_is_a_damaged_result(value: str, said: str, here: Path) -> None:
+    path = run_of(1) / "result.json"
+    before = path.read_text()
+    path.write_text(re.sub(r'("recall@5": )[\d.e-]+', rf"\g<1>{value}", before))
+    with pytest.raises(DataError, match=rf"result.json: valid.recall@5: expected 0 to 1, got {said}; try --force"):
+        run_folder.load_result(path.parent)
+    listed = call("list", "runs")
+    assert path.parent.name not in listed.out
+    assert f"valid.recall@5: expected 0 to 1, got {said}" in listed.err
+    path.write_text(re.sub(r'"recall@5": [\d.e-]+', '"of_a_plugin@5": -7.0', before))
+    result = run_folder.load_result(path.parent)
+    assert result is not None
+    assert result.valid["of_a_plugin@5"] == -7
+
+
 @each_way
 def test_a_damaged_configuration_is_named_and_leaves_the_leaderboard(way: str, here: Path) -> None:
     bad = run_of(1)
@@ -258,6 +274,8 @@ USERS = np.arange(3)
         ({"test/users": USERS * 1.0}, "test/users: expected one number"),
         ({"test/recall@5": np.zeros(3)}, "test/recall@5: expected one number for each of test/users"),
         ({"test/users": USERS, "test/recall@5": np.full(3, np.nan)}, "test/recall@5: expected finite numbers"),
+        ({"test/users": USERS, "test/recall@5": np.array([0, 1, 7.0])}, "test/recall@5: expected 0 to 1, got 7"),
+        ({"test/users": USERS, "test/ndcg@5": np.array([0, -1, 1.0])}, "test/ndcg@5: expected 0 to 1, got -1"),
     ],
 )
 def test_numbers_by_user_agree_with_their_users(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:

@@ -40,10 +40,11 @@ from ..data.tables import read_integers
 from ..disk.hashing import read_hash
 from ..disk.locks import holding
 from ..disk.reading import check_readable, is_there, read_file, read_json
-from ..disk.sealed import read_metadata, read_tensors, save_file
+from ..disk.sealed import read_arrays, read_metadata, save_file, value_of
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic, write_bytes, write_json
 from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
+from ..evaluation.metrics import METRICS
 from ..plugin.registry import Registry
 from ..typed_json import check_finite, decode, parse, plain
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
@@ -72,6 +73,8 @@ CURE = "try --force, which runs it again"
 LARGEST_HISTORY = 2**30  # bytes; an epoch has some 500
 
 _METRIC = re.compile(r"[^@]+@[1-9][0-9]{0,8}")
+_SHARES = frozenset(spec.name.lower() for spec in METRICS)  # metrics from 0 to 1
+_ROUNDING = 1e-6  # of metrics in float32
 
 #: The effective values of settings, if not the default, in runs made before those settings existed.
 BEFORE = {"min_steps": 0}
@@ -231,11 +234,14 @@ def load_result(folder: Path) -> RunResult | None:
         raise DataError(
             f"{path}: run_id: expected the name of its folder, got {result.run_id}; rename the folder, or {CURE}"
         )
-    for split, values in (("valid", result.valid), ("test", result.test)):
+    cold = result.record.cold_items
+    splits = {"valid": result.valid, "test": result.test} | ({"record.cold_items.test": cold.test} if cold else {})
+    for split, values in splits.items():
         check_finite(values, where=f"{path}: {split}", cure=CURE)
-        for name in values:
+        for name, value in values.items():
             if not _METRIC.fullmatch(name):
                 raise DataError(f"{path}: {split}: expected METRIC@K, such as recall@20, got {name!r}; {CURE}")
+            _check_range(name, value, value, where=f"{path}: {split}.{name}")
     if result.record.record_version > RECORD_VERSION:
         raise DataError(
             f"{path}: record.record_version: expected at most {RECORD_VERSION}, got {result.record.record_version}; "
@@ -244,10 +250,19 @@ def load_result(folder: Path) -> RunResult | None:
     return result
 
 
+def _check_range(metric: str, least: float, most: float, *, where: str) -> None:
+    """Raise DataError for values of a metric that it can't have; of a plugin's metrics the range isn't known."""
+    if metric.partition("@")[0] in _SHARES and not -_ROUNDING <= least <= most <= 1 + _ROUNDING:
+        raise DataError(f"{where}: expected 0 to 1, got {least if least < -_ROUNDING else most:g}; {CURE}")
+
+
 def check_own(path: Path) -> None:
     """Raise DataError if a file of tensors in a run's folder is another run's; those of earlier versions don't say."""
-    own = _name(path.parent)
-    if (run := read_metadata(path, "run", cure=CURE, default=own)) != own:
+    _check_own(path, read_metadata(path, "run", cure=CURE, default=_name(path.parent)))
+
+
+def _check_own(path: Path, run: Any) -> None:
+    if run != _name(path.parent):
         raise DataError(f"{path}: expected the file of this run, got that of {run}; {CURE}")
 
 
@@ -287,18 +302,18 @@ def try_result(folder: Path) -> RunResult | None:
 
 
 def finished_runs(out: Path) -> list[Path]:
-    """The folders under `out` that have a `result.json`, by name; also those that can't be looked into, which reading
-    them reports. Raises NoAccess for `out` itself."""
+    """The folders under `out` that have a result, by name. Raises NoAccess for `out` itself."""
     check_readable(out)
-    found = []
-    for folder in sorted(out.iterdir()) if out.is_dir() else ():
-        try:
-            (folder / RESULT).lstat()
-        except OSError as error:
-            if not is_denied(error):  # missing, or `folder` is a file
-                continue
-        found.append(folder)
-    return found
+    return [folder for folder in (sorted(out.iterdir()) if out.is_dir() else ()) if has_result(folder)]
+
+
+def has_result(folder: Path) -> bool:
+    """True if a folder has a `result.json`, whatever that is, or if this user may not look: reading it reports both."""
+    try:
+        (folder / RESULT).lstat()
+    except OSError as error:
+        return is_denied(error)  # else it is missing, or `folder` is a file
+    return True
 
 
 def find_run(out: Path, name: str) -> Path:
@@ -332,8 +347,8 @@ def save_per_user(
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
     """{"test/users": (U,), "test/recall@20": (U,), ...}. DataError if the file is missing or damaged."""
     path = folder / PER_USER
-    arrays: dict[str, np.ndarray] = read_tensors(path, cure=CURE)
-    check_own(path)
+    arrays, metadata = read_arrays(path, cure=CURE)
+    _check_own(path, value_of(metadata, "run", path, cure=CURE, default=_name(folder)))
     for name, values in arrays.items():
         split, _, what = name.partition("/")
         users = arrays.get(f"{split}/users")
@@ -345,6 +360,8 @@ def load_per_user(folder: Path) -> dict[str, np.ndarray]:
             )
         if not np.isfinite(values).all():
             raise DataError(f"{path}: {name}: expected finite numbers, got NaN or infinity; {CURE}")
+        if len(values):
+            _check_range(what, values.min(), values.max(), where=f"{path}: {name}")
     if "test/users" not in arrays:
         raise DataError(f"{path}: expected test/users, got {', '.join(arrays) or 'nothing'}; {CURE}")
     return arrays
@@ -427,9 +444,9 @@ def save_run(
         save_config(staged, spec)
         save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            about = callback.about_weights()
-            said = {key: json.dumps(plain(value)) for key, value in about.items()}
-            save_weights(staged / (ADAPTER if about.get("tune") == "lora" else ENCODER), trained_beside, said | whose)
+            told = callback.about_weights()
+            about = {name: json.dumps(value) for name, value in told.items()}
+            save_weights(staged / (ADAPTER if told.get("tune") == "lora" else ENCODER), trained_beside, about | whose)
         if model.features.joint:
             save_weights(staged / FEATURES, model.features(), whose)
         users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}

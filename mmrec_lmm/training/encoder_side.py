@@ -22,7 +22,8 @@ from ..errors import ConfigError
 from ..features.prepared import PreparedItems, with_frozen_part
 from ..machine import precision, to_device
 from ..plugin.contracts import ItemEncoder
-from .optim import adam, adamw
+from .clock import PartClock
+from .optim import adam, adamw, depth_factors, scale_rates, set_rate
 from .paradigms import EndToEnd
 from .trainer import load_optimizer_state, optimizer_state
 from .tune import Choice, Objective, TrainedPart, choose, weighted_sum
@@ -33,6 +34,8 @@ class EncoderWorker:
 
     `present` (I,) marks by modality the items that have it; its device is the encoder's. `name` is for messages, `seed`
     for what is drawn. `choice` is that of `choose_trained`, if that was called before.
+    `clock`, in the process that starts it, measures the parts of steps and of encoding: "loading" (prepared items are
+    read and moved), "forward", "backward" (with the exchange of gradients and the optimizer's step), "refresh".
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class EncoderWorker:
         self._present, self._options = present, options
         self._device = next(iter(present.values())).device
         self._encoder = encoder.eval().to(self._device)
+        self.clock = PartClock(self._device)
         encoded = torch.stack([*present.values()]).any(dim=0).nonzero().squeeze(1).cpu().numpy()
         self._items = with_frozen_part(
             items, encoder, encoded, batch_size=options.micro_batch or 64, device=self._device, dtype=options.dtype
@@ -67,6 +71,12 @@ class EncoderWorker:
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         optimizer = adam if options.learner == "adam" else adamw
         self._optimizer = optimizer(encoder, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        if options.layer_decay is not None:
+            factors = depth_factors(
+                encoder, self._batch(torch.from_numpy(encoded[:2])), options.layer_decay,
+                owner=f"encoder {name}: ete.layer_decay",
+            )  # fmt: skip
+            scale_rates(self._optimizer, factors)
 
     @everywhere
     def step(self, rows: Tensor, gradients: Mapping[str, Tensor], rate: float) -> float:
@@ -81,15 +91,17 @@ class EncoderWorker:
         for start in range(0, len(rows), size)[rank() :: processes()]:
             part = slice(start, start + size)
             objective = self._objective(rows[part], {name: each[part] for name, each in gradients.items()}, len(rows))
+            self.clock.lap("forward")
             if objective.requires_grad:
                 objective.backward()
+            self.clock.lap("backward")
         with sharing():
             sum_gradients(self._trained)
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self._options.clip_grad_norm).item()
         if 0 < norm < math.inf:
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self._optimizer, rate)
             self._optimizer.step()
+        self.clock.lap("backward")
         return norm
 
     def _objective(self, items: Tensor, gradients: Mapping[str, Tensor], n_rows: int) -> Tensor:
@@ -112,10 +124,23 @@ class EncoderWorker:
             batch = self._batch(items[local_slice(len(items))])
             with precision(self._device, self._options.dtype), self.part.encoding():
                 features = self._encoder(batch)
-            return {modality: all_gather(features[modality]) for modality in self._present}
+            found = {modality: all_gather(features[modality]) for modality in self._present}
+        self.clock.lap("refresh")
+        return found
 
     def _batch(self, items: Tensor) -> dict[str, Tensor]:
-        return {key: to_device(tensor, self._device) for key, tensor in self._items.batch(items.numpy()).items()}
+        batch = {key: to_device(tensor, self._device) for key, tensor in self._items.batch(items.numpy()).items()}
+        self.clock.lap("loading")
+        return batch
+
+    @property
+    def cached_bytes(self) -> int:
+        """The bytes of the prepared items, or of what frozen layers made of them, from which all items are encoded."""
+        return sum(array.nbytes for arrays in (self._items.arrays, self._items.lengths) for array in arrays.values())
+
+    @property
+    def encoder(self) -> ItemEncoder:
+        return self._encoder
 
     @property
     def trained(self) -> int:

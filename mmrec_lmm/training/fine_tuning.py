@@ -64,7 +64,7 @@ from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import FLAT, OPTIONAL, decode, plain
 from ..types import ItemCatalog, RawItem, RunSpec, Tuned
 from .loop import EpochLoop, TrainingState, Validation
-from .optim import adamw, has_batch_norms, rate_factor, recompute_blocks
+from .optim import adamw, depth_factors, has_batch_norms, rate_factor, recompute_blocks, scale_rates, set_rate
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
 from .paradigms import FineTuning
 from .resume import Checkpoints, load_checkpoint, remove_checkpoint, restoring, save_weights
@@ -438,6 +438,10 @@ class _Tuner(EpochLoop[TunerNumbers]):
             prepared, encoder, np.concatenate([train.items, held_out.items]), batch_size=tuning.batch_size,
             device=self._device, dtype=tuning.dtype,
         )  # fmt: skip
+        if tuning.layer_decay is not None:
+            batch = {key: to_device(rows, self._device) for key, rows in self._prepared.batch(train.items[:2]).items()}
+            owner = f"encoder {name}: ft.layer_decay"
+            scale_rates(self._optimizer, depth_factors(encoder.eval(), batch, tuning.layer_decay, owner=owner))
         self._seconds = time.perf_counter() - started
         self._bar: tqdm[Any] | None = None
 
@@ -548,8 +552,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
             factor = rate_factor(
                 first + step, tuning.epochs * self._steps, warmup=tuning.warmup, schedule=tuning.schedule
             )
-            for group in self._optimizer.param_groups:
-                group["lr"] = tuning.learning_rate * factor
+            set_rate(self._optimizer, tuning.learning_rate * factor)
             self._optimizer.zero_grad()
             count = min(tuning.accumulate, self._batches - step * tuning.accumulate)
             for batch in islice(batches, count):

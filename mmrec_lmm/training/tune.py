@@ -45,7 +45,7 @@ from ..errors import ConfigError, DataError, PluginError, did_you_mean
 from ..formatting import first_few, first_line
 from ..plugin.contracts import ItemEncoder
 from ..types import RawItem
-from .optim import _repeated, freeze
+from .optim import freeze, repeated_blocks
 from .resume import load_weights
 
 FULL, LORA, SIDE = "full", "lora", "side"
@@ -354,7 +354,8 @@ def _watching(encoder: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
     def note(block: nn.Module, arguments: Any, named: Any) -> None:
         seen.setdefault(block, []).extend(_tensors_in([arguments, named]))
 
-    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in _repeated(encoder)]
+    blocks = [block for tower in repeated_blocks(encoder) for block in tower]
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     try:
         yield seen
     finally:

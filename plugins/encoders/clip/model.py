@@ -115,9 +115,10 @@ def published_file(config: ClipConfig) -> Path:
     try:
         return _from_hub(repository, names)
     except Exception as error:  # huggingface_hub has many error classes without a common base
+        why = str(error) if isinstance(error, WeightsMissing) else f"{type(error).__name__}: {first_line(error)}"
         raise WeightsMissing(
             f"encoder clip: the weights of {config.variant} are not here and can't be downloaded "
-            f"({type(error).__name__}: {first_line(error)}). They are {where}: get that file and give it with "
+            f"({why}). They are {where}: get that file and give it with "
             "--weights PATH"
         ) from None
 
@@ -129,7 +130,7 @@ def _from_hub(repository: str, names: tuple[str, str]) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     if variable := offline():
-        raise FileNotFoundError(f"{variable} is set")
+        raise WeightsMissing(f"{variable} is set")
     try:
         return Path(hub.hf_hub_download(repository, names[0]))
     except hub.errors.LocalEntryNotFoundError:  # the hub can't be reached: trying the other name would only wait again
