@@ -314,7 +314,7 @@ def _probing(encoder: ItemEncoder) -> Iterator[dict[str, Tensor]]:
     device = next(encoder.parameters()).device
     modes = {module: module.training for module in encoder.modules()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         encoder.eval()
         prepared = [bounded(encoder)(item) for item in PROBE]
         batch = pad_and_stack(prepared, padding=encoder.padding, encoder=type(encoder).__name__)
@@ -543,7 +543,7 @@ def _add_adapters(
         config = peft.LoraConfig(
             r=rank, lora_alpha=options.lora_alpha, target_modules="|".join(map(re.escape, layers)), lora_dropout=0.0
         )
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]):  # new layers are drawn on the CPU
             peft.inject_adapter_in_model(config, encoder)
     adapters = {}
     for name in names:
