@@ -11,11 +11,10 @@ parameter is trained under last:N if it reaches the objective, but not the input
 That leaves out what the first blocks use, too: words, positions, a common table of relative positions.
 
 lora has two mechanisms. Linear layers and 1x1 convolutions that are called as modules get peft's layers, whose backward
-pass computes no gradient of W: half of the cost of full training. Weights that their parent reads (the packed
-`in_proj_weight` and the `out_proj` of attention, VLMo's `qkv`, the layers of nn.TransformerEncoderLayer in its fast
-path) get a parametrization instead, which computes W + (alpha / r) B A at each use: peft leaves them alone, or adds to
-frozen weights and subtracts again, by which they drift. Which is which the probe sees, too: whether `forward` is called
-with and without gradient.
+pass computes no gradient of W. Weights that their parent reads (the packed `in_proj_weight` and the `out_proj` of
+attention, VLMo's `qkv`, the layers of nn.TransformerEncoderLayer in its fast path) get a parametrization instead, which
+computes W + (alpha / r) B A at each use: peft leaves them alone, or adds to frozen weights and subtracts again, by which
+they drift. Which is which the probe sees, too: whether `forward` is called with and without gradient.
 
 Shapes: r rank.
 """
