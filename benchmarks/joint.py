@@ -1,6 +1,10 @@
-"""The cost of joint training beyond its encoder's arithmetic: `python -m benchmarks.joint [--full] [--quick]`.
+"""Joint training: what it costs beyond its encoder's arithmetic, and its curves.
 
-Three tables, for the tiny variants of VLMo, BEiT-3 and CLIP:
+    python -m benchmarks.joint [--full] [--quick]
+    python -m benchmarks.joint gradients|variance|recall|tunes [--data-path DIR] [--out DIR]
+
+The second are the curves (joint_curves.py). The first prints three tables, for the tiny variants of VLMo, BEiT-3 and
+CLIP:
 epochs   an epoch of a recommender and the encoder together, compared with two forward passes and one backward pass over
          the same rows plus an epoch of the recommender alone; the encoding of all items is timed separately
 loader   prepared items read from the cache a second, compared with the items a second that the encoder computes forward
@@ -39,6 +43,7 @@ from mmrec_lmm.training.paradigms import EndToEnd
 from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
 
+from . import joint_curves
 from .encoders import FULL, full, make_catalog
 from .host import processor
 from .models import Bench
@@ -52,6 +57,12 @@ SIZE = Size(users=1_500, items=500, train=16_000, valid=3_000, test=3_000, width
 QUICK = Size(users=40, items=24, train=240, valid=50, test=50, widths={})
 OPTIONS = EndToEnd(learning_rate=1e-4, refresh_epochs=10**9)  # the one refresh is timed apart
 CATALOGS = (500, 5_000)  # items, whose memory is compared
+CURVES = {
+    "gradients": joint_curves.print_gradients,
+    "variance": joint_curves.print_variance,
+    "recall": joint_curves.print_recall,
+    "tunes": joint_curves.print_tunes,
+}
 
 
 @dataclass(frozen=True)
@@ -238,12 +249,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.joint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("what", nargs="?", choices=("costs", *CURVES), default="costs", help="default: %(default)s")
+    parser.add_argument("--data-path", default="data", metavar="DIR", help="of the curves' demo data (default: data)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="of the curves' runs (default: runs)"
+    )
     parser.add_argument("--encoders", nargs="+", choices=known, metavar="NAME", help="default: all")
     parser.add_argument("--full", action="store_true", help="read and compute full-size images too, for some minutes")
     parser.add_argument("--repeats", type=int, default=5, help="of an epoch and its floor (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few items: shows that it runs, measures nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if options.what != "costs":
+        CURVES[options.what](registry, options.data_path, options.out, options.quick)
+        return
     keep_freed_memory()  # as a run does
     size = QUICK if options.quick else SIZE
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
