@@ -3,7 +3,9 @@
     runs/<model>-<data set>-<8 hex of the run's identity>/
         config.json              the resolved run: every value, sufficient to build it again
         best.safetensors         the weights of the best epoch
-        encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch
+        encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch; under `ete.tune: last:N` the
+                                 trained ones alone, and the hash of the base that they belong to
+        adapter.safetensors      under `ete.tune: lora`, in its place: A and B by weight, rank, alpha, the base's hash
         features.safetensors     of an end-to-end run, that encoder's features of all items: (I, D) by modality
         per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user; of a
                                  cold-item split also cold/...: test with cold items as the only candidates
@@ -56,6 +58,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
 ENCODER = "encoder.safetensors"
+ADAPTER = "adapter.safetensors"
 FEATURES = "features.safetensors"
 PER_USER = "per_user.safetensors"
 HISTORY = "history.jsonl"
@@ -441,8 +444,9 @@ def save_run(
         save_config(staged, spec)
         save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            about = {name: json.dumps(value) for name, value in callback.about_weights().items()}
-            save_weights(staged / ENCODER, trained_beside, about | whose)
+            about = callback.about_weights()
+            said = {key: json.dumps(plain(value)) for key, value in about.items()}
+            save_weights(staged / (ADAPTER if about.get("tune") == "lora" else ENCODER), trained_beside, said | whose)
         if model.features.joint:
             save_weights(staged / FEATURES, model.features(), whose)
         users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}

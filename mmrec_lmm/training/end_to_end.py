@@ -39,10 +39,11 @@ from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..typed_json import OPTIONAL, decode, plain
 from ..types import Batch, Inputs, Interactions, RunSpec
-from .encoder_side import EncoderWorker
+from .encoder_side import EncoderWorker, choose_trained
 from .optim import recompute_blocks
 from .paradigms import EndToEnd
 from .side import SideNetwork, SideReport, check_side, side_encoder
+from .tune import check
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class TrainedEndToEnd(Paradigm):
             )
         if self.config.tune == "side":
             check_side(run, registry)
+        check(self.config, owner="ete")
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
         return joint_encoder(run, inputs, registry, features)
@@ -156,6 +158,8 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
             f"--paradigm ete: expected an encoder with parameters to train, got {known.name}, which has none; try "
             "--paradigm pt"
         )
+    options: EndToEnd = spec.paradigm_config
+    choice = choose_trained(encoder, options, name=known.name)  # before a catalog is prepared for nothing
     items = prepared_items(
         inputs.dataset.catalog,
         known,
@@ -164,7 +168,7 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
         text_fields=spec.settings.text_fields,
         workers=loader_processes(spec.settings, next(iter(present.values())).device),
     )
-    return EncoderWorker(encoder, items, present, spec.paradigm_config, name=known.name)
+    return EncoderWorker(encoder, items, present, options, name=known.name, seed=spec.settings.seed, choice=choice)
 
 
 def must_learn(options: EndToEnd) -> bool:
@@ -217,6 +221,8 @@ class EndToEndReport:
     """
 
     mode: str
+    tune: str
+    trained: tuple[str, ...]  # parameters, or the weights that lora updates; () under full: all that aren't frozen
     frozen: tuple[str, ...]
     steps: int
     rows_per_step: float
@@ -372,6 +378,8 @@ class JointEncoder(TrainerCallback):
         steps, side = max(1, self._steps), self._side.report if self._side else None
         return EndToEndReport(
             mode=self._options.mode,
+            tune=self._options.tune,
+            trained=self._worker.part.names,
             frozen=self._options.freeze,
             steps=self._steps,
             rows_per_step=self._rows / steps,
@@ -402,7 +410,7 @@ class JointEncoder(TrainerCallback):
         )
 
     def about_weights(self) -> Mapping[str, Any]:
-        return self._side.about if self._side else {}
+        return self._side.about if self._side else self._worker.part.about()
 
     @property
     def _side(self) -> SideNetwork | None:

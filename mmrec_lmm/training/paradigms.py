@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..api import OPTIONAL, ParadigmSpec, hookimpl
-from ..config.schema import SEED, SIZE, WEIGHT, Limit, at_least
+from ..config.schema import SEED, SIZE, WEIGHT, Limit, above, at_least, between
 from ..typed_json import ADDED
 
 _BY_TUNE: Any = None  # a default that `tune` decides, by _DEFAULTS
@@ -22,13 +22,20 @@ _DEFAULTS: Mapping[str, tuple[float, float]] = {
     "rows": (64, 256),
     "micro_batch": (0, 32),
 }
-_TUNES = re.compile(r"full|lora|side|last:[1-9]\d*")
 _LAYERS = Limit(
     "auto, or different numbers of layers from 0 on, rising",
     lambda layers: layers == "auto" or (layers and layers[0] >= 0 and sorted({*layers}) == [*layers]),
 )
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
 _LAYER_DECAY = Limit("above 0 and at most 1", lambda decay: 0 < decay <= 1, spelled={1.0: None})
+_TUNED: Mapping[str, Limit] = {
+    "tune": Limit(
+        "full, lora, side, or last:N, such as last:1",
+        lambda text: re.fullmatch(r"full|lora|side|last:[1-9]\d{0,8}", text) is not None,
+    ),
+    "lora_rank": between(1, 4096),
+    "lora_alpha": above(0),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class FineTuning:
     """
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
+        **_TUNED,
         "batch_size": at_least(2),
         "epochs": at_least(1),
         "accumulate": at_least(1),
@@ -64,6 +72,10 @@ class FineTuning:
     schedule: Literal["linear", "cosine"] = "linear"  # of the learning rate's fall to zero after that
     clip_grad_norm: float = 1.0  # of all parameters together
     held_out: float = 0.05  # share of items that select the epoch and are never trained on
+    tune: str = field(default="full", metadata=ADDED)  # of the encoder: full, lora, or last:N blocks
+    lora_rank: int = field(default=8, metadata=ADDED)  # r of lora's updates (alpha / r) B A
+    lora_alpha: float = field(default=16.0, metadata=ADDED)  # their weight, times r
+    lora_targets: tuple[str, ...] = field(default=(), metadata=ADDED)  # patterns of matrices; (): the blocks'
     freeze: tuple[str, ...] = ()  # patterns of the names of parameters that aren't trained
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic, by autocast; weights stay float32
     seed: int = 999  # of the held-out items, the batches and the losses' masks
@@ -74,8 +86,8 @@ class EndToEnd:
     """Section `ete`: the training of an encoder together with a recommender."""
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
+        **_TUNED,
         "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),
-        "tune": Limit("full, lora, side or last:N", lambda tune: _TUNES.fullmatch(tune) is not None),
         "side_layers": _LAYERS,
         "side_width": SIZE,
         "encoder_every": at_least(1),
@@ -94,6 +106,9 @@ class EndToEnd:
     mode: Literal["two_pass", "splice", "released"] = "two_pass"  # splice: the batches' items; released: no gradient
     # of the encoder: full, lora, side (ete only), or last:N, its last N blocks and what follows
     tune: str = field(default="full", metadata=ADDED)
+    lora_rank: int = field(default=8, metadata=ADDED)  # r of lora's updates (alpha / r) B A
+    lora_alpha: float = field(default=16.0, metadata=ADDED)  # their weight, times r
+    lora_targets: tuple[str, ...] = field(default=(), metadata=ADDED)  # patterns of matrices; (): the blocks'
     # whose states side reads, 0: the embeddings; auto: at most seven of each tower, evenly spaced
     side_layers: tuple[int, ...] | Literal["auto"] = field(default="auto", metadata=ADDED)
     side_width: int = field(default=64, metadata=ADDED)  # of the bottlenecks of side's blocks

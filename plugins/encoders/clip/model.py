@@ -29,7 +29,7 @@ from mmrec_lmm.api import (
 
 from ..words import SIZE, HashedWords, as_words
 from . import NAME, ClipConfig
-from .renaming import from_transformers, hidden_act, is_of_transformers
+from .renaming import from_encoder, from_transformers, hidden_act, is_of_encoder, is_of_transformers
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
@@ -248,6 +248,8 @@ def _empty(found: Architecture, config: ClipConfig) -> Any:
 def _arranged(model: Any, state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """A checkpoint with the model's names and shapes; checkpoints were published in several layouts."""
     zoo = _open_clip()
+    if is_of_encoder(state):
+        state = from_encoder(state, custom_text=not hasattr(model, "text_projection"))
     if is_of_transformers(state):
         state = from_transformers(state, file)
     state = zoo.factory.convert_state_dict(model, state)  # Apple's names
