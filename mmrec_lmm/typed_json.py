@@ -33,8 +33,7 @@ INT64 = range(-(2**63), 2**63)  # whole numbers that arrays and tables hold
 FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
 #: Metadata of a field that is left out where it is None.
 OPTIONAL: Mapping[str, bool] = MappingProxyType({"optional": True})
-#: Metadata of a field that is left out where it has its default, which must never change: a key that came later than
-#: results, whose fingerprints stay what they were.
+#: Metadata of a field that is left out where it has its default: one that came later leaves earlier fingerprints alone.
 ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 #: Metadata of a field that isn't written, and so is part of no fingerprint; it needs a default.
 UNWRITTEN: Mapping[str, bool] = MappingProxyType({"unwritten": True})

@@ -541,7 +541,10 @@ def test_each_model_trains_a_side_network_on_each_subset_of_modalities(
             ("--encoder", "clip:tiny", "--ete.side_layers=[3,1]"),
             "must be auto, or different numbers of layers from 0 on, rising, got",
         ),
-        (("--encoder", "clip:tiny", "--ete.tune=sides"), "must be full, lora, side or last:N, got 'sides'"),
+        (
+            ("--encoder", "clip:tiny", "--ete.tune=sides"),
+            "must be full, lora, side, or last:N, such as last:1, got 'sides'",
+        ),
         (("--encoder", "clip:tiny", "--ete.itc=1"), "ete.itc: expected 0 under ete.tune=side"),
         (("--encoder", "clip:tiny", "--ete.freeze=[model.*]"), "clip's side network: ete.freeze: expected a pattern"),
     ],

@@ -117,6 +117,11 @@ def merge(run: str, file: Path, registry: Registry, *, out: Path) -> dict[str, A
     spec, result = run_folder.load_config(folder, registry), run_folder.load_result(folder)
     assert result is not None
     paths = [folder / name for name in (run_folder.ADAPTER, run_folder.ENCODER) if (folder / name).is_file()]
+    if getattr(spec.paradigm_config, "tune", "") == "side":
+        raise ConfigError(
+            f"weights merge: expected a run that trained its encoder, got {result.run_id}, of ete.tune=side, whose "
+            "encoder is as it was: the run's encoder.safetensors is a network beside it"
+        )
     if not registry.paradigms.get(spec.paradigm).joint or not paths:
         raise ConfigError(
             f"weights merge: expected a run that trained an encoder with its recommender, got {result.run_id} of "

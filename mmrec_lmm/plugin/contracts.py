@@ -158,8 +158,8 @@ class TrainerCallback:
         """Restore such weights."""
 
     def about_weights(self) -> Mapping[str, Any]:
-        """What the header of the file of `weights` says of them, by name, in values that JSON can hold. If its `tune`
-        is "lora", the file is called `adapter.safetensors`, else `encoder.safetensors`."""
+        """What the file of `weights` in a run's folder says of them, by name, in values that JSON can hold. If its
+        `tune` is "lora", the file is called `adapter.safetensors`, else `encoder.safetensors`."""
         return {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -444,9 +444,9 @@ def save_run(
         save_config(staged, spec)
         save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            about = callback.about_weights()
-            said = {key: json.dumps(plain(value)) for key, value in about.items()}
-            save_weights(staged / (ADAPTER if about.get("tune") == "lora" else ENCODER), trained_beside, said | whose)
+            told = callback.about_weights()
+            about = {name: json.dumps(value) for name, value in told.items()}
+            save_weights(staged / (ADAPTER if told.get("tune") == "lora" else ENCODER), trained_beside, about | whose)
         if model.features.joint:
             save_weights(staged / FEATURES, model.features(), whose)
         users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}

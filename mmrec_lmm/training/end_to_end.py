@@ -81,9 +81,9 @@ class TrainedEndToEnd(Paradigm):
                 "missing: expected zero under --paradigm ete, where features of absent items are zero, got "
                 f"{run.settings.missing}; try --missing=zero"
             )
+        check(self.config, owner="ete")
         if self.config.tune == "side":
             check_side(run, registry)
-        check(self.config, owner="ete")
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
         return joint_encoder(run, inputs, registry, features)

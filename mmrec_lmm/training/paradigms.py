@@ -22,20 +22,18 @@ _DEFAULTS: Mapping[str, tuple[float, float]] = {
     "rows": (64, 256),
     "micro_batch": (0, 32),
 }
+_TUNES = re.compile(r"full|lora|side|last:[1-9]\d{0,8}")
 _LAYERS = Limit(
     "auto, or different numbers of layers from 0 on, rising",
     lambda layers: layers == "auto" or (layers and layers[0] >= 0 and sorted({*layers}) == [*layers]),
 )
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)  # infinite: gradients aren't clipped
-_LAYER_DECAY = Limit("above 0 and at most 1", lambda decay: 0 < decay <= 1, spelled={1.0: None})
 _TUNED: Mapping[str, Limit] = {
-    "tune": Limit(
-        "full, lora, side, or last:N, such as last:1",
-        lambda text: re.fullmatch(r"full|lora|side|last:[1-9]\d{0,8}", text) is not None,
-    ),
+    "tune": Limit("full, lora, side, or last:N, such as last:1", lambda tune: _TUNES.fullmatch(tune) is not None),
     "lora_rank": between(1, 4096),
     "lora_alpha": above(0),
 }
+_LAYER_DECAY = Limit("above 0 and at most 1", lambda decay: 0 < decay <= 1, spelled={1.0: None})
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class FineTuning:
     schedule: Literal["linear", "cosine"] = "linear"  # of the learning rate's fall to zero after that
     clip_grad_norm: float = 1.0  # of all parameters together
     held_out: float = 0.05  # share of items that select the epoch and are never trained on
-    tune: str = field(default="full", metadata=ADDED)  # of the encoder: full, lora, or last:N blocks
+    tune: str = field(default="full", metadata=ADDED)  # of the encoder: full, lora or last:N, as of ete
     lora_rank: int = field(default=8, metadata=ADDED)  # r of lora's updates (alpha / r) B A
     lora_alpha: float = field(default=16.0, metadata=ADDED)  # their weight, times r
     lora_targets: tuple[str, ...] = field(default=(), metadata=ADDED)  # patterns of matrices; (): the blocks'

@@ -354,7 +354,7 @@ def _watching(encoder: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
     def note(block: nn.Module, arguments: Any, named: Any) -> None:
         seen.setdefault(block, []).extend(_tensors_in([arguments, named]))
 
-    blocks = (block for tower in repeated_blocks(encoder) for block in tower)
+    blocks = [block for tower in repeated_blocks(encoder) for block in tower]
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     try:
         yield seen
