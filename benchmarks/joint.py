@@ -1,10 +1,12 @@
 """Joint training: what it costs beyond its encoder's arithmetic, and its curves.
 
     python -m benchmarks.joint [--full] [--quick]
+    python -m benchmarks.joint side
     python -m benchmarks.joint gradients|variance|recall|tunes [--data-path DIR] [--out DIR]
 
-The second are the curves (joint_curves.py). The first prints three tables, for the tiny variants of VLMo, BEiT-3 and
-CLIP:
+`side` prints an epoch of a recommender with a side network beside one of the recommender alone, of towers of 3 and 12
+blocks of which as many layers are taken. The last line has the curves (joint_curves.py). The first prints three tables,
+for the tiny variants of VLMo, BEiT-3 and CLIP:
 epochs   an epoch of a recommender and the encoder together, compared with two forward passes and one backward pass over
          the same rows plus an epoch of the recommender alone; the encoding of all items is timed separately
 loader   prepared items read from the cache a second, compared with the items a second that the encoder computes forward
@@ -31,6 +33,7 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
 from mmrec_lmm.features.prepared import PreparedItems, prepared_items
+from mmrec_lmm.features.states import HiddenStates
 from mmrec_lmm.machine import encode_batch, keep_freed_memory
 from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.item_features import ItemFeatures
@@ -40,8 +43,9 @@ from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
 from mmrec_lmm.training.loop import Validation
 from mmrec_lmm.training.paradigms import EndToEnd
+from mmrec_lmm.training.side import SideNetwork, feature_key, side_items
 from mmrec_lmm.training.trainer import Trainer
-from mmrec_lmm.types import Interactions, ItemCatalog, TrainingData
+from mmrec_lmm.types import FeatureTable, Interactions, ItemCatalog, TrainingData
 
 from . import joint_curves
 from .encoders import FULL, full, make_catalog
@@ -195,6 +199,80 @@ def tiny(spec: EncoderSpec) -> ItemEncoder:
     return encoder.eval()
 
 
+#: Of the side network's benchmark: towers of ViT-B's width, and features of CLIP's.
+SIDE_SIZE = Size(users=943, items=1_682, train=80_000, valid=3_000, test=3_000, widths={})
+SIDE_WIDTH, SIDE_DIM, TAKEN = 768, 512, 4
+SIDE_MODELS = ("VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE")
+
+
+def side_world(depth: int, size: Size, *, width: int, dim: int) -> tuple[SideNetwork, PreparedItems]:
+    """A side network over TAKEN layers of towers of `depth` blocks, whose states of all items are cached already."""
+    rng = np.random.default_rng(0)
+    layers = tuple(np.linspace(0, depth, TAKEN).round().astype(int).tolist())
+    present = np.ones(size.items, bool)
+    states, tables = {}, {}
+    for modality in MODALITIES:
+        arrays = tuple(rng.standard_normal((size.items, width)).astype(np.float16) for _ in layers)
+        states[modality] = HiddenStates(layers, depth, arrays)
+        values = rng.standard_normal((size.items, dim)).astype(np.float32)
+        tables[modality] = FeatureTable(modality, values, present, modality)
+    network = SideNetwork(
+        dict.fromkeys(MODALITIES, dim),
+        {modality: states[modality].widths for modality in MODALITIES},
+        rank=EndToEnd().side_width,
+        unit=dict.fromkeys(MODALITIES, False),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return network, side_items(tables, states)
+
+
+@dataclass(frozen=True)
+class SideEpochs:
+    """A joint epoch beside one of the recommender alone, the rows with gradient in it, and all items encoded once."""
+
+    timing: Timing
+    rows: int
+    refresh: float
+
+
+def side_epochs(
+    model: str, depth: int, registry: Registry, size: Size, *, repeats: int, batch: int, width: int, dim: int
+) -> SideEpochs:
+    """Time joint epochs with a side network by turns with epochs of the recommender alone."""
+    options = EndToEnd(tune="side", refresh_epochs=10**9)
+    network, items = side_world(depth, size, width=width, dim=dim)
+    train = interactions(size, np.random.default_rng(0))["train"]
+    present = {modality: torch.ones(size.items, dtype=torch.bool) for modality in MODALITIES}
+    tables = {name: torch.from_numpy(items.arrays[feature_key(name)]) for name in MODALITIES}
+    features = ItemFeatures(tables, present, joint=True)
+    callback = JointEncoder(
+        EncoderWorker(network, items, present, options), features, options, generator=torch.Generator().manual_seed(0)
+    )
+    joint = trainer(model, registry, train, size, features, batch=batch, callback=callback)
+    alone = trainer(model, registry, train, size, ItemFeatures(tables, present), batch=batch)
+    timing = by_turns(lambda: joint.train_epoch(1), lambda: alone.train_epoch(1), repeats)
+    rows = callback._rows // (repeats + 1)
+    return SideEpochs(timing, rows, seconds(callback.before_evaluation))
+
+
+def print_side(registry: Registry, size: Size, *, repeats: int, batch: int, width: int, dim: int) -> None:
+    """A line for each model and depth."""
+    print(
+        f"| model | blocks | layers taken | joint epoch, s | recommender alone, s | ratio | middle half | rows "
+        f"| {size.items} items encoded, s |\n|---|---:|---:|---:|---:|---:|---|---:|---:|"
+    )
+    for model in SIDE_MODELS:
+        for depth in (3, 12):
+            found = side_epochs(model, depth, registry, size, repeats=repeats, batch=batch, width=width, dim=dim)
+            times, (low, high) = found.timing, found.timing.quartiles
+            print(
+                f"| {model} | {depth} | {TAKEN} | {statistics.median(times.real):.2f} "
+                f"| {statistics.median(times.floor):.2f} | {times.ratio:.2f} | {low:.2f} - {high:.2f} | {found.rows} "
+                f"| {found.refresh:.2f} |",
+                flush=True,
+            )
+
+
 def print_epochs(
     encoders: Mapping[str, ItemEncoder], catalog: ItemCatalog, registry: Registry, size: Size, *, repeats: int
 ) -> None:
@@ -249,7 +327,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.joint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("costs", *CURVES), default="costs", help="default: %(default)s")
+    parser.add_argument(
+        "what", nargs="?", choices=("costs", "side", *CURVES), default="costs", help="default: %(default)s"
+    )
     parser.add_argument("--data-path", default="data", metavar="DIR", help="of the curves' demo data (default: data)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="of the curves' runs (default: runs)"
@@ -260,13 +340,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a few items: shows that it runs, measures nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if options.what != "costs":
+    if options.what in CURVES:
         CURVES[options.what](registry, options.data_path, options.out, options.quick)
         return
     keep_freed_memory()  # as a run does
     size = QUICK if options.quick else SIZE
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{processor()}, {os.cpu_count()} cores{load}; one thread, processor time; {options.repeats} repeats\n")
+    if options.what == "side":
+        of_side = (QUICK, 64, 16, 8) if options.quick else (SIDE_SIZE, 2048, SIDE_WIDTH, SIDE_DIM)
+        print_side(registry, of_side[0], repeats=options.repeats, batch=of_side[1], width=of_side[2], dim=of_side[3])
+        return
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMREC_LMM_HOME"] = folder
         catalog = make_catalog(Path(folder), size.items, size.items)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .plugin.specs import ModelSpec as ModelSpec
     from .plugin.specs import ParadigmSpec as ParadigmSpec
     from .plugin.specs import WeightFile as WeightFile
+    from .training.optim import repeated_blocks as repeated_blocks
     from .typed_json import OPTIONAL as OPTIONAL
     from .types import Batch as Batch
     from .types import Dataset as Dataset
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .weights.download import find_weights as find_weights
     from .weights.download import given_weights as given_weights
     from .weights.formats import LoadReport as LoadReport
+    from .weights.formats import check_numbers as check_numbers
     from .weights.formats import interpolate_positions as interpolate_positions
     from .weights.formats import load_state as load_state
     from .weights.formats import read_checkpoint as read_checkpoint
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
 _HOME = {
     "cache": ("home",),
     "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
-    "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
+    "weights.formats": ("LoadReport", "check_numbers", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
     "errors": (
         "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
@@ -86,6 +88,7 @@ _HOME = {
     "disk.hashing": ("hash_file",),
     "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
+    "training.optim": ("repeated_blocks",),
     "typed_json": ("OPTIONAL",),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",

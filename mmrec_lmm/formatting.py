@@ -12,8 +12,9 @@ from typing import Any
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of an error's message, with the next where it ends with a colon; its type where it has none."""
+    lines = [*filter(None, map(str.strip, str(error).splitlines())), ""]
+    return (f"{lines[0]} {lines[1]}" if lines[0].endswith(":") else lines[0]).strip() or type(error).__name__
 
 
 def first_few(names: Collection[Any], most: int = 5) -> str:

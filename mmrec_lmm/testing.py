@@ -9,7 +9,7 @@ Shapes: U users, I items, D feature width, B batch.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .config.schema import schema_of
 from .data.sampling import TrainingRows
+from .errors import NotApplicable
 from .plugin.contracts import ItemEncoder, Recommender
 from .plugin.item_features import ItemFeatures
 from .types import Batch, FeatureTable, Interactions, RawItem, TrainingData
@@ -285,6 +286,7 @@ def check_encoder(
             single = torch.cat([each[modality] for each in alone])
             torch.testing.assert_close(values, single, atol=1e-5, rtol=1e-5, msg=f"{name}: a row depends on its batch")
         _check_frozen_part(encoder, pad_and_stack(prepared, padding=encoder.padding, encoder=name), together)
+        _check_hidden_states(encoder, items, together)
         if wanted == modalities and encoder.is_tunable(config):
             _check_tuning_losses(encoder, pad_and_stack(prepared[:2], padding=encoder.padding, encoder=name))
 
@@ -303,6 +305,48 @@ def _check_frozen_part(encoder: ItemEncoder, batch: dict[str, Tensor], features:
     for modality, values in features.items():
         message = f"{name}: {modality} is another after frozen_part"
         torch.testing.assert_close(again[modality], values, atol=1e-5, rtol=1e-5, msg=message)
+
+
+def _check_hidden_states(encoder: ItemEncoder, items: Sequence[RawItem], features: Mapping[str, Tensor]) -> None:
+    """Assert that hidden states, if there are any, are vectors of as many layers for every item, that depend on nothing
+    but the item's content in their modality."""
+    from .data.items import pad_and_stack
+
+    name = type(encoder).__name__
+
+    def states_of(chosen: Sequence[RawItem]) -> Mapping[str, Sequence[Tensor]]:
+        batch = pad_and_stack([encoder.prepare(each) for each in chosen], padding=encoder.padding, encoder=name)
+        with torch.inference_mode():
+            return encoder.hidden_states(batch)
+
+    try:
+        together = states_of(items)
+    except NotApplicable:
+        return
+    assert set(together) == set(features), f"{name}.hidden_states: expected {set(features)}, got {set(together)}"
+    single = [states_of([item]) for item in items]
+    without = {
+        "image": [replace(item, text="") for item in items],
+        "text": [replace(item, image=None) for item in items],
+    }
+    alone = {modality: states_of(without[modality])[modality] for modality in together if modality in without}
+    for modality, layers in together.items():
+        of_items = [each[modality] for each in single]
+        assert len(layers) > 1, f"{name}.hidden_states: {modality} has {len(layers)} layers"
+        counts = {len(layers), *map(len, of_items)}
+        assert len(counts) == 1, f"{name}.hidden_states: {modality} has now {min(counts)} layers, now {max(counts)}"
+        for number, rows in enumerate(layers):
+            where = f"{name}.hidden_states: layer {number} of {modality}"
+            assert rows.ndim == 2, f"{where} is {tuple(rows.shape)}"
+            assert len(rows) == len(items), f"{where} is {tuple(rows.shape)}"
+            assert rows.isfinite().all(), f"{where} has a value that isn't finite"
+            near = 1e-4 * max(1.0, rows.abs().max().item())
+            again = torch.cat([each[number] for each in of_items])
+            torch.testing.assert_close(rows, again, atol=near, rtol=1e-4, msg=f"{where}: a row depends on its batch")
+            if modality in alone:
+                other = alone[modality][number]
+                message = f"{where} depends on another modality"
+                torch.testing.assert_close(rows, other, atol=near, rtol=1e-4, msg=message)
 
 
 def _check_tuning_losses(encoder: ItemEncoder, batch: dict[str, Tensor]) -> None:

@@ -33,6 +33,8 @@ INT64 = range(-(2**63), 2**63)  # whole numbers that arrays and tables hold
 FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
 #: Metadata of a field that is left out where it is None.
 OPTIONAL: Mapping[str, bool] = MappingProxyType({"optional": True})
+#: Metadata of a field that is left out where it has its default: one that came later leaves earlier fingerprints alone.
+ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 #: Metadata of a field that isn't written, and so is part of no fingerprint; it needs a default.
 UNWRITTEN: Mapping[str, bool] = MappingProxyType({"unwritten": True})
 
@@ -81,6 +83,8 @@ def _plain_fields(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         if field.metadata == UNWRITTEN:
+            continue
+        if field.metadata == ADDED and getattr(value, field.name) == field.default:
             continue
         content = plain(getattr(value, field.name))
         if field.metadata == FLAT:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import ConfigError
 from .typed_json import FLAT, OPTIONAL, UNWRITTEN, AsText, plain
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ class EncoderName(AsText):
     def parse(cls, text: str) -> EncoderName:
         name, _, variant = text.partition(":")
         return cls(name, variant)
+
+    @classmethod
+    def typed(cls, text: str) -> EncoderName:
+        """What a user wrote. ConfigError where a part is empty, as of an unset variable: nobody means the default."""
+        found = cls.parse(text)
+        if not found.name or (":" in text and not found.variant):
+            raise ConfigError(
+                f"encoder: expected NAME or NAME:VARIANT, got {text!r}; try {found.name or '`list encoders`'}"
+            )
+        return found
 
     def __str__(self) -> str:
         return f"{self.name}:{self.variant}" if self.variant else self.name
@@ -251,12 +262,17 @@ class RunSeconds:
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """What a run's encoder cost, in whichever run it was tuned and used. None: not known."""
+    """What a run's encoder cost, in whichever run it was tuned and used. None: not known.
+
+    The fields with defaults are of an encoder that is trained with the recommender.
+    """
 
     encode: float | None  # seconds, of all modalities
     tune: float | None  # seconds of training it before the recommender; 0: that wasn't done
     parameters: int | None
     parameters_trained: int | None
+    epoch_seconds: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)  # of a joint epoch, by part
+    cached_bytes: int | None = field(default=None, metadata=OPTIONAL)  # of what items are encoded from in each epoch
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,36 @@ def test_costs_are_medians_over_seeds() -> None:
     }  # fmt: skip
 
 
+def test_a_joint_epoch_has_its_seconds_by_part_and_other_rows_have_none() -> None:
+    parts = [{"recommender": 1.0, "loading": 0.5, "forward": forward, "backward": 4.0} for forward in (2.0, 3.0, 9.0)]
+    joint = [EncoderCost(4.0, 0.0, 60, 60, {**seconds}, 2**20) for seconds in parts]
+    found = cost_of([result(paradigm="ete", encoder_cost=cost) for cost in joint])
+    assert {name: found[name].value for name in (*costs.PARTS, "cached")} == {
+        "recommender": 1.0, "loading": 0.5, "forward": 3.0, "backward": 4.0, "refresh": 0.0, "evaluation": 0.0,
+        "cached": 2**20,
+    }  # fmt: skip
+    assert not {*costs.PARTS, "cached"} & cost_of([result(encoder_cost=EncoderCost(4.0, 0.0, 60, 0))]).keys()
+
+
+def test_columns_of_joint_epochs_appear_where_a_row_has_them_in_each_format() -> None:
+    own = {"epoch": Measured(9.0)}
+    parts = {part: Measured(1.25) for part in costs.PARTS}
+    pt, ete = row(cost=own), row(encoder="b", cost={**own, **parts, "cached": Measured(3 * 2**20)})
+    alone, both = (Leaderboard("s", "Toys", ("recall@20",), rows) for rows in ([pt], [pt, ete]))
+    for format in ("markdown", "csv", "latex", "html"):
+        assert "backward" not in render(alone, layout="efficiency", format=format)
+        assert "backward" in render(both, layout="efficiency", format=format)
+    text = render(both, layout="efficiency")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| " in line]
+    assert lines[0][-7:] == [*costs.PARTS, "cached"]
+    assert lines[3][-7:] == [*["1.25"] * 6, "3 MiB"]
+    assert len({*lines[2][-7:]}) == 1, "a dash with one footnote"
+    assert costs.NOT_JOINT in text
+    table = pd.read_csv(io.StringIO(render(both, layout="efficiency", format="csv")))
+    assert table.cached.tolist()[1] == 3 * 2**20
+    assert table.loading.isna().tolist() == [True, False]
+
+
 def test_what_another_run_made_is_noted_unless_a_seed_made_it_itself() -> None:
     cost = EncoderCost(4.0, 20.0, 60, 50)
     made = result(seconds=RunSeconds(encode=4.1, tune=20.2, train=1.0), encoder_cost=cost)

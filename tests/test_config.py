@@ -361,6 +361,20 @@ def test_what_is_asked_of_the_features_of_a_model_without_any_is_left_out_and_no
     assert unasked.notes == ()
 
 
+def test_more_values_than_a_text_may_hold_are_named_by_their_number() -> None:
+    many = str([*range(yaml_layers.VALUES)])
+    assert refusal(overrides={"seed": many}) == (
+        "command line: seed: expected at most 20,000 values, got more; try several commands"
+    )
+
+
+@pytest.mark.parametrize("text", ["", ":", ":tiny", "lens:"])
+def test_an_encoder_of_an_empty_name_or_variant_is_refused_not_taken_for_the_default(text: str) -> None:
+    with pytest.raises(ConfigError, match="encoder: expected NAME or NAME:VARIANT, got"):
+        EncoderName.typed(text)
+    assert EncoderName.typed("lens:a:b") == EncoderName("lens", "a:b")
+
+
 def test_a_variant_after_the_encoder_name_sets_its_key() -> None:
     assert ask(encoder=LENS).runs[0].encoder_config.variant == "base"
     request = Request("VBPR", "toy", encoder=EncoderName.parse("lens:tiny"))

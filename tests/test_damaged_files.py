@@ -175,6 +175,22 @@ def test_a_metric_that_is_not_a_number_is_named(value: str, here: Path) -> None:
         run_folder.load_result(path.parent)
 
 
+@pytest.mark.parametrize(("value", "said"), [("7", "7"), ("-0.25", "-0.25")])
+def test_a_metric_beyond_its_range_is_a_damaged_result(value: str, said: str, here: Path) -> None:
+    path = run_of(1) / "result.json"
+    before = path.read_text()
+    path.write_text(re.sub(r'("recall@5": )[\d.e-]+', rf"\g<1>{value}", before))
+    with pytest.raises(DataError, match=rf"result.json: valid.recall@5: expected 0 to 1, got {said}; try --force"):
+        run_folder.load_result(path.parent)
+    listed = call("list", "runs")
+    assert path.parent.name not in listed.out
+    assert f"valid.recall@5: expected 0 to 1, got {said}" in listed.err
+    path.write_text(re.sub(r'"recall@5": [\d.e-]+', '"of_a_plugin@5": -7.0', before))
+    result = run_folder.load_result(path.parent)
+    assert result is not None
+    assert result.valid["of_a_plugin@5"] == -7
+
+
 @each_way
 def test_a_damaged_configuration_is_named_and_leaves_the_leaderboard(way: str, here: Path) -> None:
     bad = run_of(1)

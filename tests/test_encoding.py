@@ -352,6 +352,16 @@ def test_what_breaks_the_contract_in_a_worker_is_said_as_without_one():
     assert messages[0].startswith("encoder lengths: prepare: expected codes for each item")
 
 
+def test_an_error_of_an_item_in_a_worker_is_said_as_without_one():
+    class Refusing(LengthEncoder):
+        def prepare(self, item: RawItem) -> dict[str, Tensor]:
+            raise DataError("folder: expected another tokenizer")
+
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"^folder: expected another tokenizer$"):
+            encode_texts(["ab", "c"], dataclasses.replace(LENGTHS, cls=Refusing), LengthConfig(), workers=workers)
+
+
 def test_a_worker_that_is_killed_ends_encoding_with_what_to_do():
     class Mortal(LengthEncoder):
         def prepare(self, item: RawItem) -> dict[str, Tensor]:

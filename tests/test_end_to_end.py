@@ -579,6 +579,18 @@ def test_lattices_item_graphs_follow_the_features_but_not_every_step(registry: R
         assert torch.equal(seen["image"], table["image"])
 
 
+@pytest.mark.parametrize(("graph_every", "steps"), [(None, 1), (2, 3), (1, 5), (9, 1)])
+def test_lattices_encoder_takes_a_step_for_each_graph_that_learns(
+    graph_every: int | None, steps: int, registry: Registry
+) -> None:
+    def learning(data: TrainingData, features: ItemFeatures) -> DotProduct:
+        return golden.build(registry, "LATTICE", features, data=data, knn_k=3, graph_every=graph_every)
+
+    world = World(EndToEnd(learning_rate=0.01, encoder_every=1, rows=0), model=learning, epochs=2)  # of five batches
+    world.trainer.fit()
+    assert world.callback.report().steps == 2 * steps
+
+
 # Whole runs
 
 ENCODERS = """

@@ -124,6 +124,26 @@ def test_two_processes_end_where_one_does_also_after_a_kill(launch: Callable[...
 
 
 @pytest.mark.slow
+def test_two_processes_start_warm_as_one_does(launch: Callable[..., Answer]) -> None:
+    warm = (*ETE, "--epochs=60", "--stopping_step=1", "--min_steps=0", "--ete.warm_epochs=auto")
+    first = launch(1, *warm, "--out", "alone")
+    assert first.code == 0, first.err
+    alone = json.loads(first.out)
+    expected = losses()
+    answer = launch(2, *warm)
+    assert answer.code == 0, answer.err
+    together = json.loads(answer.out)
+    close(losses(), expected)
+    ours, theirs = (each["record"]["ete"] for each in (together, alone))
+    assert 0 < ours["joined_at"] == theirs["joined_at"] < together["epochs"] == alone["epochs"]
+    close([ours["best_warm"], ours["best_joint"]], [theirs["best_warm"], theirs["best_joint"]])
+    assert ours["epoch_seconds"].keys() == theirs["epoch_seconds"].keys()
+    for file in ("best", "encoder", "features"):
+        mine, other = (load_weights(Path(out, alone["run_id"], f"{file}.safetensors")) for out in ("runs", "alone"))
+        close(mine, other)
+
+
+@pytest.mark.slow
 def test_the_processes_go_on_together_after_a_run_that_fails(launch: Callable[..., Answer]) -> None:
     answer = launch(2, *ETE, "--learning_rate=[1e38, 0.01]", "--hyper_parameters=[learning_rate]")
     grid = json.loads(answer.out)

@@ -157,6 +157,29 @@ def test_a_record_whose_run_is_gone_and_one_of_other_data_count_as_pending(
     assert set(states(plan()).values()) == {PENDING}
 
 
+def test_a_result_that_is_no_file_is_named_by_status_and_by_the_list_of_runs(
+    plan: Callable[..., Plan], registry: Registry
+) -> None:
+    work(plan(), registry)
+    result = next(Path("runs").glob("VBPR-*/result.json"))
+    result.unlink()
+    result.mkdir()
+    assert any("result.json: expected a file, got a folder" in outcome.reason for outcome in plan().outcomes())
+    assert "result.json: expected a file, got a folder" in call("list", "runs").err
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_in_a_record_as_by_a_command(
+    plan: Callable[..., Plan], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def occupied(*_: object, **__: object) -> None:
+        Path("data/toy/toy.inter/within").mkdir()
+
+    monkeypatch.setattr(executor, "gather", occupied)
+    work(plan(), registry)
+    reasons = {outcome.reason for outcome in plan().outcomes()}
+    assert reasons == {"data/toy/toy.inter/within: expected a folder, got a file there; try another name"}
+
+
 def test_a_runs_record_is_named_by_all_that_can_change_it_and_nothing_else(plan: Callable[..., Plan]) -> None:
     before = set(plan().jobs)
     Path("small.yaml").write_text(SMALL.replace("threads: 1", "threads: 1, device: cpu, workers: 1, state: ERROR"))

@@ -120,6 +120,11 @@ def test_a_wrapped_checkpoint_gives_the_features_of_a_plain_one(wrapping: str, t
     assert equal(features(saved(WRAPPINGS[wrapping](weights()), tmp_path)), plain)
 
 
+ITSELF: dict[str, Any] = {"a": torch.ones(2)}
+ITSELF["state_dict"] = ITSELF
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("content", "word"),
     [
@@ -128,6 +133,11 @@ def test_a_wrapped_checkpoint_gives_the_features_of_a_plain_one(wrapping: str, t
         ({"optimizer": {"state": {}, "param_groups": []}, "epoch": 2}, "the state of an optimizer"),
         ({"call": functools.partial(os.getcwd)}, "names functools.partial: .*nothing was executed"),
         ({"when": np.datetime64("2020-01-01")}, r"tensors by name, .* got when"),
+        (ITSELF, r"got a checkpoint that contains itself \(a, state_dict\)"),
+        (
+            {"model": {"a": torch.eye(2).to_sparse()}},
+            r"a: expected a dense tensor, got a sparse one \(torch.sparse_coo\)",
+        ),
     ],
 )
 def test_what_is_not_taken_is_called_by_its_name(content: Any, word: str, tmp_path: Path) -> None:

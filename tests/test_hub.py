@@ -16,6 +16,7 @@ import pytest
 import torch
 from hub_models import edit, save
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmrec_lmm.data.items import pad_and_stack
@@ -348,6 +349,119 @@ def test_a_variant_that_names_nothing_is_refused(variant: str) -> None:
             spec.config(variant=variant)
 
 
+def broken(models: Path, folder: Path, **content: Any) -> Path:
+    """A copy of the model `clip` in which keys of a file of settings are changed, `config` or `tokenizer`."""
+    shutil.copytree(models / "clip", folder)
+    for name, changes in content.items():
+        edit(folder / f"{name}.json", **changes)
+    return folder
+
+
+@pytest.mark.parametrize("spec", [HF, ST], ids=["hf", "st"])
+def test_weights_of_another_model_are_never_replaced_by_random_ones(
+    spec: EncoderSpec, models: Path, tmp_path: Path
+) -> None:
+    other = broken(models, tmp_path / "other")
+    shutil.copy(models / "bert" / "model.safetensors", other)
+    with pytest.raises(DataError, match=r"doesn't fit CLIPModel: missing keys: 7[78] .*those of one model"):
+        build(spec, other, "text")
+    text = json.loads((models / "clip" / "config.json").read_text())["text_config"]
+    for layers, problem in ((3, "missing"), (1, "unexpected")):
+        folder = broken(models, tmp_path / problem, config={"text_config": {**text, "num_hidden_layers": layers}})
+        with pytest.raises(DataError, match=rf"{problem} keys: 16 \(text_model.encoder.layers.{max(layers - 1, 1)}"):
+            build(spec, folder, "text")
+    wide = broken(models, tmp_path / "wide", config={"projection_dim": 48})
+    with pytest.raises(DataError, match=r"wrong shapes: 2 \(text_projection.weight: expected \(48, 32\), got \(24"):
+        build(spec, wide, "text")
+
+
+def test_st_takes_a_model_without_weights_that_nothing_reads(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "bert", tmp_path / "bare")
+    state = load_file(models / "bert" / "model.safetensors")
+    kept = {name: rows for name, rows in state.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(state)
+    save_file(kept, tmp_path / "bare" / "model.safetensors", {"format": "pt"})
+    close(encode(build(ST, tmp_path / "bare"))["text"], encode(build(ST, models / "bert"))["text"])
+    del kept["encoder.layer.1.output.dense.bias"]
+    save_file(kept, tmp_path / "bare" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"missing keys: 1 \(encoder.layer.1.output.dense.bias\)"):
+        build(ST, tmp_path / "bare")
+
+
+def test_a_model_of_modules_that_read_no_text_is_named(models: Path, tmp_path: Path) -> None:
+    sentence_transformers.SentenceTransformer(str(models / "bert"), device="cpu").save(str(tmp_path))
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps(modules[1:]))
+    with pytest.raises(DataError, match="its tokenizer can't read a text"):
+        build(ST, tmp_path, "text")
+
+
+@pytest.mark.parametrize("spec", [HF, ST], ids=["hf", "st"])
+def test_weights_that_are_nan_are_named_before_anything_is_encoded(
+    spec: EncoderSpec, models: Path, tmp_path: Path
+) -> None:
+    folder = broken(models, tmp_path / "nan")
+    state = load_file(folder / "model.safetensors")
+    state["text_projection.weight"][0, 0] = torch.nan
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"NaN or infinity in 1 tensors \(.*text_projection.weight\)"):
+        build(spec, folder, "text")
+
+
+@pytest.mark.parametrize("spec", [HF, ST], ids=["hf", "st"])
+def test_a_tokenizer_of_another_model_or_a_damaged_one_is_named(
+    spec: EncoderSpec, models: Path, tmp_path: Path
+) -> None:
+    other = broken(models, tmp_path / "other")
+    shutil.copy(models / "bert" / "tokenizer.json", other)
+    with pytest.raises(DataError, match=r"other: its tokenizer can't read a text .*is it that of another model"):
+        build(spec, other, "text")
+    beyond = broken(models, tmp_path / "beyond")
+    content = json.loads((beyond / "tokenizer.json").read_text())
+    content["model"]["vocab"]["z</w>"] = 1000
+    (beyond / "tokenizer.json").write_text(json.dumps(content))
+    encoder = build(spec, beyond, "text")
+    with pytest.raises(DataError, match=r"expected tokens from 0 to 513 \(vocab_size in config.json\), got 1000"):
+        encode(encoder, [RawItem(0, None, "a z")])
+    for limit, said in ((-3, "-3"), ("long", "'long'"), (1, "1")):
+        folder = broken(models, tmp_path / f"limit {limit}", tokenizer_config={"model_max_length": limit})
+        with pytest.raises(DataError, match=f"model_max_length: expected 3 tokens or more, got {said}"):
+            build(spec, folder, "text")
+    for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        folder = broken(models, tmp_path / f"cut {file}")
+        (folder / file).write_bytes((folder / file).read_bytes()[:20])
+        with pytest.raises(DataError, match=f"{file}: expected JSON, got JSONDecodeError"):
+            build(spec, folder, "text" if file.startswith("tokenizer") else "image")
+
+
+def test_settings_and_weights_that_are_nothing_are_named(models: Path, tmp_path: Path) -> None:
+    for number, (content, said) in enumerate((("{}", "an empty config.json"), ("null", "object, got null"))):
+        folder = broken(models, tmp_path / str(number))
+        (folder / "config.json").write_text(content)
+        with pytest.raises(DataError, match=said):
+            HF.encodes(HF.config(variant=str(folder)))
+    for kind in (["clip"], None):
+        folder = broken(models, tmp_path / f"type {kind}", config={"model_type": kind})
+        with pytest.raises(DataError, match="model_type: expected the name of a type, got"):
+            HF.encodes(HF.config(variant=str(folder)))
+    folder = broken(models, tmp_path / "text", config={"architectures": "Nonsense", "model_type": "nonsense"})
+    with pytest.raises(DataError, match=r"got model_type nonsense, architectures Nonsense$"):
+        HF.encodes(HF.config(variant=str(folder)))
+    folder = broken(models, tmp_path / "renamed")
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(DataError, match=r"expected the weights of a model, .* got model.safetensors/, weights.safe"):
+        build(HF, folder, "text")
+
+
+@pytest.mark.parametrize("spec", [HF, ST], ids=["hf", "st"])
+def test_a_name_that_is_longer_than_any_is_refused_as_a_name(spec: EncoderSpec) -> None:
+    with pytest.raises(ValueError, match="variant must be a model of the hub as NAME"):
+        spec.config(variant="x" * 5000)
+    with pytest.raises(WeightsMissing, match="expected the folder of a model, got no folder"):
+        spec.encodes(spec.config(variant="/" + "x" * 5000))
+
+
 # The hub
 
 
@@ -472,6 +586,8 @@ def test_what_is_not_there_is_named_with_address_and_place(
     address = rf"http://127.0.0.1:\d+/org/small/tree/main: put them into .*weights/{spec.name}/org/small"
     with pytest.raises(WeightsMissing, match=rf"MMREC_LMM_OFFLINE is set.*{address}"):
         spec.encodes(spec.config(variant="org/small"))
+    with pytest.raises(WeightsMissing, match=rf"weights get {spec.name}:org/small@v1` fetches"):
+        spec.encodes(spec.config(variant="org/small@v1"))
     assert server.asked == []
 
 

@@ -263,6 +263,23 @@ def test_later_batches_of_an_epoch_have_the_first_ones_graph_and_the_same_gradie
     assert loss_and_gradients(model)["loss"] != pytest.approx(first["loss"], abs=1e-6)
 
 
+def test_the_graph_learns_every_so_many_batches_and_from_each_epochs_start(registry: Registry) -> None:
+    def learning(graph_every: int | None) -> list[bool]:
+        """By batch of two epochs, whether the loss reaches the features' projections."""
+        model, found = lattice(registry, graph_every=graph_every), []
+        for epoch in (0, 1):
+            model.on_epoch_start(epoch)
+            for _ in range(5):
+                model.zero_grad()
+                found.append("image_trs.weight" in loss_and_gradients(model))
+        return found
+
+    once, second = [True, *4 * [False]], [True, False, True, False, True]
+    assert [learning(batches) for batches in (None, 2, 1)] == [2 * once, 2 * second, 10 * [True]]
+    config = registry.models.load("LATTICE", "config")
+    assert "graph_every" not in plain(config()), "and so in no earlier run's name"
+
+
 def test_evaluation_builds_the_graph_once_from_current_parameters_and_leaves_the_epochs_graph_alone(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

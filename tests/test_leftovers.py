@@ -12,7 +12,10 @@ import pytest
 from helpers import call, dead_temporary, start, wait_until
 
 from mmrec_lmm import cache
+from mmrec_lmm.config.settings import Settings
+from mmrec_lmm.data.opening import open_dataset
 from mmrec_lmm.disk import hashing, locks, temporaries
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running import run_folder
 
 # Runs commands in forked children. The first argument names what kills: the child dies at the n-th change of a file or
@@ -242,6 +245,12 @@ def test_a_process_that_has_the_id_of_a_dead_one_does_not_keep_its_temporaries(t
     before.touch()
     temporaries.sweep(tmp_path)
     assert not before.exists()
+
+
+def test_what_a_kill_left_beside_a_data_set_goes_when_it_is_opened(data_path: Path, registry: Registry) -> None:
+    (left := dead_temporary(data_path / "demo")).mkdir()
+    open_dataset("toy", Settings(data_path=str(data_path)), registry)
+    assert not left.exists()
 
 
 # clean

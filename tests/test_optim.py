@@ -1,14 +1,22 @@
 """How an encoder's weights are trained: what is decayed, what is frozen, and the course of the learning rate."""
 
+import copy
+import math
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from mmrec_lmm.data.items import pad_and_stack
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.features.encoding import build_encoder
+from mmrec_lmm.plugin.contracts import ItemEncoder
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.plugin.specs import resolve
 from mmrec_lmm.training.optim import (
@@ -16,10 +24,13 @@ from mmrec_lmm.training.optim import (
     SWEEP_STEPS,
     adam,
     adamw,
+    depth_factors,
     drop_faint_momentum,
     freeze,
     rate_factor,
     recompute_blocks,
+    scale_rates,
+    set_rate,
 )
 from mmrec_lmm.training.trainer import LEARNERS
 from mmrec_lmm.types import RawItem
@@ -95,6 +106,119 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_likely_name() -> Non
         ConfigError, match=r"^ours: expected a pattern .*, got image.wieght, which .*; did you mean image.weight\?$"
     ):
         freeze(encoder, ("image.wieght",), owner="ours")
+
+
+# Rates by depth
+
+
+def tiny(name: str, **keys: Any) -> tuple[ItemEncoder, dict[str, Tensor]]:
+    """An encoder, and two items for it."""
+    spec = load_registry().encoders.get(name)
+    encoder = build_encoder(spec, resolve(spec.config)(variant="tiny", **keys), ("image", "text")).eval()
+    rows = [encoder.prepare(RawItem(item, Image.new("RGB", (40, 40), "gray"), "a red thing")) for item in (0, 1)]
+    return encoder, pad_and_stack(rows, padding=encoder.padding, encoder=name)
+
+
+def depths(name: str, **keys: Any) -> dict[str, int]:
+    """By parameter, the power of the decay that its rate is multiplied by."""
+    encoder, batch = tiny(name, **keys)
+    factors = depth_factors(encoder, batch, 0.5, owner="ours")
+    return {name: round(-math.log2(factors[parameter])) for name, parameter in encoder.named_parameters()}
+
+
+def test_clips_rates_fall_by_block_from_each_towers_top_to_its_inputs() -> None:
+    found = depths("clip")
+    inputs = {
+        "model.positional_embedding", "model.token_embedding.weight", "model.visual.class_embedding",
+        "model.visual.positional_embedding", "model.visual.conv1.weight", "model.visual.ln_pre.weight",
+        "model.visual.ln_pre.bias",
+    }  # fmt: skip
+    heads = {
+        "text_projection", "image_projection", "model.logit_scale", "model.ln_final.weight",
+        "model.ln_final.bias", "model.visual.ln_post.weight", "model.visual.ln_post.bias",
+    }  # fmt: skip
+    blocks = {name: re.search(r"resblocks\.(\d+)\.", name) for name in found}
+    assert {name for name, block in blocks.items() if block is None} == inputs | heads
+    n_blocks = 1 + max(int(block[1]) for block in blocks.values() if block)
+    assert n_blocks > 1
+    for name, depth in found.items():
+        block = blocks[name]
+        due = n_blocks - 1 - int(block[1]) if block else n_blocks if name in inputs else 0
+        assert depth == due, name
+
+
+@pytest.mark.parametrize("name", ["beit3", "vlmo"])
+def test_one_backbone_for_both_modalities_has_its_depths_and_unread_parts_the_full_rate(name: str) -> None:
+    found = depths(name)
+    words = [depth for parameter, depth in found.items() if parameter.endswith(WORDS[name])]
+    assert words == [max(found.values())] != [0]
+    tops = [depth for parameter, depth in found.items() if re.search(r"(blocks|layers)\.0\.", parameter)]
+    assert {*tops} == {max(found.values()) - 1}
+    assert found[next(parameter for parameter in found if parameter.endswith("logit_scale"))] == 0
+
+
+class Stages(nn.Module):
+    """Two stages in series, the first of two blocks and the second of three, with a stem, a head and a shared bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.stem = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.first = nn.Sequential(*[nn.Linear(2, 2) for _ in range(2)])
+        self.second = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.shared, self.unread = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = self.first(self.stem(batch["x"]))
+        for block in self.second:
+            x = block(x) + self.shared
+        return {"image": self.head(x)}
+
+
+def test_blocks_of_a_stage_count_as_below_the_next_one() -> None:
+    encoder = Stages()
+    factors = depth_factors(encoder, {"x": torch.ones(1, 2)}, 0.5, owner="ours")
+    assert {name: -math.log2(factors[parameter]) for name, parameter in encoder.named_parameters()} == {
+        "shared": 0, "unread": 0,
+        **{f"{part}.{kind}": depth for part, depth in (
+            ("head", 0), ("second.2", 0), ("second.1", 1), ("second.0", 2), ("first.1", 3), ("first.0", 4), ("stem", 5)
+        ) for kind in ("weight", "bias")},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer_of", [adam, adamw])
+def test_the_first_steps_of_adam_are_as_long_as_the_rates_of_their_depths(optimizer_of: Callable[..., Any]) -> None:
+    encoder, batch = Stages(), {"x": torch.ones(1, 2)}
+    before = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+    optimizer = optimizer_of(encoder, learning_rate=1, weight_decay=0.0)
+    scale_rates(optimizer, depth_factors(encoder, batch, 0.5, owner="ours"))
+    set_rate(optimizer, 0.01)
+    encoder(batch)["image"].square().sum().backward()
+    optimizer.step()
+    for name, rate in (("head", 1), ("second.1", 1 / 2), ("first.0", 1 / 16), ("stem", 1 / 32)):
+        moved = (encoder.get_parameter(f"{name}.bias") - before[f"{name}.bias"]).abs()
+        torch.testing.assert_close(moved, torch.full((2,), 0.01 * rate), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("optimizer_of", [adam, adamw])
+def test_one_factor_for_all_changes_no_bit(optimizer_of: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    ours, batch = Stages(), {"x": torch.ones(1, 2)}
+    theirs = copy.deepcopy(ours)
+    optimizers = [optimizer_of(each, learning_rate=0.01, weight_decay=0.1) for each in (ours, theirs)]
+    scale_rates(optimizers[0], depth_factors(ours, batch, 1.0, owner="ours"))
+    for _ in range(5):
+        for encoder, optimizer in zip((ours, theirs), optimizers, strict=True):
+            set_rate(optimizer, 0.02)
+            optimizer.zero_grad()
+            encoder(batch)["image"].square().sum().backward()
+            optimizer.step()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name])
+
+
+def test_an_encoder_without_blocks_has_no_depths() -> None:
+    with pytest.raises(ConfigError, match=r"^ours: expected an encoder with blocks, got one that has none"):
+        depth_factors(nn.Linear(2, 2), {}, 0.5, owner="ours")
 
 
 def test_the_rate_rises_to_its_value_and_falls_to_zero() -> None:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from mmrec_lmm.cache import home
 from mmrec_lmm.downloads import fetching
@@ -20,7 +22,8 @@ from mmrec_lmm.errors import DataError, WeightsMissing
 from mmrec_lmm.plugin.specs import WeightFile
 from mmrec_lmm.weights.download import find_weights, present
 
-CONTENT = bytes(range(256)) * 400  # 102,400 bytes
+CONTENT = save({"weight": np.arange(25_600, dtype=np.float32)})  # some 102,400 bytes
+OTHER = save({"weight": np.arange(25_600, dtype=np.float32)[::-1].copy()})
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -157,8 +160,8 @@ def test_two_versions_of_a_file_are_never_mixed(server: Server) -> None:
     server.cuts, server.statuses = [10_000], [404]
     with pytest.raises(WeightsMissing):
         find_weights(server.file(), encoder="toy")
-    server.content, server.tag = CONTENT[::-1], '"two"'
-    assert find_weights(server.file(), encoder="toy").read_bytes() == CONTENT[::-1]
+    server.content, server.tag = OTHER, '"two"'
+    assert find_weights(server.file(), encoder="toy").read_bytes() == OTHER
 
 
 def test_a_part_that_is_complete_already_is_used(server: Server) -> None:
@@ -288,8 +291,25 @@ def test_a_file_put_into_the_cache_by_hand_is_recorded_at_its_first_use(
     assert not server.ranges
 
 
+def test_junk_is_refused_before_its_hash_is_trusted(server: Server) -> None:
+    server.content = b"junk" * 100
+    with pytest.raises(DataError, match=r"model.pt: expected a checkpoint, got neither .*the download was deleted"):
+        find_weights(server.file(), encoder="toy")
+    assert names() == set()
+    folder().mkdir(parents=True, exist_ok=True)
+    for content in (b"junk", b"", CONTENT[:-1]):
+        (folder() / "model.pt").write_bytes(content)
+        with pytest.raises(DataError, match=r"model.pt: expected .*, got "):
+            find_weights(server.file(), encoder="toy")
+        assert names() == {"model.pt"}
+    (folder() / "model.pt").write_bytes(CONTENT)
+    assert find_weights(server.file(), encoder="toy") == folder() / "model.pt"
+    assert names() == {"model.pt", "model.pt.sha256"}
+    assert find_weights(server.file(name="words.txt"), encoder="toy").read_bytes() == b"junk" * 100  # no checkpoint
+
+
 def test_two_that_want_a_file_at_once_download_it_once(server: Server) -> None:
-    server.content = CONTENT * 20
+    server.content = save({"weight": np.zeros(500_000, np.float32)})
     found: list[Path] = []
     twins = [
         threading.Thread(target=lambda: found.append(find_weights(server.file(), encoder="toy"))) for _ in range(4)

@@ -1,6 +1,7 @@
 """Reading checkpoints of every kind without running what they hold, and filling modules with exactly what they need."""
 
 import argparse
+import math
 import os
 import pickle
 import re
@@ -68,6 +69,18 @@ def test_containers_are_opened_and_what_is_no_tensor_is_left_out(
     tensors = read_checkpoint(saved(wrap(STATE), legacy=legacy))
     assert same(tensors, STATE)
     assert not any(tensor.requires_grad for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_and_other_numbers_may_be(bad: float) -> None:
+    module = nn.BatchNorm1d(2)
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    state["running_var"][0] = math.inf  # a buffer: masks hold infinity
+    load_state(module, state, source="file")
+    state["weight"][1] = bad
+    with pytest.raises(DataError, match=r"file: expected finite numbers, got NaN or infinity in 1 tensors \(weight\)"):
+        load_state(module, state, source="file")
+    assert module.weight.tolist() == [1, 1]
 
 
 def test_safetensors_are_read_whatever_the_file_is_called(tmp_path: Path) -> None:

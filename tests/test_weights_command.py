@@ -4,15 +4,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import Answer, call, plugin
 from mirror import Mirror, serving
+from safetensors.numpy import save
 
 from mmrec_lmm.cache import home
 from mmrec_lmm.disk.hashing import hash_bytes
 from mmrec_lmm.downloads import fetching
 
 WORDS, COLORS = b"red\nblue\nthing\n" * 50, bytes(range(1, 100))
+VLMO = save({"weight": np.zeros(3, np.float32)})
 
 #: An encoder of two files, of which texts need one alone, and a third thing that only `fetch` brings.
 ENCODER = """
@@ -62,7 +65,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch, data_path: Path) -> Iterator[Mirror]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for name in ("MMREC_LMM_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    files = {"/colors.bin": COLORS, "/words.txt": WORDS, "/vlmo_base_patch16_224.pt": b"weights"}
+    files = {"/colors.bin": COLORS, "/words.txt": WORDS, "/vlmo_base_patch16_224.pt": VLMO}
     with serving(files) as mirror:
         plugin(Path("pair.py"), ENCODER.format(base=mirror.url, colors=hash_bytes(COLORS)))
         monkeypatch.setattr("mmrec_lmm_plugins.encoders.vlmo.PUBLISHED", mirror.url)
@@ -103,7 +106,7 @@ def test_get_brings_the_files_of_all_modalities_once_and_then_a_run_needs_no_net
 def test_get_takes_several_encoders_with_their_variants_and_keys(mirror: Mirror) -> None:
     answer = get("vlmo:base", "pair:other")
     assert answer.code == 0, answer.err
-    assert (home() / "weights" / "vlmo" / "vlmo_base_patch16_224.pt").read_bytes() == b"weights"
+    assert (home() / "weights" / "vlmo" / "vlmo_base_patch16_224.pt").read_bytes() == VLMO
     assert answer.out.count("downloaded") == 3
 
 

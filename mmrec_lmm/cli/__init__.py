@@ -13,10 +13,9 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import MMRecError, is_denied
+from ..errors import MMRecError
 from ..formatting import printable
 from .parser import command, configuration_keys, refuse_dashes
 from .verbs import GROUPS
@@ -68,18 +67,11 @@ def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python's flush at exit fails again
             print(f"error: the output can't be written: {error.strerror}", file=sys.stderr)
             return 1
-        from ..disk.faults import no_access
+        from ..disk.faults import of_path
 
-        if is_denied(error):
-            refused = no_access(Path(os.fsdecode(error.filename)), error, to="use")
-            print(f"error: {refused}", file=sys.stderr)
-            return refused.exit_code
-        place = os.fsdecode(error.filename)
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            print(f"error: {place}: expected a folder, got a file there; try another name", file=sys.stderr)
-        else:
-            print(f"error: {place}: {error.strerror}", file=sys.stderr)
-        return 1
+        refused = of_path(error)
+        print(f"error: {refused}", file=sys.stderr)
+        return refused.exit_code
 
 
 class _Safe:

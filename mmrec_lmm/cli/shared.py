@@ -50,7 +50,7 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     request = Request(
         model=options.model,
         dataset=options.dataset,
-        encoder=EncoderName.parse(options.encoder) if options.encoder else None,
+        encoder=None if options.encoder is None else EncoderName.typed(options.encoder),
         paradigm=typed.get("paradigm") or PRE_TRAINED,
         modalities=typed.get("modalities"),
         features=dict(typed.get("features", [])),

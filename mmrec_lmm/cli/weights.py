@@ -1,4 +1,5 @@
-"""`weights list` and `weights get`: the files that encoders need, where they are, and bringing them here."""
+"""`weights list`, `weights get` and `weights merge`: the files that encoders need, where they are, bringing them here,
+and making one of a run's training."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.resolve import Request, resolve_request
 from ..downloads.files import RemoteFile, known_hash
-from ..errors import MMRecError, PluginError
+from ..errors import ConfigError, MMRecError, PluginError
 from ..formatting import first_line
 from ..types import EncoderName
 from ..weights.download import place_of, present
@@ -48,7 +49,7 @@ def asked(names: Sequence[str], registry: Registry, overrides: Mapping[str, str]
     that need files. Raises ConfigError."""
     chosen = names or [spec.name for spec in registry.encoders if spec.files is not None]
     found = []
-    for name in map(EncoderName.parse, chosen):
+    for name in map(EncoderName.typed, chosen):
         (run,) = resolve_request(Request("", "", encoder=name, overrides=dict(overrides)), registry).runs
         found.append(Asked(name, registry.encoders.get(name.name), run.encoder_config))
     return found
@@ -99,6 +100,39 @@ def get_files(encoders: Sequence[Asked], registry: Registry) -> tuple[list[dict[
         if not before:
             rows.append(_without_files(encoder, MISSING if failed else HERE))
     return rows, list(errors.values())
+
+
+def merge(run: str, file: Path, registry: Registry, *, out: Path) -> dict[str, Any]:
+    """Write the whole encoder of an end-to-end run, with what the run trained of it, to `file`.
+
+    Returns what was read and written. Raises ConfigError for a run that trained no encoder, DataError for a damaged or
+    a foreign file.
+    """
+    from ..features.encoding import build_encoder, encoder_spec
+    from ..running import run_folder
+    from ..training.resume import save_weights
+    from ..training.tune import merge_file
+
+    folder = run_folder.find_run(out, run)
+    spec, result = run_folder.load_config(folder, registry), run_folder.load_result(folder)
+    assert result is not None
+    paths = [folder / name for name in (run_folder.ADAPTER, run_folder.ENCODER) if (folder / name).is_file()]
+    if getattr(spec.paradigm_config, "tune", "") == "side":
+        raise ConfigError(
+            f"weights merge: expected a run that trained its encoder, got {result.run_id}, of ete.tune=side, whose "
+            "encoder is as it was: the run's encoder.safetensors is a network beside it"
+        )
+    if not registry.paradigms.get(spec.paradigm).joint or not paths:
+        raise ConfigError(
+            f"weights merge: expected a run that trained an encoder with its recommender, got {result.run_id} of "
+            f"--paradigm {spec.paradigm}; try one of --paradigm ete"
+        )
+    run_folder.check_own(paths[0])
+    by = encoder_spec(spec, registry)
+    modalities = [each for each in by.modalities if each in (result.record.axes.modalities or ())]
+    state = merge_file(paths[0], build_encoder(by, spec.encoder_config, modalities))
+    save_weights(file, state)
+    return {"run": result.run_id, "from": str(paths[0]), "path": str(file), "tensors": len(state)}
 
 
 COLUMNS = ("encoder", "state", "file", "for", "bytes", "sha256", "license", "path", "url")

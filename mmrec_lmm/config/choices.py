@@ -15,6 +15,7 @@ REMOVABLE = {
     "features": "tables of encoded features; encoded again",
     "tuned": "fine-tuned encoders; tuned again",
     "prepared": "items prepared for tuning; prepared again",
+    "states": "hidden states of frozen encoders; encoded again",
     "shards": "what unfinished encodings and tunings have done; they start over",
     "hashes": "remembered hashes of files; the files are read again",
     "checkpoints": "unfinished runs; they start over",

@@ -369,7 +369,12 @@ def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
 
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
-    values = {name: _typed(text, merge.keys.get(name)) for name, text in request.overrides.items()}
+    values = {}
+    for name, text in request.overrides.items():
+        try:
+            values[name] = _typed(text, merge.keys.get(name))
+        except yaml_layers.TooMany as error:
+            raise ConfigError(f"{COMMAND_LINE}: {name}: {error.problem}; try several commands") from None
     if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` means variant=tiny
         variant = "encoder.variant"
         if variant not in merge.keys:
@@ -387,6 +392,8 @@ def _typed(text: str, key: Key | None) -> Any:
     """The typed text, read as YAML, or unread if only that fits its key: a file may be called 123."""
     try:
         value = yaml_layers.parse(text)
+    except yaml_layers.TooMany:
+        raise
     except yaml.YAMLError:
         return text
     if value == "" and text.strip("'\" "):  # | and > begin a block of text in YAML

@@ -24,6 +24,10 @@ DEPTH = 100  # of lists and mappings within each other
 VALUES = 20_000  # in a file, each alias counted as often as it is used
 
 
+class TooMany(yaml.MarkedYAMLError):
+    """A text with more than VALUES values, or deeper than DEPTH."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """A key's value, the layer that set it, and the file and line if it was a file. An axis has a tuple of values."""
@@ -76,7 +80,7 @@ class _Loader(yaml.SafeLoader):
         self._values += 1
         if self._depth > DEPTH or self._values > VALUES:
             what = f"{DEPTH} lists and mappings within each other" if self._depth > DEPTH else f"{VALUES:,} values"
-            raise yaml.MarkedYAMLError(problem=f"expected at most {what}, got more", problem_mark=self.get_mark())
+            raise TooMany(problem=f"expected at most {what}, got more", problem_mark=self.get_mark())
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -145,7 +149,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
         parts = [part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,))]
         known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
         if known[id(node)] > VALUES:
-            raise yaml.MarkedYAMLError(
+            raise TooMany(
                 problem=f"expected at most {VALUES:,} values with aliases, got more",
                 problem_mark=node.start_mark,
             )

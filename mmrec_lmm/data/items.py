@@ -240,7 +240,10 @@ class _Items(TorchDataset[_Item]):
             return error
         except Exception as error:  # decoders raise anything; whatever it is, one bad image must not end the run
             raw, reason = RawItem(item, None, ""), reason_of(error, self.source.images[item])
-        return item, self.prepare(raw), reason
+        try:
+            return item, self.prepare(raw), reason
+        except MMRecError as error:
+            return error
 
 
 def _collate(samples: Sequence[_Item], *, padding: Mapping[str, int], name: str) -> Prepared | MMRecError:

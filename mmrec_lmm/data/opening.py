@@ -11,7 +11,7 @@ from ..config.settings import Settings
 from ..disk.folders import restore_folder
 from ..disk.locks import locked
 from ..disk.reading import check_readable
-from ..disk.temporaries import sweep, temporary_path
+from ..disk.temporaries import sweep, sweep_once, temporary_path
 from ..errors import ConfigError, DataError, PluginError
 from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec
@@ -29,6 +29,7 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
     folder = Path(settings.data_path) / name
     check_readable(folder)
     restore_folder(folder)
+    sweep_once(folder.parent)
     spec = registry.datasets.get(name) if name in registry.datasets else None
     if spec is not None and spec.make is not None and not folder.exists():
         make_dataset(folder, registry.datasets.load(name, "make"))

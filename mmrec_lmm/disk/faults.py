@@ -1,10 +1,11 @@
 """Errors of the system: whether the file, the machine, the disk or a permission is at fault, and what we say of it."""
 
 import errno
+import os
 from pathlib import Path
 
 from ..cache import home
-from ..errors import NoAccess, RunError
+from ..errors import MMRecError, NoAccess, RunError, is_denied
 
 #: Errors that say something about one file: missing, forbidden, or not a file. Any other is the machine's and may pass.
 _OF_THE_FILE = frozenset(
@@ -35,6 +36,17 @@ def is_disk_full(error: BaseException) -> bool:
     """True if an error means a full disk. safetensors wraps the system's error in its own, so the text counts too."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
+
+
+def of_path(error: OSError) -> MMRecError:
+    """The error that says what the system has against a path, which `error` names: code of ours that met it has no more
+    to say."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    if is_denied(error):
+        return no_access(Path(place), error, to="use")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return RunError(f"{place}: expected a folder, got a file there; try another name")
+    return RunError(f"{place}: {error.strerror or error}")
 
 
 def no_access(path: Path, error: BaseException | None = None, *, to: str) -> NoAccess:

@@ -10,13 +10,14 @@ Nothing here imports torch, unless it is given or asked for tensors of torch.
 import hashlib
 import json
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -102,20 +103,29 @@ def load_tensors(path: Path, *, sealed: bool = True) -> dict[str, Any]:
 def read_tensors(path: Path, *, framework: Literal["numpy", "torch"] = "numpy", cure: str) -> dict[str, Any]:
     """The arrays or tensors in a file of this or an earlier version. DataError, which ends with the `cure`, names a
     missing or damaged file."""
-    load: Callable[..., Any] = load_tensors if framework == "torch" else load_arrays
+    if framework == "numpy":
+        return read_arrays(path, cure=cure)[0]
     with _cured(path, cure):
-        found = load(path, sealed=False)
-    tensors: dict[str, Any] = found if framework == "torch" else found[0]
-    return tensors
+        return load_tensors(path, sealed=False)
+
+
+def read_arrays(path: Path, *, cure: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays in a file of this or an earlier version, and its metadata. Raises as `read_tensors`."""
+    with _cured(path, cure):
+        return load_arrays(path, sealed=False)
 
 
 def read_metadata(path: Path, key: str, *, cure: str, default: Any = None) -> Any:
     """The JSON under a key of a file's metadata, or the default. DataError names a missing or damaged file, and one
     without the key where there is no default."""
     with _cured(path, cure), path.open("rb") as file:
-        header = file.read(_header_length(file.read(8), path.stat().st_size, path))
-        metadata = parse(header, where=str(path), cure=cure).get("__metadata__", {})
-        text = metadata.get(key)
+        metadata = parse(_head(file, path).header, where=str(path), cure=cure).get("__metadata__", {})
+        return value_of(metadata, key, path, cure=cure, default=default)
+
+
+def value_of(metadata: Mapping[str, str], key: str, path: Path, *, cure: str, default: Any = None) -> Any:
+    """The JSON under a key of the metadata of the file `path`; the rest is as of `read_metadata`."""
+    text = metadata.get(key)
     if text is None and default is None:
         raise DataError(f"{path}: expected {key} in its header, got no such entry; {cure}")
     return default if text is None else parse(text, where=str(path), cure=cure)
@@ -135,34 +145,26 @@ def _cured(path: Path, cure: str) -> Iterator[None]:
 
 def verify(path: Path, *, sealed: bool = True) -> None:
     """Raise what `load_arrays` raises of a file, without keeping more of it in memory than a piece."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
-        header = file.read(_header_length(head, size, path))
-        digest = hashlib.sha256(head)
-        expected = _digest_header(header, digest)
+        head = _head(file, path)
         while block := file.read(_AT_ONCE):
-            digest.update(block)
-    _compare(path, expected, digest.hexdigest(), sealed=sealed)
+            head.digest.update(block)
+    _compare(path, head.checksum, head.digest.hexdigest(), sealed=sealed)
 
 
 def _read(path: Path, *, sealed: bool) -> tuple[dict[str, tuple[str, tuple[int, ...], np.ndarray]], dict[str, str]]:
     """The type, shape and bytes of each tensor, all in one piece of memory, and the metadata."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
-        header = file.read(_header_length(head, size, path))
-        content = np.empty(size - 8 - len(header), np.uint8)
-        digest, at = hashlib.sha256(head), 0
-        expected = _digest_header(header, digest)
+        head, at = _head(file, path), 0
+        content = np.empty(head.size - 8 - len(head.header), np.uint8)
         while at < len(content) and (count := file.readinto(content.data[at : at + _AT_ONCE])):
-            digest.update(content.data[at : at + count])
+            head.digest.update(content.data[at : at + count])
             at += count
         if at < len(content) or file.read(1):
-            raise DamagedFile(f"{path}: expected {size:,} bytes, got another length: it changed while it was read")
-    _compare(path, expected, digest.hexdigest(), sealed=sealed)
+            raise DamagedFile(f"{path}: expected {head.size:,} bytes, got another length: it changed while it was read")
+    _compare(path, head.checksum, head.digest.hexdigest(), sealed=sealed)
     try:
-        about = parse(header, where=str(path), cure="")
+        about = parse(head.header, where=str(path), cure="")
         metadata = about.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise TypeError("metadata that isn't text")
@@ -183,13 +185,26 @@ def _entries(
         yield name, (kind, shape, content[start:end])
 
 
-def _header_length(head: bytes, size: int, path: Path) -> int:
-    length = int.from_bytes(head, "little")
-    if len(head) < 8 or length > min(size - 8, _LONGEST_HEADER):
+@dataclass(frozen=True)
+class _Head:
+    """What stands before a file's tensors: its header, the checksum there, and the digest so far."""
+
+    size: int  # of the whole file, bytes
+    header: bytes
+    checksum: str | None
+    digest: Any
+
+
+def _head(file: BinaryIO, path: Path) -> _Head:
+    """The head of a file that was just opened, which is then at its tensors. Raises DamagedFile."""
+    size, start = os.fstat(file.fileno()).st_size, file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
         raise DamagedFile(
             f"{path}: expected a header and tensors, got {size:,} bytes, where the header alone is longer"
         )
-    return length
+    header, digest = file.read(length), hashlib.sha256(start)
+    return _Head(size, header, _digest_header(header, digest), digest)
 
 
 def _place_of_checksum(header: bytes) -> int | None:

@@ -11,6 +11,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,12 @@ class NotDownloaded(Exception):
     """No address gave the file; the text is the reason for each."""
 
 
-def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
+def bring(
+    file: RemoteFile, place: Path, *, who: str, otherwise: str, refuse: Callable[[Path], None] | None = None
+) -> None:
     """Download a file to `place`, whole and checked; after an error, its beginning stays in `<place>.part`.
 
+    A file whose hash nobody knows is used only if it passes `refuse`, which raises DataError.
     Of several processes that want it one downloads it. `who` wants the file, for the log. Raises NotDownloaded,
     DataError for another hash than the expected one, which `otherwise` says how to get round, RunError for a full disk,
     and NoAccess.
@@ -53,7 +57,7 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
         reasons = []
         for url in file.urls:
             try:
-                return _bring(file, url, place, who=who, otherwise=otherwise)
+                return _bring(file, url, place, who=who, otherwise=otherwise, refuse=refuse)
             except FETCH_ERRORS as error:
                 if is_denied(error):
                     raise no_access(place, error, to="write") from None
@@ -66,11 +70,18 @@ def bring(file: RemoteFile, place: Path, *, who: str, otherwise: str) -> None:
         raise NotDownloaded("; ".join(reasons))
 
 
-def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> None:
+def check(
+    file: RemoteFile,
+    path: Path,
+    *,
+    remedy: str,
+    record: bool = True,
+    refuse: Callable[[Path], None] | None = None,
+) -> None:
     """Compare a file that is here with its published hash, or else with that of its first use, which is recorded then.
 
-    Without `record`, an unpublished hash is neither compared nor recorded. Raises DataError, which ends with `remedy`,
-    and NoAccess.
+    Without `record`, an unpublished hash is neither compared nor recorded. None is recorded of a file that `refuse`
+    raises DataError for. Raises DataError, which ends with `remedy`, and NoAccess.
     """
     check_readable(path)
     if file.digest:
@@ -85,6 +96,8 @@ def check(file: RemoteFile, path: Path, *, remedy: str, record: bool = True) -> 
                 expect_format(path, path.name)
             except ValueError as error:
                 raise DataError(f"{path}: {error}; {remedy}") from None
+            if refuse:
+                refuse(path)
             with suppress(OSError, RunError, NoAccess):  # in a folder that can't be written to
                 _write_record(path, hash_file(path))
 
@@ -118,7 +131,9 @@ def has_end(name: str) -> bool:
     return name.endswith((".gz", ".zip"))
 
 
-def _bring(file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str) -> None:
+def _bring(
+    file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str, refuse: Callable[[Path], None] | None
+) -> None:
     part = _part(place)
     expected = known_hash(file, place)
     logger.info("%s: downloading %s", who, shown(url))
@@ -150,8 +165,13 @@ def _bring(file: RemoteFile, url: str, place: Path, *, who: str, otherwise: str)
                     "the server doesn't say how long it is, so a cut can't be told from its end; if you know its "
                     f"SHA-256, write that to {_record(place)} and try again"
                 )
-        except ValueError:
+            if refuse:
+                refuse(part)
+        except (ValueError, DataError) as error:
             discard(part)
+            if isinstance(error, DataError):
+                reason = str(error).removeprefix(f"{part}: ").partition("; delete it")[0]
+                raise DataError(f"{shown(url)}: {reason}; the download was deleted: {otherwise}") from None
             raise
         _write_record(place, digest)
     os.replace(part, place)

@@ -213,7 +213,7 @@ def _tried_again(
                 source.modality, len(readable), len(header.unreadable), decoders(),
             )  # fmt: skip
             model, values, present = build(), table.values.copy(), table.present.copy()
-            for batch in _sound(loader(source, model.encoder, model.name, _parts(readable), workers=0, pin=False)):
+            for batch in sound(loader(source, model.encoder, model.name, _parts(readable), workers=0, pin=False)):
                 values[batch.items] = model.fetched(model(batch.tensors))
             present[readable] = True
             table = FeatureTable(table.modality, values, present, _fingerprint(path, unreadable))
@@ -402,7 +402,7 @@ def _encode_free(
     with torch.cuda.device(model.device) if cuda else nullcontext(), progress:
         prepared = loader(source, model.encoder, model.name, batches(), workers=options.workers, pin=cuda)
         began = time.perf_counter()
-        computed = ((model(batch.tensors), batch.unreadable) for batch in progress.waiting(_sound(prepared)))
+        computed = ((model(batch.tensors), batch.unreadable) for batch in progress.waiting(sound(prepared)))
         # On a GPU one batch ahead: it computes the next rows while these are fetched and saved
         for features, reasons in _ahead(computed) if cuda else computed:
             rows.append(model.fetched(features))
@@ -416,7 +416,7 @@ def _encode_free(
     return progress.done > 0
 
 
-def _sound(prepared: Iterable[Prepared | MMRecError]) -> Iterator[Prepared]:
+def sound(prepared: Iterable[Prepared | MMRecError]) -> Iterator[Prepared]:
     """The batches of the loader; raises the error of one of its processes."""
     batches = iter(prepared)
     while True:

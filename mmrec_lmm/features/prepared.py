@@ -10,14 +10,13 @@ Shapes: I items, B batch, L the longest of a key whose length varies.
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,9 +30,8 @@ from ..data.arrays import open_npy
 from ..data.images import decoders
 from ..data.items import bounded, item_texts, log_cut_texts, read_hashed, source_of
 from ..disk.folders import new_folder
-from ..disk.hashing import hash_file, read_hash
-from ..disk.locks import locked
-from ..disk.reading import check_readable, read_json
+from ..disk.hashing import read_hash
+from ..disk.reading import read_json
 from ..disk.writing import write_json
 from ..errors import DataError, MMRecError, PluginError
 from ..machine import precision, to_device
@@ -41,12 +39,12 @@ from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
 from ..typed_json import decode
 from ..types import ItemCatalog, RawItem
+from .array_folders import ABOUT, ArrayFile, ensure, what_differs
 from .encoding import encoder_id
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when the same encoder and items would give other files
-ABOUT = "about.json"
 LARGEST_FROZEN = 4 * 2**30  # bytes of a catalog's output of frozen layers that are kept in memory
 _READ_AT_ONCE = 32  # items that a loader process hands over together
 
@@ -95,15 +93,12 @@ def prepared_items(
     folder = home() / "prepared" / name
     hashes = next((source.hashes for source in sources if source.modality != "text"), [None] * len(catalog))
     items = _Items(catalog, text_fields, modalities, bounded(encoder), hashes)
-    check_readable(folder)
-    if not folder.exists() or _why_again(folder, items):  # to read no lock is needed
-        with locked(folder):
-            reason = _why_again(folder, items) if folder.exists() else ""
-            if reason:
-                logger.warning("%s: %s; it is made again", folder, reason)
-            if reason or not folder.exists():
-                log_cut_texts(filter(None, items.texts), encoder, spec.name)
-                _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
+
+    def make() -> None:
+        log_cut_texts(filter(None, items.texts), encoder, spec.name)
+        _make(folder, items, workers=workers, padding=encoder.padding, name=spec.name)
+
+    ensure(folder, why_again=lambda: _why_again(folder, items), make=make)
     return _read(folder, len(items))
 
 
@@ -164,11 +159,8 @@ def _why_again(folder: Path, items: "_Items") -> str:
     """Why a folder must be made again; empty if it needn't. Its files are read only if they changed since last time."""
     try:
         about = _read_about(folder)
-        if about.name != folder.name:
-            return f"expected the items of that name, got {about.name}"
-        for name, digest in about.sha256.items():
-            if hash_file(folder / name) != digest:
-                return f"{name} isn't what was written"
+        if differing := what_differs(folder, about.name, about.sha256):
+            return differing
     except (MMRecError, OSError) as error:
         return str(error)
     if about.unreadable and decoders() not in about.decoders:
@@ -269,7 +261,7 @@ def _write(
     unreadable: list[bool] = []
     hashes: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, _HashedFile] = {}
+        files: dict[str, ArrayFile] = {}
         for prepared in _loader(items, workers):
             for one in prepared:
                 if isinstance(one, MMRecError):
@@ -281,15 +273,15 @@ def _write(
                     if row.ndim == 1 and row.dtype.kind in "iu":
                         texts[key] = []
                     else:
-                        files[key] = _HashedFile(stack.enter_context((folder / f"{key}.npy").open("wb")))
-                        _write_header(cast(BinaryIO, files[key]), row, len(items))
+                        file = stack.enter_context((folder / f"{key}.npy").open("wb"))
+                        files[key] = ArrayFile(file, row, len(items))
                 first = first or rows
                 _check_like(rows, first, varying=texts, encoder=name)
-                for key, file in files.items():
-                    file.write(rows[key].data)
+                for key, written in files.items():
+                    written.write(rows[key].data)
                 for key, known in texts.items():
                     known.append(rows[key])
-        hashes = {f"{key}.npy": file.digest.hexdigest() for key, file in files.items()}
+        hashes = {f"{key}.npy": written.digest.hexdigest() for key, written in files.items()}
     for key, known in texts.items():
         lengths = np.array([len(ids) for ids in known])  # (I,)
         table = np.full((len(known), lengths.max()), padding.get(key, 0), dtype=known[0].dtype)  # (I, L)
@@ -299,17 +291,6 @@ def _write(
             np.save(folder / name, array)
             hashes[name] = read_hash(folder / name)
     return hashes, tuple(np.flatnonzero(unreadable).tolist())
-
-
-class _HashedFile:
-    """A file that is written once, and the hash of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: Any) -> None:
-        self.digest.update(data)
-        self.file.write(data)
 
 
 def _loader(items: _Items, workers: int) -> DataLoader[_Item]:
@@ -323,12 +304,6 @@ def _loader(items: _Items, workers: int) -> DataLoader[_Item]:
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # its own, as the loader would otherwise draw from the caller's random state
     )
-
-
-def _write_header(file: BinaryIO, row: np.ndarray, n_items: int) -> None:
-    """The head of an array file of I such rows."""
-    about = {"descr": row.dtype.str, "fortran_order": False, "shape": (n_items, *row.shape)}
-    np.lib.format.write_array_header_1_0(file, about)
 
 
 def _check_like(

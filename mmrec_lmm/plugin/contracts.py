@@ -7,13 +7,14 @@ Shapes: B batch, U users, I items, D embedding.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import NotApplicable
 from ..types import Batch, Inputs, ItemCatalog, RawItem, RunSpec, TrainingData, Tuned
 from .item_features import ItemFeatures
 
@@ -96,6 +97,14 @@ class ItemEncoder(nn.Module, ABC):
         all epochs. None: all layers may be trained."""
         return None
 
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """By modality one vector per layer, (B, width of the layer): of the embeddings first, then of each block,
+        pooled as the encoder pools its own last layer (CLS, masked mean, end of text). A row depends on its item alone.
+
+        Raises NotApplicable, with the reason, if the encoder has none.
+        """
+        raise NotApplicable("it gives no hidden states")
+
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses with which the encoder's authors tune it (ITC, ITM, MLM); {} if it has none.
 
@@ -130,12 +139,28 @@ class TrainerCallback:
     def before_evaluation(self) -> None:
         """The model is about to be ranked as it is."""
 
+    def evaluated(self, score: float) -> None:
+        """The model was ranked on validation; the epoch with the largest score is kept. NaN ends training."""
+
+    def stalled(self, epoch: int) -> bool:
+        """Patience has run out before `epoch`: True to go on in another phase.
+
+        Model and callback then continue from the best weights so far (`load_weights`), and misses count from 0. The
+        best epoch of all phases is kept.
+        """
+        return False
+
     def weights(self) -> dict[str, Tensor]:
         """The tensors to keep of the best epoch, live."""
         return {}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Restore such weights."""
+
+    def about_weights(self) -> Mapping[str, Any]:
+        """What the file of `weights` in a run's folder says of them, by name, in values that JSON can hold. If its
+        `tune` is "lora", the file is called `adapter.safetensors`, else `encoder.safetensors`."""
+        return {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and plain numbers from which training continues, beside `weights`."""

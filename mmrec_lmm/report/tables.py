@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from ..errors import ConfigError
 from ..formatting import csv_text, first_few
-from ..studies.costs import UNMEASURED
+from ..studies.costs import NOT_JOINT, PARTS, UNMEASURED
 from ..studies.leaderboard import FINISHED, STAR_SEEDS, Interval, Leaderboard, Measured, Row
 from ..types import AXES, PRE_TRAINED
 from . import paper
@@ -137,12 +137,14 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
 
 
 def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
-    """The table of what rows cost: a column for each of COSTS."""
-    axes, footnotes = _axes(plan, rows), Footnotes()
+    """The table of what rows cost: a column for each of COSTS, and of JOINT_COSTS if a row has any."""
+    axes, costs, footnotes = _axes(plan, rows), _costs(rows), Footnotes()
     lines = []
     for row in rows:
         reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
-        cells = [_cost(row.cost.get(name), shown, footnotes, reason) for name, (_, shown) in COSTS.items()]
+        missing = dict.fromkeys(JOINT_COSTS, Measured(None, reason or NOT_JOINT))
+        found = {**missing, **row.cost}
+        cells = [_cost(found.get(name), shown, footnotes, reason) for name, (_, shown) in costs.items()]
         lines.append(Line(_labels(row, axes), tuple(cells)))
     counts = {len(row.seeds) for row in rows if row.cost}
     devices = first_few(list(dict.fromkeys(one.device for row in rows if (one := row.reproducibility))))
@@ -150,7 +152,7 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     return Table(
         caption=f"{board.title}: {', '.join([plan.caption, *_shared(rows, plan)])}",
         labels=axes,
-        columns=tuple(title for title, _ in COSTS.values()),
+        columns=tuple(title for title, _ in costs.values()),
         lines=tuple(lines),
         footnotes=footnotes.texts(),
         remarks=(
@@ -158,10 +160,17 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
             "evaluations, epoch one of them, and both count an encoder that is trained end to end.",
             "Encoding and tuning are done once for all rows that share them: don't add them up over rows.",
             "Params, trained: the recommender's parameters, and those that are trained; enc.: its encoder's.",
+            *(JOINT_REMARKS if len(costs) > len(COSTS) else ()),
             "Memory: the peak of the run's process; on a GPU, of the GPU's memory. "
             f"Device: {devices}; threads: {threads}.",
         ),
     )
+
+
+def _costs(rows: Sequence[Row]) -> Mapping[str, tuple[str, Callable[[float], str]]]:
+    """The costs that a table of these rows shows."""
+    is_joint = any(row.cost[name].value is not None for row in rows for name in JOINT_COSTS if name in row.cost)
+    return {**COSTS, **JOINT_COSTS} if is_joint else COSTS
 
 
 def _cost(cost: Measured | None, shown: Callable[[float], str], footnotes: Footnotes, reason: str) -> TableCell:
@@ -199,6 +208,15 @@ COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "encoder_parameters": ("enc. params", _parameters),
     "memory": ("memory", _bytes),
 }
+#: More of them, only of encoders that are trained with the recommender.
+JOINT_COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    **{part: (part, _seconds) for part in PARTS},
+    "cached": ("cached", _bytes),
+}
+JOINT_REMARKS = (
+    "Recommender to evaluation: seconds of an epoch that trains the encoder, by part. Forward and backward are with "
+    "gradient; refresh: items encoded again, without; loading: reading what items are encoded from, of size cached.",
+)
 
 
 def _slices_of(rows: Iterable[Row]) -> list[str]:
@@ -385,14 +403,15 @@ def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
 
 def efficiency_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
     """One line for each row, with each of its costs and a note on it."""
+    costs = _costs(rows)
     return csv_text(
         {
             **_csv_axes(board, row),
             "state": row.state,
             "reason": row.reason,
             "seeds": len(row.seeds),
-            **{name: row.cost[name].value if name in row.cost else None for name in COSTS},
-            **{f"{name}_note": row.cost[name].note if name in row.cost else "" for name in COSTS},
+            **{name: row.cost[name].value if name in row.cost else None for name in costs},
+            **{f"{name}_note": row.cost[name].note if name in row.cost else "" for name in costs},
             "device": row.reproducibility and row.reproducibility.device,
             "threads": row.reproducibility and row.reproducibility.threads,
         }

@@ -135,6 +135,9 @@ def run_record(
 
 
 def _encoder_cost(cost: EncoderCost | None, report: Mapping[str, Any]) -> EncoderCost | None:
-    """The cost with the numbers of parameters that the report of a paradigm that trains the encoder gives."""
-    counts = {name: report[name] for name in ("parameters", "parameters_trained") if isinstance(report.get(name), int)}
-    return dataclasses.replace(cost, **counts) if cost is not None else None
+    """The cost with what the report of a paradigm that trains the encoder says of it."""
+    counts = ("parameters", "parameters_trained", "cached_bytes")
+    known: dict[str, Any] = {name: report[name] for name in counts if isinstance(report.get(name), int)}
+    if isinstance(report.get("epoch_seconds"), Mapping):
+        known["epoch_seconds"] = report["epoch_seconds"]
+    return dataclasses.replace(cost, **known) if cost is not None else None

@@ -35,7 +35,9 @@ IDENTICAL, WITHIN, DIVERGED, ANOTHER = "identical", "within tolerance", "diverge
 #: Tolerances of a metric's mean over users on another machine or a GPU, where rounding changes some users' lists.
 RELATIVE, ABSOLUTE = 0.01, 0.0005
 
-TENSOR_FILES = (run_folder.WEIGHTS, run_folder.ENCODER, run_folder.FEATURES, run_folder.PER_USER)
+TENSOR_FILES = (
+    run_folder.WEIGHTS, run_folder.ENCODER, run_folder.ADAPTER, run_folder.FEATURES, run_folder.PER_USER,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
     runs/<model>-<data set>-<8 hex of the run's identity>/
         config.json              the resolved run: every value, sufficient to build it again
         best.safetensors         the weights of the best epoch
-        encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch
+        encoder.safetensors      of an end-to-end run, the encoder's weights of that epoch; under `ete.tune: last:N` the
+                                 trained ones alone, and the hash of the base that they belong to
+        adapter.safetensors      under `ete.tune: lora`, in its place: A and B by weight, rank, alpha, the base's hash
         features.safetensors     of an end-to-end run, that encoder's features of all items: (I, D) by modality
         per_user.safetensors     valid/users, valid/recall@20, ..., test/...: one number per evaluated user; of a
                                  cold-item split also cold/...: test with cold items as the only candidates
@@ -38,10 +40,11 @@ from ..data.tables import read_integers
 from ..disk.hashing import read_hash
 from ..disk.locks import holding
 from ..disk.reading import check_readable, is_there, read_file, read_json
-from ..disk.sealed import read_metadata, read_tensors, save_file
+from ..disk.sealed import read_arrays, read_metadata, save_file, value_of
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic, write_bytes, write_json
 from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
+from ..evaluation.metrics import METRICS
 from ..plugin.registry import Registry
 from ..typed_json import check_finite, decode, parse, plain
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
@@ -55,6 +58,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 WEIGHTS = "best.safetensors"
 ENCODER = "encoder.safetensors"
+ADAPTER = "adapter.safetensors"
 FEATURES = "features.safetensors"
 PER_USER = "per_user.safetensors"
 HISTORY = "history.jsonl"
@@ -69,6 +73,8 @@ CURE = "try --force, which runs it again"
 LARGEST_HISTORY = 2**30  # bytes; an epoch has some 500
 
 _METRIC = re.compile(r"[^@]+@[1-9][0-9]{0,8}")
+_SHARES = frozenset(spec.name.lower() for spec in METRICS)  # from 0 to 1; of a plugin's metrics no range is known
+_ROUNDING = 1e-6  # of metrics in float32
 
 #: The effective values of settings, if not the default, in runs made before those settings existed.
 BEFORE = {"min_steps": 0}
@@ -228,11 +234,15 @@ def load_result(folder: Path) -> RunResult | None:
         raise DataError(
             f"{path}: run_id: expected the name of its folder, got {result.run_id}; rename the folder, or {CURE}"
         )
-    for split, values in (("valid", result.valid), ("test", result.test)):
+    cold = result.record.cold_items
+    splits = {"valid": result.valid, "test": result.test} | ({"record.cold_items.test": cold.test} if cold else {})
+    for split, values in splits.items():
         check_finite(values, where=f"{path}: {split}", cure=CURE)
-        for name in values:
+        for name, value in values.items():
             if not _METRIC.fullmatch(name):
                 raise DataError(f"{path}: {split}: expected METRIC@K, such as recall@20, got {name!r}; {CURE}")
+            if name.partition("@")[0] in _SHARES and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                raise DataError(f"{path}: {split}.{name}: expected 0 to 1, got {value:g}; {CURE}")
     if result.record.record_version > RECORD_VERSION:
         raise DataError(
             f"{path}: record.record_version: expected at most {RECORD_VERSION}, got {result.record.record_version}; "
@@ -243,8 +253,11 @@ def load_result(folder: Path) -> RunResult | None:
 
 def check_own(path: Path) -> None:
     """Raise DataError if a file of tensors in a run's folder is another run's; those of earlier versions don't say."""
-    own = _name(path.parent)
-    if (run := read_metadata(path, "run", cure=CURE, default=own)) != own:
+    _check_own(path, read_metadata(path, "run", cure=CURE, default=_name(path.parent)))
+
+
+def _check_own(path: Path, run: Any) -> None:
+    if run != _name(path.parent):
         raise DataError(f"{path}: expected the file of this run, got that of {run}; {CURE}")
 
 
@@ -284,18 +297,18 @@ def try_result(folder: Path) -> RunResult | None:
 
 
 def finished_runs(out: Path) -> list[Path]:
-    """The folders under `out` that have a `result.json`, by name; also those that can't be looked into, which reading
-    them reports. Raises NoAccess for `out` itself."""
+    """The folders under `out` that have a result, by name. Raises NoAccess for `out` itself."""
     check_readable(out)
-    found = []
-    for folder in sorted(out.iterdir()) if out.is_dir() else ():
-        try:
-            (folder / RESULT).lstat()
-        except OSError as error:
-            if not is_denied(error):  # missing, or `folder` is a file
-                continue
-        found.append(folder)
-    return found
+    return [folder for folder in (sorted(out.iterdir()) if out.is_dir() else ()) if has_result(folder)]
+
+
+def has_result(folder: Path) -> bool:
+    """True if a folder has a `result.json`, whatever that is, or if this user may not look: reading it reports both."""
+    try:
+        (folder / RESULT).lstat()
+    except OSError as error:
+        return is_denied(error)  # else it is missing, or `folder` is a file
+    return True
 
 
 def find_run(out: Path, name: str) -> Path:
@@ -329,8 +342,8 @@ def save_per_user(
 def load_per_user(folder: Path) -> dict[str, np.ndarray]:
     """{"test/users": (U,), "test/recall@20": (U,), ...}. DataError if the file is missing or damaged."""
     path = folder / PER_USER
-    arrays: dict[str, np.ndarray] = read_tensors(path, cure=CURE)
-    check_own(path)
+    arrays, metadata = read_arrays(path, cure=CURE)
+    _check_own(path, value_of(metadata, "run", path, cure=CURE, default=_name(folder)))
     for name, values in arrays.items():
         split, _, what = name.partition("/")
         users = arrays.get(f"{split}/users")
@@ -424,7 +437,9 @@ def save_run(
         save_config(staged, spec)
         save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            save_weights(staged / ENCODER, trained_beside, whose)
+            told = callback.about_weights()
+            about = {name: json.dumps(value) for name, value in told.items()}
+            save_weights(staged / (ADAPTER if told.get("tune") == "lora" else ENCODER), trained_beside, about | whose)
         if model.features.joint:
             save_weights(staged / FEATURES, model.features(), whose)
         users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}

@@ -94,12 +94,13 @@ def _of_home(home: Path) -> Iterator[Stored]:
                 yield _stored("shards", path, locks=locks)
             elif path == table:
                 yield _stored(kind, path, beside=(home / "seconds" / path.stem,), locks=locks)
-    for path in _entries(home / "prepared"):
-        if path.is_dir():
-            yield _stored("prepared", path, locks=(path.with_name(f"{path.name}.lock"),))
+    for kind in ("prepared", "states"):
+        for path in _entries(home / kind):
+            if path.is_dir():
+                yield _stored(kind, path, locks=(path.with_name(f"{path.name}.lock"),))
     for path in _entries(home / "file-hashes"):
         yield _stored("hashes", path)
-    for name in ("weights", "downloads", "features", "tuned", "prepared", "file-hashes", "seconds"):
+    for name in ("weights", "downloads", "features", "tuned", "prepared", "states", "file-hashes", "seconds"):
         for folder, _, _ in os.walk(home / name):
             yield from _leftovers(Path(folder))
 

@@ -10,14 +10,20 @@ CACHED = "found in the cache: the seconds of the run that made it"
 NO_TIME = "found in the cache, which doesn't say how long it took"
 NO_COUNT = "features found in the cache, which doesn't say how many parameters made them"
 NOT_REPORTED = "its paradigm doesn't report it"
+NOT_JOINT = "its encoder isn't trained with the recommender, or an earlier version did it"
 NO_ENCODER, FROM_FILES = "no encoder", "features from files"
 EARLIER = "run by an earlier version, which didn't record it"
 UNMEASURED = "not measured"
 
 
+#: The parts of an epoch that trains an encoder with the model.
+PARTS = ("recommender", "loading", "forward", "backward", "refresh", "evaluation")
+
+
 def cost_of(runs: Sequence[RunResult]) -> dict[str, Measured]:
     """The cost of a row's runs by name: seconds of `encode` and `tune`, `train` (all epochs with their evaluations) and
-    one `epoch`; parameters of the model and of its encoder, trained and in all; `memory`, the peak in bytes."""
+    one `epoch`; parameters of the model and of its encoder, trained and in all; `memory`, the peak in bytes; and of an
+    encoder that is trained with the model, `cached` bytes and the seconds of a joint epoch by its PARTS."""
     records = [run.record for run in runs]
     epochs = [run.record.seconds.train / run.epochs if run.epochs else 0.0 for run in runs]
     return {
@@ -30,7 +36,16 @@ def cost_of(runs: Sequence[RunResult]) -> dict[str, Measured]:
         "encoder_parameters": _of_encoder(records, lambda cost: cost.parameters, NO_COUNT),
         "encoder_parameters_trained": _of_encoder(records, lambda cost: cost.parameters_trained, NOT_REPORTED),
         "memory": _median([record.peak_memory_bytes for record in records]),
+        **_of_joint_epoch([record.encoder_cost for record in records]),
     }
+
+
+def _of_joint_epoch(costs: Sequence[EncoderCost | None]) -> dict[str, Measured]:
+    """What only encoders cost that are trained with the model; nothing for others."""
+    seconds = [cost.epoch_seconds for cost in costs if cost is not None and cost.epoch_seconds is not None]
+    cached = [cost.cached_bytes for cost in costs if cost is not None and cost.cached_bytes is not None]
+    by_part = {part: Measured(median(each.get(part, 0.0) for each in seconds)) for part in PARTS if seconds}
+    return {**by_part, **({"cached": Measured(median(cached))} if cached else {})}
 
 
 def _median(values: Sequence[float | None], otherwise: str = UNMEASURED) -> Measured:

@@ -32,6 +32,7 @@ from ..config.settings import OF_FEATURES, identifying
 from ..config.yaml_layers import as_yaml
 from ..data.images import READING
 from ..data.opening import open_dataset
+from ..disk.faults import of_path
 from ..disk.hashing import hash_files
 from ..disk.locks import Claims
 from ..disk.reading import is_there, read_json
@@ -44,7 +45,7 @@ from ..machine import TORCH_THREADS, share_libraries_of
 from ..plugin.registry import Registry, load_registry
 from ..running.inputs import gather, given_files, shared_keys
 from ..running.provenance import NUMERICS_VERSION
-from ..running.run_folder import RESULT, load_result
+from ..running.run_folder import has_result, load_result
 from ..running.runner import Interrupted, run
 from ..training import fine_tuning
 from ..typed_json import decode, plain
@@ -134,7 +135,7 @@ class Plan:
         except DataError as error:
             logger.warning("%s", error)
             return None
-        return None if record.run_id and not _may_be_there(self.out / record.run_id / RESULT) else record
+        return None if record.run_id and not has_result(self.out / record.run_id) else record
 
     def left(self, since: float) -> list[Job]:
         """The jobs that are not finished and were not tried after `since`."""
@@ -178,14 +179,6 @@ class Plan:
                 found = None
             results.append(dataclasses.replace(found, parameters=spec.point) if found else None)
         return tuple(results), damaged
-
-
-def _may_be_there(path: Path) -> bool:
-    """False if there is no such file; True if there is, or if this user may not look, which reading it reports."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return True
 
 
 def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:
@@ -396,7 +389,7 @@ class Worker:
             return Record(FAILED, reason=str(error))
         except Exception as error:  # a plugin may raise anything, and the other runs continue
             if isinstance(error, OSError) and error.filename is not None:  # of the user's files, not of code
-                return Record(FAILED, reason=f"{os.fsdecode(error.filename)}: {error.strerror}")
+                return Record(FAILED, reason=str(of_path(error)))
             logger.error("a run of %s failed", job.spec.model, exc_info=True)
             return Record(FAILED, reason=f"{type(error).__name__}: {error}")
         return Record(FINISHED, run_id=result.run_id)

@@ -519,7 +519,12 @@ class _Expansion:
 
     def _check_names(self) -> None:
         study, registry = self.study, self.registry
-        encoders = [EncoderName.parse(encoder).name for encoder in study.encoders if encoder]
+        encoders = []
+        for encoder in study.encoders:
+            try:
+                encoders += [] if encoder is None else [EncoderName.typed(encoder).name]
+            except ConfigError as error:
+                self.problems.append(f"{_at(study.file, 'encoders')}: {error}")
         for key, specs, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),

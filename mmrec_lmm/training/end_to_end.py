@@ -10,6 +10,9 @@ the memory of one micro-batch, however large the catalog, and reaches items whos
 With other settings, rows outside R are stale until the next full refresh, and one step of the encoder serves several
 steps of the recommender.
 
+With `warm_epochs` the recommender first trains alone, on the features of the encoder as it is; with `auto` until its
+validation stalls. Then its best weights are put back, and the encoder joins.
+
 Under torchrun the first process holds the run: recommender, random draws, files. The others help with the encoder only
 (encoder_side.py), which is most of the work.
 
@@ -19,12 +22,13 @@ Shapes: I items, R rows of a step, D feature width.
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config.settings import Settings
 from ..distributed import processes, serve
 from ..errors import ConfigError, NotApplicable, RunError, TrainingDiverged
 from ..features.encoding import build_encoder, encoder_spec
@@ -33,11 +37,13 @@ from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.contracts import Paradigm, TrainerCallback
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
-from ..typed_json import decode, plain
-from ..types import Batch, Inputs, RunSpec
-from .encoder_side import EncoderWorker
+from ..typed_json import OPTIONAL, decode, plain
+from ..types import Batch, Inputs, Interactions, RunSpec
+from .encoder_side import EncoderWorker, choose_trained
 from .optim import recompute_blocks
 from .paradigms import EndToEnd
+from .side import SideNetwork, SideReport, check_side, side_encoder
+from .tune import check
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,9 @@ class TrainedEndToEnd(Paradigm):
                 "missing: expected zero under --paradigm ete, where features of absent items are zero, got "
                 f"{run.settings.missing}; try --missing=zero"
             )
+        check(self.config, owner="ete")
+        if self.config.tune == "side":
+            check_side(run, registry)
 
     def callback(self, run: RunSpec, inputs: Inputs, features: ItemFeatures, registry: Registry) -> "JointEncoder":
         return joint_encoder(run, inputs, registry, features)
@@ -89,11 +98,8 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
     Raises NotApplicable if it has nothing to train, ConfigError if it has no epoch to train in.
     """
     options: EndToEnd = spec.paradigm_config
-    if must_learn(options) and spec.settings.epochs <= options.warm_epochs:
-        raise ConfigError(
-            f"ete.warm_epochs: expected less than epochs ({spec.settings.epochs}), to leave one that trains the "
-            f"encoder, got {options.warm_epochs}; try lowering it, or raising epochs"
-        )
+    if must_learn(options):
+        _check_joins(options, spec.settings, inputs.dataset.train)
     return JointEncoder(
         _worker(spec, inputs, registry, features.present),
         features,
@@ -103,6 +109,27 @@ def joint_encoder(spec: RunSpec, inputs: Inputs, registry: Registry, features: I
         batch_size=encode_batch(spec.settings, next(iter(features.present.values())).device),
         model=spec.model,
     )
+
+
+def _check_joins(options: EndToEnd, settings: Settings, train: Interactions) -> None:
+    """ConfigError if training ends before the encoder can join."""
+    if isinstance(options.warm_epochs, int):
+        if settings.epochs <= options.warm_epochs:
+            raise ConfigError(
+                f"ete.warm_epochs: expected less than epochs ({settings.epochs}), to leave one that trains the "
+                f"encoder, got {options.warm_epochs}; try lowering it, or raising epochs"
+            )
+        return
+    batches = math.ceil(len(train) / settings.train_batch_size)  # of an epoch
+    every = settings.eval_step
+    first = max(2, math.ceil(settings.min_steps / batches / every))  # evaluation that may miss: the first one can't
+    least = every * (first + settings.stopping_step)  # epochs, if none improves on the first one
+    if settings.epochs <= least:
+        raise ConfigError(
+            f"ete.warm_epochs: auto: expected more than {least} epochs, before which the recommender can't stall "
+            f"(stopping_step {settings.stopping_step}, min_steps {settings.min_steps}, {batches} steps an epoch), got "
+            f"{settings.epochs}; try more epochs, a lower stopping_step or min_steps, or a number for ete.warm_epochs"
+        )
 
 
 def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
@@ -119,6 +146,9 @@ def help_train(spec: RunSpec, inputs: Inputs, registry: Registry) -> None:
 def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[str, Tensor]) -> EncoderWorker:
     """The run's encoder with its initial weights, and all items that it may encode."""
     known = encoder_spec(spec, registry)
+    if spec.paradigm_config.tune == "side":
+        network, states = side_encoder(spec, inputs, registry, next(iter(present.values())).device)
+        return EncoderWorker(network, states, present, spec.paradigm_config, name=f"{known.name}'s side network")
     assert inputs.dataset.catalog is not None  # the features came from there
     encoder = build_encoder(known, spec.encoder_config, [*present])
     if spec.settings.recompute:
@@ -128,6 +158,8 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
             f"--paradigm ete: expected an encoder with parameters to train, got {known.name}, which has none; try "
             "--paradigm pt"
         )
+    options: EndToEnd = spec.paradigm_config
+    choice = choose_trained(encoder, options, name=known.name)  # before a catalog is prepared for nothing
     items = prepared_items(
         inputs.dataset.catalog,
         known,
@@ -136,7 +168,7 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
         text_fields=spec.settings.text_fields,
         workers=loader_processes(spec.settings, next(iter(present.values())).device),
     )
-    return EncoderWorker(encoder, items, present, spec.paradigm_config, name=known.name)
+    return EncoderWorker(encoder, items, present, options, name=known.name, seed=spec.settings.seed, choice=choice)
 
 
 def must_learn(options: EndToEnd) -> bool:
@@ -148,6 +180,15 @@ def must_learn(options: EndToEnd) -> bool:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """The epochs before the encoder joined, or those since: how many, the best score on validation, seconds by part."""
+
+    epochs: int = 0
+    best: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
 class EncoderNumbers:
     """The progress of an encoder's training, as a checkpoint saves it."""
 
@@ -155,6 +196,9 @@ class EncoderNumbers:
     rows: int  # encoded with gradient, in all steps
     norm_sum: float  # of the gradient, over the steps
     norm_last: float
+    joined: int | None = None  # the first epoch that trains the encoder
+    warm: Phase = Phase()
+    joint: Phase = Phase()
 
 
 @dataclass(frozen=True)
@@ -167,9 +211,18 @@ class GradientNorm:
 
 @dataclass(frozen=True)
 class EndToEndReport:
-    """The part of an end-to-end run's record about its encoder's training."""
+    """The part of an end-to-end run's record about its encoder's training.
+
+    `epoch_seconds` are those of the mean epoch since the encoder joined, `warm_epoch_seconds` of one before, by part:
+    "recommender" (its batches, and the choice of the encoder's rows), "loading" (prepared items are read and moved),
+    "forward" and "backward" (of the encoder, with gradient; its optimizer's step), "refresh" (items encoded again,
+    without), "evaluation" (ranking). They add up to the epoch, which doesn't include the saving of its state. Under
+    torchrun they are those of the first process. PartClock says what is measured on a GPU.
+    """
 
     mode: str
+    tune: str
+    trained: tuple[str, ...]  # parameters, or the weights that lora updates; () under full: all that aren't frozen
     frozen: tuple[str, ...]
     steps: int
     rows_per_step: float
@@ -177,6 +230,13 @@ class EndToEndReport:
     weight_change: Mapping[str, float]  # block -> |w - w_0| / |w_0|
     parameters: int  # of the encoder, in all
     parameters_trained: int
+    cached_bytes: int  # of what items are encoded from: prepared items on disk, or what frozen layers made of them
+    joined_at: int | None  # the first epoch that trains the encoder; None: it never joined
+    best_joint: float | None  # the best score on validation since then
+    best_warm: float | None = field(default=None, metadata=OPTIONAL)  # and before; None: there was no epoch before
+    epoch_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    warm_epoch_seconds: Mapping[str, float] | None = field(default=None, compare=False, metadata=OPTIONAL)
+    side: SideReport | None = field(default=None, metadata=OPTIONAL)  # None: the encoder itself is trained
 
 
 class JointEncoder(TrainerCallback):
@@ -207,10 +267,16 @@ class JointEncoder(TrainerCallback):
         self._age = math.inf  # epochs since the last full refresh
         self._steps, self._rows = 0, 0  # rows: encoded with gradient, in all steps
         self._norm_sum, self._norm_last = 0.0, 0.0
+        self._joined: int | None = None  # the first epoch that trains the encoder, once it is known
+        self._warm, self._joint = Phase(), Phase()
+        self._clock = worker.clock
 
     def epoch_started(self, epoch: int) -> None:
         options = self._options
-        self._collecting = options.mode != "released" and epoch >= options.warm_epochs
+        self._clock.start()
+        if isinstance(options.warm_epochs, int) and epoch >= options.warm_epochs:
+            self._joined = options.warm_epochs
+        self._collecting = options.mode != "released" and self._joined is not None
         for leaf in self._features().values():
             leaf.requires_grad_(self._collecting)
         if self._stale and self._age >= options.refresh_epochs:
@@ -248,10 +314,38 @@ class JointEncoder(TrainerCallback):
             )
         if self._steps:
             logger.info("encoder %s: %d steps, gradient norm %.3g", self._worker.name, self._steps, self._norm_last)
+        self._clock.lap("recommender")
+        self._note(1, None)
 
     def before_evaluation(self) -> None:
+        self._clock.start()
         if self._stale:
             self._refresh()
+
+    def evaluated(self, score: float) -> None:
+        self._clock.lap("evaluation")
+        self._note(0, score)
+
+    def stalled(self, epoch: int) -> bool:
+        """True if the encoder joins now, at the end of its automatic `warm_epochs`."""
+        if self._joined is not None or self._options.warm_epochs != "auto":
+            return False
+        self._joined = epoch
+        logger.info("encoder %s joins in epoch %d", self._worker.name, epoch)
+        return True
+
+    def _note(self, epochs: int, score: float | None) -> None:
+        """Add what the clock has, an epoch or an evaluation, to the numbers of the phase."""
+        phase = self._warm if self._joined is None else self._joint
+        seconds = {**phase.seconds}
+        for part, spent in self._clock.take().items():
+            seconds[part] = seconds.get(part, 0.0) + spent
+        best = max((known for known in (phase.best, score) if known is not None), default=None)
+        phase = Phase(phase.epochs + epochs, best, seconds)
+        if self._joined is None:
+            self._warm = phase
+        else:
+            self._joint = phase
 
     def weights(self) -> dict[str, Tensor]:
         return self._worker.weights()
@@ -262,7 +356,9 @@ class JointEncoder(TrainerCallback):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"optimizer.{name}": value for name, value in self._worker.optimizer_state().items()}
-        numbers = EncoderNumbers(self._steps, self._rows, self._norm_sum, self._norm_last)
+        numbers = EncoderNumbers(
+            self._steps, self._rows, self._norm_sum, self._norm_last, self._joined, self._warm, self._joint
+        )
         return {**tensors, "generator": self._generator.get_state()}, plain(numbers)
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
@@ -273,26 +369,53 @@ class JointEncoder(TrainerCallback):
         known = decode(EncoderNumbers, numbers, where="companion", cure="an end-to-end run saves it")
         self._steps, self._rows = known.steps, known.rows
         self._norm_sum, self._norm_last = known.norm_sum, known.norm_last
+        self._joined, self._warm, self._joint = known.joined, known.warm, known.joint
 
     def report(self) -> EndToEndReport:
         """The report for the run's record. RunError if training ended before the encoder's first step."""
         if not self._steps and must_learn(self._options):
-            raise RunError(
-                f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so training "
-                f"ended before encoder {self._worker.name} joined; try a lower ete.warm_epochs, or a higher "
-                "stopping_step"
-            )
-        steps = max(1, self._steps)
+            raise RunError(self._why_never_joined())
+        steps, side = max(1, self._steps), self._side.report if self._side else None
         return EndToEndReport(
             mode=self._options.mode,
+            tune=self._options.tune,
+            trained=self._worker.part.names,
             frozen=self._options.freeze,
             steps=self._steps,
             rows_per_step=self._rows / steps,
             gradient_norm=GradientNorm(self._norm_sum / steps, self._norm_last),
             weight_change=weight_change(self._initial, self._worker.parameters()),
-            parameters=sum(each.numel() for each in self._worker.parameters().values()),
+            parameters=sum(each.numel() for each in self._worker.parameters().values())
+            + ((side.frozen_parameters or 0) if side else 0),
             parameters_trained=self._worker.trained if must_learn(self._options) else 0,
+            cached_bytes=self._worker.cached_bytes,
+            joined_at=self._joined,
+            best_joint=self._joint.best,
+            best_warm=self._warm.best,
+            epoch_seconds=_per_epoch(self._joint),
+            warm_epoch_seconds=_per_epoch(self._warm) if self._warm.epochs else None,
+            side=side,
         )
+
+    def _why_never_joined(self) -> str:
+        ended = f"training ended before encoder {self._worker.name} joined"
+        if self._options.warm_epochs == "auto":
+            return (
+                f"{ended}: {self._model} had not stalled after {self._warm.epochs} epochs, and ete.warm_epochs=auto "
+                "waits for that; try more epochs, a lower stopping_step or min_steps, or a number for ete.warm_epochs"
+            )
+        return (
+            f"{self._model} stopped improving in its {self._options.warm_epochs} ete.warm_epochs, so {ended}; try "
+            "ete.warm_epochs=auto, with which it joins then, or a lower number, or a higher stopping_step"
+        )
+
+    def about_weights(self) -> Mapping[str, Any]:
+        return self._side.about if self._side else self._worker.part.about()
+
+    @property
+    def _side(self) -> SideNetwork | None:
+        """The side network, if that is what is trained."""
+        return self._worker.encoder if isinstance(self._worker.encoder, SideNetwork) else None
 
     def _step(self) -> None:
         """Take one step of the encoder on the pending gradient, and encode the step's rows again."""
@@ -306,6 +429,7 @@ class JointEncoder(TrainerCallback):
             return
         places = to_device(rows, self._device)
         drawn = {name: value.index_select(0, places) * weights for name, value in gradients.items()}  # (R, D)
+        self._clock.lap("recommender")
         norm = self._worker.step(rows, drawn, self._rate())
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient of encoder {self._worker.name} became {norm}")
@@ -349,6 +473,7 @@ class JointEncoder(TrainerCallback):
             rows = to_device(part, self._device)
             for modality, values in self._worker.encode(part).items():
                 self._features.refresh(modality, rows, values, partial=partial)
+        self._clock.lap("refresh")
 
 
 def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -361,6 +486,11 @@ def draw_rows(norms: Tensor, budget: int, generator: torch.Generator) -> tuple[T
     p = norms / norms.sum()
     rows, counts = torch.multinomial(p, budget, replacement=True, generator=generator).unique(return_counts=True)
     return rows, counts / (budget * p[rows])
+
+
+def _per_epoch(phase: Phase) -> dict[str, float]:
+    """The seconds by part of a phase's mean epoch."""
+    return {part: seconds / max(1, phase.epochs) for part, seconds in phase.seconds.items()}
 
 
 def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

@@ -64,11 +64,12 @@ from ..plugin.specs import EncoderSpec, resolve
 from ..typed_json import FLAT, OPTIONAL, decode, plain
 from ..types import ItemCatalog, RawItem, RunSpec, Tuned
 from .loop import EpochLoop, TrainingState, Validation
-from .optim import adamw, freeze, has_batch_norms, rate_factor, recompute_blocks
+from .optim import adamw, depth_factors, has_batch_norms, rate_factor, recompute_blocks, scale_rates, set_rate
 from .pairs import Pairs, TuningSizes, count_batches, make_batches, split
 from .paradigms import FineTuning
 from .resume import Checkpoints, load_checkpoint, remove_checkpoint, restoring, save_weights
 from .trainer import load_optimizer_state, optimizer_state
+from .tune import FULL, SIDE, Choice, TrainedPart, check, choose
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ class TuningRecord:
     threads: int
     processes: int = 1  # that of earlier records, which lack the field
     parameters: int | None = field(default=None, metadata=OPTIONAL)  # of the encoder, in all
+    tune: str = FULL
+    trained: tuple[str, ...] = ()  # parameters, or the weights that lora updates; () under full: all that aren't frozen
 
 
 class FineTuned(Paradigm):
@@ -128,6 +131,12 @@ class FineTuned(Paradigm):
                 f"--paradigm ft: expected an encoder with losses over images and texts, got {encoder.name}; try one of "
                 f"{', '.join(tunable_encoders(registry))}"
             )
+        if self.config.tune == SIDE:
+            raise NotApplicable(
+                "--paradigm ft: expected ft.tune of full, lora or last:N, got side: a side network learns from a "
+                "recommender, and has no loss of its own; try --paradigm ete --ete.tune=side"
+            )
+        check(self.config, owner="ft")
 
     def prepare(self, run: RunSpec, catalog: ItemCatalog, registry: Registry, *, progress: bool) -> Tuned:
         settings, device = run.settings, choose_device(run.settings)
@@ -150,7 +159,9 @@ class FineTuned(Paradigm):
 
     def probe(self, encoder: ItemEncoder, device: torch.device) -> tuple[Callable[[Mapping[str, Tensor]], float], int]:
         tuning = self.config
-        optimizer = adamw(encoder.train(), learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
+        part = trained_part(encoder, tuning, name=type(encoder).__name__)
+        part.train()
+        optimizer = adamw(encoder, learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
 
         def step(batch: Mapping[str, Tensor]) -> float:
             optimizer.zero_grad()
@@ -245,24 +256,25 @@ def tune(
         else:
             encoder = build_encoder(spec, config, PAIR)
             _check_shareable(encoder, name=spec.name)
-            frozen = freeze(encoder, tuning.freeze, owner=f"encoder {spec.name}, ft.freeze")
+            choice = choose_trained(encoder, tuning, name=spec.name)  # before a catalog is prepared for nothing
             if recompute:
                 recompute_blocks(encoder)
             prepared = prepared_items(catalog, spec, config, encoder, text_fields=text_fields, workers=workers)
             if prepared.unreadable.issuperset(source.items.tolist()):
                 raise _nothing_readable(catalog, source)
+            part = trained_part(encoder, tuning, name=spec.name, choice=choice)
             train, held_out, sizes = split(source, prepared.unreadable, tuning, name=spec.name)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # keeps the caller's random state
-                tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name)
+                tuner = _Tuner(encoder.to(device), prepared, train, held_out, tuning, name=spec.name, part=part)
                 with sharing():
                     made = tuner.tune(
                         path.with_suffix(".parts"), checkpoint_seconds,
-                        made_by=made_by, sizes=sizes, frozen=frozen, progress=progress,
+                        made_by=made_by, sizes=sizes, progress=progress,
                     )  # fmt: skip
             if is_first_process():
                 left_out = _LeftOut(tuple(sorted(prepared.unreadable & {*source.items.tolist()})), decoders())
                 about = {"name": path.stem, "about": made, "left_out": left_out}
-                save_weights(path, tuner.best_weights, {key: json.dumps(plain(each)) for key, each in about.items()})
+                save_weights(path, part.state(), {key: json.dumps(plain(each)) for key, each in about.items()})
                 remove_checkpoint(path.with_suffix(".parts"))
         found = broadcast((load_record(path), _load_left_out(path).items) if is_first_process() else None)
     assert found is not None
@@ -351,6 +363,25 @@ def load_record(path: Path) -> TuningRecord:
     return decode(TuningRecord, read_metadata(path, "about", cure=CURE), where=str(path), cure=CURE)
 
 
+def choose_trained(encoder: ItemEncoder, tuning: FineTuning, *, name: str) -> Choice:
+    """What of the encoder `ft.tune` trains. Raises ConfigError if that doesn't fit the encoder."""
+    return choose(encoder, tuning, _sum_of_losses(encoder), owner=_owner(name))
+
+
+def trained_part(encoder: ItemEncoder, tuning: FineTuning, *, name: str, choice: Choice | None = None) -> TrainedPart:
+    """The encoder set up for training, by a `choice` that was made before or by its own."""
+    choice = choice or choose_trained(encoder, tuning, name=name)
+    return TrainedPart(encoder, choice, tuning, owner=_owner(name), seed=tuning.seed, objective=_sum_of_losses(encoder))
+
+
+def _owner(name: str) -> str:
+    return f"encoder {name}, ft"
+
+
+def _sum_of_losses(encoder: ItemEncoder) -> Callable[[dict[str, Tensor]], Tensor]:
+    return lambda batch: torch.stack([*encoder.tuning_losses(batch).values()]).sum()
+
+
 # Training
 
 
@@ -382,9 +413,11 @@ class _Tuner(EpochLoop[TunerNumbers]):
         tuning: FineTuning,
         *,
         name: str,
+        part: TrainedPart | None = None,
     ) -> None:
         super().__init__(epochs=tuning.epochs, patience=tuning.patience)
         self.encoder, self.name, self.tuning = encoder, name, tuning
+        self.part = part or trained_part(encoder, tuning, name=name)
         self._train, self._held_out = train, held_out
         self._device = next(encoder.parameters()).device
         self._batches = count_batches(train.groups, tuning.batch_size)  # of an epoch
@@ -405,6 +438,10 @@ class _Tuner(EpochLoop[TunerNumbers]):
             prepared, encoder, np.concatenate([train.items, held_out.items]), batch_size=tuning.batch_size,
             device=self._device, dtype=tuning.dtype,
         )  # fmt: skip
+        if tuning.layer_decay is not None:
+            batch = {key: to_device(rows, self._device) for key, rows in self._prepared.batch(train.items[:2]).items()}
+            owner = f"encoder {name}: ft.layer_decay"
+            scale_rates(self._optimizer, depth_factors(encoder.eval(), batch, tuning.layer_decay, owner=owner))
         self._seconds = time.perf_counter() - started
         self._bar: tqdm[Any] | None = None
 
@@ -415,12 +452,11 @@ class _Tuner(EpochLoop[TunerNumbers]):
         *,
         made_by: Sequence[Any],
         sizes: TuningSizes,
-        frozen: Sequence[str],
         progress: bool,
     ) -> TuningRecord:
         """Train, or continue from the folder `checkpoint`; return the record, and leave the weights in `best_weights`.
 
-        `made_by`, `sizes` and `frozen` go into the record.
+        `made_by` and `sizes` go into the record.
         """
         ranks, held_out_before = self._ranks(), self._held_out_loss()
         try:
@@ -433,7 +469,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
                     "(half of it on a GPU), or a smaller ft.batch_size (another loss)"
                 ) from None
             raise
-        self.encoder.load_state_dict(self.best_weights)
+        self.part.load(self.best_weights)
         best_loss = -self.best.score
         if best_loss >= held_out_before:
             logger.warning(
@@ -446,7 +482,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
             made_by=tuple(made_by),
             ft=plain(self.tuning),
             sizes=sizes,
-            frozen=tuple(frozen),
+            frozen=self.part.frozen,
             best_epoch=self.best_epoch,
             stopped=stopped,
             epochs=tuple(self._epochs),
@@ -459,7 +495,9 @@ class _Tuner(EpochLoop[TunerNumbers]):
             device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
             threads=torch.get_num_threads(),
             processes=processes(),
-            parameters=sum(each.numel() for each in self.encoder.parameters()),
+            parameters=sum(each.numel() for each in self.part.parameters().values()),
+            tune=self.part.tune,
+            trained=self.part.names,
         )
 
     def _fit(self, checkpoint: Path, checkpoint_seconds: float, *, progress: bool) -> str:
@@ -486,7 +524,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
         return Validation(-self._held_out_loss(), {})
 
     def copied_weights(self) -> dict[str, Tensor]:
-        return {key: value.to("cpu", copy=True) for key, value in self.encoder.state_dict().items()}
+        return {key: value.to("cpu", copy=True) for key, value in self.part.tensors().items()}
 
     def cure(self) -> str:
         return "try a smaller ft.learning_rate"
@@ -508,14 +546,13 @@ class _Tuner(EpochLoop[TunerNumbers]):
         """Make one pass; return the mean of each loss over the batches. TrainingDiverged if one isn't finite."""
         tuning, first = self.tuning, (epoch - 1) * self._steps
         batches = self._loaded(self._train.items[places] for places in self._make_batches(self._random(epoch)))
-        self.encoder.train()
+        self.part.train()
         totals: dict[str, Tensor] = {}
         for step in range(self._steps):
             factor = rate_factor(
                 first + step, tuning.epochs * self._steps, warmup=tuning.warmup, schedule=tuning.schedule
             )
-            for group in self._optimizer.param_groups:
-                group["lr"] = tuning.learning_rate * factor
+            set_rate(self._optimizer, tuning.learning_rate * factor)
             self._optimizer.zero_grad()
             count = min(tuning.accumulate, self._batches - step * tuning.accumulate)
             for batch in islice(batches, count):
@@ -589,7 +626,7 @@ class _Tuner(EpochLoop[TunerNumbers]):
         if self.stopped is None:
             tensors |= {f"optimizer.{key}": value for key, value in optimizer_state(self._optimizer).items()}
             if not self.is_at_best:  # copies, as tied weights share memory, which safetensors refuses
-                tensors |= {f"encoder.{key}": value.clone() for key, value in self.encoder.state_dict().items()}
+                tensors |= {f"encoder.{key}": value.clone() for key, value in self.part.tensors().items()}
         numbers = TunerNumbers(self.best_epoch, -self.best.score, tuple(self._epochs), self._seconds, self.stopped)
         return TrainingState(tensors, numbers, self.best_weights)
 
@@ -598,9 +635,9 @@ class _Tuner(EpochLoop[TunerNumbers]):
         for name, value in state.tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = value
-        self.encoder.load_state_dict(state.best)  # which end as the encoder's: they must fit, too
+        self.part.load(state.best)  # which end as the encoder's: they must fit, too
         if parts["encoder"]:
-            self.encoder.load_state_dict(parts["encoder"])
+            self.part.load(parts["encoder"])
         load_optimizer_state(self._optimizer, parts["optimizer"])
         numbers = state.numbers
         self._epochs, self._seconds = [*numbers.epochs], numbers.seconds

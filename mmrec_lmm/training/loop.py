@@ -101,7 +101,7 @@ class EpochLoop(ABC, Generic[N]):
         with the best weights so far (the current ones may be broken), or raises TrainingDiverged if there are none.
         """
         while self.epoch < self.epochs:
-            if self.misses > self.patience:
+            if self.misses > self.patience and not self.goes_on():
                 return "patience"
             started = time.perf_counter()
             self.epoch += 1
@@ -164,6 +164,10 @@ class EpochLoop(ABC, Generic[N]):
     def counts_misses(self) -> bool:
         """True if an evaluation without improvement counts against patience by now."""
         return True
+
+    def goes_on(self) -> bool:
+        """True if training goes on though patience has run out; `misses` is 0 then."""
+        return False
 
     def cure(self) -> str:
         """Advice for training that diverged before any evaluation."""

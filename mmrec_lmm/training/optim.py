@@ -5,12 +5,13 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError, did_you_mean
@@ -120,19 +121,91 @@ def recompute_blocks(encoder: nn.Module) -> None:
     Blocks are the members of the outermost ModuleList or Sequential whose members are all of one class. Blocks with
     batch norms aren't checkpointed: they would count each batch twice.
     """
-    blocks = [block for block in _repeated(encoder) if not has_batch_norms(block)]
+    blocks = [block for tower in repeated_blocks(encoder) for block in tower if not has_batch_norms(block)]
     for block in blocks:
         block.forward = _computed_again(block.forward)
     logger.info("recompute: %d blocks are computed twice", len(blocks))
 
 
-def _repeated(module: nn.Module) -> Iterator[nn.Module]:
+def repeated_blocks(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """The blocks of each tower, from the bottom up: the members of an outermost ModuleList or Sequential whose members
+    are all of one class."""
     for child in module.children():
         members = list(child.children())
         if isinstance(child, nn.ModuleList | nn.Sequential) and len({*map(type, members)}) == 1 and len(members) > 1:
-            yield from members
+            yield members
         else:
-            yield from _repeated(child)
+            yield from repeated_blocks(child)
+
+
+def depth_factors(
+    encoder: nn.Module, batch: dict[str, Tensor], decay: float, *, owner: str
+) -> dict[nn.Parameter, float]:
+    """The factor decay ** d of each trained parameter's learning rate, where d blocks of its tower come after it.
+
+    So the top block has the full rate, and what precedes the first of n blocks has decay ** n. The rest has the full
+    rate: what follows the blocks, what all of them share, and what features don't depend on. What precedes a tower is
+    what gets no gradient of the features of `batch` once the first block's input is a constant; blocks that precede
+    another tower count as below it.
+    Raises ConfigError, which begins with `owner` (encoder and key), if the encoder has no blocks.
+    """
+    towers = [*repeated_blocks(encoder)]
+    if not towers:
+        raise ConfigError(f"{owner}: expected an encoder with blocks, got one that has none; try leaving it out")
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    reached = _reached(encoder, batch, trained, None)
+    before = [reached - _reached(encoder, batch, trained, tower[0]) for tower in towers]  # what precedes each
+    places = [{parameter: at for at, block in enumerate(tower) for parameter in block.parameters()} for tower in towers]
+
+    def height(tower: int) -> int:
+        """The blocks from a tower's first one to the features."""
+        after = (other for other in range(len(towers)) if other != tower and places[tower].keys() & before[other])
+        return len(towers[tower]) + max(map(height, after), default=0)
+
+    def depth(parameter: nn.Parameter) -> int:
+        inside = [height(tower) - 1 - at[parameter] for tower, at in enumerate(places) if parameter in at]
+        below = [height(tower) for tower, found in enumerate(before) if parameter in found]
+        return max(inside or below, default=0)
+
+    return {parameter: decay ** depth(parameter) for parameter in trained}
+
+
+def _reached(
+    encoder: nn.Module, batch: dict[str, Tensor], trained: Sequence[nn.Parameter], block: nn.Module | None
+) -> set[nn.Parameter]:
+    """The parameters that get a gradient of the features of a batch, where the input of `block` is a constant."""
+
+    def constant(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return tuple(map(_detached, inputs)), {name: _detached(value) for name, value in named.items()}
+
+    with ExitStack() as stack, torch.enable_grad():
+        if block is not None:
+            stack.callback(block.register_forward_pre_hook(constant, with_kwargs=True).remove)
+        total = torch.stack([rows.float().sum() for rows in encoder(batch).values()]).sum()
+        if not total.requires_grad:
+            return set()
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+    return {parameter for parameter, found in zip(trained, gradients, strict=True) if found is not None}
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
+    """Split the optimizer's groups by the factor of their parameters' rates, which `set_rate` applies."""
+    groups = []
+    for group in optimizer.param_groups:
+        for factor in sorted({factors[parameter] for parameter in group["params"]}):
+            own = [parameter for parameter in group["params"] if factors[parameter] == factor]
+            groups.append({**group, "params": own, "rate_factor": factor})
+    optimizer.param_groups = groups
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, in each group times its own factor, if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -47,6 +47,7 @@ class TrainerNumbers:
     stopped: str | None  # why training ended, once it has
     history: tuple[EpochReport, ...] = ()
     companion: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)  # the callback's own numbers
+    phase_start: int = 0  # epochs done when the callback's phase began
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
     """Trains `model` on `rows`; `validate()` scores the model on validation data, which the trainer doesn't see.
 
     A `callback` takes its step after the model's in every batch; its best weights are those of the model's best epoch.
+    Where it begins another phase when patience has run out, training goes on from the best weights.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
         self._device = next(model.parameters()).device
         self._optimizer = build_optimizer(model, settings)
         self._history: list[EpochReport] = []
+        self._phase_start = 0  # epochs done when the callback's phase began
         self._on_epoch: Callable[[EpochReport], None] = lambda report: None
 
     def fit(
@@ -116,7 +119,22 @@ class Trainer(EpochLoop[TrainerNumbers]):
         return self.epoch % self._settings.eval_step == 0 or self.epoch == self.epochs
 
     def counts_misses(self) -> bool:
-        return self.epoch * len(self._rows) >= self._settings.min_steps
+        return (self.epoch - self._phase_start) * len(self._rows) >= self._settings.min_steps
+
+    def goes_on(self) -> bool:
+        """True if the callback begins another phase: from the best weights, with as much patience as at the start, and
+        min_steps ahead: what the callback trains now has to begin, too.
+
+        The optimizer keeps its state. It is that of some epochs later, but the gradients' sizes, which Adam averages
+        over a thousand steps, are still about right. Without them its next steps would have the full rate in each
+        number, whatever the gradient, and take the weights away from the best ones.
+        """
+        if self._callback is None or not self._callback.stalled(self.epoch):
+            return False
+        logger.info("patience has run out: training goes on from the weights of epoch %d", self.best_epoch)
+        self._load_weights(self.best_weights)
+        self.misses, self._phase_start = 0, self.epoch
+        return True
 
     def epoch_finished(
         self, losses: dict[str, float], validation: Validation | None, train_seconds: float, valid_seconds: float
@@ -183,7 +201,10 @@ class Trainer(EpochLoop[TrainerNumbers]):
     def validate(self) -> Validation:
         if self._callback is not None:
             self._callback.before_evaluation()
-        return self._validate()
+        validation = self._validate()
+        if self._callback is not None:
+            self._callback.evaluated(validation.score)
+        return validation
 
     def copied_weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self._weights().items()}
@@ -228,6 +249,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
             stopped=self.stopped,
             history=tuple(self._history),
             companion=own,
+            phase_start=self._phase_start,
         )
         found = {f"validation.{name}": value for name, value in self.best.found.items()}
         return TrainingState(tensors, numbers, self.best_weights | found)
@@ -247,7 +269,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
         self.epoch, self.misses, self.best_epoch = numbers.epoch, numbers.misses, numbers.best_epoch
         self.best = Validation(numbers.best_score, numbers.best_metrics, _under("validation.", state.best))
         self.best_weights = {name: value for name, value in state.best.items() if not name.startswith("validation.")}
-        self._history = [*numbers.history]
+        self._history, self._phase_start = [*numbers.history], numbers.phase_start
         self.stopped = numbers.stopped
 
 

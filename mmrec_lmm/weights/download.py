@@ -2,11 +2,12 @@
 them, or downloaded into the cache folder.
 
 A file is used only with the expected content: the SHA-256 that its authors publish or, if they publish none, that of
-the first file, which is recorded beside it. Nothing here imports torch.
+the first file, which is recorded beside it. Nothing here imports torch, but where such a file is first used.
 """
 
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from ..cache import home
@@ -18,6 +19,8 @@ from ..formatting import first_few
 from ..plugin.specs import WeightFile
 
 logger = logging.getLogger(__name__)
+
+_CHECKPOINTS = (".pt", ".pth", ".safetensors", "pytorch_model.bin")  # ends of names
 
 
 def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = None) -> Path:
@@ -35,8 +38,9 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
         raise WeightsMissing(f"{encoder}: --weights {given}: no such file or folder; {_how_to_get(file, encoder)}")
     place = place_of(file, encoder)
     path = present(file, encoder=encoder, given=given)
-    if given and path in (None, place) and Path(given) != place.parent:
-        logger.info("%s: no %s in %s; it is taken from %s", encoder, file.name, given, place.parent)
+    taken = path or place
+    if given and taken not in (Path(given), Path(given) / file.name) and Path(given) != place.parent:
+        logger.info("%s: no %s in %s; it is taken from %s", encoder, file.name, given, taken.parent)
     remote = RemoteFile(file.name, (file.url,), file.sha256 or "")
     if path is None:
         if file.package and not file.url:
@@ -45,7 +49,13 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
             )
         _refuse_offline(file, encoder)
         try:
-            bring(remote, place, who=encoder, otherwise="name one that you trust by --weights PATH")
+            bring(
+                remote,
+                place,
+                who=encoder,
+                otherwise="name one that you trust by --weights PATH",
+                refuse=_refuse_junk(file),
+            )
         except NotDownloaded as error:
             raise WeightsMissing(
                 f"{encoder}: {file.name} isn't here and couldn't be downloaded ({error}); {_how_to_get(file, encoder)}"
@@ -61,7 +71,8 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
         again = "delete it to get it again"
     else:
         again = f"get {shown(file.url)} again" if file.url else f"leave --weights out, and {_install(file)}"
-    check(remote, path, remedy=f"{again}, or name another file by --weights PATH", record=path == place)
+    remedy = f"{again}, or name another file by --weights PATH"
+    check(remote, path, remedy=remedy, record=path == place, refuse=_refuse_junk(file))
     return path
 
 
@@ -132,6 +143,20 @@ def _how_to_get(file: WeightFile, encoder: str) -> str:
     place = place_of(file, encoder)
     get = f"download {shown(file.url)} to {place}" if file.url else f"{_install(file)}, or put it into {place.parent}"
     return f"{get}, or name the file, or a folder that holds {file.name}, by --weights PATH"
+
+
+def _refuse_junk(file: WeightFile) -> Callable[[Path], None] | None:
+    """What raises DataError for a file that is no checkpoint, before its hash is trusted; None for vocabularies and
+    the like. The names of torch and safetensors promise one."""
+    if not file.name.endswith(_CHECKPOINTS):
+        return None
+
+    def refuse(path: Path) -> None:
+        from .formats import read_checkpoint  # imports torch, at a file's first use alone
+
+        read_checkpoint(path)
+
+    return refuse
 
 
 def _refuse_offline(file: WeightFile, encoder: str) -> None:

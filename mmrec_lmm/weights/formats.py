@@ -12,6 +12,7 @@ import logging
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -131,9 +132,21 @@ def load_state(
         if part := re.search(r"-\d{5}-of-(\d{5})\.", str(source)):
             guess = f"; it is one of {int(part[1])} parts: join them to one .safetensors file and name that"
         raise DataError(f"{source}: doesn't fit {type(module).__name__}: {', '.join(problems)}{guess}")
+    parameters = {key for key, _ in module.named_parameters()}
+    check_numbers({key: wanted[key] for key in used if key in parameters}, source=source)
     module.load_state_dict({key: wanted[key] for key in used}, strict=False)
     dropped = tuple(key for key in _under_own_prefix(state, own) if key not in wanted)
     return LoadReport(used=used, dropped=dropped, missing=absent)
+
+
+def check_numbers(parameters: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Raise DataError for NaN or infinity among a network's weights: all of its vectors would be NaN."""
+    bad = [key for key, tensor in parameters.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise DataError(
+            f"{source}: expected finite numbers, got NaN or infinity in {len(bad)} tensors ({first_few(bad)}): the "
+            "training that saved it diverged, or it is damaged; name another file"
+        )
 
 
 def interpolate_positions(table: Tensor, side: int, *, prefix: int, source: str) -> Tensor:
@@ -167,7 +180,8 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
             "fill the memory: nothing was executed; have its tensors alone saved as .safetensors"
         )
     try:
-        with torch.serialization.safe_globals(SUBSTITUTES):
+        with torch.serialization.safe_globals(SUBSTITUTES), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of protocols and sparse tensors: what matters is an error
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # what a damaged file raises depends on where the damage is
         if isinstance(error, pickle.UnpicklingError):
@@ -250,7 +264,14 @@ def _opened(loaded: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
 def _contained(loaded: Any, path: Path, *, ema: bool) -> tuple[Any, bool]:
     """The innermost container, and whether it holds averaged weights."""
     content, averaged = loaded, False
+    around: list[Any] = []
     for _ in range(_DEEPEST):
+        if any(content is one for one in around):
+            raise DataError(
+                f"{path}: expected tensors by name, got a checkpoint that contains itself ({first_few(content)}); have "
+                "its tensors alone saved as .safetensors"
+            )
+        around.append(content)
         if not isinstance(content, Mapping):
             break
         known = [name for name in AVERAGES if not averaged and isinstance(content.get(name), Mapping)]
@@ -285,7 +306,12 @@ def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
                 value = value.tensor()
             except (ValueError, TypeError) as error:
                 raise DataError(f"{path}: {key}: expected an array of numbers, got a damaged one ({error})") from None
-        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise DataError(
+                f"{path}: {key}: expected a dense tensor, got a sparse one ({value.layout}); save it again with "
+                ".to_dense()"
+            )
+        if isinstance(key, str) and isinstance(value, Tensor) and not value.is_meta:
             if value.nbytes > value.untyped_storage().nbytes() + _REPEATED:
                 held = value.untyped_storage().nbytes()
                 raise DataError(

@@ -8,8 +8,9 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from mmrec_lmm.api import (
 
 TINY = "tiny"
 NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit of their own name a number beyond
+_LONGEST = 200  # characters of a name; the hub's end at 96, without a revision
 _NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w][\w./-]*)?")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that a folder has is read; either may be in parts
 _SETTINGS = (
@@ -41,7 +43,13 @@ _SETTINGS = (
     ".tiktoken",
 )
 _STRAY = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "requirements.txt")
+_ANY_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, in the name of a parameter
+_FEWEST_TOKENS = 3  # a word between its start and its end
 _COUNTS_FROM_PADDING = re.compile("roberta|camembert|mpnet")  # positions begin after the padding's
+_JSON = {
+    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value",
+    type(None): "null",
+}  # fmt: skip
 _FIRST = ("config.json", "modules.json")  # each model has one of them at least
 _ADAPTER = "adapter_config.json"
 
@@ -61,12 +69,12 @@ def check_names(config: Config) -> None:
     variant = config.variant
     if variant == TINY and config.weights:
         raise ConfigValueError("weights", f"of {TINY} are random, so weights must be empty, got {config.weights}")
-    named = _NAME.fullmatch(variant) and ".." not in variant
-    if not (named or _is_path(variant) or (variant and Path(variant).is_dir())):
+    named = len(variant) <= _LONGEST and _NAME.fullmatch(variant) and ".." not in variant
+    if not (named or _is_path(variant) or (variant and os.path.isdir(variant))):
         raise ConfigValueError(
             "variant",
             "must be a model of the hub as NAME or NAME@REVISION (google/siglip2-base-patch16-224), a folder, or "
-            f"{TINY}; got {variant!r}",
+            f"{TINY}; got {variant[:_LONGEST]!r}",
         )
 
 
@@ -81,14 +89,14 @@ def model_folder(config: Config, *, encoder: str, packaged: Mapping[str, str] | 
     variant = config.variant
     if config.weights or _is_path(variant):
         folder = Path(config.weights or variant).expanduser()
-        if folder.is_dir():
+        if os.path.isdir(folder):  # False, not an error, for a name that no file system takes
             return folder
         flag = f"--weights {config.weights}" if config.weights else variant
         raise WeightsMissing(f"encoder {encoder}: {flag}: expected the folder of a model, got no folder")
-    if Path(variant).is_dir():
+    if os.path.isdir(variant):
         return Path(variant)
     placed = home() / "weights" / encoder / variant
-    if placed.is_dir():
+    if os.path.isdir(placed):
         return placed
     if packaged and variant in packaged:
         with suppress(ImportError):
@@ -136,11 +144,67 @@ def check_weights(files: Iterable[Path], *, encoder: str) -> None:
                 raise DataError(f"{file}: expected the parts that it names, but {first_few(lacking)} are missing")
 
 
+def check_report(folder: Path, network: Any, report: Mapping[str, Any], *, unused: Collection[str] = ()) -> None:
+    """Raise DataError where weights don't fit their config.json, by what transformers reports of loading a network: it
+    would go on with random numbers, or with fewer layers. Parameters that are `unused` may be missing."""
+    own = {_ANY_NUMBER.sub("#", name) for name in network.state_dict()}
+    misshapen = [
+        f"{name}: expected {tuple(expected)}, got {tuple(got)}" for name, got, expected in report["mismatched_keys"]
+    ]
+    missing = {*report["missing_keys"]} - {*unused}
+    layers = [name for name in report["unexpected_keys"] if _ANY_NUMBER.sub("#", name) in own]
+    problems = [
+        f"{kind}: {len(names)} ({first_few(sorted(names))})"
+        for kind, names in (("wrong shapes", misshapen), ("missing keys", missing), ("unexpected keys", layers))
+        if names
+    ]
+    if problems:
+        raise DataError(
+            f"{folder}: doesn't fit {type(network).__name__}: {', '.join(problems)}; are config.json and the weights "
+            "those of one model? Get both again"
+        )
+
+
+def cannot_load(folder: Path, error: Exception, files: Iterable[Path]) -> DataError:
+    """The error where a library can't load a model: it names the first of its `files` that should be JSON and isn't."""
+    for file in files:
+        if file.suffix == ".json":
+            try:
+                _read_json(file)
+            except DataError as damaged:
+                return damaged
+    if "trust_remote_code" in str(error) or read_object(folder / "config.json").get("auto_map"):
+        return DataError(
+            f"{folder}: expected a model of a class that the library has, got one that needs code of its own: that is "
+            "never executed; choose another model"
+        )
+    reason = first_line(error).partition(" If you were trying to load it")[0]
+    return DataError(f"{folder}: can't be loaded ({type(error).__name__}: {reason}); is a file damaged?")
+
+
+def check_token_ids(folder: Path, ids: Any, settings: Any) -> None:
+    """Raise DataError where a text's tokens (numbers) are beyond the vocabulary of a model with these settings."""
+    n_tokens = getattr(getattr(settings, "text_config", settings), "vocab_size", None)
+    if n_tokens and len(ids) and (largest := int(max(ids))) >= n_tokens:
+        raise DataError(
+            f"{folder}: expected tokens from 0 to {n_tokens - 1} (vocab_size in config.json), got {largest}; is its "
+            "tokenizer that of another model?"
+        )
+
+
+def cannot_tokenize(folder: Path, error: Exception) -> DataError:
+    """The error where a tokenizer fails on a text."""
+    return DataError(
+        f"{folder}: its tokenizer can't read a text ({type(error).__name__}: {first_line(error)}); is it that of "
+        "another model?"
+    )
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; {} without the file. Raises DataError."""
     content = _read_json(file) if file.is_file() else {}
     if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a JSON object, got a {type(content).__name__}")
+        raise DataError(f"{file}: expected a JSON object, got {_JSON[type(content)]}; get the file again")
     return content
 
 
@@ -148,13 +212,19 @@ def read_list(file: Path) -> list[Any]:
     """The JSON list in a file; [] without the file. Raises DataError."""
     content = _read_json(file) if file.is_file() else []
     if not isinstance(content, list):
-        raise DataError(f"{file}: expected a JSON list, got a {type(content).__name__}")
+        raise DataError(f"{file}: expected a JSON list, got {_JSON[type(content)]}; get the file again")
     return content
 
 
 def token_limit(settings: Any, *others: float | None) -> int:
     """The most tokens that a model of transformers with these settings reads, and its tokenizer, by `others`; NO_LIMIT
-    where nothing bounds it."""
+    where nothing bounds it. Raises DataError for what is no number of tokens."""
+    for limit in others:
+        if limit and not (isinstance(limit, int | float) and limit >= _FEWEST_TOKENS):
+            raise DataError(
+                f"{getattr(settings, 'name_or_path', '')}: model_max_length: expected {_FEWEST_TOKENS} tokens or more, "
+                f"got {limit!r}; mend tokenizer_config.json, or get it again"
+            )
     text = getattr(settings, "text_config", settings)
     positions = getattr(text, "max_position_embeddings", None)
     if positions and _COUNTS_FROM_PADDING.search(getattr(text, "model_type", "")):
@@ -188,7 +258,9 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: expected JSON, got {type(error).__name__}: {first_line(error)}") from None
+        raise DataError(
+            f"{file}: expected JSON, got {type(error).__name__}: {first_line(error)}; get the file again"
+        ) from None
 
 
 def _deciding(names: Iterable[str]) -> list[str]:
@@ -231,7 +303,7 @@ def _from_hub(variant: str, placed: Path, encoder: str) -> Path:
 def _downloaded(hub: Any, name: str, revision: str, placed: Path, encoder: str) -> Path:
     try:
         if variable := offline():
-            raise FileNotFoundError(f"{variable} is set")
+            raise WeightsMissing(f"{variable} is set")
         about = hub.HfApi().model_info(name, revision=revision or None)
         there: dict[str, list[str]] = {}
         for each in about.siblings:
@@ -245,12 +317,13 @@ def _downloaded(hub: Any, name: str, revision: str, placed: Path, encoder: str) 
         return Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # no network, no such model, no room: it has many error classes for these
         at = f"tree/{revision or 'main'}"
+        why = str(error) if isinstance(error, WeightsMissing) else f"{type(error).__name__}: {first_line(error)}"
         raise WeightsMissing(
             f"encoder {encoder}: the model {name}{f' at {revision}' if revision else ''} is not here and can't be "
-            f"downloaded ({type(error).__name__}: {first_line(error)}). Its files are at "
+            f"downloaded ({why}). Its files are at "
             f"{hub.constants.ENDPOINT}/{name}/{at}: put them into {placed}, or name a folder that has them, as "
-            f"{encoder}:FOLDER or by --weights FOLDER. `mmrec-lmm weights get {encoder}:{name}` fetches them where "
-            "there is a network"
+            f"{encoder}:FOLDER or by --weights FOLDER. `mmrec-lmm weights get {encoder}:{name}{revision and '@'}"
+            f"{revision}` fetches them where there is a network"
         ) from None
 
 

@@ -13,8 +13,9 @@ No matrix here is items x items. Each row of S has k neighbors per graph, with w
 the dense matrices of the authors' code, in O(I k D) instead of O(I^3).
 
 Fidelity: MMRec's code, which follows the authors'. The item graph learns in the first batch of each epoch only and is
-constant for the rest of it; X_m is a trainable copy of the frozen features. `reg_batch_size` replaces the B of the
-loss: MMRec divides by its train_batch_size in the short last batch too. `knn_ties: topk` is MMRec's rule for equal
+constant for the rest of it; X_m is a trainable copy of the frozen features. `graph_every`, ours, makes it learn every N
+batches, with neighbors found again; the fixed graphs stay. `reg_batch_size` replaces the B of the loss: MMRec divides
+by its train_batch_size in the short last batch too. `knn_ties: topk` is MMRec's rule for equal
 cosines, whatever torch's topk picks: items with equal features (texts filled in with the mean) then have the same k
 neighbors, which may leave out the item itself. `own_first`, the default, takes the item itself, then lower ids.
 `knn_probes`, for large catalogs, finds neighbors approximately; the run's record has their recall.
@@ -68,6 +69,7 @@ class LATTICEConfig:
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         **dict.fromkeys(("embedding_size", "feat_embed_dim", "knn_k", "knn_probes", "reg_batch_size"), SIZE),
         "n_layers": LAYERS,
+        "graph_every": Limit("at least 0", lambda batches: batches >= 0, spelled={0: None}),
         "lambda_coeff": between(0, 1),
         "weight_size": each(SIZE),
         "mess_dropout": each(RATE),
@@ -79,6 +81,7 @@ class LATTICEConfig:
     knn_k: int = 10  # neighbors per graph, the item itself among them
     knn_ties: Literal["own_first", "topk"] = "own_first"  # equal cosines: itself, then lower ids; MMRec: torch's topk
     knn_probes: int | None = field(default=None, metadata=OPTIONAL)  # clusters searched for neighbors; None: all items
+    graph_every: int | None = field(default=None, metadata=OPTIONAL)  # batches per graph that learns; None: the epoch's
     n_layers: int = 1  # of the item graph
     lambda_coeff: float = 0.9  # share of the fixed graphs; the learned one has the rest
     cf_model: Literal["lightgcn", "ngcf", "mf"] = "lightgcn"
@@ -150,21 +153,23 @@ class LATTICE(DotProduct):
             width = config.embedding_size
             self.GC_Linear = nn.ModuleList(nn.Linear(width, width) for _ in config.weight_size)
             self.Bi_Linear = nn.ModuleList(nn.Linear(width, width) for _ in config.weight_size)
-        self._epoch_graph: SparseMatrix | None = None  # S without gradient, from an epoch's first batch on
+        self._graph: SparseMatrix | None = None  # S without gradient, after the batch that made it with gradient
+        self._uses = 0  # batches on it, with that one
         self._recall: dict[str, dict[str, float]] = {}  # modality -> of the raw and of the learned neighbors
 
     def on_epoch_start(self, epoch: int) -> None:
-        self._epoch_graph = None
+        self._graph = None
 
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
-        if self._epoch_graph is None:
+        if self._graph is None or self._uses == self.config.graph_every:
             items, weights = self.item_graph()
-            self._epoch_graph = _as_matrix(items, weights)
+            self._graph, self._uses = _as_matrix(items, weights), 0
             embeddings = self.propagate_items(items, weights)
         else:
             embeddings = self.item_id_embedding.weight
             for _ in range(self.config.n_layers):
-                embeddings = propagate(self._epoch_graph, embeddings)
+                embeddings = propagate(self._graph, embeddings)
+        self._uses += 1
         all_users, all_items = self._vectors(embeddings)
         users = nn.functional.embedding(batch.users, all_users)  # (B, D)
         positives = nn.functional.embedding(batch.positives, all_items)

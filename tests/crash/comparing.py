@@ -14,18 +14,21 @@ from pathlib import Path
 #: Keys of JSON and columns of tables whose values vary.
 VARYING = (
     "seconds", "train_seconds", "valid_seconds", "peak_memory_bytes", "memory", "finished", "at", "stamp",
-    "encoder_cost", "encoder_seconds",
+    "encoder_cost", "encoder_seconds", "epoch_seconds", "warm_epoch_seconds",
 )  # fmt: skip
-_VALUE = r"(?:\{[^{}]*\}|\[[^\[\]]*\]|[-+.\deE]+|null|\\*\"[^\"]*\")"
+_VALUE = r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|\[[^\[\]]*\]|[-+.\deE]+|null|\\*\"[^\"]*\")"
 _KEYS = re.compile(rf'(\\*"{{1,2}}(?:{"|".join(VARYING)})\\*"{{1,2}}: ?){_VALUE}')
 #: What a leaderboard's rows cost in seconds and memory.
-_COSTS = re.compile(r'("(?:encode|tune|epoch|train|memory)":\s*)\{\s*"value":[^{}]*\}')
+_COSTS = re.compile(
+    r'("(?:encode|tune|epoch|train|memory|recommender|loading|forward|backward|refresh|evaluation)":\s*)\{\s*"value":[^{}]*\}'
+)
 
 #: Not results: logs (a killed command has its own), hashes remembered by a file's time of change, the seconds that an
-#: encoder took; locks; and what torch's compiler and Python's processes leave among temporary files.
+#: encoder took; locks; and what torch's compiler, Python's processes, and its test of the folder of temporary files
+#: (a file of eight random letters) leave there.
 UNCOMPARED = re.compile(
     r"runs/log/[^/]*\.log|home/file-hashes/[0-9a-f]{32}(\.each)?|home/seconds/[0-9a-f]{32}|.*\.lock"
-    r"|tmp/(torchinductor_|pymp-).*"
+    r"|tmp/(torchinductor_|pymp-).*|tmp/[a-z0-9_]{8}"
 )
 _CHECKSUM = re.compile(rb'"sha256":"[0-9a-f]{64}"')
 _PICTURES = re.compile(r".*cost[^/]*\.(svg|png|pdf)")

@@ -1,13 +1,14 @@
-"""`weights list` and `weights get`: encoders' files, for machines without a network."""
+"""`weights list` and `weights get`: encoders' files, for machines without a network; `weights merge`: a run's."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ..parser import add_group, add_verb, as_json
+from ..parser import add_group, add_verb, as_json, runs_folder
 from ..shared import print_json, registry_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def add(verbs: Verbs) -> None:
     get.add_argument("--all", action="store_true", help="every encoder, each in its default variant")
     as_json(get)
 
+    merge = add_verb(weights, "merge", _merge, "Write the encoder that an end-to-end run trained as one whole file.")
+    merge.add_argument("run", help="the run's id, the start of it, or its folder")
+    merge.add_argument("-o", dest="file", type=Path, metavar="FILE", required=True, help="the file of safetensors")
+    runs_folder(merge)
+    as_json(merge)
+
 
 def _list(options: argparse.Namespace) -> int:
     from ..text import weights_text
@@ -36,6 +43,17 @@ def _list(options: argparse.Namespace) -> int:
         print_json(rows)
     else:
         print(weights_text(rows))
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from ..weights import merge
+
+    done = merge(options.run, options.file, registry_of(options), out=options.out)
+    if options.json:
+        print_json(done)
+    else:
+        print(f"{done['path']}: {done['tensors']} tensors, {done['from']} merged into its base")
     return 0
 
 

@@ -10,7 +10,8 @@ Shapes: B batch, P patches and the CLS before them, T tokens, D width, S side in
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from mmrec_lmm.losses import contrastive_scale, symmetric_info_nce
 
 from ..pixels import Normalize, squashed
 from ..released import is_random
+from ..towers import at_place, pooled_states
 from ..words import CHARACTERS, SIZE, HashedWords
 from . import NAME, PATCH, RELEASE, VOCABULARY, Beit3Config
 from .model import OFFSET, PAD, SIZES, Beit3ForRetrieval
@@ -89,16 +91,30 @@ class Beit3Encoder(ItemEncoder):
         return prepared
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {modality: self._vectors(modality, batch).float() for modality in self.dims}
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """The CLS of each layer, before the final norm; of joint vectors that of `joint_cls`."""
+        layers, joint = [*self.model.beit3.encoder.layers], at_place(self._joint_cls)
+        return {
+            name: pooled_states(partial(self._vectors, name, batch), layers, joint if name == "joint" else at_place(0))
+            for name in self.dims
+        }
+
+    def _vectors(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
+        """(B, D)."""
         model, head = self.model, self.config.pool == "itc"
-        vectors = {}  # each (B, D)
-        if "image" in self.dims:
-            vectors["image"] = model.image_vectors(self.normalize(batch["pixels"]), head=head)
-        if "text" in self.dims:
-            vectors["text"] = model.text_vectors(batch["tokens"], head=head)
-        if "joint" in self.dims:
-            rows = model.beit3(self.normalize(batch["pixels"]), batch["tokens"])  # (B, P + T, D)
-            vectors["joint"] = rows[:, model.beit3.patches if self.config.joint_cls == "text" else 0]
-        return {modality: vectors[modality].float() for modality in self.dims}
+        if modality == "image":
+            return model.image_vectors(self.normalize(batch["pixels"]), head=head)
+        if modality == "text":
+            return model.text_vectors(batch["tokens"], head=head)
+        rows: Tensor = model.beit3(self.normalize(batch["pixels"]), batch["tokens"])  # (B, P + T, D)
+        return rows[:, self._joint_cls]
+
+    @property
+    def _joint_cls(self) -> int:
+        """The place of the CLS that joint vectors are."""
+        return self.model.beit3.patches if self.config.joint_cls == "text" else 0
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """ITC between the retrieval heads' vectors of images and texts, as the authors tune for retrieval."""

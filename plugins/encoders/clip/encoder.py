@@ -11,6 +11,7 @@ deviation 0.5), and texts cut to their first 77 *characters*.
 Shapes: B batch, S side of the picture, T tokens, W width of a tower, D of its features.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
 from mmrec_lmm.losses import contrastive_scale, sigmoid_loss, symmetric_info_nce
 
 from ..pixels import BICUBIC, Normalize, cropped, squashed
+from ..towers import Pooling, blocks, find_pooling, pooled_states, probes
 from ..words import CHARACTERS, HashedWords
 from . import ClipConfig, checkpoint
 from .model import CONTEXT, architecture, build, tokenizer
@@ -51,6 +53,7 @@ class ClipEncoder(ItemEncoder):
         half = (0.5, 0.5, 0.5)
         self.pixels = Normalize(half, half) if released else Normalize(found.weights["mean"], found.weights["std"])
         self.tokenizer: Any = tokenizer(found) if "text" in modalities else None
+        self._poolings: dict[str, Pooling] = {}  # of the towers, once it is known
 
     def prepare(self, item: RawItem) -> dict[str, Tensor]:
         prepared = {}
@@ -64,6 +67,24 @@ class ClipEncoder(ItemEncoder):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = {modality: self._rows(batch, modality, self.config.pool) for modality in self.dims}  # (B, D) each
         return {name: F.normalize(values, dim=1) for name, values in rows.items()} if self.config.normalise else rows
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """Of each block, and of what enters the first: the CLS, the end of text, or what the tower pools instead. Of an
+        attention pool, as of SigLIP and of a ResNet, the mean over what it attends to."""
+        return {modality: self._states(modality, batch) for modality in self.dims}
+
+    def _states(self, modality: str, batch: dict[str, Tensor]) -> list[Tensor]:
+        parts = [*blocks(self.model)]
+        mask = None if modality == "image" else batch["tokens"]  # 0 is padding
+        if modality not in self._poolings:
+            some = probes(self, batch["pixels" if modality == "image" else "tokens"].device)
+            self._poolings[modality] = find_pooling(
+                lambda: self._rows(some, modality, self.config.pool), parts, some.get("tokens"), modality=modality
+            )
+        pooling = self._poolings[modality]
+        return pooled_states(
+            lambda: self._rows(batch, modality, self.config.pool), parts, lambda states: pooling(states, mask)
+        )
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """CLIP's contrastive loss (of CoCa that half of its loss), or SigLIP's where the architecture has its bias."""

@@ -29,7 +29,7 @@ from mmrec_lmm.api import (
 
 from ..words import SIZE, HashedWords, as_words
 from . import NAME, ClipConfig
-from .renaming import from_transformers, hidden_act, is_of_transformers
+from .renaming import from_encoder, from_transformers, hidden_act, is_of_encoder, is_of_transformers
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
@@ -115,9 +115,10 @@ def published_file(config: ClipConfig) -> Path:
     try:
         return _from_hub(repository, names)
     except Exception as error:  # huggingface_hub has many error classes without a common base
+        why = str(error) if isinstance(error, WeightsMissing) else f"{type(error).__name__}: {first_line(error)}"
         raise WeightsMissing(
             f"encoder clip: the weights of {config.variant} are not here and can't be downloaded "
-            f"({type(error).__name__}: {first_line(error)}). They are {where}: get that file and give it with "
+            f"({why}). They are {where}: get that file and give it with "
             "--weights PATH"
         ) from None
 
@@ -129,7 +130,7 @@ def _from_hub(repository: str, names: tuple[str, str]) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     if variable := offline():
-        raise FileNotFoundError(f"{variable} is set")
+        raise WeightsMissing(f"{variable} is set")
     try:
         return Path(hub.hf_hub_download(repository, names[0]))
     except hub.errors.LocalEntryNotFoundError:  # the hub can't be reached: trying the other name would only wait again
@@ -247,6 +248,8 @@ def _empty(found: Architecture, config: ClipConfig) -> Any:
 def _arranged(model: Any, state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """A checkpoint with the model's names and shapes; checkpoints were published in several layouts."""
     zoo = _open_clip()
+    if is_of_encoder(state):
+        state = from_encoder(state, custom_text=not hasattr(model, "text_projection"))
     if is_of_transformers(state):
         state = from_transformers(state, file)
     state = zoo.factory.convert_state_dict(model, state)  # Apple's names

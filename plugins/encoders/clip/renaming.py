@@ -1,4 +1,4 @@
-"""CLIP's weights under the names of transformers, renamed to open_clip's.
+"""CLIP's weights under the names of transformers, or of the encoder here, renamed to open_clip's.
 
 transformers keeps query, key and value apart, which are one matrix here, and has the projections as linear layers,
 whose matrices are transposed. Shapes: W width of a tower, D of the features.
@@ -67,6 +67,23 @@ def from_transformers(state: Mapping[str, Tensor], file: Path) -> dict[str, Tens
         )
     for name, parts in separate.items():
         renamed[name] = torch.cat([parts[one] for one in "qkv"])  # (3 W, W), or (3 W,)
+    return renamed
+
+
+def is_of_encoder(state: Mapping[str, Tensor]) -> bool:
+    """True if the names are those of ClipEncoder, which keeps the projections beside the model: of a file that ft, ete
+    or `weights merge` wrote."""
+    return any(name.startswith("model.visual.") for name in state)
+
+
+def from_encoder(state: Mapping[str, Tensor], *, custom_text: bool) -> dict[str, Tensor]:
+    """The weights under open_clip's names; `custom_text` is true of a model whose text tower is a module of its own."""
+    text = "text.text_projection" if custom_text else "text_projection"
+    renamed = {}
+    for name, tensor in state.items():
+        new = name.removeprefix("model.")
+        new = re.sub(r"^image_projection(?=$|\.)", "visual.proj", new)
+        renamed[re.sub(r"^text_projection(?=$|\.)", text, new)] = tensor
     return renamed
 
 

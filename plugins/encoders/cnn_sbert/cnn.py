@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmrec_lmm.api import ConfigError, DataError, load_state, read_checkpoint
 
 from ..pixels import Normalize, shortened
+from ..towers import blocks, over_map, pooled_states
 from . import LITE, NAME, CnnSbertConfig, cnn_path, library, timm_entry
 from .renaming import under_timms_names
 
@@ -59,6 +60,22 @@ class Cnn(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(self.normalize(pixels))  # (B, width)
         return features
+
+    def hidden_states(self, pixels: Tensor) -> list[Tensor]:
+        """Means (B, C) over the map that enters the first stage, and over each stage's; last the vector (B, width).
+
+        Stages are the blocks that the network lists, or else, in AlexNet and VGG, end in a pooling layer.
+        """
+        vector: list[Tensor] = []
+        stages = [*blocks(self.network)] or [each for each in self.network.modules() if isinstance(each, nn.MaxPool2d)]
+        states = pooled_states(lambda: vector.append(self(pixels)), stages, self._mean)
+        return [*states, *vector]
+
+    def _mean(self, states: Tensor) -> Tensor:
+        """The mean over all places of a map, or of patches (B, T, C)."""
+        if states.ndim == 3:
+            return states.mean(1)
+        return states.mean((1, 2)) if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else over_map(states)
 
 
 @dataclass(frozen=True)

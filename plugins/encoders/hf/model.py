@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrec_lmm.api import ConfigError, DataError, first_few, first_line
+from mmrec_lmm.api import ConfigError, DataError, check_numbers, first_few
 
-from ..hub import check_weights, content_id, deciding_files, library, model_folder, quiet_transformers, read_object
+from ..hub import (
+    cannot_load,
+    check_report,
+    check_weights,
+    content_id,
+    deciding_files,
+    library,
+    model_folder,
+    quiet_transformers,
+    read_object,
+)
 from . import NAME, HfConfig
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host's, whose handlers write the run's log
@@ -20,6 +30,7 @@ TOWERS = {
     "image": ("VisionModelWithProjection", "VisionModel"),
     "text": ("TextModelWithProjection", "TextModel"),
 }
+WEIGHTS = (".safetensors", ".bin")
 #: Files of which a folder has at least one if it can prepare a modality.
 PREPARING = {
     "image": ("preprocessor_config.json", "processor_config.json"),
@@ -49,7 +60,8 @@ def described(folder: Path) -> Found:
     """The model in a folder, by its config.json; no weights are read."""
     about = read_object(folder / "config.json")
     if not about:
-        raise DataError(f"{folder}: expected a model of transformers, got no config.json; name the folder that has one")
+        got = "an empty config.json" if (folder / "config.json").is_file() else "no config.json"
+        raise DataError(f"{folder}: expected a model of transformers, got {got}; name the folder that has one")
     kind = _class_of(about, folder)
     lacking = {}
     for modality in METHODS:
@@ -92,20 +104,24 @@ def load(model: Found) -> Any:
     """The model with its weights, float32, in eval mode. Raises DataError where they don't fit or are missing."""
     folder = model.folder
     files = deciding_files(folder)
+    if not any(file.suffix in WEIGHTS for file in files):
+        others = sorted(
+            f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path not in files
+        )
+        raise DataError(
+            f"{folder}: expected the weights of a model, model.safetensors or pytorch_model.bin, got "
+            f"{first_few(others) or 'none'}; put them there"
+        )
     check_weights(files, encoder=NAME)
     quiet_transformers()
     safe = any(file.suffix == ".safetensors" for file in files)
+    how = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}  # reported, refused
     try:
-        network, report = model.kind.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=safe, output_loading_info=True
-        )
+        network, report = model.kind.from_pretrained(folder, use_safetensors=safe, output_loading_info=True, **how)
     except Exception as error:  # what a wrong file raises depends on what is wrong
-        raise cannot_load(folder, error) from None
-    if report["missing_keys"]:
-        raise DataError(
-            f"{folder}: doesn't fit {model.kind.__name__}: missing keys: {len(report['missing_keys'])} "
-            f"({first_few(sorted(report['missing_keys']))})"
-        )
+        raise cannot_load(folder, error, files) from None
+    check_report(folder, network, report)
+    check_numbers(dict(network.named_parameters()), source=folder)
     logger.info("%s: %s, %s", folder, model.kind.__name__, " and ".join(model.modalities))
     return network.float().eval()
 
@@ -126,17 +142,7 @@ def load_processor(folder: Path, modality: str) -> tuple[Any, Mapping[str, Any]]
     try:
         return one.from_pretrained(folder, **flags), {}
     except Exception as error:
-        raise cannot_load(folder, error) from None
-
-
-def cannot_load(folder: Path, error: Exception) -> DataError:
-    """The error where a library can't load what a folder holds."""
-    if "trust_remote_code" in str(error):
-        return DataError(
-            f"{folder}: expected a model of a class that transformers has, got one that needs code of its own: that is "
-            "never executed; choose another model"
-        )
-    return DataError(f"{folder}: can't be loaded ({type(error).__name__}: {first_line(error)}); is a file damaged?")
+        raise cannot_load(folder, error, deciding_files(folder)) from None
 
 
 def _text_settings(processor: Any) -> Mapping[str, Any]:
@@ -150,8 +156,13 @@ def _text_settings(processor: Any) -> Mapping[str, Any]:
 
 def _class_of(about: Mapping[str, Any], folder: Path) -> Any:
     """The class that has a model's features: the one that saved it, or the bare one of its type."""
-    auto, kind = _transformers(), str(about.get("model_type"))
-    saved = [name for name in about.get("architectures") or () if isinstance(name, str)]
+    auto, kind = _transformers(), about.get("model_type")
+    if not isinstance(kind, str):
+        raise DataError(
+            f"{folder / 'config.json'}: model_type: expected the name of a type, got {kind!r}; get the file again"
+        )
+    listed = about.get("architectures") or []
+    saved = [name for name in (listed if isinstance(listed, list) else [listed]) if isinstance(name, str)]
     names = dict(auto.models.auto.modeling_auto.MODEL_MAPPING_NAMES)
     bare = names.get(kind)
     candidates = [*saved, *([bare] if isinstance(bare, str) else bare or ())]

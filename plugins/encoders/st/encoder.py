@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, D features.
 
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,16 @@ from torch import Tensor
 
 from mmrec_lmm.api import ConfigError, ItemEncoder, RawItem
 
-from ..hub import NO_LIMIT, TINY, library, token_limit
+from ..hub import NO_LIMIT, TINY, cannot_tokenize, check_token_ids, library, token_limit
 from ..pixels import shortened
 from ..tiny_clip import save_tiny_clip
+from ..towers import Pooling, blocks, find_pooling, pooled_states, probes
 from ..words import CHARACTERS, as_words
 from . import NAME, StConfig
-from .model import folder_of, load
+from .model import BLANK, PROBES, folder_of, load
 
 logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")
 
-BLANK = Image.new("RGB", (64, 64))  # of an item without an image
-PROBES = {"image": (BLANK, Image.new("RGB", (90, 40))), "text": ("a", "a few words more")}
 SIZE_BYTES = 4  # of an image's width, and of its height, before its pixels
 
 
@@ -45,22 +45,22 @@ class St(ItemEncoder):
         if config.variant == TINY:
             with tempfile.TemporaryDirectory() as folder:
                 save_tiny_clip(Path(folder))
-                self.model = load(Path(folder))
+                self.folder = Path(folder)
+                self.model = load(self.folder)
         else:
-            folder_here = folder_of(config)
-            self.model = load(folder_here)
-            logger.info("%s by %s", " and ".join(modalities), folder_here)
+            self.folder = folder_of(config)
+            self.model = load(self.folder)
+            logger.info("%s by %s", " and ".join(modalities), self.folder)
         self.special: tuple[str, ...] = ()
         self.prompt: str | None = None
         self.max_tokens = NO_LIMIT
         if "text" in modalities:
             self._read_texts()
         self._noted = False
+        self._poolings: dict[str, Pooling] = {}  # of the towers, once it is known
         self.constants: dict[str, dict[str, Any]] = {}  # of modalities whose items are preprocessed one by one
         for modality in modalities:
-            first, second = (
-                self.model.preprocess([probe], prompt=self._prompt(modality)) for probe in PROBES[modality]
-            )
+            first, second = (self._preprocessed(modality, [probe]) for probe in PROBES[modality])
             if self._is_separable(modality, first, second):
                 self.constants[modality] = {
                     name: value for name, value in first.items() if not isinstance(value, Tensor)
@@ -79,16 +79,37 @@ class St(ItemEncoder):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {modality: self._features(modality, batch).float() for modality in self.dims}  # (B, D)
 
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """Of each block, and of what enters the first, pooled as the model pools its last: first token, end of text,
+        or the mean over the places on which its features depend."""
+        return {modality: self._states(modality, batch) for modality in self.dims}
+
+    def _states(self, modality: str, batch: dict[str, Tensor]) -> list[Tensor]:
+        parts, inputs = [*blocks(self.model)], self._inputs(modality, batch)
+        if modality not in self._poolings:
+            device = next(rows.device for name, rows in batch.items() if name.startswith(f"{modality}."))
+            with torch.inference_mode(False):
+                some = self._inputs(modality, probes(self, device))
+            self._poolings[modality] = find_pooling(
+                lambda: self._output({**some}), parts, some.get("attention_mask"), modality=modality
+            )
+        pooling, mask = self._poolings[modality], inputs.get("attention_mask")
+        return pooled_states(lambda: self._output(inputs), parts, lambda states: pooling(states, mask))
+
     def _prepared(self, modality: str, content: Any) -> dict[str, Tensor]:
         """An item's tensors by name, or its bytes where the whole batch must be there first."""
         if modality not in self.constants:
             packed = _packed(content) if modality == "image" else content.encode()
             return {f"{modality}.bytes": torch.tensor(list(packed), dtype=torch.uint8)}
-        features = self.model.preprocess([content], prompt=self._prompt(modality))
+        features = self._preprocessed(modality, [content])
         return {f"{modality}.{name}": value[0] for name, value in features.items() if isinstance(value, Tensor)}
 
     def _features(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
         """(B, D)."""
+        return self._output(self._inputs(modality, batch))
+
+    def _inputs(self, modality: str, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """What the model is given of a batch."""
         if modality in self.constants:
             prefix = f"{modality}."
             features = {name.removeprefix(prefix): rows for name, rows in batch.items() if name.startswith(prefix)}
@@ -97,13 +118,17 @@ class St(ItemEncoder):
             rows = batch[f"{modality}.bytes"]
             contents = [bytes(row) for row in rows.cpu().numpy()]
             unpacked = map(_unpacked, contents) if modality == "image" else (_text(each) for each in contents)
-            features = self.model.preprocess([*unpacked], prompt=self._prompt(modality))
+            features = self._preprocessed(modality, [*unpacked])
             features = {
                 name: value.to(rows.device) if isinstance(value, Tensor) else value for name, value in features.items()
             }
         if modality == "text":
             self._note_cut(features)
-        embedded: Tensor = self.model(features)["sentence_embedding"]
+        return features
+
+    def _output(self, inputs: dict[str, Any]) -> Tensor:
+        """(B, D)."""
+        embedded: Tensor = self.model(inputs)["sentence_embedding"]
         return embedded
 
     def _is_separable(self, modality: str, first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -121,7 +146,7 @@ class St(ItemEncoder):
     def _read_texts(self) -> None:
         """Set what is done with texts: their limit, the prompt, and special tokens."""
         model, given = self.model, self.config.max_tokens
-        self.special = tuple(getattr(model.tokenizer, "all_special_tokens", ()))
+        self.special = tuple(getattr(getattr(model, "tokenizer", None), "all_special_tokens", ()))
         own = token_limit(model.config, model.max_seq_length)
         if given is not None and given > own:
             raise ConfigError(
@@ -147,8 +172,18 @@ class St(ItemEncoder):
                     "text, got as many: nothing of an item's text would be left; shorten it"
                 )
 
-    def _prompt(self, modality: str) -> str | None:
-        return self.prompt if modality == "text" else None
+    def _preprocessed(self, modality: str, contents: list[Any]) -> dict[str, Any]:
+        """What the model makes of texts or images. Raises DataError where its tokenizer fails, or isn't its own."""
+        if modality == "image":
+            images: dict[str, Any] = self.model.preprocess(contents, prompt=None)
+            return images
+        try:
+            texts: dict[str, Any] = self.model.preprocess(contents, prompt=self.prompt)
+        except Exception as error:  # tokenizers raise what is no more than an Exception
+            raise cannot_tokenize(self.folder, error) from None
+        if isinstance(ids := texts.get("input_ids"), Tensor) and self.model.config is not None:
+            check_token_ids(self.folder, ids.flatten(), self.model.config)
+        return texts
 
     def _note_cut(self, features: dict[str, Any]) -> None:
         ids = features.get("input_ids")

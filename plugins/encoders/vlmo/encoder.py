@@ -8,8 +8,9 @@ Shapes: B batch, T tokens, S side in pixels, D width.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from mmrec_lmm.api import (
 
 from ..pixels import Normalize, squashed
 from ..released import is_random
+from ..towers import at_place, pooled_states
 from ..words import CHARACTERS, HashedWords, as_words
 from . import JOINT_POOLS, NAME, RELEASE, VLMoConfig
 from .model import CLS, MASK, PAD, SEP, SIZES, Size, VLMo
@@ -74,6 +76,11 @@ class VLMoEncoder(ItemEncoder):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {modality: self._vector(modality, batch).float() for modality in self.dims}
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Mapping[str, Sequence[Tensor]]:
+        """The CLS of each layer, before the final norm; of joint vectors the text's."""
+        blocks = [*self.model.transformer.blocks]
+        return {name: pooled_states(partial(self._vector, name, batch), blocks, at_place(0)) for name in self.dims}
 
     def tuning_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """itc, itm and 0.25 mlm; the encoder must have been built for images and texts."""
