@@ -89,6 +89,7 @@ def resolve_request(request: Request, registry: Registry) -> Resolved:
     for an unknown name."""
     if request.dataset and not is_safe_name(request.dataset):
         raise ConfigError(f"data set: expected a name of {NAME_RULE}, got {request.dataset!r}; rename its folder")
+    request = _without_variant(request, registry)
     model = registry.models.get(request.model) if request.model else None
     dataset = registry.datasets.get(request.dataset) if request.dataset in registry.datasets else None
     if request.encoder is None and dataset and (model is None or model.uses_features):
@@ -181,6 +182,29 @@ def describe(resolved: Resolved) -> str:
         rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
     rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
     return "\n".join("  ".join(line).rstrip() for line in aligned(rows, right=(False, False, False)))
+
+
+def _without_variant(request: Request, registry: Registry) -> Request:
+    """The request with the variant of its paradigm, as in ete:side, as the key that it stands for."""
+    name, colon, variant = request.paradigm.partition(":")
+    if not colon:
+        return request
+    paradigm = registry.paradigms.get(name).name
+    key = getattr(registry.paradigms.load(paradigm, "config"), "VARIANT", "")
+    if not key or not variant:
+        got = f"{request.paradigm}; try --paradigm {paradigm}"
+        raise ConfigError(
+            f"--paradigm: expected NAME{', or NAME:VARIANT' if key else ', as it has no variants'}, got {got}"
+        )
+    full = f"{paradigm}.{key}"
+    typed = request.overrides.get(full, variant)
+    in_file = request.study.values.get(full, variant) if request.study else variant
+    if {typed, in_file} != {variant}:
+        other = typed if typed != variant else in_file
+        raise ConfigError(
+            f"{full}: expected one value, got {other}, and --paradigm {request.paradigm}; try leaving one out"
+        )
+    return dataclasses.replace(request, paradigm=paradigm, overrides={**request.overrides, full: variant})
 
 
 def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tuple[str, ...]]:

@@ -499,7 +499,7 @@ class _Expansion:
         name = encoder.name if encoder else None
         which = (model, name, paradigm)
         if which not in self._keys:
-            registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm))
+            registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm.partition(":")[0]))
             keys = {*HOST.keys, *schema_of(registry.models.load(model, "config"), model).keys}
             if name:
                 keys |= schema_of(registry.encoders.load(name, "config"), name, prefix="encoder.").keys.keys()
@@ -528,7 +528,7 @@ class _Expansion:
         for key, specs, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
-            ("paradigms", registry.paradigms, study.paradigms),
+            ("paradigms", registry.paradigms, [name.partition(":")[0] for name in study.paradigms]),
         ):
             for name in names:
                 try:
@@ -611,7 +611,9 @@ class _Expansion:
         return self.registry.models.get(name).name
 
     def _paradigm(self, name: str) -> str:
-        return self.registry.paradigms.get(name).name
+        """The paradigm as its plugin writes it, with its variant."""
+        base, colon, variant = name.partition(":")
+        return f"{self.registry.paradigms.get(base).name}{colon}{variant}"
 
     def _dataset(self, name: str) -> str:
         return self.registry.datasets.get(name).name if name in self.registry.datasets else name
