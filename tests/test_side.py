@@ -567,6 +567,15 @@ def test_runs_that_train_the_whole_encoder_keep_their_names() -> None:
     assert plain(EndToEnd(tune="side", rows=256))["rows"] == 256
 
 
+@pytest.mark.parametrize(("tune", "rate", "rows"), [("full", "1.0e-05", "256"), ("side", "0.001", "64")])
+def test_config_show_prints_the_defaults_of_what_is_tuned(tune: str, rate: str, rows: str) -> None:
+    answer = call(
+        "config", "show", "-m", "VBPR", "-d", "toy", "--encoder", "clip:tiny", "--paradigm", "ete", f"--ete.tune={tune}"
+    )
+    shown = {line.split()[0]: line.split()[1] for line in answer.out.splitlines() if line.startswith("ete.")}
+    assert (shown["ete.learning_rate"], shown["ete.rows"], shown["ete.learner"]) == (rate, rows, "null")
+
+
 LONG = (
     "run", "-m", "MMGCN", "-d", "toy", *SMALL[1:], "--encoder", "clip:tiny", *SIDE, "--ete.rows=4",
     "--ete.learning_rate=1e-3", "--ete.encoder_every=1", "--ete.micro_batch=2", "--learning_rate=1e-4", "--json",
