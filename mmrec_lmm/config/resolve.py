@@ -171,6 +171,12 @@ def resolve(
         )
         runs.append(run)
     merge.fail()
+    if of_paradigm:
+        for name in of_paradigm.keys:  # a default that another key decides is known only now
+            if origins[name].value is None:
+                decided = [getattr(run.paradigm_config, name.removeprefix(of_paradigm.prefix)) for run in runs]
+                if decided.count(decided[0]) == len(decided):
+                    origins[name] = dataclasses.replace(origins[name], value=decided[0])
     return Resolved(tuple(runs), origins, axes, merge.unused, notes)
 
 
