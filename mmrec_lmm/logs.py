@@ -59,17 +59,16 @@ def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> P
 
 
 @contextmanager
-def keep_log(folder: Path | None, name: str, *, level: str = "INFO") -> Iterator[None]:
-    """A context in which the package's log goes to a new file in `folder`, if one is given, for a program with a log of
-    its own: its handlers get what they would get without the file, each record once. Logging is afterwards as it was.
-    """
+def keep_log(folder: Path, name: str, *, level: str) -> Iterator[None]:
+    """A context in which the package's log goes to a new file in `folder`, for a program with a log of its own: its
+    handlers get what they would get without the file, each record once. Logging is afterwards as it was."""
     package = logging.getLogger("mmrec_lmm")
     before = list(package.handlers), package.level, package.propagate
     onward = _Onward(package)
     file = _file_handler(folder, name)
     package.handlers = [onward] if file is None else [file, onward]
     package.propagate = False
-    package.setLevel(level if file is not None else before[1])
+    package.setLevel(min(logging.getLevelNamesMapping()[level.upper()], onward.level))
     try:
         yield
     finally:
@@ -77,6 +76,18 @@ def keep_log(folder: Path | None, name: str, *, level: str = "INFO") -> Iterator
         package.setLevel(before[1])
         if file is not None:
             file.close()
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """A context in which the package logs no warnings: of work on a finished run, which has given them before."""
+    package = logging.getLogger("mmrec_lmm")
+    before = package.level
+    package.setLevel(max(logging.ERROR, package.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        package.setLevel(before)
 
 
 class _Onward(logging.Handler):

@@ -38,6 +38,7 @@ LAYERS = """
     running
     studies
     report
+    library
     cli testing
     __main__
 """
