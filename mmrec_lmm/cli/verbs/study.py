@@ -112,14 +112,12 @@ def _dry_run(options: argparse.Namespace, study: Study) -> int:
     from ..text import estimate_text, making_line, making_text, probe_line, shared_text, study_text
 
     start_log(None, study.name, level="ERROR", verbose=False)  # the runs will warn about their data
-    plan, registry = study.plan()
+    call, (plan, registry) = study.call, study.plan()
     print(study_text(plan.outcomes()))
     shared = shared_files(plan, registry)
     print(f"\n{shared_text(shared)}")
     if not options.no_probe:
-        makings = measure(
-            shared, plan, study.call, on_progress=lambda found: print(making_line(found), file=sys.stderr)
-        )
+        makings = measure(shared, plan, call, on_progress=lambda found: print(making_line(found), file=sys.stderr))
         if makings:
             print(f"\n{making_text(makings, jobs=options.jobs)}")
         probes = probe(plan, call, registry, on_progress=lambda found: print(probe_line(found), file=sys.stderr))
