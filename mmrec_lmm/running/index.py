@@ -313,8 +313,9 @@ def _row(result: RunResult, found: str) -> list[Any]:
 
 def row_of(result: RunResult) -> dict[str, Any]:
     """A run's row as `find_runs` gives it, without an index."""
+    values = _values(result)
     metrics = {f"{split}/{metric}": value for _, split, metric, value in _metrics(result)}
-    return {**_values(result), **metrics}
+    return {**{name: values[name] for name in COLUMNS if name in values}, **metrics}
 
 
 def _values(result: RunResult) -> dict[str, Any]:
