@@ -11,7 +11,7 @@ from ..data.opening import open_dataset
 from ..plugin.registry import Registry, load_registry
 from ..running.inputs import encode_dataset
 from ..types import FeatureTable, RunSpec
-from .request import Folder, as_a_guest, refuse_torchrun, request_of, resolve_runs, values_of
+from .request import StrPath, as_a_guest, refuse_torchrun, request_of, resolve_runs, values_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ def encode(
     *,
     paradigm: str = "pt",
     modalities: Iterable[str] | None = None,
-    features: Mapping[str, Folder] | None = None,
-    weights: Folder | None = None,
-    configs: Folder | None = None,
-    data_path: Folder | None = None,
-    plugins: Iterable[Folder] = (),
+    features: Mapping[str, StrPath] | None = None,
+    weights: StrPath | None = None,
+    configs: StrPath | None = None,
+    data_path: StrPath | None = None,
+    plugins: Iterable[StrPath] = (),
     force: bool = False,
     progress: bool = True,
     settings: Mapping[str, Any] | None = None,

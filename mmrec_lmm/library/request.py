@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..plugin.registry import Registry
 from ..types import PRE_TRAINED, EncoderName
 
-Folder = str | os.PathLike[str]
+StrPath = str | os.PathLike[str]
 
 
 def resolve_runs(request: Request, registry: Registry) -> Resolved:
@@ -47,11 +47,11 @@ def request_of(
     encoder: str | None = None,
     paradigm: str | None = None,
     modalities: Iterable[str] | None = None,
-    features: Mapping[str, Folder] | None = None,
+    features: Mapping[str, StrPath] | None = None,
     control: str | None = None,
     preset: str | None = None,
     grid: str | None = None,
-    configs: Folder | None = None,
+    configs: StrPath | None = None,
     keys: Mapping[str, str | Value],
 ) -> Request:
     """The request of flags or arguments; `keys` are the configuration's."""

@@ -26,7 +26,7 @@ from ..running.index import COLUMNS, find_runs, row_of
 from ..running.marks import marks
 from ..running.recommend import KINDS, Trained, embeddings, open_run, recommendations
 from ..types import RunRecord, RunResult
-from .request import Folder, as_a_guest, refuse_torchrun, request_of, resolve_runs, unread_keys, values_of
+from .request import StrPath, as_a_guest, refuse_torchrun, request_of, resolve_runs, unread_keys, values_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ def run(
     encoder: str | None = None,
     paradigm: str = "pt",
     modalities: Iterable[str] | None = None,
-    features: Mapping[str, Folder] | None = None,
-    weights: Folder | None = None,
+    features: Mapping[str, StrPath] | None = None,
+    weights: StrPath | None = None,
     control: str | None = None,
     preset: str | None = None,
-    configs: Folder | None = None,
-    data_path: Folder | None = None,
-    out: Folder = "runs",
-    plugins: Iterable[Folder] = (),
+    configs: StrPath | None = None,
+    data_path: StrPath | None = None,
+    out: StrPath = "runs",
+    plugins: Iterable[StrPath] = (),
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
@@ -82,14 +82,14 @@ def grid(
     encoder: str | None = None,
     paradigm: str = "pt",
     modalities: Iterable[str] | None = None,
-    features: Mapping[str, Folder] | None = None,
-    weights: Folder | None = None,
+    features: Mapping[str, StrPath] | None = None,
+    weights: StrPath | None = None,
     control: str | None = None,
     preset: str | None = None,
-    configs: Folder | None = None,
-    data_path: Folder | None = None,
-    out: Folder = "runs",
-    plugins: Iterable[Folder] = (),
+    configs: StrPath | None = None,
+    data_path: StrPath | None = None,
+    out: StrPath = "runs",
+    plugins: Iterable[StrPath] = (),
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
@@ -109,19 +109,19 @@ def grid(
     return Grid(made, plugins=plugins)
 
 
-def runs(folder: Folder = "runs", *, plugins: Iterable[Folder] = ()) -> Runs:
+def runs(folder: StrPath = "runs", *, plugins: Iterable[StrPath] = ()) -> Runs:
     """The finished runs in a folder, by name. A damaged one is logged and left out. DataError without such a folder."""
-    return Runs(Path(folder), plugins=plugins)
+    return Runs(folder, plugins=plugins)
 
 
 def recommend(
-    run: Run | Folder,
+    run: Run | StrPath,
     users: str | Iterable[object] | None = None,
     k: int = 10,
     *,
-    out: Folder = "runs",
-    data_path: Folder | None = None,
-    plugins: Iterable[Folder] = (),
+    out: StrPath = "runs",
+    data_path: StrPath | None = None,
+    plugins: Iterable[StrPath] = (),
     internal_ids: bool = False,
 ) -> pd.DataFrame:
     """The best `k` items of each user, as `Run.recommend`. `run` may be a run's id, the start of one, its folder, or
@@ -142,7 +142,7 @@ def latest_note(name: str, folder: Path, count: int) -> str:
 class Run:
     """A finished run: its numbers, its files as tables, and its model with the best weights."""
 
-    def __init__(self, folder: Folder, *, plugins: Iterable[Folder] = (), data_path: Folder | None = None) -> None:
+    def __init__(self, folder: StrPath, *, plugins: Iterable[StrPath] = (), data_path: StrPath | None = None) -> None:
         """`data_path` is the folder of data sets where it isn't the run's own any more."""
         self.folder = Path(folder)
         self._plugins = [str(plugin) for plugin in plugins]
@@ -234,7 +234,7 @@ class Run:
         return self._embeddings()["users"]
 
     def export_embeddings(
-        self, path: Folder, *, of: Literal["users", "items"] | None = None, format: str | None = None
+        self, path: StrPath, *, of: Literal["users", "items"] | None = None, format: str | None = None
     ) -> list[Path]:
         """Write the embeddings of all users and items, or one `of` them, with the shop's own ids: .npy, .safetensors,
         .parquet or .jsonl, by `format` or the suffix. Returns the files written: NAME.npy has its ids beside it."""
@@ -247,7 +247,7 @@ class Run:
 
     def export_recommendations(
         self,
-        path: Folder,
+        path: StrPath,
         k: int = 10,
         *,
         users: str | Iterable[object] | None = None,
@@ -313,10 +313,12 @@ class Run:
 class Runs(Sequence[Run]):
     """The finished runs in a folder, by name."""
 
-    def __init__(self, folder: Path, *, plugins: Iterable[Folder] = (), where: Mapping[str, str] | None = None) -> None:
-        self.folder, self._plugins, self._where = folder, list(plugins), dict(where or {})
-        with as_a_guest():
-            self._rows = find_runs(folder, self._where)
+    def __init__(
+        self, folder: StrPath, *, plugins: Iterable[StrPath] = (), where: Mapping[str, str] | None = None
+    ) -> None:
+        """`where` selects as the method does, by text."""
+        self.folder, self._plugins, self._where = Path(folder), list(plugins), dict(where or {})
+        self._rows = find_runs(self.folder, self._where)
 
     def where(self, **values: Any) -> Runs:
         """The runs whose columns have these values, in any case; None means none (`encoder=None`)."""
@@ -353,7 +355,7 @@ class Grid:
     """The runs of a grid in order, `best`: that of the point with the best validation score, and the `failures`: each
     failed point with the reason."""
 
-    def __init__(self, result: GridResult, *, plugins: Iterable[Folder] = ()) -> None:
+    def __init__(self, result: GridResult, *, plugins: Iterable[StrPath] = ()) -> None:
         plugins = list(plugins)
         self.result = result
         self.runs = [Run(one.path, plugins=plugins) for one in result.results]

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pandas as pd
 
@@ -28,19 +28,19 @@ from ..studies.file import Study as StudyFile
 from ..studies.file import find_study, load_study
 from ..studies.findings import find
 from ..studies.leaderboard import FINISHED, NOT_APPLICABLE, Leaderboard
-from .request import Folder, as_a_guest, values_of
+from .request import StrPath, as_a_guest, values_of
 
 logger = logging.getLogger(__name__)
 
 
 def study(
-    study: Folder,
+    study: StrPath,
     *,
-    data_path: Folder | None = None,
+    data_path: StrPath | None = None,
     device: str | None = None,
-    configs: Folder | None = None,
-    out: Folder = "runs",
-    plugins: Iterable[Folder] = (),
+    configs: StrPath | None = None,
+    out: StrPath = "runs",
+    plugins: Iterable[StrPath] = (),
 ) -> Study:
     """The study of a YAML file, or of that name in the folder `study` of configs. ConfigError has one line for each
     problem in the file."""
@@ -54,9 +54,9 @@ def study(
 def open_study(
     name: str,
     *,
-    configs: Folder | None,
-    out: Folder,
-    plugins: Iterable[Folder],
+    configs: StrPath | None,
+    out: StrPath,
+    plugins: Iterable[StrPath],
     overrides: dict[str, str | Value] | dict[str, Value],
 ) -> Study:
     """The study of that name or file, with the values that its runs get from flags or arguments."""
@@ -65,10 +65,10 @@ def open_study(
     return Study(file, out=out, plugins=plugins)
 
 
-class Study:
-    """A study, with the folder of its runs: it does them, and shows what they found so far."""
+class StudySteps:
+    """A study with the folder of its runs, and the steps that `Study` and the command line do."""
 
-    def __init__(self, study: StudyFile, *, out: Folder = "runs", plugins: Iterable[Folder] = ()) -> None:
+    def __init__(self, study: StudyFile, *, out: StrPath = "runs", plugins: Iterable[StrPath] = ()) -> None:
         self.call = Call(study, Path.cwd(), Path(out), tuple(str(plugin) for plugin in plugins))
 
     @property
@@ -79,35 +79,6 @@ class Study:
     def folder(self) -> Path:
         """The folder of the study's own records."""
         return self.call.out / "study" / self.name
-
-    def run(self, jobs: int = 1, *, on: Literal["ray"] | None = None, progress: bool = True) -> Study:
-        """Do the runs that aren't finished, in `jobs` processes or on a Ray cluster, and return the study. A run that
-        fails is logged, and stays in the study with the reason."""
-        if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= 1024:
-            raise ConfigError(f"jobs: expected a whole number from 1 to 1,024, got {jobs!r}")
-        if on not in (None, "ray"):
-            raise ConfigError(f"on: expected ray, or None for this machine, got {on!r}")
-        self.refuse_torchrun()
-        elsewhere = jobs > 1 or on is not None
-        with as_a_guest(), keep_log(self.call.out / "log", self.name, level=self.call.level):
-            now = self.from_now()
-            plan, registry = now.plan()
-            total, left = len(plan.expected), len(plan.left(now.call.since)) + len(plan.waiting)
-            with progress_bar(
-                shown=progress and elsewhere, desc=self.name, total=total, initial=total - left, unit="run"
-            ) as bar:
-
-                def on_progress(job: Job, record: Record) -> None:
-                    bar.update()
-
-                outcomes = now.do(
-                    plan, registry, jobs=jobs, on=on, progress=progress and not elsewhere, on_progress=on_progress
-                )
-        failed = [outcome for outcome in outcomes if outcome.state not in (FINISHED, NOT_APPLICABLE)]
-        if failed:
-            reasons = first_few([f"{one.cell.key} ({one.reason or one.state})" for one in failed], 3)
-            logger.warning("%s: %d of %d cells aren't finished: %s", self.name, len(failed), len(outcomes), reasons)
-        return self
 
     def do(
         self,
@@ -141,7 +112,7 @@ class Study:
                 "study run: expected one process, got torchrun; try --jobs N or --on ray to share the runs"
             )
 
-    def from_now(self) -> Study:
+    def from_now(self) -> Self:
         """The study whose runs that have failed so far will be tried again."""
         now = copy.copy(self)
         now.call = dataclasses.replace(self.call, since=time.time())
@@ -158,6 +129,39 @@ class Study:
     def leaderboard(self) -> Leaderboard:
         """The rows of the finished runs, compared."""
         return find(*self.plan())
+
+
+class Study(StudySteps):
+    """A study: it does its runs, and shows what they found so far."""
+
+    def run(self, jobs: int = 1, *, on: Literal["ray"] | None = None, progress: bool = True) -> Study:
+        """Do the runs that aren't finished, in `jobs` processes or on a Ray cluster, and return the study. A run that
+        fails is logged, and stays in the study with the reason."""
+        if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= 1024:
+            raise ConfigError(f"jobs: expected a whole number from 1 to 1,024, got {jobs!r}")
+        if on not in (None, "ray"):
+            raise ConfigError(f"on: expected ray, or None for this machine, got {on!r}")
+        self.refuse_torchrun()
+        elsewhere = jobs > 1 or on is not None
+        with as_a_guest(), keep_log(self.call.out / "log", self.name, level=self.call.level):
+            now = self.from_now()
+            plan, registry = now.plan()
+            total, left = len(plan.expected), len(plan.left(now.call.since)) + len(plan.waiting)
+            with progress_bar(
+                shown=progress and elsewhere, desc=self.name, total=total, initial=total - left, unit="run"
+            ) as bar:
+
+                def on_progress(job: Job, record: Record) -> None:
+                    bar.update()
+
+                outcomes = now.do(
+                    plan, registry, jobs=jobs, on=on, progress=progress and not elsewhere, on_progress=on_progress
+                )
+        failed = [outcome for outcome in outcomes if outcome.state not in (FINISHED, NOT_APPLICABLE)]
+        if failed:
+            reasons = first_few([f"{one.cell.key} ({one.reason or one.state})" for one in failed], 3)
+            logger.warning("%s: %d of %d cells aren't finished: %s", self.name, len(failed), len(outcomes), reasons)
+        return self
 
     def status(self) -> pd.DataFrame:
         """A row for each cell: its state, its runs, how many are done, and the reason if it can't be."""
@@ -179,7 +183,7 @@ class Study:
         with as_a_guest(), only_errors():
             return render(self.leaderboard(), layout=layout, format=format)
 
-    def page(self, path: Folder = "leaderboard.html") -> Path:
+    def page(self, path: StrPath = "leaderboard.html") -> Path:
         """Write the results so far as one HTML page, and return its path."""
         with as_a_guest(), only_errors():
             return write_output(Path(path), page(self.leaderboard()).encode())
