@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,7 @@ def test_a_format_is_named_by_the_suffix_or_the_flag(made: Run) -> None:
 
 
 def test_parquet_without_pyarrow_is_one_message_before_any_work(made: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     message = "--format parquet: expected pyarrow to be installed, got .*; try pip install 'mmrec-lmm\\[parquet\\]'"
     with pytest.raises(ConfigError, match=message):
         made.export_embeddings("all.parquet")
@@ -178,6 +180,9 @@ def test_exports_go_where_the_user_says(made: Run, tmp_path: Path) -> None:
     assert from_lines(Path("target.jsonl"))["id"] == [*USERS, *ITEMS]
     made.export_embeddings("new/folder/all.npy")
     assert from_npy(Path("new/folder/all.npy"))["id"] == [*USERS, *ITEMS]
+    command = [sys.executable, "-m", "mmrec_lmm", "recommend", made.id, "--users", "all", "-k", "2"]
+    done = subprocess.run([*command, "--format", "jsonl", "-o", "/dev/stdout"], capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 24), done.stderr
     if os.geteuid():
         Path("closed").mkdir(mode=0o500)
         with pytest.raises(NoAccess):

@@ -53,7 +53,8 @@ def write_output(path: Path, content: bytes) -> Path:
 
 def write_output_by(path: Path, write: Callable[[Path], None]) -> Path:
     """As `write_output`, for what is too large to be held at once: `write` writes it to the path that it is given."""
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    special = path.exists() and not path.is_file()  # such as /dev/stdout, a link to a pipe that has no path
+    target = Path(os.path.realpath(path)) if path.is_symlink() and not special else path
     if target.is_dir():
         raise RunError(f"{path}: expected the name of a file to write, got a folder; try another")
     if not target.exists() or target.is_file():
