@@ -51,9 +51,16 @@ _MMREC_MODEL_KEYS = frozenset({
 
 
 @dataclass(frozen=True)
+class Value:
+    """A key's value as a program gives it: text in it is text, and isn't read as YAML."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Request:
     """A request as the user typed it. `model` is empty for a verb that needs none (`encode`), `study` is the layer of a
-    study's file, `overrides` holds the raw text of each `--key=value`."""
+    study's file, `overrides` holds the raw text of each `--key=value`, or a program's Value in its place."""
 
     model: str
     dataset: str
@@ -66,7 +73,7 @@ class Request:
     grid: str | None = None
     configs: Path | None = None
     study: Layer | None = None
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str | Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -399,10 +406,10 @@ def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
 
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
-    values = {}
-    for name, text in request.overrides.items():
+    values: dict[str, Any] = {}
+    for name, given in request.overrides.items():
         try:
-            values[name] = _typed(text, merge.keys.get(name))
+            values[name] = given.value if isinstance(given, Value) else _typed(given, merge.keys.get(name))
         except yaml_layers.TooMany as error:
             raise ConfigError(f"{COMMAND_LINE}: {name}: {error.problem}; try several commands") from None
     if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` means variant=tiny

@@ -331,6 +331,18 @@ def find_run(out: Path, name: str) -> Path:
     )
 
 
+def find_latest(out: Path, name: str) -> tuple[Path, int]:
+    """As `find_run`; of several runs that differ only in the hash, which `name` lacks, the latest. Also their number, 1
+    if there was no choice."""
+    complete(out)
+    same = [folder for folder in finished_runs(out) if folder.name.rpartition("-")[0].lower() == name.lower()]
+    results = [result for folder in same if (result := try_result(folder)) is not None]
+    if len(same) < 2 or not results or os.path.lexists(Path(name) / RESULT):
+        return find_run(out, name), 1
+    latest = max(results, key=lambda result: (result.record.finished, (result.path / RESULT).stat().st_mtime_ns))
+    return latest.path, len(same)
+
+
 def save_per_user(
     folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]], metadata: Mapping[str, str] | None = None
 ) -> None:
