@@ -1,9 +1,12 @@
-"""The cost of joint training beyond its encoder's arithmetic: `python -m benchmarks.joint [--full] [--quick]`.
+"""Joint training: what it costs beyond its encoder's arithmetic, and its curves.
 
-`python -m benchmarks.joint --side` gives another table: an epoch of a recommender with a side network beside one of the
-recommender alone, of towers of 3 and 12 blocks of which as many layers are taken.
+    python -m benchmarks.joint [--full] [--quick]
+    python -m benchmarks.joint side
+    python -m benchmarks.joint gradients|variance|recall|tunes [--data-path DIR] [--out DIR]
 
-Otherwise three tables, for the tiny variants of VLMo, BEiT-3 and CLIP:
+`side` prints an epoch of a recommender with a side network beside one of the recommender alone, of towers of 3 and 12
+blocks of which as many layers are taken. The last line has the curves (joint_curves.py). The first prints three tables,
+for the tiny variants of VLMo, BEiT-3 and CLIP:
 epochs   an epoch of a recommender and the encoder together, compared with two forward passes and one backward pass over
          the same rows plus an epoch of the recommender alone; the encoding of all items is timed separately
 loader   prepared items read from the cache a second, compared with the items a second that the encoder computes forward
@@ -44,6 +47,7 @@ from mmrec_lmm.training.side import SideNetwork, feature_key, side_items
 from mmrec_lmm.training.trainer import Trainer
 from mmrec_lmm.types import FeatureTable, Interactions, ItemCatalog, TrainingData
 
+from . import joint_curves
 from .encoders import FULL, full, make_catalog
 from .host import processor
 from .models import Bench
@@ -57,6 +61,12 @@ SIZE = Size(users=1_500, items=500, train=16_000, valid=3_000, test=3_000, width
 QUICK = Size(users=40, items=24, train=240, valid=50, test=50, widths={})
 OPTIONS = EndToEnd(learning_rate=1e-4, refresh_epochs=10**9)  # the one refresh is timed apart
 CATALOGS = (500, 5_000)  # items, whose memory is compared
+CURVES = {
+    "gradients": joint_curves.print_gradients,
+    "variance": joint_curves.print_variance,
+    "recall": joint_curves.print_recall,
+    "tunes": joint_curves.print_tunes,
+}
 
 
 @dataclass(frozen=True)
@@ -317,18 +327,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.joint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "what", nargs="?", choices=("costs", "side", *CURVES), default="costs", help="default: %(default)s"
+    )
+    parser.add_argument("--data-path", default="data", metavar="DIR", help="of the curves' demo data (default: data)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="of the curves' runs (default: runs)"
+    )
     parser.add_argument("--encoders", nargs="+", choices=known, metavar="NAME", help="default: all")
     parser.add_argument("--full", action="store_true", help="read and compute full-size images too, for some minutes")
-    parser.add_argument("--side", action="store_true", help="the table of side networks alone")
     parser.add_argument("--repeats", type=int, default=5, help="of an epoch and its floor (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few items: shows that it runs, measures nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if options.what in CURVES:
+        CURVES[options.what](registry, options.data_path, options.out, options.quick)
+        return
     keep_freed_memory()  # as a run does
     size = QUICK if options.quick else SIZE
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{processor()}, {os.cpu_count()} cores{load}; one thread, processor time; {options.repeats} repeats\n")
-    if options.side:
+    if options.what == "side":
         of_side = (QUICK, 64, 16, 8) if options.quick else (SIDE_SIZE, 2048, SIDE_WIDTH, SIDE_DIM)
         print_side(registry, of_side[0], repeats=options.repeats, batch=of_side[1], width=of_side[2], dim=of_side[3])
         return

@@ -67,13 +67,16 @@ def aligned(lines: Iterable[Sequence[str]], *, right: Sequence[bool], at_least: 
     ]
 
 
-def csv_text(rows: Iterable[Mapping[str, object]], *, separator: str = ",", columns: Iterable[str] = ()) -> str:
+def csv_text(
+    rows: Iterable[Mapping[str, object]], *, separator: str = ",", columns: Iterable[str] = (), header: bool = True
+) -> str:
     """Rows as CSV with a header of `columns` and all others that any row has; texts that a spreadsheet would run are
-    defused."""
+    defused. Without `header`, the rows continue a text that has it."""
     rows, text = list(rows), io.StringIO()
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-    writer.writerow(map(defused, names))
+    if header:
+        writer.writerow(map(defused, names))
     writer.writerows([defused(row.get(name, "")) for name in names] for row in rows)
     return text.getvalue()
 

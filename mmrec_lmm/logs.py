@@ -1,19 +1,28 @@
-"""The log, in the format of MMRec's: scripts that grep its lines keep working.
+"""The log, in the format of MMRec's: scripts that grep its lines keep working. And progress bars.
 
-Everything goes to `<out>/log/<model>-<data set>-<time>.log`; the console shows warnings, or all of it on request.
+Everything goes to `<out>/log/<model>-<data set>-<time>.log`; the console shows warnings, or all of it on request. A
+program that calls the library has its own handlers: `keep_log` leaves them as they are.
 """
 
+from __future__ import annotations
+
+import importlib.util
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import is_denied
 from .formatting import printable
 from .types import Dataset, EpochReport, Interactions
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +51,100 @@ def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> P
     console.setFormatter(CONSOLE_FORMAT)
     console.setLevel(logging.NOTSET if verbose else logging.WARNING)
     root.addHandler(console)
+    file = _file_handler(folder, name)
+    if folder is None or file is None:
+        return None
+    root.addHandler(file)
+    return folder / Path(file.baseFilename).name
+
+
+@contextmanager
+def keep_log(folder: Path, name: str, *, level: str) -> Iterator[None]:
+    """A context in which the package's log goes to a new file in `folder`, for a program with a log of its own: its
+    handlers get what they would get without the file, each record once. Logging is afterwards as it was."""
+    package = logging.getLogger("mmrec_lmm")
+    before = list(package.handlers), package.level, package.propagate
+    onward = _Onward(package)
+    file = _file_handler(folder, name)
+    package.handlers = [onward] if file is None else [file, onward]
+    package.propagate = False
+    package.setLevel(min(logging.getLevelNamesMapping()[level.upper()], onward.level))
+    try:
+        yield
+    finally:
+        package.handlers, package.propagate = before[0], before[2]
+        package.setLevel(before[1])
+        if file is not None:
+            file.close()
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """A context in which the package logs no warnings: of work on a finished run, which has given them before."""
+    package = logging.getLogger("mmrec_lmm")
+    before = package.level
+    package.setLevel(max(logging.ERROR, package.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        package.setLevel(before)
+
+
+class _Onward(logging.Handler):
+    """Passes records on to where a logger sent them before, from the level that it had."""
+
+    def __init__(self, before: logging.Logger) -> None:
+        super().__init__(before.getEffectiveLevel())
+        self._before = logging.Logger(before.name)
+        self._before.handlers, self._before.propagate = list(before.handlers), before.propagate
+        self._before.parent = before.parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._before.callHandlers(record)
+
+
+class _File(logging.FileHandler):
+    """A file of lines. A full disk costs lines of it, and prints no traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return None
+
+
+def _file_handler(folder: Path | None, name: str) -> logging.FileHandler | None:
+    """The handler of a new file in `folder`; None without a folder, or where this user may not write."""
     if folder is None:
         return None
     path = folder / f"{name}-{datetime.now():%b-%d-%Y-%H-%M-%S}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _File(path, encoding="utf-8")
     except OSError as error:
         if not is_denied(error):
             raise
         logger.warning("no log is kept: %s: %s", path, error.strerror)
         return None
     file.setFormatter(FILE_FORMAT)
-    root.addHandler(file)
-    return path
+    return file
+
+
+def progress_bar(*, shown: bool = True, **options: Any) -> tqdm[Any]:
+    """A progress bar of tqdm with its `options`: in a notebook a widget if ipywidgets is installed, else text; on a
+    terminal text; quiet elsewhere, and if it isn't to be `shown`."""
+    from tqdm import tqdm
+
+    if not in_notebook():
+        return tqdm(disable=None if shown else True, **options)
+    if shown and importlib.util.find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm as widget
+
+        return widget(**options)
+    return tqdm(disable=not shown, **options)
+
+
+def in_notebook() -> bool:
+    """True in a process that runs a notebook's cells. It has imported IPython; nothing is imported here."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", ())
 
 
 def metric_line(metrics: Mapping[str, float]) -> str:

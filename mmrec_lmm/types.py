@@ -85,11 +85,12 @@ class Axes:
         return None if value is None else str(value)
 
     def has(self, axis: str, wanted: Any) -> bool:
-        """True if the value on an axis is `wanted`, in any case; an encoder's name matches all of its variants."""
+        """True if the value on an axis is `wanted`, in any case; an encoder's or a paradigm's name matches all of its
+        variants."""
         own = self.value(axis)
         if own is None or wanted is None:
             return own is wanted
-        names = {own.lower()} | ({self.encoder.name.lower()} if axis == "encoder" and self.encoder else set())
+        names = {own.lower()} | ({own.lower().partition(":")[0]} if axis in WITH_VARIANTS else set())
         return str(wanted).lower() in names
 
     def matches(self, wanted: Mapping[str, Any]) -> bool:
@@ -101,6 +102,17 @@ class Axes:
 AXES = tuple(axis.name for axis in fields(Axes))
 #: The axes on which most runs have no value, and are then not named by it.
 RARE_AXES = ("control", "split")
+#: The axes whose values may be NAME:VARIANT.
+WITH_VARIANTS = ("encoder", "paradigm")
+
+
+def with_variant(paradigm: str, config: Any) -> str:
+    """The paradigm as users write it: NAME, or NAME:VARIANT where the key that its section calls `VARIANT` has another
+    value than by default."""
+    key = getattr(config, "VARIANT", "")
+    value = getattr(config, key) if key else None
+    default = next((each.default for each in fields(config) if each.name == key), value) if key else value
+    return paradigm if value == default else f"{paradigm}:{value}"
 
 
 @dataclass(frozen=True)
@@ -326,9 +338,8 @@ class RunSpec:
     def axes(self) -> Axes:
         """The run's place on the axes; its encoder's variant is in `encoder_config`."""
         encoder = None if self.encoder is None else EncoderName(self.encoder)
-        return Axes(
-            self.model, self.dataset, encoder, self.paradigm, self.modalities, self.control, self.settings.split
-        )
+        paradigm = with_variant(self.paradigm, self.paradigm_config)
+        return Axes(self.model, self.dataset, encoder, paradigm, self.modalities, self.control, self.settings.split)
 
 
 @dataclass(frozen=True)

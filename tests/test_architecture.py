@@ -38,6 +38,7 @@ LAYERS = """
     running
     studies
     report
+    library
     cli testing
     __main__
 """
@@ -134,7 +135,7 @@ def test_plugins_know_the_public_api_and_themselves_alone(module: str) -> None:
 
 @pytest.mark.parametrize("module", DATA_TOOLS)
 def test_the_data_tools_know_types_data_and_nothing_of_models(module: str) -> None:
-    parts = ("types", "data", "api", "cache", "disk", "downloads", "errors", "formatting")
+    parts = ("types", "data", "api", "cache", "disk", "downloads", "errors", "formatting", "logs")
     allowed = [f"mmrec_lmm.{part}" for part in (*parts, "config.choices", "features.files", "plugin.names")]
     assert not [name for name in imports(module) if not name.startswith((*allowed, "mmrec_lmm_data_tools"))]
 

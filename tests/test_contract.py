@@ -365,6 +365,40 @@ class Infinite(Tunes):
         return {"itc": super().tuning_losses(batch)["itc"] / 0}
 
 
+class Layered(TinyEncoder):
+    """Has hidden states: of an item's content, and of its feature."""
+
+    def hidden_states(self, batch: Any) -> dict[str, list[Tensor]]:
+        contents, rows = {"image": batch["pixels"], "text": batch["length"]}, self(batch)
+        return {name: [contents[name], rows[name]] for name in self.dims}
+
+
+class LayersOfAll(Layered):
+    """Has states of an item that depend on others of its batch."""
+
+    def hidden_states(self, batch: Any) -> dict[str, list[Tensor]]:
+        return {name: [a - a.mean(0), b] for name, (a, b) in super().hidden_states(batch).items()}
+
+
+class LayersOfBoth(Layered):
+    """Has states of an image that depend on the item's text."""
+
+    def hidden_states(self, batch: Any) -> dict[str, list[Tensor]]:
+        return {name: [a + batch["length"], b] for name, (a, b) in super().hidden_states(batch).items()}
+
+
+class LayersUneven(Layered):
+    """Has fewer layers of one item than of several."""
+
+    def hidden_states(self, batch: Any) -> dict[str, list[Tensor]]:
+        again = len(batch["length"]) > 1
+        return {name: layers + again * layers for name, layers in super().hidden_states(batch).items()}
+
+
+def test_an_encoder_with_sound_hidden_states_passes() -> None:
+    check_encoder(Layered, None, ("image", "text"))
+
+
 def test_an_encoder_with_a_sound_loss_passes() -> None:
     check_encoder(Tunes, None, ("image", "text"))
 
@@ -380,8 +414,23 @@ def test_an_encoder_with_a_sound_loss_passes() -> None:
         (Detached, "Detached: tuning loss itc reaches no parameter"),
         (Unchosen, "Unchosen.tuning_losses has no itc"),
         (Infinite, "Infinite: tuning loss itc is inf"),
+        (LayersOfAll, "LayersOfAll.hidden_states: layer 0 of image: a row depends on its batch"),
+        (LayersOfBoth, "LayersOfBoth.hidden_states: layer 0 of image depends on another modality"),
+        (LayersUneven, "LayersUneven.hidden_states: image has now 2 layers, now 4"),
     ],
-    ids=["averages", "ignores", "halves", "omits", "always", "detached", "unchosen", "infinite"],
+    ids=[
+        "averages",
+        "ignores",
+        "halves",
+        "omits",
+        "always",
+        "detached",
+        "unchosen",
+        "infinite",
+        "layers of all",
+        "layers of both",
+        "layers uneven",
+    ],
 )
 def test_an_encoder_that_breaks_the_contract_is_found_out(encoder: type[TinyEncoder], message: str) -> None:
     with pytest.raises(AssertionError, match=message):

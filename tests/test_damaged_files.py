@@ -274,8 +274,6 @@ USERS = np.arange(3)
         ({"test/users": USERS * 1.0}, "test/users: expected one number"),
         ({"test/recall@5": np.zeros(3)}, "test/recall@5: expected one number for each of test/users"),
         ({"test/users": USERS, "test/recall@5": np.full(3, np.nan)}, "test/recall@5: expected finite numbers"),
-        ({"test/users": USERS, "test/recall@5": np.array([0, 1, 7.0])}, "test/recall@5: expected 0 to 1, got 7"),
-        ({"test/users": USERS, "test/ndcg@5": np.array([0, -1, 1.0])}, "test/ndcg@5: expected 0 to 1, got -1"),
     ],
 )
 def test_numbers_by_user_agree_with_their_users(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:

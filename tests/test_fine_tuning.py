@@ -223,6 +223,19 @@ def test_what_is_frozen_stays_as_it_was_and_is_recorded_by_name(shop):
     assert not torch.equal(after["model.vision_head.weight"], before["model.vision_head.weight"])
 
 
+def test_rates_by_depth_train_the_heads_and_hardly_move_the_inputs(shop):
+    spec = REGISTRY.encoders.get("clip")
+    before = build_encoder(spec, tiny(spec), ("image", "text")).state_dict()
+    tuning = FineTuning(epochs=1, batch_size=8, learning_rate=1e-3, layer_decay=1e-3)
+    after = load_file(tuned(shop(), tuning, "clip").path)
+    moved = {name: (after[name] - value).abs().max().item() for name, value in before.items()}
+    for head, inputs in (
+        ("image_projection", "model.visual.conv1.weight"),
+        ("text_projection", "model.token_embedding.weight"),
+    ):
+        assert moved[head] > 1e-4 > 1e-8 > moved[inputs]
+
+
 def test_features_are_those_of_the_tuned_weights_under_a_name_of_their_own(shop):
     spec, catalog = REGISTRY.encoders.get("clip"), shop(12)
     result = tuned(catalog, SHORT, "clip")

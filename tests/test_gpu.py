@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ from mmrec_lmm.running import run_folder
 from mmrec_lmm.running.grid import run_grid
 from mmrec_lmm.running.runner import Interrupted
 from mmrec_lmm.testing import TinyEncoder, no_syncs, noted_syncs
+from mmrec_lmm.training.clock import PartClock
 from mmrec_lmm.training.encoder_side import EncoderWorker
 from mmrec_lmm.training.end_to_end import JointEncoder
 from mmrec_lmm.training.paradigms import EndToEnd
@@ -424,3 +426,18 @@ def test_a_run_on_the_second_gpu_leaves_the_first_alone(
     asked = specs(encoder="clip:tiny", paradigm=paradigm, device="cuda:1", epochs="2", **small)
     check_history(run_grid(asked, registry, out=tmp_path / "runs").best, epochs=2)
     assert torch.cuda.max_memory_allocated(0) == before
+
+
+def test_the_seconds_of_parts_are_the_gpus_and_their_recording_waits_for_nothing() -> None:
+    clock, x = PartClock(torch.device(GPU)), torch.randn(4096, 4096, device=GPU)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    clock.start()
+    with no_syncs(GPU):
+        for part, products in (("one", 1), ("many", 50), ("one", 1)):
+            for _ in range(products):
+                x @ x
+            clock.lap(part)
+    seconds = clock.take()
+    assert seconds["many"] > 5 * seconds["one"] > 0
+    assert sum(seconds.values()) <= time.perf_counter() - started

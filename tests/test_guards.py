@@ -19,7 +19,6 @@ import pandas as pd
 import pytest
 
 from mmrec_lmm.cli import main
-from mmrec_lmm.cli.text import recommendations_text
 from mmrec_lmm.config.resolve import Request, resolve_request
 from mmrec_lmm.data.loading import read_catalog
 from mmrec_lmm.downloads import fetching
@@ -31,6 +30,7 @@ from mmrec_lmm.logs import CONSOLE_FORMAT
 from mmrec_lmm.plugin.names import LONGEST, is_safe_name, is_within
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.report.writers import Line, Table, TableCell, as_html, as_latex, as_markdown
+from mmrec_lmm.running.exports import pieces
 from mmrec_lmm.studies.file import load_study
 from mmrec_lmm_data_tools import getting
 from mmrec_lmm_data_tools.images.manifest import COLUMNS, read_manifest
@@ -179,11 +179,11 @@ def test_formulas_are_defused_in_csv_and_numbers_stay_numbers() -> None:
 @pytest.mark.parametrize("how", ["csv", "tsv"])
 def test_recommendations_are_defused_too(how: str) -> None:
     rows = pd.DataFrame({"user": ["u"], "rank": [1], "item": ["-5"], "title": ['=HYPERLINK("http://x")']})
-    text = recommendations_text(rows, how)
+    text = "".join(pieces([rows], how))
     assert list(csv.reader(io.StringIO(text), delimiter="," if how == "csv" else "\t")) == [
         ["user", "rank", "item", "title"], ["u", "1", "-5", "'=HYPERLINK(\"http://x\")"],
     ]  # fmt: skip
-    assert recommendations_text(rows[:0], how).split() == [("," if how == "csv" else "\t").join(rows)] or how == "tsv"
+    assert "".join(pieces([rows[:0]], how)).split() == [("," if how == "csv" else "\t").join(rows)] or how == "tsv"
 
 
 def test_no_text_commands_a_terminal() -> None:

@@ -121,6 +121,53 @@ def test_settings_reach_the_cells_that_have_such_a_key_and_for_those_that_it_sel
     assert (vbpr.settings.seed, found["VBPR/toy/basic/pt/text"].runs[0].settings.seed) == (2022, 999)
 
 
+def test_the_variants_of_a_paradigm_are_rows_of_their_own(tmp_path: Path, registry: Registry) -> None:
+    found = cells(
+        tmp_path,
+        registry,
+        """
+        models: [VBPR]
+        datasets: [demo]
+        encoders: ["clip:tiny"]
+        paradigms: [pt, ete, "ete:side", "ETE:last:1", "ft:lora"]
+        for:
+          - {paradigm: ete, set: {ete.warm_epochs: 3}}
+          - {paradigm: "ete:side", set: {ete.warm_epochs: auto}}
+        """,
+    )
+    names = [cell.axes.paradigm for cell in found.values()]
+    assert names == ["pt", "ete", "ete:side", "ete:last:1", "ft:lora"]
+    runs = [cell.runs[0] for cell in found.values()]
+    assert [run.axes.paradigm for run in runs] == names
+    assert [run.paradigm for run in runs] == ["pt", "ete", "ete", "ete", "ft"]
+    assert [run.paradigm_config.tune for run in runs[1:]] == ["full", "side", "last:1", "lora"]
+    assert [run.paradigm_config.warm_epochs for run in runs[1:4]] == [3, "auto", 3]
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "setting", "says"),
+    [
+        ("ete:side", "ete.tune: lora", "ete.tune: expected one value, got lora, and --paradigm ete:side"),
+        ("ete:sides", "epochs: 2", "ete.tune must be full, lora, side"),
+        ("pt:side", "epochs: 2", "--paradigm: expected NAME, as it has no variants, got pt:side; try --paradigm pt"),
+        ("etc:side", "epochs: 2", "unknown paradigm etc; did you mean ete?"),
+    ],
+)
+def test_a_variant_that_can_not_be_is_refused(
+    tmp_path: Path, registry: Registry, paradigm: str, setting: str, says: str
+) -> None:
+    text = f"""
+        models: [VBPR]
+        datasets: [demo]
+        encoders: ["clip:tiny"]
+        paradigms: ["{paradigm}"]
+        settings: {{{setting}}}
+        """
+    with pytest.raises(ConfigError) as refused:
+        cells(tmp_path, registry, text)
+    assert says in str(refused.value)
+
+
 def test_narrowing_merges_the_cells_that_become_one(tmp_path: Path, registry: Registry) -> None:
     found = cells(
         tmp_path,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from mmrec_lmm.api import first_few
 from mmrec_lmm.data.tables import find_separator, first_cells, read_table
@@ -25,6 +24,7 @@ from mmrec_lmm.disk.locks import holding
 from mmrec_lmm.disk.reading import check_readable
 from mmrec_lmm.disk.writing import write_atomic
 from mmrec_lmm.errors import DataError, RunBusy, did_you_mean
+from mmrec_lmm.logs import progress_bar
 from mmrec_lmm.plugin.names import PATH_RULE, is_within
 
 from ..writing import IMAGES_LOCK, write_table
@@ -108,7 +108,7 @@ def download_images(
                 album.manifest.add(Row(item, reason="no address"))
             elif not settled or retry_failed or again:
                 wanted[item] = tried
-        with tqdm(total=len(wanted), desc="images", unit="image", disable=None) as bar:
+        with progress_bar(total=len(wanted), desc="images", unit="image") as bar:
 
             def done(row: Row) -> None:
                 album.add(row)
@@ -148,7 +148,7 @@ def collect_images(
         for item, name in wanted.items():
             by_name.setdefault(name, []).append(item)
         part = album.parts / "one.part"
-        with tqdm(total=len(wanted), desc="images", unit="image", disable=None) as bar:
+        with progress_bar(total=len(wanted), desc="images", unit="image") as bar:
             for name, content in found.source.read(by_name, max_bytes=max_bytes):
                 for item in by_name[name]:
                     if content is None:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-
 if TYPE_CHECKING:
     from ..config.resolve import Resolved
     from ..plugin.registry import Registry
@@ -40,34 +38,23 @@ def registry_of(options: argparse.Namespace) -> Registry:
 
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
-    from ..config.resolve import Request, resolve_request
-    from ..types import PRE_TRAINED, EncoderName
+    from ..library.request import request_of, resolve_runs
 
     registry = registry_of(options)
     typed = vars(options)
     flags = {key: typed.get(key) for key in ("seed", "split", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
-    request = Request(
-        model=options.model,
-        dataset=options.dataset,
-        encoder=None if options.encoder is None else EncoderName.typed(options.encoder),
-        paradigm=typed.get("paradigm") or PRE_TRAINED,
-        modalities=typed.get("modalities"),
+    names = ("encoder", "paradigm", "modalities", "control", "preset", "grid", "configs")
+    request = request_of(
+        options.model,
+        options.dataset,
         features=dict(typed.get("features", [])),
-        control=typed.get("control"),
-        preset=typed.get("preset"),
-        grid=typed.get("grid"),
-        configs=typed.get("configs"),
-        overrides={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+        keys={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+        **{name: typed.get(name) for name in names},
     )
-    resolved = resolve_request(request, registry)
+    resolved = resolve_runs(request, registry)
     for note in resolved.notes:
         print(f"note: {note}", file=sys.stderr)
-    for metric in dict.fromkeys(metric for run in resolved.runs for metric in run.settings.metrics):
-        try:
-            registry.metrics.get(metric)  # refuse an unknown one now, not after hours of encoding
-        except ConfigError as error:
-            raise ConfigError(f"{resolved.origins['metrics']}: {error}") from None
     return registry, resolved
 
 

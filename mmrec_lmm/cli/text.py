@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
-from ..formatting import aligned, csv_text
+from ..formatting import aligned
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
@@ -126,22 +126,10 @@ def replay_text(replay: Replay) -> str:
     return "\n".join(lines)
 
 
-def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """`study status`: one row per cell."""
-    return [
-        {
-            "cell": outcome.cell.key,
-            "state": outcome.state,
-            "runs": len(outcome.results),
-            "done": sum(result is not None for result in outcome.results),
-            "reason": outcome.reason,
-        }
-        for outcome in outcomes
-    ]
-
-
 def study_text(outcomes: Sequence[Outcome]) -> str:
     """All cells with their states, and the counts."""
+    from ..library.studies import outcome_rows
+
     rows = outcome_rows(outcomes)
     for row in rows:
         row["reason"] = _shortened(row["reason"])
@@ -295,10 +283,7 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
 
 
 def recommendations_text(rows: pd.DataFrame, how: str) -> str:
-    """`recommend`: rows of user, rank, item and title, as text, csv, tsv or json."""
-    if how in ("csv", "tsv"):
-        cells = ({str(name): cell for name, cell in row.items()} for row in rows.to_dict("records"))
-        return csv_text(cells, separator="," if how == "csv" else "\t", columns=rows.columns)
+    """`recommend`: rows of user, rank, item and title, as text or json."""
     if not rows["title"].any() and how == "text":
         rows = rows.drop(columns="title")
     records = [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False, name=None)]

@@ -51,9 +51,16 @@ _MMREC_MODEL_KEYS = frozenset({
 
 
 @dataclass(frozen=True)
+class Value:
+    """A key's value as a program gives it: text in it is text, and isn't read as YAML."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Request:
     """A request as the user typed it. `model` is empty for a verb that needs none (`encode`), `study` is the layer of a
-    study's file, `overrides` holds the raw text of each `--key=value`."""
+    study's file, `overrides` holds the raw text of each `--key=value`, or a program's Value in its place."""
 
     model: str
     dataset: str
@@ -66,7 +73,7 @@ class Request:
     grid: str | None = None
     configs: Path | None = None
     study: Layer | None = None
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str | Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def resolve_request(request: Request, registry: Registry) -> Resolved:
     for an unknown name."""
     if request.dataset and not is_safe_name(request.dataset):
         raise ConfigError(f"data set: expected a name of {NAME_RULE}, got {request.dataset!r}; rename its folder")
+    request = _without_variant(request, registry)
     model = registry.models.get(request.model) if request.model else None
     dataset = registry.datasets.get(request.dataset) if request.dataset in registry.datasets else None
     if request.encoder is None and dataset and (model is None or model.uses_features):
@@ -170,6 +178,12 @@ def resolve(
         )
         runs.append(run)
     merge.fail()
+    if of_paradigm:
+        for name in of_paradigm.keys:  # a default that another key decides is known only now
+            if origins[name].value is None:
+                decided = [getattr(run.paradigm_config, name.removeprefix(of_paradigm.prefix)) for run in runs]
+                if decided.count(decided[0]) == len(decided):
+                    origins[name] = dataclasses.replace(origins[name], value=decided[0])
     return Resolved(tuple(runs), origins, axes, merge.unused, notes)
 
 
@@ -181,6 +195,29 @@ def describe(resolved: Resolved) -> str:
         rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
     rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
     return "\n".join("  ".join(line).rstrip() for line in aligned(rows, right=(False, False, False)))
+
+
+def _without_variant(request: Request, registry: Registry) -> Request:
+    """The request with the variant of its paradigm, as in ete:side, as the key that it stands for."""
+    name, colon, variant = request.paradigm.partition(":")
+    if not colon:
+        return request
+    paradigm = registry.paradigms.get(name).name
+    key = getattr(registry.paradigms.load(paradigm, "config"), "VARIANT", "")
+    if not key or not variant:
+        got = f"{request.paradigm}; try --paradigm {paradigm}"
+        raise ConfigError(
+            f"--paradigm: expected NAME{', or NAME:VARIANT' if key else ', as it has no variants'}, got {got}"
+        )
+    full = f"{paradigm}.{key}"
+    typed = request.overrides.get(full, variant)
+    in_file = request.study.values.get(full, variant) if request.study else variant
+    if {typed, in_file} != {variant}:
+        other = typed if typed != variant else in_file
+        raise ConfigError(
+            f"{full}: expected one value, got {other}, and --paradigm {request.paradigm}; try leaving one out"
+        )
+    return dataclasses.replace(request, paradigm=paradigm, overrides={**request.overrides, full: variant})
 
 
 def _without_features(request: Request, model: ModelSpec) -> tuple[Request, tuple[str, ...]]:
@@ -369,10 +406,10 @@ def _refused(error: ConfigValueError, schema: Schema, merge: _Merge) -> str:
 
 
 def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) -> Layer:
-    values = {}
-    for name, text in request.overrides.items():
+    values: dict[str, Any] = {}
+    for name, given in request.overrides.items():
         try:
-            values[name] = _typed(text, merge.keys.get(name))
+            values[name] = given.value if isinstance(given, Value) else _typed(given, merge.keys.get(name))
         except yaml_layers.TooMany as error:
             raise ConfigError(f"{COMMAND_LINE}: {name}: {error.problem}; try several commands") from None
     if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` means variant=tiny

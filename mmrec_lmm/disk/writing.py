@@ -48,15 +48,20 @@ def write_output(path: Path, content: bytes) -> Path:
     A link is followed. A pipe or a device stays what it is, and gets the content. Raises RunError for a folder, and the
     errors of `write_atomic`.
     """
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    return write_output_by(path, lambda place: _discard(place.write_bytes(content)))
+
+
+def write_output_by(path: Path, write: Callable[[Path], None]) -> Path:
+    """As `write_output`, for what is too large to be held at once: `write` writes it to the path that it is given."""
+    special = path.exists() and not path.is_file()  # such as /dev/stdout, a link to a pipe that has no path
+    target = Path(os.path.realpath(path)) if path.is_symlink() and not special else path
     if target.is_dir():
         raise RunError(f"{path}: expected the name of a file to write, got a folder; try another")
     if not target.exists() or target.is_file():
-        write_bytes(target, content)
+        write_atomic(target, write)
         return path
     try:
-        with target.open("wb") as file:
-            file.write(content)
+        write(target)
     except OSError as error:
         if is_denied(error):
             raise no_access(path, error, to="write") from None

@@ -103,7 +103,7 @@ class _Origin:
 
 def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
     """One attempt: append to `part` the rest of the file, or write all of it if the server can't continue."""
-    from tqdm import tqdm  # late: each listing of plugins imports this module
+    from ..logs import progress_bar  # late: each listing of plugins imports this module
 
     if not url.startswith(_SCHEMES):
         raise ValueError(f"unknown url type: {shown(url)!r}")
@@ -141,7 +141,7 @@ def _fetch(url: str, part: Path, *, label: str, hash_known: bool) -> bool:
         _origin_file(part).write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
         with (
             part.open("ab" if start else "wb") as out,
-            tqdm(total=found.total, initial=start, desc=label, unit="B", unit_scale=True, disable=None) as bar,
+            progress_bar(total=found.total, initial=start, desc=label, unit="B", unit_scale=True) as bar,
         ):
             while block := answer.read1(_BLOCK):  # what there is, however little
                 if out.tell() + len(block) > LARGEST:

@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..cache import fingerprint, home
 from ..data.images import decoders
@@ -50,6 +49,7 @@ from ..disk.temporaries import remove
 from ..disk.writing import write_memo
 from ..distributed import broadcast, is_first_process, join, processes
 from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
+from ..logs import progress_bar
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..plugin.specs import EncoderSpec, resolve
@@ -450,8 +450,8 @@ class _Progress:
 
     def __init__(self, what: str, total: int, missing: int, options: EncodeOptions) -> None:
         self.what, self.workers, self.done = what, options.workers, 0
-        quiet = None if options.progress and is_first_process() else True  # None: quiet when not a terminal
-        self._bar = tqdm(total=total, initial=total - missing, desc=what, unit=" items", disable=quiet)
+        shown = options.progress and is_first_process()
+        self._bar = progress_bar(shown=shown, total=total, initial=total - missing, desc=what, unit=" items")
         self._started, self._waited = time.perf_counter(), 0.0
 
     def waiting(self, batches: Iterator[_T]) -> Iterator[_T]:

@@ -378,10 +378,17 @@ def _remarks(board: Leaderboard, rows: Sequence[Row], plan: Layout, *, beside: b
 
 def as_csv(board: Leaderboard, rows: Sequence[Row], published: Published) -> str:
     """One line for each row and metric; missing values are empty."""
+    return csv_text(table_rows(board, rows, published))
+
+
+def table_rows(
+    board: Leaderboard, rows: Sequence[Row], published: Published = paper.published
+) -> list[dict[str, object]]:
+    """A mapping for each row and metric; missing values are None."""
     controls = _controls(rows)
-    return csv_text(
+    return [
         _csv_line(board, row, metric, published(row).get(metric), controls) for row in rows for metric in board.metrics
-    )
+    ]
 
 
 def slices_csv(board: Leaderboard, rows: Sequence[Row]) -> str:

@@ -307,29 +307,42 @@ def _update(connection: sqlite3.Connection, out: Path) -> bool:
 
 def _row(result: RunResult, found: str) -> list[Any]:
     """A run's values of COLUMNS."""
+    values = {**_values(result), "stamp": found}
+    return [json.dumps(values[name]) if kind == JSON else values[name] for name, kind in COLUMNS.items()]
+
+
+def row_of(result: RunResult) -> dict[str, Any]:
+    """A run's row as `find_runs` gives it, without an index."""
+    values = _values(result)
+    metrics = {f"{split}/{metric}": value for _, split, metric, value in _metrics(result)}
+    return {**{name: values[name] for name in COLUMNS if name in values}, **metrics}
+
+
+def _values(result: RunResult) -> dict[str, Any]:
+    """A run's values of COLUMNS but the stamp, as plain values."""
     record = result.record
     if record.resolved is None:
         raise DataError(
             f"{result.path / RESULT}: expected a run that recorded its configuration, got one of an earlier version; "
             f"{CURE}"
         )
-    values = {
+    return {
         "run": result.path.name,
         **{axis: record.axes.value(axis) for axis in AXES},
         "modalities": ",".join(record.axes.modalities or ()),
         "split_rule": record.axes.split,
         "seed": record.seed,
-        "parameters": result.parameters,
+        "parameters": plain(result.parameters),
         "best_epoch": result.best_epoch,
         "epochs": result.epochs,
         "stopped": result.stopped,
         "data_hash": record.data,
-        "features_hash": record.features,
-        "code_hash": record.code,
+        "features_hash": plain(record.features),
+        "code_hash": plain(record.code),
         "config_hash": record.config,
-        "config": record.resolved,
+        "config": plain(record.resolved),
         "numerics_version": record.numerics_version,
-        "versions": record.versions,
+        "versions": plain(record.versions),
         "device": record.device,
         "threads": record.threads,
         "seconds": plain(record.seconds),
@@ -338,9 +351,7 @@ def _row(result: RunResult, found: str) -> list[Any]:
         "parameters_trained": record.parameters_trained,
         "finished": record.finished,
         "per_user": f"{result.path.name}/{PER_USER}",
-        "stamp": found,
     }
-    return [json.dumps(values[name]) if kind == JSON else values[name] for name, kind in COLUMNS.items()]
 
 
 def _metrics(result: RunResult) -> Iterator[tuple[str, str, str, float]]:

@@ -73,7 +73,7 @@ CURE = "try --force, which runs it again"
 LARGEST_HISTORY = 2**30  # bytes; an epoch has some 500
 
 _METRIC = re.compile(r"[^@]+@[1-9][0-9]{0,8}")
-_SHARES = frozenset(spec.name.lower() for spec in METRICS)  # metrics from 0 to 1
+_SHARES = frozenset(spec.name.lower() for spec in METRICS)  # from 0 to 1; of a plugin's metrics no range is known
 _ROUNDING = 1e-6  # of metrics in float32
 
 #: The effective values of settings, if not the default, in runs made before those settings existed.
@@ -241,19 +241,14 @@ def load_result(folder: Path) -> RunResult | None:
         for name, value in values.items():
             if not _METRIC.fullmatch(name):
                 raise DataError(f"{path}: {split}: expected METRIC@K, such as recall@20, got {name!r}; {CURE}")
-            _check_range(name, value, value, where=f"{path}: {split}.{name}")
+            if name.partition("@")[0] in _SHARES and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                raise DataError(f"{path}: {split}.{name}: expected 0 to 1, got {value:g}; {CURE}")
     if result.record.record_version > RECORD_VERSION:
         raise DataError(
             f"{path}: record.record_version: expected at most {RECORD_VERSION}, got {result.record.record_version}; "
             "try a later mmrec-lmm"
         )
     return result
-
-
-def _check_range(metric: str, least: float, most: float, *, where: str) -> None:
-    """Raise DataError for values of a metric that it can't have; of a plugin's metrics the range isn't known."""
-    if metric.partition("@")[0] in _SHARES and not -_ROUNDING <= least <= most <= 1 + _ROUNDING:
-        raise DataError(f"{where}: expected 0 to 1, got {least if least < -_ROUNDING else most:g}; {CURE}")
 
 
 def check_own(path: Path) -> None:
@@ -336,6 +331,18 @@ def find_run(out: Path, name: str) -> Path:
     )
 
 
+def find_latest(out: Path, name: str) -> tuple[Path, int]:
+    """As `find_run`; of several runs that differ only in the hash, which `name` lacks, the latest. Also their number, 1
+    if there was no choice."""
+    complete(out)
+    same = [folder for folder in finished_runs(out) if folder.name.rpartition("-")[0].lower() == name.lower()]
+    results = [result for folder in same if (result := try_result(folder)) is not None]
+    if len(same) < 2 or not results or os.path.lexists(Path(name) / RESULT):
+        return find_run(out, name), 1
+    latest = max(results, key=lambda result: (result.record.finished, (result.path / RESULT).stat().st_mtime_ns))
+    return latest.path, len(same)
+
+
 def save_per_user(
     folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -360,8 +367,6 @@ def load_per_user(folder: Path) -> dict[str, np.ndarray]:
             )
         if not np.isfinite(values).all():
             raise DataError(f"{path}: {name}: expected finite numbers, got NaN or infinity; {CURE}")
-        if len(values):
-            _check_range(what, values.min(), values.max(), where=f"{path}: {name}")
     if "test/users" not in arrays:
         raise DataError(f"{path}: expected test/users, got {', '.join(arrays) or 'nothing'}; {CURE}")
     return arrays

@@ -13,13 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
 from ..errors import RunError
 from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
-from ..logs import log_epoch, metric_line
+from ..logs import log_epoch, metric_line, progress_bar
 from ..machine import (
     OneAllocation,
     choose_device,
@@ -194,7 +193,7 @@ def train(
     done = state.numbers.epoch if state is not None else 0
     with (
         Checkpoints[TrainerNumbers](checkpoint, settings.checkpoint_seconds) as checkpoints,
-        tqdm(desc=name, total=settings.epochs, initial=done, unit="epoch", disable=None if progress else True) as bar,
+        progress_bar(shown=progress, desc=name, total=settings.epochs, initial=done, unit="epoch") as bar,
     ):
 
         def on_epoch(report: EpochReport) -> None:

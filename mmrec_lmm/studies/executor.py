@@ -52,7 +52,7 @@ from ..typed_json import decode, plain
 from ..types import Axes, Inputs, RunResult, RunSpec
 from .file import Cell, Study, winner
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
-from .processes import context
+from .processes import context, without_main
 
 logger = logging.getLogger(__name__)
 
@@ -475,7 +475,8 @@ def in_processes(
             for _ in range(min(count, len(left)) - len(workers) if deaths < RETRIES * count else 0):
                 started += 1
                 workers.append(start.Process(target=_process, args=(call, started), name=f"process {started}"))
-                workers[-1].start()
+                with without_main():
+                    workers[-1].start()
             if not workers:
                 logger.error("%d runs are left: %d processes that tried them were killed", len(left), deaths)
                 return
@@ -513,6 +514,7 @@ class Watch:
 def _process(call: Call, number: int) -> None:
     """One of the processes of `--jobs`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.chdir(call.folder)  # relative paths start there; a program may have changed its folder since it began
     share_libraries_of(os.getppid())
     log = start_log(call.out / "log", f"{call.study.name}-{number}-{os.getpid()}", level=call.level, verbose=False)
     with (log or Path(os.devnull)).open("a") as file:  # also for what libraries print

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.choices import SplitRule
-from ..config.resolve import MOST_RUNS, Request, resolve_request, schema_in
+from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in
 from ..config.schema import HOST, Key, schema_of
 from ..config.yaml_layers import ENCODER, GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
@@ -115,7 +115,7 @@ class Study(StudyKeys):
     file: Layer
     parts: tuple[Part, ...] = ()
     configs: Path | None = None
-    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the command line's, for every run
+    overrides: Mapping[str, str | Value] = dataclasses.field(default_factory=dict)  # the command line's, for every run
 
     def cells(self, registry: Registry) -> list[Cell]:
         """Every cell, with its runs or the reason why it isn't applicable. Doesn't read data sets.
@@ -140,7 +140,7 @@ def find_study(name: str, configs: Path | None = None) -> Path:
     return found
 
 
-def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[str, str] | None = None) -> Study:
+def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[str, str | Value] | None = None) -> Study:
     """The study of a YAML file. ConfigError has one line for each problem, with its place in the file."""
     file = yaml_layers.read(path, "study", sections=())
     schema = schema_of(StudyKeys, "a study").keys
@@ -499,7 +499,7 @@ class _Expansion:
         name = encoder.name if encoder else None
         which = (model, name, paradigm)
         if which not in self._keys:
-            registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm))
+            registry, of_paradigm = self.registry, schema_in(self.registry.paradigms.get(paradigm.partition(":")[0]))
             keys = {*HOST.keys, *schema_of(registry.models.load(model, "config"), model).keys}
             if name:
                 keys |= schema_of(registry.encoders.load(name, "config"), name, prefix="encoder.").keys.keys()
@@ -528,7 +528,7 @@ class _Expansion:
         for key, specs, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
-            ("paradigms", registry.paradigms, study.paradigms),
+            ("paradigms", registry.paradigms, [name.partition(":")[0] for name in study.paradigms]),
         ):
             for name in names:
                 try:
@@ -611,7 +611,9 @@ class _Expansion:
         return self.registry.models.get(name).name
 
     def _paradigm(self, name: str) -> str:
-        return self.registry.paradigms.get(name).name
+        """The paradigm as its plugin writes it, with its variant."""
+        base, colon, variant = name.partition(":")
+        return f"{self.registry.paradigms.get(base).name}{colon}{variant}"
 
     def _dataset(self, name: str) -> str:
         return self.registry.datasets.get(name).name if name in self.registry.datasets else name

@@ -24,13 +24,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from ..cache import fingerprint, home
 from ..config.settings import Settings
@@ -57,6 +56,7 @@ from ..evaluation.retrieval import CUTOFFS, RecallChange, compared, own_ranks
 from ..features.encoding import build_encoder, encoder_id, encoder_spec
 from ..features.inference import OUT_OF_MEMORY
 from ..features.prepared import PreparedItems, ahead, prepared_items, with_frozen_part
+from ..logs import progress_bar
 from ..machine import choose_device, loader_processes, precision, to_device
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
@@ -70,6 +70,9 @@ from .paradigms import FineTuning
 from .resume import Checkpoints, load_checkpoint, remove_checkpoint, restoring, save_weights
 from .trainer import load_optimizer_state, optimizer_state
 from .tune import FULL, SIDE, Choice, TrainedPart, check, choose
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -507,15 +510,14 @@ class _Tuner(EpochLoop[TunerNumbers]):
             with restoring(checkpoint):
                 self._restore(state)
             logger.info("%s: tuning continues after epoch %d", self.name, self.epoch)
-        quiet = None if progress and is_first_process() else True  # None: quiet when not a terminal
         with (
             Checkpoints[TunerNumbers](checkpoint, checkpoint_seconds) as checkpoints,
-            tqdm(
+            progress_bar(
+                shown=progress and is_first_process(),
                 desc=f"tuning {self.name}",
                 total=self.epochs * self._batches,
                 initial=self.epoch * self._batches,
                 unit=" batches",
-                disable=quiet,
             ) as self._bar,
         ):
             return self.run(checkpoints.offer if is_first_process() else lambda state: None)

@@ -44,6 +44,7 @@ class FineTuning:
     and states no other setting; the other defaults are those of VLMo's recipe, or common ones.
     """
 
+    VARIANT: ClassVar[str] = "tune"  # ft:lora
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         **_TUNED,
         "batch_size": at_least(2),
@@ -83,6 +84,7 @@ class FineTuning:
 class EndToEnd:
     """Section `ete`: the training of an encoder together with a recommender."""
 
+    VARIANT: ClassVar[str] = "tune"  # ete:side
     LIMITS: ClassVar[Mapping[str, Limit]] = {
         **_TUNED,
         "learner": Limit("adam or adamw", lambda name: name in ("adam", "adamw"), spelled={"adamw": None}),

@@ -126,8 +126,8 @@ class Trainer(EpochLoop[TrainerNumbers]):
         min_steps ahead: what the callback trains now has to begin, too.
 
         The optimizer keeps its state. It is that of some epochs later, but the gradients' sizes, which Adam averages
-        over a thousand steps, are still about right. Without them its next steps would have the full rate in each
-        number, whatever the gradient, and take the weights away from the best ones.
+        over a thousand steps, are still about right. Without them its next steps are longer: they have the full rate in
+        each number, whatever the gradient (docs/paradigms.md has figures).
         """
         if self._callback is None or not self._callback.stalled(self.epoch):
             return False

@@ -38,8 +38,9 @@ def find_weights(file: WeightFile, *, encoder: str, given: Path | str | None = N
         raise WeightsMissing(f"{encoder}: --weights {given}: no such file or folder; {_how_to_get(file, encoder)}")
     place = place_of(file, encoder)
     path = present(file, encoder=encoder, given=given)
-    if given and path in (None, place) and Path(given) != place.parent:
-        logger.info("%s: no %s in %s; it is taken from %s", encoder, file.name, given, place.parent)
+    taken = path or place
+    if given and taken not in (Path(given), Path(given) / file.name) and Path(given) != place.parent:
+        logger.info("%s: no %s in %s; it is taken from %s", encoder, file.name, given, taken.parent)
     remote = RemoteFile(file.name, (file.url,), file.sha256 or "")
     if path is None:
         if file.package and not file.url:

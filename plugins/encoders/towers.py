@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from mmrec_lmm.api import ItemEncoder, NotApplicable, RawItem
+from mmrec_lmm.api import ItemEncoder, NotApplicable, RawItem, repeated_blocks
 
 Pool = Callable[[Tensor], Tensor]
 """The states of all places (B, T, W) -> one vector per item (B, W)."""
@@ -27,13 +27,9 @@ _PROBES = (
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists whose members are all of one class."""
-    for child in module.children():
-        members = [*child.children()]
-        if isinstance(child, nn.ModuleList | nn.Sequential) and len({*map(type, members)}) == 1 and len(members) > 1:
-            yield from members
-        else:
-            yield from blocks(child)
+    """The blocks of all towers, in order."""
+    for tower in repeated_blocks(module):
+        yield from tower
 
 
 def pooled_states(run: Callable[[], object], parts: Sequence[nn.Module], pool: Pool) -> list[Tensor]:

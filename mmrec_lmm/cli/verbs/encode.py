@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,6 @@ from ..parser import add_verb, as_json, feature_file, how_to_encode, which_data
 from ..shared import print_json, runs_of
 
 if TYPE_CHECKING:
-    from ...checking.probes import Probed
-    from ...plugin.registry import Registry
-    from ...types import FeatureTable, RunSpec
     from ..parser import Verbs
 
 
@@ -50,6 +46,7 @@ def add(verbs: Verbs) -> None:
 def _encode(options: argparse.Namespace) -> int:
     from ...distributed import is_first_process
     from ...features.files import export_table
+    from ...library.features import probed
     from ...logs import start_log
     from ...running.inputs import encode_dataset
     from ..text import encoded_rows, encoded_text, probed_text
@@ -64,19 +61,11 @@ def _encode(options: argparse.Namespace) -> int:
     if options.export:
         for table in tables.values():
             export_table(options.export / f"{table.modality}_feat.npy", table)
-    probed = _probed(spec, tables, registry) if options.probe else None
+    found = probed(spec, tables, registry) if options.probe else None
     if options.json:
-        print_json({"features": encoded_rows(tables)} | ({"probes": plain(probed)} if probed else {}))
+        print_json({"features": encoded_rows(tables)} | ({"probes": plain(found)} if found else {}))
         return 0
     print(encoded_text(tables))
-    if probed is not None:
-        print(f"\n{probed_text(probed)}")
+    if found is not None:
+        print(f"\n{probed_text(found)}")
     return 0
-
-
-def _probed(spec: RunSpec, tables: Mapping[str, FeatureTable], registry: Registry) -> Probed:
-    """The probes of tables, which see no interactions but those of train."""
-    from ...checking.probes import probe
-    from ...data.opening import open_dataset
-
-    return probe(tables, open_dataset(spec.dataset, spec.settings, registry).train)

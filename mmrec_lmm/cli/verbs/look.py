@@ -50,7 +50,7 @@ def _list(options: argparse.Namespace) -> int:
         start_log(None, "list", level="WARNING", verbose=False)
         rows = run_rows(list_results(options.out))
     elif options.kind == "datasets":
-        from ..datasets import dataset_rows
+        from ...library.data import dataset_rows
 
         rows = dataset_rows(registry_of(options), options.data_path)
     else:

@@ -51,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
     with importing():
         from ...distributed import is_first_process
+        from ...library.request import unread_keys
         from ...logs import start_log
         from ...running.grid import document_of, help_grid, run_grid
         from ...running.run_folder import document
@@ -69,9 +70,8 @@ def _run(options: argparse.Namespace) -> int:
     log = start_log(
         options.out / "log", f"{first.model}-{first.dataset}", level=first.settings.state, verbose=options.verbose
     )
-    for source in dict.fromkeys(resolved.unused.values()):
-        keys = ", ".join(key for key, file in resolved.unused.items() if file == source)
-        print(f"note: {source}: keys of MMRec that nothing here reads: {keys}", file=sys.stderr)
+    for note in unread_keys(resolved):
+        print(f"note: {note}", file=sys.stderr)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     grid = run_grid(resolved.runs, registry, out=options.out, resume=options.resume, force=options.force, progress=True)
     stored = sum(result.record.finished < started for result in grid.results)
@@ -92,25 +92,21 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    import time
-
     from ...config.yaml_layers import shipped
+    from ...library.studies import open_study
     from ...logs import start_log
-    from ...studies.executor import Call, Worker
-    from ...studies.file import load_study
-    from ...studies.findings import find
     from ...studies.leaderboard import FINISHED
     from ..text import content_text, study_text
 
-    overrides = {"data_path": options.data_path, **options.overrides}
-    study = load_study(shipped() / "study" / "content.yaml", overrides=overrides)
-    call = Call(study, Path.cwd(), options.out, tuple(options.plugins), since=time.time())
-    plan, registry = call.plan()
-    start_log(options.out / "log", study.name, level=call.level, verbose=False)
-    Worker(plan, registry, since=call.since, progress=True).work()
-    outcomes = plan.outcomes()
+    study = open_study(
+        str(shipped() / "study" / "content.yaml"), configs=None, out=options.out, plugins=options.plugins,
+        overrides={"data_path": options.data_path, **options.overrides},
+    ).from_now()  # fmt: skip
+    plan, registry = study.plan()
+    start_log(options.out / "log", study.name, level=study.call.level, verbose=False)
+    outcomes = study.do(plan, registry, progress=True)
     if any(outcome.state != FINISHED for outcome in outcomes):
         print(study_text(outcomes), file=sys.stderr)
         return 1
-    print(content_text(find(plan, registry), options.out))
+    print(content_text(study.leaderboard(), options.out))
     return 0

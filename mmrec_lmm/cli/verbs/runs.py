@@ -1,15 +1,18 @@
-"""`recommend`, `replay`, `results` and `slices`: use finished runs."""
+"""`recommend`, `embeddings`, `replay`, `results` and `slices`: use finished runs."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, condition, count, runs_folder, users
 from ..shared import print_json, registry_of
 
 if TYPE_CHECKING:
+    from ...running.recommend import Trained
     from ..parser import Verbs
 
 
@@ -26,11 +29,29 @@ def add(verbs: Verbs) -> None:
     _data_of_run(recommend)
     recommend.add_argument("-k", type=count, default=10, help="items per user (default: 10)")
     runs_folder(recommend)
-    recommend.add_argument("--format", choices=("text", "csv", "tsv", "json"), default="text", help="default: text")
+    recommend.add_argument(
+        "--format", choices=("text", "csv", "tsv", "json", "jsonl", "parquet"),
+        help="default: by the suffix of FILE, else text",
+    )  # fmt: skip
     recommend.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
     recommend.add_argument(
         "--json", dest="format", action="store_const", const="json", help="the same as --format json"
     )
+
+    embeddings = add_verb(
+        verbs, "embeddings", _embeddings, "Write the vectors of all users and items from a finished run to a file."
+    )
+    _which_run(embeddings)
+    embeddings.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE",
+        help="the file: .npy, .safetensors, .parquet or .jsonl",
+    )  # fmt: skip
+    embeddings.add_argument("--of", choices=("users", "items"), help="only those (default: both)")
+    embeddings.add_argument(
+        "--format", choices=("npy", "safetensors", "parquet", "jsonl"), help="default: by the suffix of FILE"
+    )
+    _data_of_run(embeddings)
+    runs_folder(embeddings)
 
     again = add_verb(verbs, "replay", _replay, "Repeat a finished run and compare: identical, or what differs first.")
     _which_run(again)
@@ -73,17 +94,67 @@ def _data_of_run(parser: argparse.ArgumentParser) -> None:
 
 def _recommend(options: argparse.Namespace) -> int:
     from ...logs import start_log
-    from ...running.recommend import recommend
+    from ...running.exports import format_of, pieces, write_recommendations
+    from ...running.recommend import recommendations
     from ..shared import write
     from ..text import recommendations_text
 
+    how, file = _format(options), options.output
+    if how == "parquet":
+        if file is None:
+            raise ConfigError("--format parquet: expected -o FILE, got none; try -o recommendations.parquet")
+        format_of(file, RECOMMENDED, how)
     start_log(None, "recommend", level="ERROR", verbose=False)  # the run has warned about its data
-    rows = recommend(
-        options.run, options.users, options.k, registry_of(options), out=options.out, data_path=options.data_path,
-        internal_ids=options.internal_ids,
-    )  # fmt: skip
-    write(recommendations_text(rows, options.format), options.output)
+    frames = recommendations(_trained(options), options.users, options.k, internal_ids=options.internal_ids)
+    if how in ("text", "json"):
+        import pandas as pd
+
+        write(recommendations_text(pd.concat(frames, ignore_index=True), how), file)
+    elif file is not None:
+        write_recommendations(file, frames, how)
+    else:
+        for piece in pieces(frames, how):
+            print(piece, end="")
     return 0
+
+
+RECOMMENDED = ("parquet", "jsonl", "csv", "tsv", "json")  # formats that a suffix names
+
+
+def _format(options: argparse.Namespace) -> str:
+    """The format of recommendations: as asked, else by the file's suffix, else text."""
+    suffix = options.output.suffix.lower().removeprefix(".") if options.output else ""
+    return options.format or (suffix if suffix in RECOMMENDED else "text")
+
+
+def _embeddings(options: argparse.Namespace) -> int:
+    from ...library.runs import Run
+    from ...logs import start_log
+    from ...running.exports import EMBEDDINGS, format_of
+
+    format_of(options.output, EMBEDDINGS, options.format)  # before the model is built
+    start_log(None, "embeddings", level="ERROR", verbose=False)  # the run has warned about its data
+    run = Run(_run_folder(options), plugins=options.plugins, data_path=options.data_path)
+    for path in run.export_embeddings(options.output, of=options.of, format=options.format):
+        print(path)
+    return 0
+
+
+def _trained(options: argparse.Namespace) -> Trained:
+    from ...running.recommend import open_run
+
+    return open_run(_run_folder(options), registry_of(options), data_path=options.data_path)
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    """The folder of the run that the flags name; of several that fit MODEL-DATASET, the latest, which is said."""
+    from ...library.runs import latest_note
+    from ...running.run_folder import find_latest
+
+    folder, count = find_latest(options.out, options.run)
+    if count > 1:
+        print(f"note: {latest_note(options.run, folder, count)}", file=sys.stderr)
+    return folder
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, configs_folder, how_to_print, processes, runs_folder, which_layout
 from ..shared import importing, print_json, write
 
 if TYPE_CHECKING:
-    from ...studies import executor
+    from ...library.studies import Study
     from ...studies.leaderboard import Leaderboard
     from ..parser import Verbs
 
@@ -77,58 +76,43 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import dataclasses
     import itertools
-    import time
 
     from ...studies.processes import import_ahead
 
     if options.jobs > 1 and not options.dry_run:
         import_ahead()
     with importing():
-        from ...distributed import processes
         from ...logs import start_log
-        from ...studies import executor
+        from ...studies.executor import Job, Record
         from ...studies.leaderboard import FINISHED, NOT_APPLICABLE
         from ..text import job_line, study_text
 
-    if processes() > 1:
-        raise ConfigError("study run: expected one process, got torchrun; try --jobs N or --on ray to share the runs")
-    call = dataclasses.replace(_call(options), since=time.time())
+    study = _study(options).from_now()
+    study.refuse_torchrun()
     if options.dry_run:
-        return _dry_run(options, call)
-    plan, registry = call.plan()
-    log = start_log(options.out / "log", call.study.name, level=call.level, verbose=options.verbose)
+        return _dry_run(options, study)
+    plan, registry = study.plan()
+    log = start_log(options.out / "log", study.name, level=study.call.level, verbose=options.verbose)
     done = itertools.count(1)
 
-    def on_progress(job: executor.Job, record: executor.Record) -> None:
+    def on_progress(job: Job, record: Record) -> None:
         print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
 
-    def do(plan: executor.Plan) -> None:
-        if options.on == "ray":
-            from ...studies.ray import on_ray
-
-            on_ray(call, plan, on_progress=on_progress)
-        elif options.jobs > 1:
-            executor.in_processes(call, plan, options.jobs, on_progress=on_progress)
-        else:
-            executor.Worker(plan, registry, since=call.since, progress=True, on_progress=on_progress).work()
-
-    plan = executor.do_all(call, plan, do)
-    outcomes = plan.outcomes()
-    if not call.study.baseline and all(outcome.cell.axes.modalities != () for outcome in outcomes):
+    outcomes = study.do(plan, registry, jobs=options.jobs, on=options.on, progress=True, on_progress=on_progress)
+    if not study.call.study.baseline and all(outcome.cell.axes.modalities != () for outcome in outcomes):
         print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
-    print(f"{study_text(outcomes)}\n\n{plan.folder}/" + (f"  log: {log}" if log else ""))
+    print(f"{study_text(outcomes)}\n\n{study.folder}/" + (f"  log: {log}" if log else ""))
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
 
 
-def _dry_run(options: argparse.Namespace, call: executor.Call) -> int:
+def _dry_run(options: argparse.Namespace, study: Study) -> int:
     from ...logs import start_log
     from ...studies.estimate import measure, probe, shared_files
     from ..text import estimate_text, making_line, making_text, probe_line, shared_text, study_text
 
-    start_log(None, call.study.name, level="ERROR", verbose=False)  # the runs will warn about their data
-    plan, registry = call.plan()
+    start_log(None, study.name, level="ERROR", verbose=False)  # the runs will warn about their data
+    call, (plan, registry) = study.call, study.plan()
     print(study_text(plan.outcomes()))
     shared = shared_files(plan, registry)
     print(f"\n{shared_text(shared)}")
@@ -142,11 +126,12 @@ def _dry_run(options: argparse.Namespace, call: executor.Call) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from ...library.studies import outcome_rows
     from ...logs import start_log
-    from ..text import outcome_rows, study_text
+    from ..text import study_text
 
     start_log(None, "study", level="WARNING", verbose=False)
-    outcomes = _call(options).plan()[0].outcomes()
+    outcomes = _study(options).outcomes()
     if options.json:
         print_json(outcome_rows(outcomes))
     else:
@@ -179,25 +164,17 @@ def _page(options: argparse.Namespace) -> int:
 def _findings(options: argparse.Namespace) -> Leaderboard:
     """The leaderboard of the study so far."""
     from ...logs import start_log
-    from ...studies.findings import find
 
     start_log(None, "study", level="ERROR", verbose=False)  # the runs warn about their data
-    return find(*_call(options).plan())
+    return _study(options).leaderboard()
 
 
-def _call(options: argparse.Namespace) -> executor.Call:
-    """The study and folders that the flags name, for every process of the study."""
-    from ...studies.executor import Call
-    from ...studies.file import find_study, load_study
+def _study(options: argparse.Namespace) -> Study:
+    """The study that the flags name, with the folder of its runs."""
+    from ...library.studies import open_study
 
     flags = {"data_path": options.data_path, "device": options.device}
-    return Call(
-        study=load_study(
-            find_study(options.study, options.configs),
-            configs=options.configs,
-            overrides={key: value for key, value in flags.items() if value is not None},
-        ),
-        folder=Path.cwd(),
-        out=options.out,
-        plugins=tuple(options.plugins),
-    )
+    return open_study(
+        options.study, configs=options.configs, out=options.out, plugins=options.plugins,
+        overrides={key: value for key, value in flags.items() if value is not None},
+    )  # fmt: skip

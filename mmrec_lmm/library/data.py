@@ -1,7 +1,8 @@
-"""`list datasets`: what lies in the folder of data sets, and what can be had besides."""
+"""`datasets` and `list datasets`: what lies in the folder of data sets, and what can be had besides."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,25 @@ from ..data.overview import overview
 from ..disk.reading import check_readable
 from ..errors import MMRecError
 from ..formatting import first_line
+from ..plugin.registry import load_registry
 
 if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+
     from ..config.settings import Settings
     from ..plugin.registry import Registry
     from ..plugin.specs import DatasetSpec
+
+
+def datasets(
+    data_path: str | os.PathLike[str] = "data", *, plugins: Iterable[str | os.PathLike[str]] = ()
+) -> pd.DataFrame:
+    """A row for each data set in the folder, with what its files hold, and for each that a plugin brings."""
+    import pandas as pd
+
+    return pd.DataFrame(dataset_rows(load_registry([str(plugin) for plugin in plugins]), Path(data_path)))
 
 
 def dataset_rows(registry: Registry, data_path: Path) -> list[dict[str, Any]]:
