@@ -13,8 +13,8 @@ That leaves out what the first blocks use, too: words, positions, a common table
 lora has two mechanisms. Linear layers and 1x1 convolutions that are called as modules get peft's layers, whose backward
 pass computes no gradient of W. Weights that their parent reads (the packed `in_proj_weight` and the `out_proj` of
 attention, VLMo's `qkv`, the layers of nn.TransformerEncoderLayer in its fast path) get a parametrization instead, which
-computes W + (alpha / r) B A at each use: peft leaves them alone, or adds to frozen weights and subtracts again, by which
-they drift. Which is which the probe sees, too: whether `forward` is called with and without gradient.
+computes W + (alpha / r) B A at each use: peft leaves them alone, or adds to frozen weights and subtracts again, by
+which they drift. Which is which the probe sees, too: whether `forward` is called with and without gradient.
 
 Shapes: r rank.
 """
