@@ -69,8 +69,9 @@ def check_config(config: Any) -> None:
             f"{{{name!r}: at_least(1)}}"
         )
         if key.default is not MISSING:
+            default = getattr(config(), name) if key.default is None else key.default  # None: other keys may decide it
             try:
-                key.read(key.default)
+                key.read(default)
             except ValueError as error:
                 raise AssertionError(f"{schema.owner}.{name}: its default {error}") from None
 

@@ -50,6 +50,8 @@ BASES = {
     "clean": "clean",
     "weights list": "weights list",
     "weights get": "weights get vlmo:tiny",
+    "weights merge": "weights merge {run} -o merged.safetensors",
+    "embeddings": "embeddings {run} -o vectors.npy",
 }
 MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*")
 
