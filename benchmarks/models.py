@@ -37,6 +37,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "MMGCL": ("MMGCL", {}),
     "MMGCL, paper": ("MMGCL", {"variant": "paper"}),
     "LATTICE": ("LATTICE", {}),
+    "FREEDOM": ("FREEDOM", {}),
     "MMGCN": ("MMGCN", {}),
     "MMGCN, frozen ids": ("MMGCN", {"trainable_id": False}),  # as MMRec and LMM4Rec have it
 }

@@ -36,6 +36,12 @@ def mmrec_register_models() -> list[ModelSpec]:
             "Zhang et al., ACM MM 2021, arXiv:2104.09036",
         ),
         _spec(
+            "FREEDOM",
+            "frozen item graphs from modalities, and a user-item graph that each epoch prunes",
+            "Zhou & Shen, ACM MM 2023, arXiv:2211.06924",
+            unread=("feat_embed_dim", "weight_size", "lambda_coeff", "cf_model", "degree_ratio"),
+        ),
+        _spec(
             "BPR",
             "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",
