@@ -38,6 +38,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "MMGCL, paper": ("MMGCL", {"variant": "paper"}),
     "LATTICE": ("LATTICE", {}),
     "FREEDOM": ("FREEDOM", {}),
+    "BM3": ("BM3", {}),
     "MMGCN": ("MMGCN", {}),
     "MMGCN, frozen ids": ("MMGCN", {"trainable_id": False}),  # as MMRec and LMM4Rec have it
 }

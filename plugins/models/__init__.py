@@ -42,6 +42,12 @@ def mmrec_register_models() -> list[ModelSpec]:
             unread=("feat_embed_dim", "weight_size", "lambda_coeff", "cf_model", "degree_ratio"),
         ),
         _spec(
+            "BM3",
+            "bootstrapped views of users, items and modalities, without negatives",
+            "Zhou et al., WWW 2023, arXiv:2207.05969",
+            unread=("feat_embed_dim",),
+        ),
+        _spec(
             "BPR",
             "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",
