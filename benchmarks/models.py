@@ -39,6 +39,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "LATTICE": ("LATTICE", {}),
     "FREEDOM": ("FREEDOM", {}),
     "BM3": ("BM3", {}),
+    "MGCN": ("MGCN", {}),
     "MMGCN": ("MMGCN", {}),
     "MMGCN, frozen ids": ("MMGCN", {"trainable_id": False}),  # as MMRec and LMM4Rec have it
 }

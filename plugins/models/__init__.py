@@ -48,6 +48,12 @@ def mmrec_register_models() -> list[ModelSpec]:
             unread=("feat_embed_dim",),
         ),
         _spec(
+            "MGCN",
+            "modalities purified by ids, propagated by item graphs, fused by attention and contrasted with ids",
+            "Yu et al., ACM MM 2023, arXiv:2308.03588",
+            unread=("lambda_coeff",),
+        ),
+        _spec(
             "BPR",
             "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",
