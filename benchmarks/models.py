@@ -37,6 +37,9 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "MMGCL": ("MMGCL", {}),
     "MMGCL, paper": ("MMGCL", {"variant": "paper"}),
     "LATTICE": ("LATTICE", {}),
+    "FREEDOM": ("FREEDOM", {}),
+    "BM3": ("BM3", {}),
+    "MGCN": ("MGCN", {}),
     "MMGCN": ("MMGCN", {}),
     "MMGCN, frozen ids": ("MMGCN", {"trainable_id": False}),  # as MMRec and LMM4Rec have it
 }

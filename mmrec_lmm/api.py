@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .plugin.specs import ParadigmSpec as ParadigmSpec
     from .plugin.specs import WeightFile as WeightFile
     from .training.optim import repeated_blocks as repeated_blocks
+    from .typed_json import ADDED as ADDED
     from .typed_json import OPTIONAL as OPTIONAL
     from .types import Batch as Batch
     from .types import Dataset as Dataset
@@ -89,7 +90,7 @@ _HOME = {
     "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
     "training.optim": ("repeated_blocks",),
-    "typed_json": ("OPTIONAL",),
+    "typed_json": ("ADDED", "OPTIONAL"),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
         "RunResult", "RunSpec", "TrainingData", "Tuned",

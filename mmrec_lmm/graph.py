@@ -220,10 +220,11 @@ class BipartiteGraph(nn.Module):
         col[off], entries[off] = self.col, values
         return crow, col, entries
 
-    def drop_edges(self, rate: float) -> Tensor:
+    def drop_edges(self, rate: float, weights: Tensor | None = None) -> Tensor:
         """A mask (E,) of the edges that stay when a share of `rate` is dropped: exactly floor(E (1 - rate)), drawn
-        uniformly without replacement from torch's default generator."""
-        return _chosen(len(self), int(len(self) * (1 - rate)), self.users.device)
+        without replacement from torch's default generator: uniformly, or each next one with a probability in
+        proportion to its weight, of `weights` (E,) above 0."""
+        return _chosen(len(self), int(len(self) * (1 - rate)), self.users.device, weights)
 
     def drop_nodes(self, rate: float) -> Tensor:
         """A mask (E,) of the edges that stay when floor(rate U) users and floor(rate I) items are dropped."""
@@ -662,10 +663,19 @@ def _distinct(train: Interactions, n_items: int) -> tuple[np.ndarray, np.ndarray
     return users, items
 
 
-def _chosen(n: int, size: int, device: torch.device) -> Tensor:
-    """A mask (n,) with exactly `size` True, uniformly drawn."""
+def _chosen(n: int, size: int, device: torch.device, weights: Tensor | None = None) -> Tensor:
+    """A mask (n,) with exactly `size` True, drawn uniformly or by `weights` (n,).
+
+    By weights it is a race (Efraimidis & Spirakis, 2006): arrival times are exponential with the weights as rates, and
+    the first `size` are chosen. torch.multinomial has the same distribution, for at most 2^24 candidates.
+    """
     mask = torch.zeros(n, dtype=torch.bool, device=device)
-    mask[torch.randperm(n, device=device)[:size]] = True
+    if weights is None:
+        first = torch.randperm(n, device=device)[:size]
+    else:
+        times = torch.empty_like(weights).exponential_()
+        first = (times / weights).argsort()[:size]
+    mask[first] = True
     return mask
 
 

@@ -119,7 +119,7 @@ def check_model(
     data, _ = checkerboard()
     tables = checkerboard_features(modalities=modalities)
 
-    def build() -> Recommender:
+    def build(tables: Mapping[str, FeatureTable] = tables) -> Recommender:
         torch.manual_seed(0)
         return model_class(data, ItemFeatures.from_tables(tables, joint=joint), config)
 
@@ -157,10 +157,24 @@ def check_model(
     assert torch.equal(scores_of(loaded), scores), f"{name}: loading saved weights changes scores"
 
     if joint:
+        losses = _losses_of(model, batch)
         for modality, leaf in model.features().items():
             model.features.refresh(modality, torch.arange(data.n_items), leaf.detach() + 1)
-        assert not torch.equal(scores_of(model), scores), f"{name} ignores refreshed features: it keeps a copy"
+        others = {m: replace(table, values=model.features()[m].detach().numpy()) for m, table in tables.items()}
+        if not torch.equal(scores_of(build(others)), scores_of(build())):
+            assert not torch.equal(scores_of(model), scores), f"{name} ignores refreshed features: it keeps a copy"
+        else:  # its scores don't depend on features
+            assert not torch.equal(_losses_of(model, batch), losses), f"{name}'s loss ignores refreshed features"
     _check_absent_modality(model_class, config, modalities, joint=joint)
+
+
+def _losses_of(model: Recommender, batch: Batch) -> Tensor:
+    """The terms of the loss of an epoch's first batch, from one state of the random generator."""
+    torch.manual_seed(0)
+    model.train()
+    model.on_epoch_start(0)
+    with torch.no_grad():
+        return torch.stack([*model.training_loss(batch).values()])
 
 
 def _check_absent_modality(

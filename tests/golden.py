@@ -4,8 +4,10 @@
 file of weights is needed (models.md, section 7).
 """
 
+import json
 import math
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,3 +125,106 @@ def symmetric(adjacency: Tensor) -> Tensor:
     """D^-1/2 A D^-1/2 of a dense A, zero at nodes without edges."""
     scale = adjacency.sum(1).pow(-0.5).nan_to_num(posinf=0.0)
     return scale.unsqueeze(1) * adjacency * scale
+
+
+# The figures of FREEDOM, BM3, MGCN and UGNN, and of our rules for absent items: golden_models2.json
+
+ENTRIES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden_models2.json").read_text())
+
+
+def entries(model: str) -> list[str]:
+    """The names of a model's entries."""
+    return [name for name in ENTRIES if name.split("_")[0] == model]
+
+
+def entry_inputs(name: str) -> tuple[TrainingData, ItemFeatures]:
+    """An entry's interactions and features; an item that lacks a modality has a row of zeros there."""
+    entry = ENTRIES[name]
+    own = features(*entry["modalities"])
+    tables, present = own(), {modality: mask.clone() for modality, mask in own.present.items()}
+    absent = entry.get("absent", {"item": 0, "modalities": ()})
+    for modality in absent["modalities"]:
+        tables[modality][absent["item"]] = 0
+        present[modality][absent["item"]] = False
+    return uneven_data() if entry["world"] == "uneven" else training_data(), ItemFeatures(tables, present)
+
+
+def entry_model(registry: Registry, name: str, model: str, **config: Any) -> DotProduct:
+    """The model of an entry: filled by the rule, its copies of features holding the features."""
+    data, own = entry_inputs(name)
+    built = build(registry, model, own, data=data, **{**ENTRIES[name]["config"], **config})
+    copy_features(built)
+    return built
+
+
+def copy_features(model: DotProduct) -> None:
+    """Let a model's trainable copies of the features be these."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for modality, table in model.features().items():
+            if not model.features.joint:
+                parameters[f"{modality}_embedding.weight"].copy_(table)
+
+
+def double_features(*modalities: str, joint: bool = False, absent: int | None = None) -> ItemFeatures:
+    """`features` in float64, in which item `absent` lacks them all, and the next item the first modality."""
+    own = features(*modalities, absent=absent)
+    tables = {modality: table.double() for modality, table in own().items()}
+    present = {modality: mask.clone() for modality, mask in own.present.items()}
+    if absent is not None:
+        first = next(iter(tables))
+        tables[first][absent + 1] = 0
+        present[first][absent + 1] = False
+    return ItemFeatures(tables, present, joint=joint)
+
+
+def dense_neighbors(x: Tensor, k: int, known: Tensor) -> Tensor:
+    """Cosines (I, I) of each item with its k nearest, zero elsewhere; an item that isn't known has only itself."""
+    unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    similar = unit @ unit.T
+    best = similar.masked_fill(~known, -torch.inf).topk(min(k, int(known.sum())), dim=1).indices
+    kept = torch.zeros_like(similar).scatter(1, best, 1.0) * similar
+    return torch.where(known.unsqueeze(1), kept, torch.eye(len(x), dtype=x.dtype))
+
+
+def dense_mean_of_layers(matrix: Tensor, x: Tensor, layers: int) -> Tensor:
+    """The mean of x, S x, ..., S^layers x."""
+    terms = [x]
+    for _ in range(layers):
+        terms.append(matrix @ terms[-1])
+    return torch.stack(terms).mean(0)
+
+
+def assert_same_as_dense(model: DotProduct, dense: DotProduct, loss: Tensor, scores: Tensor) -> None:
+    """Hold a model's loss, gradients and scores against those that the equations gave with the parameters of `dense`,
+    a model like it; a parameter without gradient has none but zeros there."""
+    loss.backward()
+    ours = torch.stack([*model.training_loss(BATCH).values()]).sum()
+    ours.backward()
+    assert ours.item() == pytest.approx(loss.item(), abs=1e-12)
+    pairs = [
+        (name, mine, theirs) for (name, mine), theirs in zip(model.named_parameters(), dense.parameters(), strict=True)
+    ]
+    if model.features.joint:
+        pairs += [(f"features of {m}", model.features()[m], dense.features()[m]) for m in model.features]
+    for name, mine, theirs in pairs:
+        found, expected = (torch.zeros_like(p) if p.grad is None else p.grad for p in (mine, theirs))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().scorer()(torch.arange(N_USERS)), scores, rtol=0, atol=1e-12)
+
+
+def poor_features(kind: str) -> ItemFeatures:
+    """Features with some zero rows, all zero, all equal, or absent."""
+    tables = {modality: table.clone() for modality, table in features()().items()}
+    present = torch.ones(N_ITEMS, dtype=torch.bool)
+    for table in tables.values():
+        if kind == "zero rows":
+            table[3:6] = 0
+        elif kind == "constant":
+            table[:] = 0.7
+        else:
+            table[:] = 0
+    if kind == "absent":
+        present[:] = False
+    return ItemFeatures(tables, dict.fromkeys(tables, present))

@@ -56,6 +56,8 @@ VARIANTS = [
     ("SLMRec", {"ssl_task": "FD"}),
     ("SLMRec", {"ssl_task": "FM"}),
     ("MMGCL", {"variant": "paper"}),
+    ("FREEDOM", {"pruning": "uniform"}),
+    ("MGCN", {"fusion": "paper"}),
     ("MMGCN", {"trainable_id": False}),
     ("LATTICE", {"cf_model": "ngcf"}),
 ]

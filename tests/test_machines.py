@@ -43,7 +43,7 @@ def test_every_model_learns_with_twice_the_margin(machine: str) -> None:
     )
     assert child.returncode == 0, child.stderr
     *models, took = child.stdout.splitlines()
-    assert {"BPR", "VBPR", "MMGCN", "SLMRec", "MMGCL", "LATTICE", "LightGCN"} <= set(models)
+    assert {"BPR", "VBPR", "MMGCN", "SLMRec", "MMGCL", "LATTICE", "LightGCN", "FREEDOM", "BM3", "MGCN"} <= set(models)
     capability, threads = took.split()
     assert threads == variables["OMP_NUM_THREADS"]
     if variables.get("ATEN_CPU_CAPABILITY") == "default" and sys.platform == "linux":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden import (
     BATCH,
+    ENTRIES,
     N_ITEMS,
     N_USERS,
     SHORT,
@@ -17,6 +18,7 @@ from golden import (
     assert_scores,
     build,
     dense_adjacency,
+    entries,
     features,
     loss_and_gradients,
     symmetric,
@@ -25,11 +27,14 @@ from golden import (
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from mmrec_lmm.config.resolve import Request, resolve
 from mmrec_lmm.errors import ConfigError
 from mmrec_lmm.graph import BipartiteGraph
 from mmrec_lmm.plugin.contracts import DotProduct
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
+from mmrec_lmm.testing import check_model
+from mmrec_lmm.typed_json import plain
 from mmrec_lmm.types import Batch, Interactions, TrainingData
 
 # What LMM4Rec's code computes on the world of golden.py, with latent_dim 8, ssl_alpha 0.4, ssl_temp 0.2, dropout_rate 0
@@ -82,6 +87,9 @@ class Equations:
         self.parts = dict(model.named_parameters())
         self.items = [self.parts["embedding_item.weight"]]
         for modality in sorted(own):
+            if not model.dense:
+                self.items.append(own()[modality])
+                continue
             projected = self.linear(f"{SHORT[modality]}_dense", normalize(own()[modality]))
             self.items.append(projected * own.present[modality].unsqueeze(1))
 
@@ -141,6 +149,93 @@ def assert_equal(model: DotProduct, reference: DotProduct, ours: dict[str, Tenso
     assert total.item() == pytest.approx(loss.item(), abs=1e-5)
     for (name, mine), other in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# UGNN
+
+
+def eight_columns(*modalities: str, joint: bool = False, absent: int | None = None) -> ItemFeatures:
+    """Features as wide as the ids: the first columns of the world's."""
+    own = features(*modalities, absent=absent)
+    tables = {m: table.repeat(1, 2)[:, :WIDTH] for m, table in own().items()}  # audio has six
+    return ItemFeatures(tables, own.present, joint=joint)
+
+
+@pytest.mark.parametrize("name", entries("UGNN"))
+def test_without_projections_the_numbers_are_those_of_ugnn(
+    make: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    entry = ENTRIES[name]
+    data = uneven_data() if entry["world"] == "uneven" else None
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["config"].items()}
+    model = make(eight_columns(), data=data, dense=False, **options)
+    if "kept_edges" in entry:
+        kept = {tuple(edge) for edge in entry["kept_edges"]}
+        pairs = zip(model.graph.users.tolist(), model.graph.items.tolist(), strict=True)
+        mask = torch.tensor([pair in kept for pair in pairs])
+        assert mask.sum() == len(kept) == int(len(mask) * (1 - entry["config"]["dropout_rate"]))
+        monkeypatch.setattr(model.graph, "drop_edges", lambda rate: mask)
+    terms = {key: term.item() for key, term in model.training_loss(BATCH).items()}
+    expected = {"bpr": entry["terms"]["bpr"], "ssl": ALPHA * entry["terms"]["ssl"]}
+    assert terms == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert loss_and_gradients(model) == pytest.approx({"loss": entry["loss"], **entry["grads"]}, rel=1e-5, abs=1e-5)
+    scores = entry["scores"]
+    ours = model.eval().scorer()(torch.arange(3)).sigmoid()
+    assert_scores(ours, first=scores["first"], norm=scores["norm"], total=scores["sum"])
+
+
+@pytest.mark.parametrize("modalities", SETS, ids="+".join)
+def test_ugnn_equals_the_equations_on_a_graph_without_edges(make: Any, modalities: tuple[str, ...]) -> None:
+    own = eight_columns(*modalities, absent=5)
+    model, reference = (make(own, data=uneven_data(), dense=False) for _ in range(2))
+    torch.manual_seed(3)
+    ours = model.training_loss(BATCH)
+    torch.manual_seed(3)
+    kept = model.graph.drop_edges(0.3)
+    equations = Equations(reference, own)
+    users, items = equations.vectors([dense(kept, model.graph)] * (1 + len(own)))
+    contrast = info_nce(normalize(users)[BATCH.users], normalize(items)[BATCH.positives])
+    assert_equal(model, reference, ours, equations.bpr() + 2 * ALPHA * contrast)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+@pytest.mark.parametrize("joint", [False, True], ids=["frozen", "joint"])
+def test_ugnn_keeps_the_contract(registry: Registry, joint: bool, variant: str) -> None:
+    model, config = (registry.models.load("MMGCL", part) for part in ("cls", "config"))
+    check_model(model, config(dense=False, latent_dim=5, variant=variant), modalities=("image",), joint=joint)
+
+
+def test_joint_features_of_ugnn_get_a_gradient_but_for_absent_items(make: Any) -> None:
+    own = eight_columns("image", "text", joint=True, absent=5)
+    make(own, dense=False).training_loss(BATCH)["bpr"].backward()
+    for table in own().values():
+        assert table.grad is not None
+        assert table.grad[5].eq(0).all()
+        assert table.grad[[0, 4, 8]].ne(0).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (features("image", "text"), "got image 24, text 10; try --dense=true, or an encoder of one width"),
+        (features("text"), "got text 10; try --latent_dim=10"),
+    ],
+)
+def test_features_of_another_width_than_the_ids_are_refused_by_ugnn(make: Any, own: ItemFeatures, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"of latent_dim 8 columns where dense is false, {message}"):
+        make(own, dense=False)
+
+
+def test_ugnns_preset_and_grid_are_lmm4recs_and_other_runs_keep_their_ids(registry: Registry) -> None:
+    request = Request(model="MMGCL", dataset="baby", preset="ugnn", grid="ugnn")
+    runs = resolve(request, model=registry.models.get("MMGCL"), encoder=None, dataset=None).runs
+    assert [run.model_config.ssl_alpha for run in runs] == [0.4, 0.5, 0.6, 0.7, 0.8]
+    assert {(run.model_config.latent_dim, run.model_config.dense, run.settings.seed) for run in runs} == {
+        (768, False, 2022)
+    }
+    config = registry.models.load("MMGCL", "config")
+    assert "dense" not in plain(config())
+    assert plain(config(dense=False))["dense"] is False
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.7])

@@ -36,6 +36,24 @@ def mmrec_register_models() -> list[ModelSpec]:
             "Zhang et al., ACM MM 2021, arXiv:2104.09036",
         ),
         _spec(
+            "FREEDOM",
+            "frozen item graphs from modalities, and a user-item graph that each epoch prunes",
+            "Zhou & Shen, ACM MM 2023, arXiv:2211.06924",
+            unread=("feat_embed_dim", "weight_size", "lambda_coeff", "cf_model", "degree_ratio"),
+        ),
+        _spec(
+            "BM3",
+            "bootstrapped views of users, items and modalities, without negatives",
+            "Zhou et al., WWW 2023, arXiv:2207.05969",
+            unread=("feat_embed_dim",),
+        ),
+        _spec(
+            "MGCN",
+            "modalities purified by ids, propagated by item graphs, fused by attention and contrasted with ids",
+            "Yu et al., ACM MM 2023, arXiv:2308.03588",
+            unread=("lambda_coeff",),
+        ),
+        _spec(
             "BPR",
             "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",

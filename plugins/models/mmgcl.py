@@ -12,17 +12,22 @@ paper     ssl_alpha (InfoNCE(users_1 -> users_2) + InfoNCE(items_1 -> items_2)),
           The item term's denominator also holds challenging negatives: items with the negative's features in place
           of some of the positive's, namely in the last modality (view 1) and in all of them (view 2).
 
+With `dense: false` it is UGNN, the default model of LMM4Rec: s_m = f_i, the features as they are, without projection
+and normalization, so they must be as wide as the ids.
+
 Fidelity: `released` is the default, since the published numbers come from that code; tests compare it with that code's
-values to 1e-5, at dropout_rate 0. It skips view 2, which changes no value there. `paper` is our reading of the
-published description; the released code masks the image where it drew the text, which is corrected here. Both take any
-modalities. Scores are the plain product: the code's sigmoid keeps the order, but makes ties of large scores. Vectors
-are computed from the current parameters, not from the last batch's. A user who is in a batch twice is their own
-negative, as in the code.
+values to 1e-5, at dropout_rate 0, and for UGNN with edges dropped, too. It skips view 2, which changes no value there.
+`paper` is our reading of the published description; the released code masks the image where it drew the text, which is
+corrected here. Both take any modalities. Scores are the plain product: the code's sigmoid keeps the order, but makes
+ties of large scores. Vectors are computed from the current parameters, not from the last batch's. A user who is in a
+batch twice is their own negative, as in the code. UGNN's features train with their encoder by the gradient of the loss;
+in LMM4Rec's code none reaches them, and its term of the encoder's own loss is a constant. Features aren't scaled: those
+of a large encoder have far longer rows than the ids at the start.
 Shapes: B batch, U users, I items, D latent_dim, S sources.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -30,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmrec_lmm.api import (
+    ADDED,
     LAYERS,
     RATE,
     SIZE,
@@ -69,6 +75,7 @@ class MMGCLConfig:
     ssl_alpha: float = 0.4
     ssl_temp: float = 0.2
     dropout_rate: float = 0.3
+    dense: bool = field(default=True, metadata=ADDED)  # false, UGNN: features of latent_dim columns, as they are
     mask_p: tuple[float, ...] = (0.1, 0.9)  # probabilities: image, text, others by name (not given: the mean of these)
 
     def __post_init__(self) -> None:
@@ -85,7 +92,21 @@ class MMGCL(MultimodalGCN):
 
     def __init__(self, data: TrainingData, features: ItemFeatures, config: MMGCLConfig) -> None:
         readouts = "read_user", "read_item"
-        super().__init__(data, features, config, width=config.latent_dim, layers=config.layer_num, readouts=readouts)
+        super().__init__(
+            data,
+            features,
+            config,
+            width=config.latent_dim,
+            layers=config.layer_num,
+            readouts=readouts,
+            dense=config.dense,
+        )
+        if not config.dense and set(features.dims.values()) != {config.latent_dim}:
+            widths = ", ".join(f"{modality} {width}" for modality, width in features.dims.items())
+            raise ConfigError(
+                f"MMGCL: expected features of latent_dim {config.latent_dim} columns where dense is false, "
+                f"got {widths}; try {_cure(features)}"
+            )
         self.graph = BipartiteGraph(data)
         self.adjacency = self.graph.adjacency("symmetric")
         # By modality (M,); on the host, where the draw decides what is computed
@@ -145,6 +166,11 @@ class MMGCL(MultimodalGCN):
             normalize(self.readout("items")(torch.cat(positives, dim=1))),
             normalize(self.readout("items")(torch.cat(challenging, dim=1))),
         )
+
+
+def _cure(features: ItemFeatures) -> str:
+    widths = set(features.dims.values())
+    return f"--latent_dim={min(widths)}" if len(widths) == 1 else "--dense=true, or an encoder of one width"
 
 
 def _mask_probabilities(modalities: Sequence[str], mask_p: Sequence[float]) -> Tensor:

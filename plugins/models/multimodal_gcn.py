@@ -1,8 +1,9 @@
 """The graph convolution that SLMRec and MMGCL share: user and item embeddings per source, propagated, then read out.
 
 A source is the item's id or one of its modalities: s_id = q_i and s_m = W_m f_i / |f_i| + b_m, zero where the item
-lacks the modality. All sources share the user embeddings u: X_c = [u ; s_c]. Propagation is
-P(X) = mean of X, S X, ..., S^L X, and a readout W [P(X_id) ; P(X_image) ; ...] + b turns the sources into one vector.
+lacks the modality; or, without `dense`, the features as they are, s_m = f_i. All sources share the user embeddings u:
+X_c = [u ; s_c]. Propagation is P(X) = mean of X, S X, ..., S^L X, and a readout W [P(X_id) ; P(X_image) ; ...] + b
+turns the sources into one vector.
 
 Three things keep this cheap, and exact:
 P and the readout are linear, so W P(X) = P(W X): readouts propagate D columns instead of S D.
@@ -52,17 +53,18 @@ class MultimodalGCN(DotProduct):
         width: int,
         layers: int,
         readouts: tuple[str, str],
+        dense: bool = True,
     ) -> None:
         super().__init__(data, features, config)
         if not len(features):
             raise ConfigError(
                 f"{type(self).__name__}: expected item features, got none; try LightGCN, which needs none"
             )
-        self.width, self.layers = width, layers
+        self.width, self.layers, self.dense = width, layers, dense
         self.modalities = sorted(features)
         self.embedding_user = nn.Embedding(self.n_users, width)
         self.embedding_item = nn.Embedding(self.n_items, width)
-        for modality in self.modalities:
+        for modality in self.modalities if dense else ():
             self.add_module(f"{short_name(modality)}_dense", nn.Linear(features.dims[modality], width))
         self._readouts: Mapping[Side, str] = {"users": readouts[0], "items": readouts[1]}
         for name in readouts:
@@ -80,7 +82,9 @@ class MultimodalGCN(DotProduct):
         return torch.cat([self.embedding_item.weight, *(self._project(m, tables[m]) for m in self.modalities)], dim=1)
 
     def _project(self, modality: str, table: Tensor) -> Tensor:
-        """W f / |f| + b (I, D), zero for items without the modality."""
+        """W f / |f| + b, or f (I, D); zero for items without the modality."""
+        if not self.dense:
+            return table * self.features.present[modality].unsqueeze(1)
         dense: nn.Linear = getattr(self, f"{short_name(modality)}_dense")
         scale = self.features.derived(f"1 / norms of {modality}", lambda: 1 / _norms(table))  # (I, 1)
         projected = torch.addcmul(dense.bias, project(table, dense.weight), scale)
