@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .plugin.contracts import Paradigm as Paradigm
     from .plugin.contracts import ParameterFree as ParameterFree
     from .plugin.contracts import Recommender as Recommender
+    from .plugin.contracts import Sampler as Sampler
     from .plugin.contracts import Scorer as Scorer
     from .plugin.contracts import TrainerCallback as TrainerCallback
     from .plugin.hookspecs import API_VERSION as API_VERSION
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .plugin.specs import MetricSpec as MetricSpec
     from .plugin.specs import ModelSpec as ModelSpec
     from .plugin.specs import ParadigmSpec as ParadigmSpec
+    from .plugin.specs import SamplerSpec as SamplerSpec
     from .plugin.specs import WeightFile as WeightFile
     from .typed_json import OPTIONAL as OPTIONAL
     from .types import Batch as Batch
@@ -77,7 +79,8 @@ _HOME = {
     "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
     "weights.formats": ("LoadReport", "interpolate_positions", "load_state", "read_checkpoint"),
     "plugin.contracts": (
-        "DotProduct", "ItemEncoder", "ParameterFree", "Paradigm", "Recommender", "Scorer", "TrainerCallback",
+        "DotProduct", "ItemEncoder", "ParameterFree", "Paradigm", "Recommender", "Sampler", "Scorer",
+        "TrainerCallback",
     ),
     "errors": (
         "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
@@ -88,7 +91,9 @@ _HOME = {
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "disk.hashing": ("hash_file",),
     "distributed": ("common_generator", "all_gather", "local_slice"),
-    "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
+    "plugin.specs": (
+        "DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "SamplerSpec", "WeightFile",
+    ),
     "typed_json": ("OPTIONAL",),
     "types": (
         "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",

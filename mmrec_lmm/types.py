@@ -180,10 +180,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step: (B,) int64 tensors on the model's device, each row a user, a positive and a negative item."""
+    """One training step: int64 tensors on the model's device, each row a user, a positive item and its negatives.
 
-    users: Tensor
-    positives: Tensor
+    `negatives` is (B,) where the run draws one per positive; (B, N) where it draws N > 1, for a model whose spec takes
+    several; (B, 0) where it draws none.
+    """
+
+    users: Tensor  # (B,)
+    positives: Tensor  # (B,)
     negatives: Tensor
 
     def __len__(self) -> int:
@@ -300,6 +304,7 @@ class RunSpec:
     encoder_config: Any = None
     paradigm: str = PRE_TRAINED
     paradigm_config: Any = None  # of the class that the paradigm's spec names; None where it names none
+    sampler_config: Any = field(default=None, metadata=OPTIONAL)  # of the class that the sampler's spec names, likewise
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None

@@ -106,6 +106,8 @@ OTHER: Mapping[str, Any] = {
     "stopping_step": 21,
     "min_steps": 5,
     "train_batch_size": 31,
+    "sampler": "popularity",
+    "n_negatives": 2,
     "learner": "sgd",
     "learning_rate": 0.002,
     "learning_rate_scheduler": (0.96, 50.0),

@@ -57,7 +57,9 @@ class Settings:
     epochs: int = 1000
     stopping_step: int = 20  # stop after more than this many evaluations without improvement
     min_steps: int = 2000  # optimizer steps before patience starts to count; MMRec: 0 (docs/findings.md measures it)
-    train_batch_size: int = 2048  # rows (user, positive, negative)
+    train_batch_size: int = 2048  # rows (user, positive, negatives)
+    sampler: str = if_set("uniform")  # of negatives; `list samplers` shows them
+    n_negatives: int = if_set(1)  # drawn per positive, for a model that takes several
     learner: Literal["adam", "sgd", "adagrad", "rmsprop"] = "adam"
     learning_rate: float = 1e-3
     learning_rate_scheduler: tuple[float, ...] = (1.0, 50.0)  # rate x s0 ** (epoch / s1)

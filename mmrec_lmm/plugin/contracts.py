@@ -1,4 +1,4 @@
-"""The classes that a plugin implements: a Recommender, an ItemEncoder, or a Paradigm.
+"""The classes that a plugin implements: a Recommender, a Sampler, an ItemEncoder, or a Paradigm.
 
 A model and an encoder never meet: the model sees feature tables, the encoder sees items, and the host keeps the
 table between them. So every encoder works with every model, frozen or trained with it.
@@ -88,6 +88,26 @@ class DotProduct(Recommender):
     def scorer(self) -> Scorer:
         users, items = self.vectors()
         return lambda ids: users[ids] @ items.T  # (B, n_items)
+
+
+class Sampler(ABC):
+    """Draws negative items for users.
+
+    Constructed as `cls(data, config)`: `data` is the TrainingData, `config` the frozen dataclass of the spec's schema.
+    """
+
+    redraws = False  # True: where the user has the item in training, the host draws again, with a bound
+
+    def __init__(self, data: TrainingData, config: Any) -> None:
+        self.data, self.config = data, config
+
+    @abstractmethod
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """One item (R,) int64 for each of `users` (R,), both on the CPU; a user may occur many times.
+
+        `generator`, which the host seeds and saves, is the only source of randomness, and nothing else is kept from
+        call to call: a run that resumes draws the same.
+        """
 
 
 class ItemEncoder(nn.Module, ABC):

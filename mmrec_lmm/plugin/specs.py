@@ -1,4 +1,5 @@
-"""The specs that a plugin's hooks return: frozen descriptions of a model, encoder, paradigm, data set or metric.
+"""The specs that a plugin's hooks return: frozen descriptions of a model, sampler, encoder, paradigm, data set
+or metric.
 
 Nothing here imports torch. A spec may name its class, schema or function as "module:attribute": listing
 plugins then imports none of them.
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..types import Dataset
-    from .contracts import ItemEncoder, Paradigm, Recommender
+    from .contracts import ItemEncoder, Paradigm, Recommender, Sampler
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,19 @@ class ModelSpec:
     uses_features: bool = True
     configs: Path | None = None
     unread: tuple[str, ...] = ()
+    negatives: Literal["one", "several", "none"] = "one"  # per positive; several: also one; none: it reads none
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """Registers a sampler of negative items. `config` is the frozen dataclass of its section in configuration
+    (`popularity:`, `--popularity.power=0.5`); None: it has none."""
+
+    name: str
+    cls: type[Sampler] | str | None  # None: it draws nothing
+    config: type | str | None = None
+    summary: str = ""
+    paper: str = ""
 
 
 @dataclass(frozen=True)

@@ -392,9 +392,27 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
 
 
 def check_applicable(spec: RunSpec, registry: Registry) -> None:
-    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, ConfigError if another value
-    doesn't. Only the plugins' code is read."""
+    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, or the sampler its model;
+    ConfigError if another value doesn't. Only the plugins' code is read."""
+    check_sampler(spec, registry)
     registry.paradigm(spec).check(spec, registry)
+
+
+def check_sampler(spec: RunSpec, registry: Registry) -> None:
+    """Raise NotApplicable if the run's sampler doesn't draw as many negatives as its model takes."""
+    settings, model = spec.settings, registry.models.get(spec.model)
+    if model.negatives == "none":
+        return
+    if registry.samplers.get(settings.sampler).cls is None:
+        raise NotApplicable(
+            f"sampler: expected one that draws negatives for model {model.name}, got {settings.sampler}; try uniform"
+        )
+    if model.negatives == "one" and settings.n_negatives > 1:
+        able = [other.name for other in registry.models if other.negatives == "several"]
+        raise NotApplicable(
+            f"n_negatives: expected 1 for model {model.name}, which takes one negative per positive, got "
+            f"{settings.n_negatives}; try {', '.join([*able, 'or n_negatives 1'])}"
+        )
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:

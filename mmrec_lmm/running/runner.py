@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ..config.settings import Settings
-from ..data.sampling import TrainingRows
+from ..data.sampling import Checked, TrainingRows, Uniform
 from ..errors import RunError
 from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
 from ..logs import log_epoch, metric_line
@@ -28,7 +28,7 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, TrainerCallback, device_of
+from ..plugin.contracts import Recommender, Sampler, TrainerCallback, device_of
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
@@ -47,7 +47,7 @@ from ..types import (
     TrainingData,
 )
 from . import run_folder
-from .inputs import gather, without_encoder
+from .inputs import check_sampler, gather, without_encoder
 from .marks import marks
 from .provenance import code_hashes, run_id, run_record
 from .run_folder import CHECKPOINT
@@ -67,10 +67,33 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     features = ItemFeatures.from_tables(inputs.tables, device, joint=registry.paradigms.get(spec.paradigm).joint)
     torch.manual_seed(spec.settings.seed)
     model_class = registry.models.load(spec.model, "cls")
-    data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+    data = training_data(dataset)
     with OneAllocation(f"model {spec.model}"):
         model: Recommender = model_class(data, features, spec.model_config)
     return model.to(device)
+
+
+def training_data(dataset: Dataset) -> TrainingData:
+    """What a model and a sampler may see of a data set."""
+    return TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+
+
+def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: torch.device) -> TrainingRows:
+    """The training rows with the negatives of the run's sampler. Raises NotApplicable if it doesn't fit the model."""
+    check_sampler(spec, registry)
+    settings, sampler = spec.settings, registry.samplers.get(spec.settings.sampler)
+    made: Sampler | None = None
+    if sampler.cls is not None:
+        data = training_data(dataset)
+        made = registry.samplers.load(sampler.name, "cls")(data, spec.sampler_config)
+        if not isinstance(made, Uniform):
+            made = Checked(
+                made, data, name=f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
+            )
+    count = settings.n_negatives if made else 0
+    return TrainingRows(
+        dataset.train, dataset.n_users, settings.train_batch_size, device, sampler=made, n_negatives=count
+    )
 
 
 class Observers(Protocol):
@@ -117,7 +140,7 @@ def run(
             callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
             fit = train(
                 model, spec, inputs, validation, metrics, folder,
-                callback=callback, observers=observers, resume=resume, progress=progress,
+                registry=registry, callback=callback, observers=observers, resume=resume, progress=progress,
             )  # fmt: skip
             ranked = rank(model, validation, fit.validation, inputs.dataset, metrics, spec.settings)
         except KeyboardInterrupt:
@@ -163,6 +186,7 @@ def train(
     metrics: Mapping[str, MetricFunction],
     folder: Path,
     *,
+    registry: Registry,
     callback: TrainerCallback | None,
     observers: Observers,
     resume: bool,
@@ -173,7 +197,7 @@ def train(
     name, checkpoint = folder.name, folder / CHECKPOINT
     trainer = Trainer(
         model,
-        TrainingRows(dataset.train, dataset.n_users, settings.train_batch_size, device_of(model)),
+        training_rows(spec, dataset, registry, device_of(model)),
         settings,
         validate=lambda: validate(model, validation, metrics, settings),
         generator=torch.Generator().manual_seed(settings.seed),

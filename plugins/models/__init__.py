@@ -1,5 +1,7 @@
 """The recommenders that ship with mmrec-lmm: one file each, written to be read with its paper."""
 
+from typing import Literal
+
 from mmrec_lmm.api import ModelSpec, hookimpl
 
 from .. import configs
@@ -29,6 +31,7 @@ def mmrec_register_models() -> list[ModelSpec]:
             "SLMRec",
             "graph convolution of id and modalities, which self-supervision aligns",
             "Tao et al., IEEE TMM 2022, doi:10.1109/TMM.2022.3187556",
+            negatives="none",
         ),
         _spec(
             "LATTICE",
@@ -40,6 +43,7 @@ def mmrec_register_models() -> list[ModelSpec]:
             "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",
             uses_features=False,
+            negatives="several",
         ),
         _spec(
             "LightGCN",
@@ -51,7 +55,13 @@ def mmrec_register_models() -> list[ModelSpec]:
 
 
 def _spec(
-    name: str, summary: str, paper: str, *, uses_features: bool = True, unread: tuple[str, ...] = ()
+    name: str,
+    summary: str,
+    paper: str,
+    *,
+    uses_features: bool = True,
+    unread: tuple[str, ...] = (),
+    negatives: Literal["one", "several", "none"] = "one",
 ) -> ModelSpec:
     """The spec of a model whose file, class and configuration class have its name."""
     module = f"{__name__}.{name.lower()}"
@@ -64,4 +74,5 @@ def _spec(
         uses_features=uses_features,
         configs=configs(),
         unread=unread,
+        negatives=negatives,
     )
