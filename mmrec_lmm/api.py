@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .types import Inputs as Inputs
     from .types import Interactions as Interactions
     from .types import ItemCatalog as ItemCatalog
+    from .types import RankedLists as RankedLists
     from .types import RawItem as RawItem
     from .types import RunResult as RunResult
     from .types import RunSpec as RunSpec
@@ -96,8 +97,8 @@ _HOME = {
     ),
     "typed_json": ("OPTIONAL",),
     "types": (
-        "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
-        "RunResult", "RunSpec", "TrainingData", "Tuned",
+        "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RankedLists",
+        "RawItem", "RunResult", "RunSpec", "TrainingData", "Tuned",
     ),
     "downloads.fetching": ("offline",),
     "weights.download": ("find_weights", "given_weights"),

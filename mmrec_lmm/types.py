@@ -195,6 +195,32 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The place of each held-out item that can be ranked, among all candidates of its user. P such pairs."""
+
+    rows: np.ndarray  # (P,) int64 the user's row in the lists, ascending
+    above: (
+        np.ndarray
+    )  # (P,) float64 other candidates, not held out, that score higher; half of those that score the same
+    others: np.ndarray  # (U,) int64 each user's candidates that aren't held out
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """All that a metric with `context` may see: the lists of one split and what is known of their items."""
+
+    users: np.ndarray  # (U,) int64 ascending
+    items: np.ndarray  # (U, K) int64 best first, -1 where a user has fewer candidates
+    hits: np.ndarray  # (U, K) bool
+    n_positives: np.ndarray  # (U,) int64 held-out rows
+    popularity: np.ndarray  # (I,) int64 users who have the item in training
+    n_users: int  # with or without held-out rows
+    candidates: np.ndarray  # (I,) bool items that can be ranked
+    features: Mapping[str, FeatureTable] = field(default_factory=dict)  # by modality, before any joint training
+    places: Places | None = None  # only if a metric of the run needs them
+
+
+@dataclass(frozen=True)
 class RawItem:
     """One item as an encoder's `prepare` gets it. A missing image is None, a missing text the empty string:
     the encoder returns tensors of the usual shape for either, and the host masks the row."""

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mmrec_lmm import testing
-from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
+from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RankedLists, RawItem, RunResult, TrainingData
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.data.sampling import Checked
@@ -33,6 +33,7 @@ TESTED = {
     "free_features.py",
     "parity.py",
     "f1.py",
+    "arp.py",
     "diary.py",
     "test_my_plugins.py",
 }
@@ -142,6 +143,13 @@ def test_the_metric_is_the_harmonic_mean_of_precision_and_recall(tmp_path: Path)
     assert f1(np.array([[True, False, True]]), np.array([3]), 2) == pytest.approx(
         [2 * precision * recall / (precision + recall)]
     )
+
+
+def test_the_metric_with_a_context_is_the_mean_popularity_of_the_listed_items(tmp_path: Path) -> None:
+    arp = load(tmp_path, "arp.py").metrics.load("arp", "fn")
+    items, nothing = np.array([[0, 1], [2, -1]]), np.zeros((2, 2), dtype=bool)
+    ranked = RankedLists(np.arange(2), items, nothing, np.ones(2), np.array([4, 1, 3]), 4, np.ones(3, dtype=bool))
+    assert arp(ranked, 2).tolist() == [(1 + 1 / 4) / 2, 3 / 4]
 
 
 def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

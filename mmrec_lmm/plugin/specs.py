@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..types import Dataset
     from .contracts import ItemEncoder, Paradigm, Recommender, Sampler
 
@@ -155,11 +153,19 @@ class MetricSpec:
 
     `hits` (U, K) bool: is the item at each rank one of the user's held-out items; K >= k is the largest cutoff.
     `n_positives` (U,) int64: the number of held-out rows of each user.
+
+    With `context` it is `fn(ranked, k)`, of a RankedLists: the items, their features and popularity, and more. With
+    `per_user=False` it returns one number for the lists of all users. `needs` names what is only there if a metric asks
+    for it: "features" of items, which refuses runs without any, and "places" of held-out items among all candidates.
     """
 
     name: str
-    fn: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | str
+    fn: Callable[..., Any] | str
     summary: str = ""
+    context: bool = False
+    per_user: bool = True
+    larger_is_better: bool = True
+    needs: tuple[Literal["features", "places"], ...] = ()
 
 
 def _take_old_name(spec: EncoderSpec | DatasetSpec) -> None:

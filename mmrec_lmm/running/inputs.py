@@ -392,10 +392,32 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
 
 
 def check_applicable(spec: RunSpec, registry: Registry) -> None:
-    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, or the sampler its model;
-    ConfigError if another value doesn't. Only the plugins' code is read."""
+    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, the sampler its model, or a
+    metric its features; ConfigError if another value doesn't. Only the plugins' code is read."""
     check_sampler(spec, registry)
+    check_metrics(spec, registry)
     registry.paradigm(spec).check(spec, registry)
+
+
+def check_metrics(spec: RunSpec, registry: Registry) -> None:
+    """Raise NotApplicable for a metric of features that the run lacks, ConfigError if the metric that selects can't.
+
+    Unknown names are left to those who know where they were set.
+    """
+    settings = spec.settings
+    known = {name.lower(): registry.metrics.get(name) for name in settings.metrics if name in registry.metrics}
+    without = not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES
+    for metric in known.values():
+        if without and "features" in metric.needs:
+            who = f"model {spec.model}, which uses none" if spec.control != NO_FEATURES else "--control none"
+            raise NotApplicable(
+                f"metrics: expected item features for {metric.name}, got {who}; try leaving {metric.name} out"
+            )
+    selects = known.get(settings.valid_metric.partition("@")[0].lower())
+    if selects is not None and not selects.larger_is_better:
+        raise ConfigError(
+            f"valid_metric: expected a metric of which larger is better, got {settings.valid_metric}; try Recall@20"
+        )
 
 
 def check_sampler(spec: RunSpec, registry: Registry) -> None:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from ..config.settings import Settings
 from ..data.sampling import Checked, TrainingRows, Uniform
 from ..errors import RunError
-from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
+from ..evaluation.measures import Measures, means
+from ..evaluation.ranking import Evaluator, Ranking
 from ..logs import log_epoch, metric_line
 from ..machine import (
     OneAllocation,
@@ -96,6 +97,14 @@ def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: t
     )
 
 
+def measures_of(spec: RunSpec, inputs: Inputs, registry: Registry) -> Measures:
+    """The run's metrics. Those that need features of items see them as they were before any joint training."""
+    dataset = inputs.dataset
+    return Measures(
+        registry.metrics, spec.settings.metrics, dataset.train, dataset.n_users, dataset.n_items, inputs.tables
+    )
+
+
 class Observers(Protocol):
     """Receives a run's epochs and result: by default the registry, which notifies its plugins."""
 
@@ -134,15 +143,15 @@ def run(
         if not (folder / run_folder.RESULT).exists():
             run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
-        metrics = _metric_functions(spec.settings, registry)
+        measures = measures_of(spec, inputs, registry)
         validation = evaluator_of("valid", inputs.dataset, spec.settings)
         try:
             callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
             fit = train(
-                model, spec, inputs, validation, metrics, folder,
+                model, spec, inputs, validation, measures, folder,
                 registry=registry, callback=callback, observers=observers, resume=resume, progress=progress,
             )  # fmt: skip
-            ranked = rank(model, validation, fit.validation, inputs.dataset, metrics, spec.settings)
+            ranked = rank(model, validation, fit.validation, inputs.dataset, measures, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
@@ -183,7 +192,7 @@ def train(
     spec: RunSpec,
     inputs: Inputs,
     validation: Evaluator,
-    metrics: Mapping[str, MetricFunction],
+    measures: Measures,
     folder: Path,
     *,
     registry: Registry,
@@ -199,7 +208,7 @@ def train(
         model,
         training_rows(spec, dataset, registry, device_of(model)),
         settings,
-        validate=lambda: validate(model, validation, metrics, settings),
+        validate=lambda: validate(model, validation, measures, settings),
         generator=torch.Generator().manual_seed(settings.seed),
         callback=callback,
     )
@@ -208,7 +217,7 @@ def train(
     if state is not None:
         with restoring(checkpoint):
             trainer.restore(state)
-            validation.ranking(trainer.best.found["items"].long())
+            validated(validation, trainer.best)
         logger.info("%s", _continued(name, state.numbers))
     else:
         if (checkpoint / STATE).is_file():
@@ -223,7 +232,7 @@ def train(
 
         def on_epoch(report: EpochReport) -> None:
             score = None if report.valid is None else report.valid[settings.valid_metric.lower()]
-            test = watch_test(model, watched, metrics, settings) if watched and report.valid else None
+            test = watch_test(model, watched, measures, settings) if watched and report.valid else None
             log_epoch(report, model=spec.model, score=score, test=test)
             valid = "" if score is None else f" {settings.valid_metric.lower()} {score:.4f}"
             bar.set_postfix_str(f"loss {sum(report.losses.values()):.4f}{valid}")
@@ -235,41 +244,56 @@ def train(
     return fit
 
 
-def validate(
-    model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
-) -> Validation:
+def validate(model: Recommender, evaluator: Evaluator, measures: Measures, settings: Settings) -> Validation:
     """All metrics on validation, unrounded, the one that selects epochs and grid points, and the items ranked."""
-    found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-    means = _means(metric_values(found, metrics, settings.topk))
-    items = torch.from_numpy(found.items).int()  # (U, K)
-    return Validation(means[settings.valid_metric.lower()], means, {"items": items})
+    found = _rank(model, evaluator, measures, settings)
+    values = means(measures.values(found, settings.topk))
+    kept = {"items": torch.from_numpy(found.items).int()}  # (U, K)
+    if found.places is not None:
+        kept["above"] = torch.from_numpy(found.places.above)  # (P,)
+    return Validation(values[settings.valid_metric.lower()], values, kept)
 
 
-def watch_test(
-    model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
-) -> dict[str, float]:
+def validated(evaluator: Evaluator, best: Validation) -> Ranking:
+    """The ranking that a result of `validate` keeps."""
+    return evaluator.ranking(best.found["items"].long(), best.found.get("above"))
+
+
+def _rank(model: Recommender, evaluator: Evaluator, measures: Measures, settings: Settings) -> Ranking:
+    return evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size, places=measures.needs_places)
+
+
+def watch_test(model: Recommender, evaluator: Evaluator, measures: Measures, settings: Settings) -> dict[str, float]:
     """Test metrics with the current weights, for the log of MMRec's protocol.
 
     They select nothing, and training continues with the same random state.
     """
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a model's scores may use random numbers
-        found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-    return _means(metric_values(found, metrics, settings.topk))
+        found = _rank(model, evaluator, measures, settings)
+    return means(measures.values(found, settings.topk))
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took.
+    """The rankings by split, "valid" and "test"; each metric's values, by user or one for all; recall beside chance;
+    and the seconds it took.
 
     A `cold-item` split has another ranking, COLD: that of test with cold items as the only candidates.
     """
 
     rankings: Mapping[str, Ranking]
-    per_user: Mapping[str, Mapping[str, np.ndarray]]
+    values: Mapping[str, Mapping[str, np.ndarray]]
     chance: ChanceBySplit
     seconds: float
     cold_items: ColdItems | None = None
+
+    @property
+    def per_user(self) -> dict[str, dict[str, np.ndarray]]:
+        """The values (U,) of the metrics that have one for each user."""
+        return {
+            split: {name: array for name, array in found.items() if array.ndim} for split, found in self.values.items()
+        }
 
 
 def rank(
@@ -277,32 +301,30 @@ def rank(
     validation: Evaluator,
     best: Validation,
     dataset: Dataset,
-    metrics: Mapping[str, MetricFunction],
+    measures: Measures,
     settings: Settings,
 ) -> Ranked:
     """Rank test with the model's best weights, for the run's result; validation was ranked with them in training."""
     started = time.perf_counter()
     test = evaluator_of("test", dataset, settings)
     rankings = {
-        "valid": validation.ranking(best.found["items"].long()),
-        "test": test.rank(model, max(settings.topk), batch_size=settings.eval_batch_size),
+        "valid": validated(validation, best),
+        "test": _rank(model, test, measures, settings),
     }
     k = int(settings.valid_metric.partition("@")[2])
     evaluators = {"valid": validation, "test": test}
     cold = np.bincount(dataset.train.items, minlength=dataset.n_items) == 0  # (I,)
     if settings.split == "cold-item":
         evaluators[run_folder.COLD] = evaluator_of("test", dataset, settings, among=cold)
-        rankings[run_folder.COLD] = evaluators[run_folder.COLD].rank(
-            model, max(settings.topk), batch_size=settings.eval_batch_size
-        )
+        rankings[run_folder.COLD] = _rank(model, evaluators[run_folder.COLD], measures, settings)
     chances = {split: evaluator.chance(rankings[split], k) for split, evaluator in evaluators.items()}
     seconds = time.perf_counter() - started
-    per_user = {split: metric_values(found, metrics, settings.topk) for split, found in rankings.items()}
+    values = {split: measures.values(found, settings.topk) for split, found in rankings.items()}
     of_cold = None
     if run_folder.COLD in evaluators:
-        of_cold = ColdItems(int(cold.sum()), _means(per_user[run_folder.COLD]), chances[run_folder.COLD])
+        of_cold = ColdItems(int(cold.sum()), means(values[run_folder.COLD]), chances[run_folder.COLD])
     by_split = ChanceBySplit(f"recall@{k}", chances["valid"], chances["test"])
-    return Ranked(rankings, per_user, by_split, seconds, of_cold)
+    return Ranked(rankings, values, by_split, seconds, of_cold)
 
 
 def result_of(
@@ -322,8 +344,8 @@ def result_of(
         run_id=folder.name,
         path=folder,
         parameters=spec.point,
-        valid=_means(ranked.per_user["valid"]),
-        test=_means(ranked.per_user["test"]),
+        valid=means(ranked.values["valid"]),
+        test=means(ranked.values["test"]),
         best_epoch=fit.best_epoch,
         epochs=fit.epochs,
         stopped=fit.stopped,
@@ -410,12 +432,3 @@ def _where_stopped(folder: Path) -> str:
     saved = load_numbers(folder / CHECKPOINT, TrainerNumbers)
     where = "the trained model is saved" if saved.stopped else f"the state after epoch {saved.epoch - 1} is saved"
     return f"{folder.name}: interrupted; {where}; the same command with --resume continues"
-
-
-def _metric_functions(settings: Settings, registry: Registry) -> dict[str, MetricFunction]:
-    """The functions of the reported metrics, by lower-case name."""
-    return {name.lower(): registry.metrics.load(name, "fn") for name in settings.metrics}
-
-
-def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(array.mean()) for name, array in values.items()}
