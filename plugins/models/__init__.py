@@ -51,6 +51,27 @@ def mmrec_register_models() -> list[ModelSpec]:
             "He et al., SIGIR 2020, arXiv:2002.02126",
             uses_features=False,
         ),
+        _spec(
+            "Pop",
+            "by popularity, the same for all: a control without features and parameters",
+            "",
+            uses_features=False,
+            negatives="none",
+        ),
+        _spec(
+            "ItemKNN",
+            "items whose users a user's items share: a control without features and parameters",
+            "Deshpande & Karypis, TOIS 2004, doi:10.1145/963770.963776",
+            uses_features=False,
+            negatives="none",
+        ),
+        _spec(
+            "EASE",
+            "a linear model of items from items, solved exactly: a control without features and parameters",
+            "Steck, WWW 2019, arXiv:1905.03375",
+            uses_features=False,
+            negatives="none",
+        ),
     ]
 
 
