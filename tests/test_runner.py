@@ -101,6 +101,7 @@ OTHER: Mapping[str, Any] = {
     "image_background": "black",
     "missing": "mean",
     "normalize": "unit",
+    "whiten": True,
     "seed": 1000,
     "epochs": 4,
     "stopping_step": 21,

@@ -141,8 +141,8 @@ def resolve(
     merge = _Merge(keys, sections, unread=model.unread if model else ())
     stack = [*_files(request, model, encoder, dataset, merge), request.study]
     of_samplers = _sampler_schemas([*filter(None, stack)], request, samplers)
-    for of_sampler in of_samplers.values():
-        merge.know(of_sampler.keys)
+    for schema in of_samplers.values():
+        merge.know(schema.keys)
     merge.samplers = samplers
     merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
     merge.check_sampler()

@@ -51,6 +51,7 @@ class Settings:
     image_background: Background = shaping("white")  # noqa: RUF009 - of transparent images; none drops transparency
     missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
     normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of feature files; MMRec: as they are
+    whiten: bool = shaping(False)  # features of files and encoders: columns uncorrelated, of deviation 1
 
     # training
     seed: int = 999

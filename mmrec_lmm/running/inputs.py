@@ -26,6 +26,7 @@ from ..features.files import (
     normalized,
     read_feature_file,
     scarcity,
+    whitened,
 )
 from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.registry import Registry
@@ -230,8 +231,9 @@ def feature_tables(
 
     A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
     `joint` only if it is named there. Tables from files are scaled by `normalize`; with `force`, those of the encoder
-    are made again.
+    are made again. All are whitened if `whiten` says so.
     """
+    whiten = whitened if spec.settings.whiten else lambda table: table
     files, to_encode = _wanted(spec, dataset, registry)
     if spec.control == NO_FEATURES:  # reads no file and encodes nothing
         yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
@@ -241,7 +243,7 @@ def feature_tables(
         logger.warning("normalize: %s has no effect: it is for feature files, and this run reads none", how)
     for modality, file in files.items():
         table = read_feature_file(file, modality=modality, n_items=dataset.n_items)
-        yield modality, normalized(table, how)
+        yield modality, whiten(normalized(table, how))
     if to_encode:
         assert spec.encoder is not None
         assert dataset.catalog is not None
@@ -266,7 +268,7 @@ def feature_tables(
                 ),
                 tuned=tuned,
             )
-        yield from tables.items()
+        yield from ((modality, whiten(table)) for modality, table in tables.items())
 
 
 @contextmanager
@@ -396,6 +398,11 @@ def check_applicable(spec: RunSpec, registry: Registry) -> None:
     metric its features; ConfigError if another value doesn't. Only the plugins' code is read."""
     check_sampler(spec, registry)
     check_metrics(spec, registry)
+    if spec.settings.whiten and registry.paradigms.get(spec.paradigm).joint:
+        raise NotApplicable(
+            f"whiten: expected a paradigm that leaves features as they are, got {spec.paradigm}, which trains "
+            "them; try whiten: false"
+        )
     registry.paradigm(spec).check(spec, registry)
 
 
