@@ -3,6 +3,7 @@
 Shapes: U users, I items.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from golden import N_ITEMS, uneven_data
 from torch import Tensor
 
 from mmrec_lmm.errors import NotApplicable
+from mmrec_lmm.graph import BipartiteGraph
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
@@ -62,8 +64,10 @@ def test_itemknn_by_hand(registry: Registry) -> None:
 def test_itemknn_keeps_the_lower_ids_of_equally_similar_items(registry: Registry) -> None:
     pairs = np.array([(user, item) for user in range(2) for item in range(4)])
     data = TrainingData(3, 4, Interactions(*pairs.T.copy()))
-    knn: Any = model(registry, "ItemKNN", data, knn_k=2, shrink=0.0)
-    assert knn.neighbors.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+    module = sys.modules[registry.models.load("ItemKNN", "cls").__module__]
+    neighbors, similarities = module.nearest(BipartiteGraph(data), 2, 0.0)
+    assert neighbors.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+    assert similarities.tolist() == [[1, 1]] * 4
 
 
 def test_ease_of_two_items_by_hand(registry: Registry) -> None:

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from mmrec_lmm.api import ItemFeatures, Limit, NotApplicable, ParameterFree, Scorer, TrainingData, above
 from mmrec_lmm.graph import BipartiteGraph
+
+from .itemknn import interactions
 
 MOST_ITEMS = 20_000
 
@@ -60,8 +60,7 @@ class EASE(ParameterFree):
 
 def solved(graph: BipartiteGraph, reg_weight: float) -> Tensor:
     """B (I, I) float32."""
-    users, items = graph.users.numpy(), graph.items.numpy()
-    rows = csr_array((np.ones(len(users)), (users, items)), shape=(graph.n_users, graph.n_items))
+    rows = interactions(graph)
     gram = torch.from_numpy((rows.T @ rows).toarray())  # (I, I) float64
     gram.diagonal().add_(reg_weight)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))

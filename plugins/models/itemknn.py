@@ -35,38 +35,37 @@ class ItemKNNConfig:
 
 
 class ItemKNN(ParameterFree):
-    """Uses no features."""
-
-    neighbors: Tensor  # (I, K) an item's most similar items; where it has fewer, 0
-    similarities: Tensor  # (I, K) likewise; where it has fewer, 0
+    """Uses no features. Both matrices are sparse, as is their product, which is computed on the CPU: a GPU would
+    multiply a dense one."""
 
     def __init__(self, data: TrainingData, features: ItemFeatures, config: ItemKNNConfig) -> None:
         super().__init__(data, features, config)
-        self.graph = BipartiteGraph(data)
-        neighbors, similarities = nearest(self.graph, min(config.knn_k, data.n_items), config.shrink)
-        self.register_buffer("neighbors", torch.from_numpy(neighbors), persistent=False)
-        self.register_buffer("similarities", torch.from_numpy(similarities), persistent=False)
+        graph = BipartiteGraph(data)
+        self._has = interactions(graph).astype(np.float32)  # (U, I)
+        neighbors, similarities = nearest(graph, min(config.knn_k, data.n_items), config.shrink)
+        ends = np.arange(data.n_items + 1) * neighbors.shape[1]
+        by_item = csr_array((similarities.ravel(), neighbors.ravel(), ends), shape=(data.n_items, data.n_items))
+        self._similar = by_item.T.tocsr()  # (I, I) row i: the items that have i among their neighbors
 
     def scorer(self) -> Scorer:
         def score(users: Tensor) -> Tensor:
-            has = torch.zeros(self.n_items, len(users), device=users.device)  # (I, B)
-            rows, items = self.graph.items_of(users)
-            has[items, rows] = 1
-            sums = torch.nn.functional.embedding_bag(
-                self.neighbors, has, per_sample_weights=self.similarities, mode="sum"
-            )  # (I, B)
-            return sums.T
+            sums = self._has[users.cpu().numpy()] @ self._similar  # (B, I)
+            return torch.from_numpy(sums.toarray()).to(users.device)
 
         return score
 
 
-def nearest(graph: BipartiteGraph, k: int, shrink: float) -> tuple[np.ndarray, np.ndarray]:
-    """Each item's `k` most similar others and their similarities, (I, k) int64 and float32. The items that share no
-    user with an item are never compared with it."""
+def interactions(graph: BipartiteGraph) -> csr_array:
+    """R (U, I): 1 where a user has an item."""
     users, items = graph.users.numpy(), graph.items.numpy()
-    shape = graph.n_users, graph.n_items
-    columns = csr_array((np.ones(len(users)), (users, items)), shape=shape).tocsc()  # (U, I)
-    counts = np.bincount(items, minlength=graph.n_items)
+    return csr_array((np.ones(len(users)), (users, items)), shape=(graph.n_users, graph.n_items))
+
+
+def nearest(graph: BipartiteGraph, k: int, shrink: float) -> tuple[np.ndarray, np.ndarray]:
+    """Each item's `k` most similar others and their similarities, (I, k) int64 and float32; where it has fewer, item 0
+    with 0. Items that share no user are never compared."""
+    columns = interactions(graph).tocsc()  # (U, I)
+    counts = np.bincount(graph.items.numpy(), minlength=graph.n_items)
     neighbors = np.zeros((graph.n_items, k), dtype=np.int64)
     similarities = np.zeros((graph.n_items, k), dtype=np.float32)
     for start in range(0, graph.n_items, BLOCK_ITEMS):
