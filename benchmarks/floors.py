@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrec_lmm.data.sampling import TrainingRows
+from mmrec_lmm.data.sampling import NegativeSampler, TrainingRows
 from mmrec_lmm.evaluation.ranking import BLOCK_BYTES
 from mmrec_lmm.types import Interactions
 
@@ -23,6 +23,7 @@ class SamplingFloor:
     """An epoch of batches: random numbers, one binary search, a permutation, and a gather per column."""
 
     def __init__(self, rows: TrainingRows, generator: torch.Generator) -> None:
+        assert isinstance(rows._sampler, NegativeSampler)
         self._users, self._items, self._sampler = rows._users, rows._items, rows._sampler
         self._batch_size, self._generator = rows._batch_size, generator
         n = len(self._users)

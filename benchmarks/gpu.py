@@ -28,7 +28,8 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.items import pad_and_stack
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import MMRecError
-from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
+from mmrec_lmm.evaluation.measures import Measures
+from mmrec_lmm.evaluation.ranking import Evaluator
 from mmrec_lmm.features.inference import OUT_OF_MEMORY, Inference
 from mmrec_lmm.features.prepared import PreparedItems, ahead
 from mmrec_lmm.formatting import first_line
@@ -169,7 +170,8 @@ def measure_model(name: str, registry: Registry, scale: Scale, device: torch.dev
     """A line of the table: medians of some rounds. A step is an epoch without its first batch, by their number."""
     forget_peak_memory(device)
     trained, rows = trainer(name, registry, splits["train"], ItemFeatures.from_tables(tables, device), scale, device)
-    metrics = {metric: registry.metrics.load(metric, "fn") for metric in Settings().metrics}
+    size = scale.size
+    measures = Measures(registry.metrics, Settings().metrics, splits["train"], size.users, size.items)
     evaluator = Evaluator(splits["test"], [splits["train"]], scale.size.items)
 
     def epoch(batches: int) -> Callable[[], object]:
@@ -180,7 +182,7 @@ def measure_model(name: str, registry: Registry, scale: Scale, device: torch.dev
         return train
 
     def rank() -> None:
-        metric_values(evaluator.rank(trained._model, max(Settings().topk)), metrics, Settings().topk)
+        measures.values(evaluator.rank(trained._model, max(Settings().topk)), Settings().topk)
 
     for work in (epoch(2), rank):  # what is made once
         work()

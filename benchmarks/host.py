@@ -18,7 +18,8 @@ import torch
 
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
+from mmrec_lmm.evaluation.measures import Measures
+from mmrec_lmm.evaluation.ranking import Evaluator
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.training.loop import Validation
@@ -59,7 +60,7 @@ def jobs(size: Size, *, seed: int = 0) -> list[Job]:
     splits, tables = interactions(size, rng), features(size, rng)
     registry = load_registry()
     vbpr, config = registry.models.load("VBPR", "cls"), registry.models.load("VBPR", "config")()
-    metrics = {name: registry.metrics.load(name, "fn") for name in SETTINGS.metrics}
+    measures = Measures(registry.metrics, SETTINGS.metrics, splits["train"], size.users, size.items)
     torch.manual_seed(seed)
     data = TrainingData(size.users, size.items, splits["train"])
     model = vbpr(data, ItemFeatures.from_tables(tables), config)
@@ -77,7 +78,7 @@ def jobs(size: Size, *, seed: int = 0) -> list[Job]:
             "evaluation",
             1.5,
             9,
-            lambda: metric_values(evaluator.rank(model, max(SETTINGS.topk)), metrics, SETTINGS.topk),
+            lambda: measures.values(evaluator.rank(model, max(SETTINGS.topk)), SETTINGS.topk),
             evaluation,
         ),
         Job(

@@ -23,7 +23,8 @@ from PIL import Image
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
+from mmrec_lmm.evaluation.measures import Measures
+from mmrec_lmm.evaluation.ranking import Evaluator
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.graph import BipartiteGraph, nearest_neighbors
 from mmrec_lmm.machine import forget_peak_memory, keep_freed_memory
@@ -100,7 +101,7 @@ def _train(
 ) -> dict[str, Any]:
     keep_freed_memory()  # as a run does
     registry = load_registry()
-    metrics = {metric: registry.metrics.load(metric, "fn") for metric in SETTINGS.metrics}
+    measures = Measures(registry.metrics, SETTINGS.metrics, splits["train"], size.users, size.items)
     data = TrainingData(size.users, size.items, splits["train"])
     started = now()
     model = _build(name, data, tables, options)
@@ -112,7 +113,7 @@ def _train(
     evaluator = Evaluator(splits["test"], [splits["train"]], size.items)
 
     def rank() -> None:
-        metric_values(evaluator.rank(model, max(SETTINGS.topk)), metrics, SETTINGS.topk)
+        measures.values(evaluator.rank(model, max(SETTINGS.topk)), SETTINGS.topk)
 
     if not steps_only:
         rank()
@@ -221,8 +222,8 @@ def at_size(model: str, *, users: int, items: int, rows: int, steps: int, ranked
         timed("vectors", recommender.eval().vectors)
     product, selection = product_rate(256 if quick else 2048, repeats=3), selection_rate(items, k, rows=64, repeats=3)
     ranking = timed("evaluation", lambda: evaluator.rank(recommender, k))
-    metrics = {metric: registry.metrics.load(metric, "fn") for metric in SETTINGS.metrics}
-    timed("metrics", lambda: metric_values(ranking, metrics, SETTINGS.topk))
+    measures = Measures(registry.metrics, SETTINGS.metrics, train, users, items)
+    timed("metrics", lambda: measures.values(ranking, SETTINGS.topk))
     return {
         "batches": len(batches),
         "seconds": times,

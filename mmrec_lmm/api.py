@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .plugin.contracts import DotProduct as DotProduct
     from .plugin.contracts import ItemEncoder as ItemEncoder
     from .plugin.contracts import Paradigm as Paradigm
+    from .plugin.contracts import ParameterFree as ParameterFree
     from .plugin.contracts import Recommender as Recommender
+    from .plugin.contracts import Sampler as Sampler
     from .plugin.contracts import Scorer as Scorer
     from .plugin.contracts import TrainerCallback as TrainerCallback
     from .plugin.hookspecs import API_VERSION as API_VERSION
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from .plugin.specs import MetricSpec as MetricSpec
     from .plugin.specs import ModelSpec as ModelSpec
     from .plugin.specs import ParadigmSpec as ParadigmSpec
+    from .plugin.specs import SamplerSpec as SamplerSpec
     from .plugin.specs import WeightFile as WeightFile
     from .training.optim import repeated_blocks as repeated_blocks
     from .typed_json import ADDED as ADDED
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from .types import Inputs as Inputs
     from .types import Interactions as Interactions
     from .types import ItemCatalog as ItemCatalog
+    from .types import RankedLists as RankedLists
     from .types import RawItem as RawItem
     from .types import RunResult as RunResult
     from .types import RunSpec as RunSpec
@@ -78,7 +82,10 @@ _HOME = {
     "cache": ("home",),
     "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
     "weights.formats": ("LoadReport", "check_numbers", "interpolate_positions", "load_state", "read_checkpoint"),
-    "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
+    "plugin.contracts": (
+        "DotProduct", "ItemEncoder", "ParameterFree", "Paradigm", "Recommender", "Sampler", "Scorer",
+        "TrainerCallback",
+    ),
     "errors": (
         "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
         "did_you_mean",
@@ -88,12 +95,14 @@ _HOME = {
     "plugin.hookspecs": ("API_VERSION", "hookimpl"),
     "disk.hashing": ("hash_file",),
     "distributed": ("common_generator", "all_gather", "local_slice"),
-    "plugin.specs": ("DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "WeightFile"),
+    "plugin.specs": (
+        "DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "SamplerSpec", "WeightFile",
+    ),
     "training.optim": ("repeated_blocks",),
     "typed_json": ("ADDED", "OPTIONAL"),
     "types": (
-        "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RawItem",
-        "RunResult", "RunSpec", "TrainingData", "Tuned",
+        "Batch", "Dataset", "EpochReport", "FeatureTable", "Inputs", "Interactions", "ItemCatalog", "RankedLists",
+        "RawItem", "RunResult", "RunSpec", "TrainingData", "Tuned",
     ),
     "downloads.fetching": ("offline",),
     "weights.download": ("find_weights", "given_weights"),

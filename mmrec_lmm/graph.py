@@ -158,6 +158,15 @@ class BipartiteGraph(nn.Module):
     def n_nodes(self) -> int:
         return self.n_users + self.n_items
 
+    def items_of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """All pairs of `users` (B,): the row in `users` and the item of each, both (R,), by row, then item."""
+        starts, ends = self.crow[users].long(), self.crow[users + 1].long()  # (B,)
+        lengths = ends - starts
+        rows = torch.arange(len(users), device=users.device).repeat_interleave(lengths)  # (R,)
+        before = lengths.cumsum(0) - lengths  # pairs of earlier rows
+        places = torch.arange(len(rows), device=users.device) + (starts - before)[rows]
+        return rows, self.items[places]
+
     def degrees(self, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The number of edges of each user (U,) and of each item (I,), as floats; only those `kept` (E,) count."""
         ones = (torch.ones_like(self.users) if kept is None else kept).to(torch.get_default_dtype())

@@ -203,14 +203,44 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step: (B,) int64 tensors on the model's device, each row a user, a positive and a negative item."""
+    """One training step: int64 tensors on the model's device, each row a user, a positive item and its negatives.
 
-    users: Tensor
-    positives: Tensor
+    `negatives` is (B,) where the run draws one per positive; (B, N) where it draws N > 1, for a model whose spec takes
+    several; (B, 0) where it draws none.
+    """
+
+    users: Tensor  # (B,)
+    positives: Tensor  # (B,)
     negatives: Tensor
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+@dataclass(frozen=True)
+class Places:
+    """The place of each held-out item that can be ranked, among all candidates of its user. P such pairs."""
+
+    rows: np.ndarray  # (P,) int64 the user's row in the lists, ascending
+    above: (
+        np.ndarray
+    )  # (P,) float64 other candidates, not held out, that score higher; half of those that score the same
+    others: np.ndarray  # (U,) int64 each user's candidates that aren't held out
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """All that a metric with `context` may see: the lists of one split and what is known of their items."""
+
+    users: np.ndarray  # (U,) int64 ascending
+    items: np.ndarray  # (U, K) int64 best first, -1 where a user has fewer candidates
+    hits: np.ndarray  # (U, K) bool
+    n_positives: np.ndarray  # (U,) int64 held-out rows
+    popularity: np.ndarray  # (I,) int64 users who have the item in training
+    n_users: int  # with or without held-out rows
+    candidates: np.ndarray  # (I,) bool items that can be ranked
+    features: Mapping[str, FeatureTable] = field(default_factory=dict)  # by modality, before any joint training
+    places: Places | None = None  # only if a metric of the run needs them
 
 
 @dataclass(frozen=True)
@@ -328,6 +358,7 @@ class RunSpec:
     encoder_config: Any = None
     paradigm: str = PRE_TRAINED
     paradigm_config: Any = None  # of the class that the paradigm's spec names; None where it names none
+    sampler_config: Any = field(default=None, metadata=OPTIONAL)  # of the class that the sampler's spec names, likewise
     modalities: tuple[str, ...] | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
     control: str | None = None

@@ -14,7 +14,8 @@ from benchmarks.floors import EvaluationFloor, SamplingFloor, VBPRFloor
 from benchmarks.synthetic import QUICK, features, interactions
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.evaluation.ranking import Evaluator, metric_values
+from mmrec_lmm.evaluation.measures import Measures
+from mmrec_lmm.evaluation.ranking import Evaluator
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import load_registry
@@ -66,9 +67,9 @@ def test_the_floor_of_an_evaluation_finds_every_users_metrics(
     model: Recommender, floor: VBPRFloor, splits: dict[str, Interactions]
 ) -> None:
     registry = load_registry()
-    metrics = {name: registry.metrics.load(name, "fn") for name in ("Recall", "NDCG", "Precision", "MAP")}
+    metrics = ("Recall", "NDCG", "Precision", "MAP")
     ranking = Evaluator(splits["test"], [splits["train"]], QUICK.items).rank(model, max(CUTOFFS))
-    real = metric_values(ranking, metrics, CUTOFFS)
+    real = Measures(registry.metrics, metrics, splits["train"], QUICK.users, QUICK.items).values(ranking, CUTOFFS)
     found = EvaluationFloor(floor, splits["test"], splits["train"], CUTOFFS)()
     assert found.any()
     for values, name in zip(found, metrics, strict=True):

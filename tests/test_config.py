@@ -751,7 +751,7 @@ def test_config_show_prints_every_value_with_its_origin() -> None:
 def test_which_settings_are_part_of_a_runs_id_and_which_decide_its_inputs_stays() -> None:
     """Where these sets change, so do the ids of runs, or the work that runs of a study share."""
     assert {
-        "text_fields", "image_background", "missing", "normalize", "data_path", "inter_file_name",
+        "text_fields", "image_background", "missing", "normalize", "whiten", "data_path", "inter_file_name",
         "vision_feature_file",
         "text_feature_file", "device", "use_gpu", "gpu_id", "workers", "encode_batch_size", "encode_dtype",
         "encode_compile", "recompute", "checkpoint_seconds", "state", "save_recommended_topk", "eval_batch_size",
@@ -760,6 +760,6 @@ def test_which_settings_are_part_of_a_runs_id_and_which_decide_its_inputs_stays(
     assert {
         "data_path", "inter_file_name", "vision_feature_file", "text_feature_file", "USER_ID_FIELD", "ITEM_ID_FIELD",
         "inter_splitting_label", "field_separator", "filter_out_cod_start_users", "text_fields", "missing",
-        "image_background", "normalize", "device", "encode_dtype", "split", "split_seed", "TIME_FIELD",
+        "image_background", "normalize", "whiten", "device", "encode_dtype", "split", "split_seed", "TIME_FIELD",
     } == OF_INPUTS  # fmt: skip
-    assert {"text_fields", "image_background", "missing", "normalize", "encode_dtype"} == OF_FEATURES
+    assert {"text_fields", "image_background", "missing", "normalize", "whiten", "encode_dtype"} == OF_FEATURES

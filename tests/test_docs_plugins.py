@@ -17,16 +17,26 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mmrec_lmm import testing
-from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RawItem, RunResult, TrainingData
+from mmrec_lmm.api import Batch, Interactions, ItemFeatures, RankedLists, RawItem, RunResult, TrainingData
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.loading import load_dataset
+from mmrec_lmm.data.sampling import Checked
 from mmrec_lmm.plugin.registry import HOOKS, Registry, load_registry
 from mmrec_lmm.running.run_folder import list_results
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
-TESTED = {"mean_color.py", "free_features.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
+TESTED = {
+    "whole_catalog.py",
+    "mean_color.py",
+    "free_features.py",
+    "parity.py",
+    "f1.py",
+    "arp.py",
+    "diary.py",
+    "test_my_plugins.py",
+}
 SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
 
 
@@ -65,6 +75,14 @@ def test_the_model_learns_its_weight_and_ranks_by_popularity(tmp_path: Path) -> 
     model.training_loss(Batch(torch.tensor([0]), torch.tensor([2]), torch.tensor([0])))["bpr"].backward()
     assert model.weight.grad < 0
     assert model.scorer()(torch.tensor([0, 1])).argsort(dim=1, descending=True).tolist() == [[2, 1, 0], [2, 1, 0]]
+
+
+def test_the_sampler_draws_all_items_that_the_user_lacks_also_unseen_ones(tmp_path: Path) -> None:
+    samplers = load(tmp_path, "whole_catalog.py").samplers
+    data = TrainingData(2, 4, Interactions(users=np.array([0, 1, 1]), items=np.array([2, 2, 1])))
+    sampler = Checked(samplers.load("whole_catalog", "cls")(data, None), data, name="whole_catalog")
+    drawn = sampler.draw(torch.ones(200, dtype=torch.int64), torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {0, 3}
 
 
 def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path: Path) -> None:
@@ -125,6 +143,13 @@ def test_the_metric_is_the_harmonic_mean_of_precision_and_recall(tmp_path: Path)
     assert f1(np.array([[True, False, True]]), np.array([3]), 2) == pytest.approx(
         [2 * precision * recall / (precision + recall)]
     )
+
+
+def test_the_metric_with_a_context_is_the_mean_popularity_of_the_listed_items(tmp_path: Path) -> None:
+    arp = load(tmp_path, "arp.py").metrics.load("arp", "fn")
+    items, nothing = np.array([[0, 1], [2, -1]]), np.zeros((2, 2), dtype=bool)
+    ranked = RankedLists(np.arange(2), items, nothing, np.ones(2), np.array([4, 1, 3]), 4, np.ones(3, dtype=bool))
+    assert arp(ranked, 2).tolist() == [(1 + 1 / 4) / 2, 3 / 4]
 
 
 def test_the_observers_log_epochs_and_write_one_line_per_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -369,3 +369,38 @@ def test_a_mean_of_no_items_is_refused():
         "missing: mean: expected items that have text, got none of 1,200; try --missing=zero, or leave text out of "
         "--modalities"
     )
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (6, 30)], ids=["tall", "wide"])
+def test_whitened_columns_are_uncorrelated_with_deviation_one_over_present_items(shape):
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=shape) @ rng.normal(size=(shape[1], shape[1])) + 3).astype(np.float32)
+    present = np.arange(shape[0]) % 5 != 4
+    raw = FeatureTable("image", values * present[:, None], present, "raw")
+    made = files.whitened(raw)
+    rows, rank = made.values[present].astype(float), min(shape[1], present.sum() - 1)
+    assert not made.values[~present].any()
+    np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-5)
+    spread = np.linalg.svd(rows, compute_uv=False) / np.sqrt(len(rows))
+    np.testing.assert_allclose(spread[:rank], 1, atol=1e-4)  # in each direction in which items differ
+    np.testing.assert_allclose(spread[rank:], 0, atol=1e-4)
+    assert made.fingerprint == files.whitened(raw).fingerprint != raw.fingerprint
+    np.testing.assert_array_equal(made.values, files.whitened(raw).values)
+
+
+def test_whitening_keeps_to_the_original_axes_where_these_are_uncorrelated():
+    values = np.array([[3, 1], [3, -1], [-3, 1], [-3, -1]], np.float32)
+    made = files.whitened(FeatureTable("text", values, np.ones(4, bool), "raw"))
+    np.testing.assert_allclose(made.values, np.sign(values), atol=1e-6)
+
+
+def test_a_direction_without_differences_becomes_zero_and_no_items_are_no_error():
+    values = np.array([[1, 7, 2], [2, 7, 4], [3, 7, 6]], np.float32)  # columns 0 and 2 together, 1 the same for all
+    made = files.whitened(FeatureTable("text", values, np.ones(3, bool), "raw")).values
+    np.testing.assert_allclose(made[:, 1], 0, atol=1e-6)
+    assert np.isfinite(made).all()
+    assert np.linalg.matrix_rank(made, tol=1e-4) == 1
+    same = FeatureTable("text", np.full((3, 2), 0.1, np.float32), np.ones(3, bool), "raw")
+    assert not files.whitened(same).values.any()
+    nothing = FeatureTable("text", np.zeros((3, 2), np.float32), np.zeros(3, bool), "raw")
+    assert not files.whitened(nothing).values.any()

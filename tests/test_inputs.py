@@ -7,7 +7,8 @@ import pytest
 
 from mmrec_lmm.cache import fingerprint
 from mmrec_lmm.config.settings import Settings
-from mmrec_lmm.errors import ConfigError
+from mmrec_lmm.errors import ConfigError, NotApplicable
+from mmrec_lmm.features.files import whitened
 from mmrec_lmm.machine import choose_device
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running import inputs
@@ -158,3 +159,17 @@ def test_where_a_key_was_set_is_no_part_of_a_run(specs):
     assert "text_fields" not in typed.given
     assert fingerprint(typed) == fingerprint(default)
     assert typed == default
+
+
+def test_features_of_files_and_encoders_are_whitened_and_a_joint_paradigm_refuses(specs, registry):
+    for encoder in (None, "basic"):
+        [plain], [white] = specs(encoder=encoder), specs(encoder=encoder, whiten="true")
+        raw, made = inputs.gather(plain, registry).tables, inputs.gather(white, registry).tables
+        for modality, table in made.items():
+            expected = whitened(raw[modality])
+            assert table.fingerprint == expected.fingerprint
+            np.testing.assert_array_equal(table.values, expected.values)
+            np.testing.assert_allclose(table.values[table.present].mean(axis=0), 0, atol=1e-4)
+    [joint] = specs(encoder="basic", whiten="true", paradigm="ete")
+    with pytest.raises(NotApplicable, match="whiten: expected a paradigm that leaves features as they are, got ete"):
+        inputs.gather(joint, registry)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mmrec_lmm.errors import TrainingDiverged
 from mmrec_lmm.evaluation import ranking
-from mmrec_lmm.evaluation.ranking import Evaluator, Groups, Ranker, metric_values
+from mmrec_lmm.evaluation.measures import Measures
+from mmrec_lmm.evaluation.ranking import Evaluator, Groups, Ranker
 from mmrec_lmm.plugin.contracts import DotProduct, Recommender, Scorer
+from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.types import Batch, Interactions
 
 
@@ -236,11 +238,10 @@ def test_ranking_leaves_the_models_own_numbers_alone() -> None:
         assert each.table.tolist() == [[3.0, 2.0, 1.0]]
 
 
-def test_metrics_come_per_user_by_lower_case_name_and_cutoff() -> None:
+def test_metrics_come_per_user_by_lower_case_name_and_cutoff(registry: Registry) -> None:
     table = [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]
     found = Evaluator(rows((0, 1), (1, 2), (1, 0)), [rows()], 3).rank(Scores(table), 3)
-    recall = {"Recall": lambda hits, n_positives, k: hits[:, :k].sum(axis=1) / n_positives}
-    values = metric_values(found, recall, (1, 3))
+    values = Measures(registry.metrics, ["Recall"], rows(), 2, 3).values(found, (1, 3))
     assert {name: array.tolist() for name, array in values.items()} == {"recall@1": [0, 0.5], "recall@3": [1, 1]}
 
 

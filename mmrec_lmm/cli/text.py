@@ -436,6 +436,7 @@ def info_text(registry: Registry, name: str) -> str:
     """All specs with a name, and their configuration keys with types and defaults."""
     kinds: dict[str, NamedSpecs[Any]] = {
         "model": registry.models,
+        "sampler": registry.samplers,
         "encoder": registry.encoders,
         "paradigm": registry.paradigms,
         "data set": registry.datasets,
@@ -445,7 +446,7 @@ def info_text(registry: Registry, name: str) -> str:
     if not parts:
         known = [known for specs in kinds.values() for known in specs.names()]
         raise ConfigError(
-            f"info: expected the name of a model, encoder, paradigm, data set or metric, got {name}"
+            f"info: expected the name of a model, sampler, encoder, paradigm, data set or metric, got {name}"
             f"{did_you_mean(name, known) or '; try `list models` and the like'}"
         )
     return "\n\n".join(parts)

@@ -24,8 +24,8 @@ import yaml
 from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..formatting import aligned
 from ..plugin.names import NAME_RULE, is_safe_name
-from ..plugin.registry import Registry
-from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec
+from ..plugin.registry import NamedSpecs, Registry
+from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, SamplerSpec
 from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
 from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
@@ -108,8 +108,15 @@ def resolve_request(request: Request, registry: Registry) -> Resolved:
         encoder=registry.encoders.get(request.encoder.name) if request.encoder else None,
         dataset=dataset,
         paradigm=registry.paradigms.get(request.paradigm),
-        sections=(ENCODER, *registry.paradigms.names()),
+        sections=sections(registry),
+        samplers=registry.samplers,
     )
+
+
+def sections(registry: Registry) -> tuple[str, ...]:
+    """The sections that a file may have: the encoder's, and those of all paradigms and samplers."""
+    samplers = (spec.name for spec in registry.samplers if spec.config is not None)
+    return (ENCODER, *registry.paradigms.names(), *samplers)
 
 
 def resolve(
@@ -120,11 +127,12 @@ def resolve(
     dataset: DatasetSpec | None,
     paradigm: ParadigmSpec | None = None,
     sections: Sequence[str] = (ENCODER,),
+    samplers: NamedSpecs[SamplerSpec] | None = None,
 ) -> Resolved:
     """The runs that a request asks for. `dataset` is None if the data set is only a folder in MMRec's layout. Without a
     model, runs have an empty name and no model_config, and are used for their settings and encoder. If the model uses
-    no features, the request's values for features are left out of its run. `sections` are the encoder's and those of
-    all paradigms: a file may hold some that this run doesn't read.
+    no features, the request's values for features are left out of its run. `sections` are those that a file may hold,
+    read by this run or not. `samplers` are those that a run may name.
 
     ConfigError has one line for each fault, of all files at once; PluginError names a faulty schema.
     """
@@ -140,7 +148,12 @@ def resolve(
     keys = {name: key for schema in schemas for name, key in schema.keys.items()}
     merge = _Merge(keys, sections, unread=model.unread if model else ())
     stack = [*_files(request, model, encoder, dataset, merge), request.study]
+    of_samplers = _sampler_schemas([*filter(None, stack)], request, samplers)
+    for schema in of_samplers.values():
+        merge.know(schema.keys)
+    merge.samplers = samplers
     merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
+    merge.check_sampler()
     if request.study is None:  # a study's grid serves all its paradigms, of which some may lack its axes
         merge.problems += _idle_axes(filter(None, stack), merge)
     merge.fail()
@@ -161,6 +174,7 @@ def resolve(
     for choice in itertools.product(*axes.values()):
         point = dict(zip(axes, choice, strict=True))
         values = {name: origin.value for name, origin in origins.items()} | point
+        of_sampler = of_samplers.get(values["sampler"].lower())
         run = RunSpec(
             model=model.name if model else "",
             dataset=_dataset_name(request, dataset),
@@ -170,6 +184,7 @@ def resolve(
             encoder_config=_build(of_encoder, values, merge) if of_encoder else None,
             paradigm=paradigm.name if paradigm else request.paradigm,
             paradigm_config=_build(of_paradigm, values, merge) if of_paradigm else None,
+            sampler_config=_build(of_sampler, values, merge) if of_sampler else None,
             modalities=request.modalities,
             features=request.features,
             control=request.control,
@@ -210,7 +225,7 @@ def _without_variant(request: Request, registry: Registry) -> Request:
             f"--paradigm: expected NAME{', or NAME:VARIANT' if key else ', as it has no variants'}, got {got}"
         )
     full = f"{paradigm}.{key}"
-    typed = request.overrides.get(full, variant)
+    typed = _given(request.overrides.get(full, variant), None)
     in_file = request.study.values.get(full, variant) if request.study else variant
     if {typed, in_file} != {variant}:
         other = typed if typed != variant else in_file
@@ -242,6 +257,25 @@ def schema_in(paradigm: ParadigmSpec | None) -> Schema | None:
     if paradigm is None or paradigm.config is None:
         return None
     return schema_of(paradigm.config, f"--paradigm {paradigm.name}", prefix=f"{paradigm.name}.")
+
+
+def _sampler_schemas(
+    stack: Sequence[Layer], request: Request, samplers: NamedSpecs[SamplerSpec] | None
+) -> dict[str, Schema]:
+    """The schemas of the samplers that the last layer with the key `sampler` names, by name in lower case; those
+    without keys, and unknown ones, have none."""
+    if samplers is None:
+        return {}
+    named = [layer.values["sampler"] for layer in stack if "sampler" in layer.values]
+    if "sampler" in request.overrides:
+        named.append(_given(request.overrides["sampler"], HOST.keys["sampler"]))
+    last = named[-1] if named else HOST.keys["sampler"].default
+    schemas = {}
+    for name in map(str, last if isinstance(last, list | tuple) else [last]):
+        if name in samplers and (spec := samplers.get(name)).config is not None:
+            owner = f"sampler {spec.name}"
+            schemas[spec.name.lower()] = schema_of(samplers.load(name, "config"), owner, prefix=f"{spec.name}.")
+    return schemas
 
 
 def _model_schema(model: ModelSpec | None, sections: Sequence[str]) -> Schema | None:
@@ -277,6 +311,30 @@ class _Merge:
         self.order = [DEFAULT]
         self.unused: dict[str, str] = {}
         self.problems: list[str] = []
+        self.samplers: NamedSpecs[SamplerSpec] | None = None  # that the key `sampler` may name
+
+    def _owner(self, section: str) -> str:
+        """What a section without keys here belongs to."""
+        return f"sampler: {section}" if self.samplers and section in self.samplers else f"--paradigm {section}"
+
+    def know(self, keys: Mapping[str, Key]) -> None:
+        """Take further keys, before any layer is added."""
+        self.keys = {**self.keys, **keys}
+        self.points |= {name: (key.default,) for name, key in keys.items()}
+        self.origins |= {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
+
+    def check_sampler(self) -> None:
+        """Spell the key `sampler` as the spec of that name does; note an unknown one."""
+        if self.samplers is None:
+            return
+        try:
+            self.points["sampler"] = tuple(
+                dict.fromkeys(self.samplers.get(name).name for name in self.points["sampler"])
+            )
+        except PluginError:
+            raise
+        except ConfigError as error:
+            self.problems.append(f"{self.origins['sampler']}: {error}")
 
     def add(self, stack: Iterable[Layer]) -> None:
         stack = list(stack)
@@ -365,7 +423,7 @@ class _Merge:
         if of_mmrec:
             reason = ", which MMRec's files may hold but nothing here reads"
         elif idle_section:
-            reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to --paradigm {section}"
+            reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to {self._owner(section)}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
         elif modality := re.fullmatch(r"(\w+)_feature_file", name):
@@ -409,7 +467,7 @@ def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) 
     values: dict[str, Any] = {}
     for name, given in request.overrides.items():
         try:
-            values[name] = given.value if isinstance(given, Value) else _typed(given, merge.keys.get(name))
+            values[name] = _given(given, merge.keys.get(name))
         except yaml_layers.TooMany as error:
             raise ConfigError(f"{COMMAND_LINE}: {name}: {error.problem}; try several commands") from None
     if encoder and request.encoder and request.encoder.variant:  # `--encoder clip:tiny` means variant=tiny
@@ -423,6 +481,11 @@ def _command_line(request: Request, encoder: EncoderSpec | None, merge: _Merge) 
         else:
             values[variant] = request.encoder.variant
     return Layer(COMMAND_LINE, COMMAND_LINE, values)
+
+
+def _given(value: "str | Value", key: Key | None) -> Any:
+    """The value of an override: a program's as it is, a typed text read."""
+    return value.value if isinstance(value, Value) else _typed(value, key)
 
 
 def _typed(text: str, key: Key | None) -> Any:

@@ -289,6 +289,7 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "encode_batch_size", "eval_step"), at_least(1)),
     **dict.fromkeys(("epochs", "stopping_step", "min_steps", "gpu_id"), at_least(0)),
     **dict.fromkeys(("threads", "workers"), between(0, 1024)),
+    "n_negatives": between(1, 1000),
     **dict.fromkeys(("valid_users", "checkpoint_seconds"), at_least(0)),
     **dict.fromkeys(("seed", "split_seed"), SEED),
     "learning_rate": Limit("above 0 and finite", lambda rate: 0 < rate < math.inf),

@@ -51,13 +51,16 @@ class Settings:
     image_background: Background = shaping("white")  # noqa: RUF009 - of transparent images; none drops transparency
     missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
     normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of feature files; MMRec: as they are
+    whiten: bool = shaping(False)  # features of files and encoders: columns uncorrelated, of deviation 1
 
     # training
     seed: int = 999
     epochs: int = 1000
     stopping_step: int = 20  # stop after more than this many evaluations without improvement
     min_steps: int = 2000  # optimizer steps before patience starts to count; MMRec: 0 (docs/findings.md measures it)
-    train_batch_size: int = 2048  # rows (user, positive, negative)
+    train_batch_size: int = 2048  # rows (user, positive, negatives)
+    sampler: str = if_set("uniform")  # of negatives; `list samplers` shows them
+    n_negatives: int = if_set(1)  # drawn per positive, for a model that takes several
     learner: Literal["adam", "sgd", "adagrad", "rmsprop"] = "adam"
     learning_rate: float = 1e-3
     learning_rate_scheduler: tuple[float, ...] = (1.0, 50.0)  # rate x s0 ** (epoch / s1)

@@ -1,6 +1,6 @@
-"""The ranking metrics: Recall, NDCG, Precision, MAP, Hit, MRR.
+"""The ranking metrics: Recall, NDCG, Precision, MAP, Hit, MRR; and those of `list_metrics`, which see more than hits.
 
-Each is a function of `hits` (U, K) bool, whether the item at each rank is one of the user's held-out items,
+Each here is a function of `hits` (U, K) bool, whether the item at each rank is one of the user's held-out items,
 `n_positives` (U,) the number m >= 1 of the user's held-out rows (a pair that occurs twice counts twice, as in MMRec),
 and a cutoff k <= K. Each returns one value per user, (U,) float64 in [0, 1]; what is reported is the mean over users.
 
@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..api import MetricSpec, hookimpl
+from .list_metrics import auc, coverage, gini, intra_list_diversity, novelty
 
 
 def recall(hits: np.ndarray, n_positives: np.ndarray, k: int) -> np.ndarray:
@@ -63,7 +64,18 @@ METRICS = (
     MetricSpec("MAP", average_precision, "mean of the precisions at the hits"),
     MetricSpec("Hit", hit, "share of users with a hit among the first k"),
     MetricSpec("MRR", reciprocal_rank, "one over the rank of the first hit"),
-)
+    MetricSpec("Coverage", coverage, "share of all items among anybody's first k", context=True, per_user=False),
+    MetricSpec(
+        "Gini", gini, "inequality of how often items are listed; smaller is fairer",
+        context=True, per_user=False, larger_is_better=False,
+    ),
+    MetricSpec("Novelty", novelty, "mean self-information of the first k, in bits", context=True),
+    MetricSpec(
+        "ILD", intra_list_diversity, "1 - mean cosine of the first k, by item features", context=True,
+        needs=("features",),
+    ),
+    MetricSpec("AUC", auc, "chance that a held-out item is above another one", context=True, needs=("places",)),
+)  # fmt: skip
 
 
 @hookimpl

@@ -7,9 +7,10 @@ block nothing waits for the device: no operation's shape depends on values, and 
 Shapes: U evaluated users, I items, B users of a block, K the largest cutoff, G groups of S items.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import isqrt
 
@@ -19,11 +20,8 @@ from torch import Tensor
 
 from ..data.sampling import distinct
 from ..errors import TrainingDiverged
-from ..plugin.contracts import Recommender
-from ..types import Chance, Interactions
-
-#: Of one metric at one cutoff: hits (U, K) bool, number of held-out rows (U,), cutoff -> (U,) float64.
-MetricFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+from ..plugin.contracts import Recommender, device_of
+from ..types import Chance, Interactions, Places
 
 #: Bytes of scores at once: on a CPU few enough for its caches, on a GPU enough to keep all of it busy.
 BLOCK_BYTES, GPU_BLOCK_BYTES = 8 << 20, 512 << 20
@@ -36,12 +34,15 @@ _UNMASKED = -0x7F800000 * 2**32  # `_keys` of -inf are less
 @dataclass(frozen=True)
 class Ranking:
     """Top items of each evaluated user: `users` (U,) ascending, `items` (U, K) best first, -1 where a user has fewer
-    candidates; `hits` (U, K) bool, `n_positives` (U,) held-out rows, duplicates counted."""
+    candidates; `hits` (U, K) bool, `n_positives` (U,) held-out rows, duplicates counted; `places` of held-out items
+    where they were asked for. Only items of the mask `among` (I,) bool could be listed; None: all."""
 
     users: np.ndarray
     items: np.ndarray
     hits: np.ndarray
     n_positives: np.ndarray
+    places: Places | None = None
+    among: np.ndarray | None = None
 
 
 class Ranker:
@@ -87,6 +88,55 @@ class Ranker:
                 top[short] = self._of(short)._top(model, k, batch_size, finite=True)
         return top
 
+    def rankable(self, keys: Tensor) -> Tensor:
+        """Those of `keys` (row x I + item, ascending) whose item can be ranked for its user."""
+        place = torch.searchsorted(self._masked, keys).clamp_(max=max(0, len(self._masked) - 1))
+        masked = self._masked[place] == keys if len(self._masked) else torch.zeros_like(keys, dtype=torch.bool)
+        if self._out is not None:
+            masked |= torch.isin(keys % self._n_items, self._out)
+        return keys[~masked]
+
+    @torch.no_grad()
+    def above(self, model: Recommender, keys: Tensor, *, batch_size: int = 4096) -> Tensor:
+        """For each of `keys` (P,), ascending, of items that can be ranked: how many other candidates of the user, not
+        in `keys` themselves, score higher, and half of those that score the same, as float32. (P,) float64.
+
+        Exact: each pair is compared with all items, some pairs at a time. Raises TrainingDiverged where a score is NaN.
+        """
+        model.eval()
+        device, groups = device_of(model), Groups(self._n_items, 1)
+        vectors = model.vectors()
+        score = _finite(_scored(model, groups) if vectors is None else _multiplied(*vectors, groups))
+        size = min(batch_size, max(BLOCK_USERS, block_bytes(device) // (4 * self._n_items)), max(1, len(self.users)))
+        dtype = torch.float32 if vectors is None else vectors[0].dtype
+        buffer = torch.empty(size, self._n_items, dtype=dtype, device=device)
+        users = torch.from_numpy(self.users).to(device)
+        found = torch.zeros(len(keys), dtype=torch.float64)
+        met_nan = torch.zeros((), dtype=torch.bool, device=device)
+        starts = torch.arange(0, len(users) + size, size).clamp_(max=len(users))
+        bounds = torch.searchsorted(self._masked, starts * self._n_items).tolist()
+        pairs = torch.searchsorted(keys, starts * self._n_items).tolist()
+        for number, (start, stop) in enumerate(pairwise(starts.tolist())):
+            scores = buffer[: stop - start]
+            score(users[start:stop], scores)
+            met_nan |= scores.isnan().any()
+            flat, first = scores.view(-1), start * self._n_items
+            own = (keys[pairs[number] : pairs[number + 1]] - first).to(device)  # (p,)
+            reached = flat[own].float()
+            flat[(self._masked[bounds[number] : bounds[number + 1]] - first).to(device)] = -torch.inf
+            flat[own] = -torch.inf
+            if self._out is not None:
+                scores.index_fill_(1, self._out.to(device), -torch.inf)
+            step = max(1, block_bytes(device) // (4 * self._n_items))
+            counts = []
+            for rows, values in zip((own // self._n_items).split(step), reached.split(step), strict=True):
+                others, own_score = scores.index_select(0, rows).float(), values.unsqueeze(1)  # (step, I), (step, 1)
+                counts.append((others > own_score).sum(1).double() + (others == own_score).sum(1).double() / 2)
+            found[pairs[number] : pairs[number + 1]] = torch.cat(counts).cpu() if counts else 0.0
+        if bool(met_nan):
+            raise TrainingDiverged("a score is NaN, so nothing can be ranked")
+        return found
+
     def _of(self, rows: np.ndarray) -> "Ranker":
         """The ranker of the users in some rows, ascending."""
         masked = self._masked.numpy()
@@ -102,7 +152,7 @@ class Ranker:
         """As `top`; but a candidate whose score is -inf is listed only if scores are made `finite`."""
         model.eval()
         vectors = model.vectors()
-        device = vectors[0].device if vectors is not None else next(model.parameters()).device
+        device = vectors[0].device if vectors is not None else device_of(model)
         users = torch.from_numpy(self.users).to(device)
         groups = Groups.for_top(k, self._n_items)
         if vectors is None:
@@ -136,20 +186,35 @@ class Evaluator:
         users, self._n_positives = np.unique(held_out.users, return_counts=True)  # both (U,)
         self._ranker = Ranker(users, masked, n_items, among)
         self._truth = torch.from_numpy(distinct(self._ranker.keys(held_out)))
-        self._n_items = n_items
+        self._n_items, self._among = n_items, among
 
-    def rank(self, model: Recommender, k: int, *, batch_size: int = 4096) -> Ranking:
-        """The ranking of every evaluated user; arguments and errors as of `Ranker.top`."""
-        return self.ranking(self._ranker.top(model, k, batch_size=batch_size))
+    @cached_property
+    def _rankable(self) -> Tensor:
+        """The keys (P,) of held-out items that can be ranked."""
+        return self._ranker.rankable(self._truth)
 
-    def ranking(self, items: Tensor) -> Ranking:
-        """The ranking whose best items (U, K) int64 are known; ValueError if they aren't of these users."""
+    def rank(self, model: Recommender, k: int, *, batch_size: int = 4096, places: bool = False) -> Ranking:
+        """The ranking of every evaluated user, with the `places` of held-out items or not; arguments and errors as of
+        `Ranker.top`."""
+        top = self._ranker.top(model, k, batch_size=batch_size)
+        return self.ranking(top, self._ranker.above(model, self._rankable, batch_size=batch_size) if places else None)
+
+    def ranking(self, items: Tensor, above: Tensor | None = None) -> Ranking:
+        """The ranking whose best items (U, K) int64 are known, and the result of `Ranker.above` (P,) perhaps too;
+        ValueError if they aren't of these users."""
         if items.ndim != 2 or len(items) != len(self._ranker.users):
             raise ValueError(f"expected items of {len(self._ranker.users)} users, got {tuple(items.shape)}")
         keys = items + torch.arange(len(items)).unsqueeze(1) * self._n_items  # (U, K)
         place = torch.searchsorted(self._truth, keys).clamp_(max=len(self._truth) - 1)
         hits = (self._truth[place] == keys) & (items >= 0)
-        return Ranking(self._ranker.users, items.numpy(), hits.numpy(), self._n_positives)
+        places = None if above is None else self._places(above.numpy())
+        return Ranking(self._ranker.users, items.numpy(), hits.numpy(), self._n_positives, places, self._among)
+
+    def _places(self, above: np.ndarray) -> Places:
+        rows = (self._rankable // self._n_items).numpy()  # (P,)
+        if above.shape != rows.shape:
+            raise ValueError(f"expected {len(rows)} held-out items, got {len(above)}")
+        return Places(rows, above, self._ranker.candidates - np.bincount(rows, minlength=len(self._ranker.users)))
 
     def chance(self, ranking: Ranking, k: int) -> Chance:
         """A ranking's recall at `k` beside that of random ones: a user's hits are hypergeometric, K draws from the
@@ -272,17 +337,6 @@ class BlockRanker:
 def block_bytes(device: torch.device) -> int:
     """The bytes of scores that a device ranks at once."""
     return BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
-
-
-def metric_values(
-    ranking: Ranking, metrics: Mapping[str, MetricFunction], cutoffs: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """{"recall@20": (U,) float64, ...}: each metric at each cutoff, per evaluated user, unrounded."""
-    return {
-        f"{name.lower()}@{k}": function(ranking.hits, ranking.n_positives, k)
-        for name, function in metrics.items()
-        for k in cutoffs
-    }
 
 
 def _multiplied(users: Tensor, items: Tensor, groups: Groups) -> Callable[[Tensor, Tensor], object]:

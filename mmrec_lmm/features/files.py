@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
@@ -251,6 +251,28 @@ def normalized(table: FeatureTable, how: str) -> FeatureTable:
     values = np.zeros(table.values.shape, np.float32)
     values[table.present] = rows
     return FeatureTable(table.modality, values, table.present, fingerprint([table.fingerprint, how]))
+
+
+def whitened(table: FeatureTable) -> FeatureTable:
+    """The table with uncorrelated columns of mean 0 and deviation 1 over the present items; absent ones stay zero.
+
+    ZCA, of all such tables the one nearest to the centered rows: with these as U S V', it is sqrt(P) U V' (Kessy et
+    al., American Statistician 2018, arXiv:1512.00809). A direction in which rows don't differ, to the precision of
+    float32, becomes zero. Nothing but the table is read. The eigenvectors are of the smaller of (D, D) and (P, P).
+    """
+    rows = table.values[table.present].astype(np.float64)  # (P, D)
+    values = np.zeros(table.values.shape, np.float32)
+    if len(rows):
+        size = np.abs(rows).max()
+        rows -= rows.mean(axis=0)
+        wide = len(rows) < table.dim
+        squares, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)  # S^2, and U or V
+        lengths = np.sqrt(squares.clip(min=0))
+        least = max(lengths.max() * ROUNDING, size * ROUNDING * np.sqrt(len(rows)))
+        real = lengths > least
+        root = (vectors[:, real] / lengths[real]) @ vectors[:, real].T  # U S^-1 U', or V S^-1 V'
+        values[table.present] = np.sqrt(len(rows)) * (root @ rows if wide else rows @ root)
+    return replace(table, values=values, fingerprint=fingerprint([table.fingerprint, "whiten"]))
 
 
 def scale_note(table: FeatureTable) -> str | None:

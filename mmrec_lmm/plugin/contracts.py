@@ -1,4 +1,4 @@
-"""The classes that a plugin implements: a Recommender, an ItemEncoder, or a Paradigm.
+"""The classes that a plugin implements: a Recommender, a Sampler, an ItemEncoder, or a Paradigm.
 
 A model and an encoder never meet: the model sees feature tables, the encoder sees items, and the host keeps the
 table between them. So every encoder works with every model, frozen or trained with it.
@@ -8,6 +8,7 @@ Shapes: B batch, U users, I items, D embedding.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,26 @@ class Recommender(nn.Module, ABC):
         return {}
 
 
+def device_of(model: Recommender) -> torch.device:
+    """The device of a model's parameters; of its buffers or features, if it has none; else the CPU."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    if tensor is None:
+        tensor = next(iter(model.features().values()), torch.empty(0))
+    return tensor.device
+
+
+class ParameterFree(Recommender):
+    """A Recommender that is built from its data alone: it has no parameters, so nothing trains it.
+
+    The host evaluates it once. What its scores need are buffers; those that follow from the data are
+    `persistent=False`, as no checkpoint has to hold them.
+    """
+
+    def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Never called by the host."""
+        return {}
+
+
 class DotProduct(Recommender):
     """A Recommender whose score is the dot product of a user's and an item's vector: define `vectors`, get `scorer`."""
 
@@ -70,6 +91,26 @@ class DotProduct(Recommender):
     def scorer(self) -> Scorer:
         users, items = self.vectors()
         return lambda ids: users[ids] @ items.T  # (B, n_items)
+
+
+class Sampler(ABC):
+    """Draws negative items for users.
+
+    Constructed as `cls(data, config)`: `data` is the TrainingData, `config` the frozen dataclass of the spec's schema.
+    """
+
+    redraws = False  # True: where the user has the item in training, the host draws again, with a bound
+
+    def __init__(self, data: TrainingData, config: Any) -> None:
+        self.data, self.config = data, config
+
+    @abstractmethod
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """One item (R,) int64 for each of `users` (R,), both on the CPU; a user may occur many times.
+
+        `generator`, which the host seeds and saves, is the only source of randomness, and nothing else is kept from
+        call to call: a run that resumes draws the same.
+        """
 
 
 class ItemEncoder(nn.Module, ABC):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec
 
 if TYPE_CHECKING:
     from ..types import EpochReport, RunResult, RunSpec
@@ -32,6 +32,11 @@ def mmrec_register_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-bo
 @hookspec
 def mmrec_register_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
     """The recommenders that this plugin brings."""
+
+
+@hookspec
+def mmrec_register_samplers() -> Iterable[SamplerSpec]:  # type: ignore[empty-body]
+    """The samplers of negative items that this plugin brings."""
 
 
 @hookspec

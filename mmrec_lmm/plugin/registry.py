@@ -36,7 +36,7 @@ from ..errors import ConfigError, PluginError, did_you_mean
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
 from .names import LONGEST
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, resolve
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, resolve
 
 if TYPE_CHECKING:
     from ..types import EpochReport, RunResult, RunSpec
@@ -44,12 +44,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AnySpec = ModelSpec | EncoderSpec | ParadigmSpec | DatasetSpec | MetricSpec
+AnySpec = ModelSpec | SamplerSpec | EncoderSpec | ParadigmSpec | DatasetSpec | MetricSpec
 Spec = TypeVar("Spec", bound=AnySpec)
 
 HOOKS = tuple(sorted(name for name in vars(hookspecs) if name.startswith("mmrec_")))
 REGISTERS: Mapping[str, type[AnySpec]] = {
     "mmrec_register_models": ModelSpec,
+    "mmrec_register_samplers": SamplerSpec,
     "mmrec_register_encoders": EncoderSpec,
     "mmrec_register_paradigms": ParadigmSpec,
     "mmrec_register_datasets": DatasetSpec,
@@ -147,6 +148,7 @@ class Registry:
     """Everything that the plugins of this process bring."""
 
     models: NamedSpecs[ModelSpec]
+    samplers: NamedSpecs[SamplerSpec]
     encoders: NamedSpecs[EncoderSpec]
     paradigms: NamedSpecs[ParadigmSpec]
     datasets: NamedSpecs[DatasetSpec]
@@ -157,7 +159,7 @@ class Registry:
     @property
     def conflicts(self) -> tuple[str, ...]:
         """One message for each name that more than one plugin claims."""
-        kinds = (self.models, self.encoders, self.paradigms, self.datasets, self.metrics)
+        kinds = (self.models, self.samplers, self.encoders, self.paradigms, self.datasets, self.metrics)
         return tuple(message for specs in kinds for message in specs.conflicts)
 
     def paradigm(self, run: RunSpec) -> Paradigm:
@@ -200,6 +202,7 @@ def load_registry(extra: Sequence[str] = ()) -> Registry:
     withheld = _withheld(plugins)
     return Registry(
         models=NamedSpecs("model", offers[ModelSpec], withheld=withheld),
+        samplers=NamedSpecs("sampler", offers[SamplerSpec], withheld=withheld),
         encoders=NamedSpecs("encoder", offers[EncoderSpec], withheld=withheld),
         paradigms=NamedSpecs("paradigm", offers[ParadigmSpec], withheld=withheld),
         datasets=NamedSpecs("data set", offers[DatasetSpec], withheld=withheld),

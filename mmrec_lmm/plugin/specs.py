@@ -1,4 +1,5 @@
-"""The specs that a plugin's hooks return: frozen descriptions of a model, encoder, paradigm, data set or metric.
+"""The specs that a plugin's hooks return: frozen descriptions of a model, sampler, encoder, paradigm, data set
+or metric.
 
 Nothing here imports torch. A spec may name its class, schema or function as "module:attribute": listing
 plugins then imports none of them.
@@ -14,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..types import Dataset
-    from .contracts import ItemEncoder, Paradigm, Recommender
+    from .contracts import ItemEncoder, Paradigm, Recommender, Sampler
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,19 @@ class ModelSpec:
     uses_features: bool = True
     configs: Path | None = None
     unread: tuple[str, ...] = ()
+    negatives: Literal["one", "several", "none"] = "one"  # per positive; several: also one; none: it reads none
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """Registers a sampler of negative items. `config` is the frozen dataclass of its section in configuration
+    (`popularity:`, `--popularity.power=0.5`); None: it has none."""
+
+    name: str
+    cls: type[Sampler] | str | None  # None: it draws nothing
+    config: type | str | None = None
+    summary: str = ""
+    paper: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,11 +153,19 @@ class MetricSpec:
 
     `hits` (U, K) bool: is the item at each rank one of the user's held-out items; K >= k is the largest cutoff.
     `n_positives` (U,) int64: the number of held-out rows of each user.
+
+    With `context` it is `fn(ranked, k)`, of a RankedLists: the items, their features and popularity, and more. With
+    `per_user=False` it returns one number for the lists of all users. `needs` names what is only there if a metric asks
+    for it: "features" of items, which refuses runs without any, and "places" of held-out items among all candidates.
     """
 
     name: str
-    fn: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | str
+    fn: Callable[..., Any] | str
     summary: str = ""
+    context: bool = False
+    per_user: bool = True
+    larger_is_better: bool = True
+    needs: tuple[Literal["features", "places"], ...] = ()
 
 
 def _take_old_name(spec: EncoderSpec | DatasetSpec) -> None:

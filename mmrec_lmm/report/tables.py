@@ -121,7 +121,7 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     lines = []
     for metric in board.metrics:
         for row in rows:
-            found = [row.slices[part][metric].mean if part in row.slices else None for part in parts]
+            found = [interval.mean if (interval := row.slices.get(part, {}).get(metric)) else None for part in parts]
             figures = [row.scores[metric].mean, *found]
             mark = bool(row.marks)
             cells = tuple(TableCell(DASH) if x is None else _number(x, mark=mark) for x in figures)

@@ -26,6 +26,7 @@ from ..features.files import (
     normalized,
     read_feature_file,
     scarcity,
+    whitened,
 )
 from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
 from ..plugin.registry import Registry
@@ -230,8 +231,9 @@ def feature_tables(
 
     A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
     `joint` only if it is named there. Tables from files are scaled by `normalize`; with `force`, those of the encoder
-    are made again.
+    are made again. All are whitened if `whiten` says so.
     """
+    whiten = whitened if spec.settings.whiten else lambda table: table
     files, to_encode = _wanted(spec, dataset, registry)
     if spec.control == NO_FEATURES:  # reads no file and encodes nothing
         yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
@@ -241,7 +243,7 @@ def feature_tables(
         logger.warning("normalize: %s has no effect: it is for feature files, and this run reads none", how)
     for modality, file in files.items():
         table = read_feature_file(file, modality=modality, n_items=dataset.n_items)
-        yield modality, normalized(table, how)
+        yield modality, whiten(normalized(table, how))
     if to_encode:
         assert spec.encoder is not None
         assert dataset.catalog is not None
@@ -266,7 +268,7 @@ def feature_tables(
                 ),
                 tuned=tuned,
             )
-        yield from tables.items()
+        yield from ((modality, whiten(table)) for modality, table in tables.items())
 
 
 @contextmanager
@@ -392,9 +394,54 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
 
 
 def check_applicable(spec: RunSpec, registry: Registry) -> None:
-    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, ConfigError if another value
-    doesn't. Only the plugins' code is read."""
+    """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, the sampler its model, or a
+    metric its features; ConfigError if another value doesn't. Only the plugins' code is read."""
+    check_sampler(spec, registry)
+    check_metrics(spec, registry)
+    if spec.settings.whiten and registry.paradigms.get(spec.paradigm).joint:
+        raise NotApplicable(
+            f"whiten: expected a paradigm that leaves features as they are, got {spec.paradigm}, which trains "
+            "them; try whiten: false"
+        )
     registry.paradigm(spec).check(spec, registry)
+
+
+def check_metrics(spec: RunSpec, registry: Registry) -> None:
+    """Raise NotApplicable for a metric of features that the run lacks, ConfigError if the metric that selects can't.
+
+    Unknown names are left to those who know where they were set.
+    """
+    settings = spec.settings
+    known = {name.lower(): registry.metrics.get(name) for name in settings.metrics if name in registry.metrics}
+    without = not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES
+    for metric in known.values():
+        if without and "features" in metric.needs:
+            who = f"model {spec.model}, which uses none" if spec.control != NO_FEATURES else "--control none"
+            raise NotApplicable(
+                f"metrics: expected item features for {metric.name}, got {who}; try leaving {metric.name} out"
+            )
+    selects = known.get(settings.valid_metric.partition("@")[0].lower())
+    if selects is not None and not selects.larger_is_better:
+        raise ConfigError(
+            f"valid_metric: expected a metric of which larger is better, got {settings.valid_metric}; try Recall@20"
+        )
+
+
+def check_sampler(spec: RunSpec, registry: Registry) -> None:
+    """Raise NotApplicable if the run's sampler doesn't draw as many negatives as its model takes."""
+    settings, model = spec.settings, registry.models.get(spec.model)
+    if model.negatives == "none":
+        return
+    if registry.samplers.get(settings.sampler).cls is None:
+        raise NotApplicable(
+            f"sampler: expected one that draws negatives for model {model.name}, got {settings.sampler}; try uniform"
+        )
+    if model.negatives == "one" and settings.n_negatives > 1:
+        able = [other.name for other in registry.models if other.negatives == "several"]
+        raise NotApplicable(
+            f"n_negatives: expected 1 for model {model.name}, which takes one negative per positive, got "
+            f"{settings.n_negatives}; try {', '.join([*able, 'or n_negatives 1'])}"
+        )
 
 
 def encodable_modalities(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
         "paradigm": spec.paradigm if in_features else [spec.paradigm, spec.paradigm_config],
         "settings": {**identifying(spec.settings), "threads": cpu_threads(spec.settings)},
     }
+    if spec.sampler_config is not None:
+        identity["sampler"] = spec.sampler_config
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
 

@@ -230,6 +230,7 @@ def _keys(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         "model_config": "",
         "encoder_config": "encoder.",
         "paradigm_config": f"{resolved.get('paradigm')}.",
+        "sampler_config": f"{resolved.get('settings', {}).get('sampler')}.",
     }
     for name, value in resolved.items():
         if name in sections and value is not None:

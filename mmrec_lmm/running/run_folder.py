@@ -162,6 +162,7 @@ class _Config:
     features: Mapping[str, Path]
     control: str | None
     point: Mapping[str, Any] = field(default_factory=dict)
+    sampler_config: Mapping[str, Any] | None = None
 
 
 def load_config(folder: Path, registry: Registry) -> RunSpec:
@@ -180,6 +181,10 @@ def load_config(folder: Path, registry: Registry) -> RunSpec:
         "paradigm_config": paradigm
         and _section(schema_of(paradigm, found.paradigm), found.paradigm_config, f"{path}: paradigm_config"),
     }
+    if found.sampler_config is not None:
+        sampler = sections["settings"].sampler
+        schema = schema_of(registry.samplers.load(sampler, "config"), sampler)
+        sections["sampler_config"] = _section(schema, found.sampler_config, f"{path}: sampler_config")
     return RunSpec(**{one.name: getattr(found, one.name) for one in fields(found)} | sections)
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ..config.settings import Settings
-from ..data.sampling import TrainingRows
+from ..data.sampling import Checked, TrainingRows, Uniform
 from ..errors import RunError
-from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
+from ..evaluation.measures import Measures, means
+from ..evaluation.ranking import Evaluator, Ranking
 from ..logs import log_epoch, metric_line, progress_bar
 from ..machine import (
     OneAllocation,
@@ -27,7 +28,7 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, TrainerCallback
+from ..plugin.contracts import Recommender, Sampler, TrainerCallback, device_of
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
@@ -46,7 +47,7 @@ from ..types import (
     TrainingData,
 )
 from . import run_folder
-from .inputs import gather, without_encoder
+from .inputs import check_sampler, gather, without_encoder
 from .marks import marks
 from .provenance import code_hashes, run_id, run_record
 from .run_folder import CHECKPOINT
@@ -66,10 +67,41 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     features = ItemFeatures.from_tables(inputs.tables, device, joint=registry.paradigms.get(spec.paradigm).joint)
     torch.manual_seed(spec.settings.seed)
     model_class = registry.models.load(spec.model, "cls")
-    data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+    data = training_data(dataset)
     with OneAllocation(f"model {spec.model}"):
         model: Recommender = model_class(data, features, spec.model_config)
     return model.to(device)
+
+
+def training_data(dataset: Dataset) -> TrainingData:
+    """What a model and a sampler may see of a data set."""
+    return TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+
+
+def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: torch.device) -> TrainingRows:
+    """The training rows with the negatives of the run's sampler. Raises NotApplicable if it doesn't fit the model."""
+    check_sampler(spec, registry)
+    settings, sampler = spec.settings, registry.samplers.get(spec.settings.sampler)
+    made: Sampler | None = None
+    if sampler.cls is not None:
+        data = training_data(dataset)
+        made = registry.samplers.load(sampler.name, "cls")(data, spec.sampler_config)
+        if not isinstance(made, Uniform):
+            made = Checked(
+                made, data, name=f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
+            )
+    count = settings.n_negatives if made else 0
+    return TrainingRows(
+        dataset.train, dataset.n_users, settings.train_batch_size, device, sampler=made, n_negatives=count
+    )
+
+
+def measures_of(spec: RunSpec, inputs: Inputs, registry: Registry) -> Measures:
+    """The run's metrics. Those that need features of items see them as they were before any joint training."""
+    dataset = inputs.dataset
+    return Measures(
+        registry.metrics, spec.settings.metrics, dataset.train, dataset.n_users, dataset.n_items, inputs.tables
+    )
 
 
 class Observers(Protocol):
@@ -110,15 +142,15 @@ def run(
         if not (folder / run_folder.RESULT).exists():
             run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
-        metrics = _metric_functions(spec.settings, registry)
+        measures = measures_of(spec, inputs, registry)
         validation = evaluator_of("valid", inputs.dataset, spec.settings)
         try:
             callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
             fit = train(
-                model, spec, inputs, validation, metrics, folder,
-                callback=callback, observers=observers, resume=resume, progress=progress,
+                model, spec, inputs, validation, measures, folder,
+                registry=registry, callback=callback, observers=observers, resume=resume, progress=progress,
             )  # fmt: skip
-            ranked = rank(model, validation, fit.validation, inputs.dataset, metrics, spec.settings)
+            ranked = rank(model, validation, fit.validation, inputs.dataset, measures, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
@@ -159,9 +191,10 @@ def train(
     spec: RunSpec,
     inputs: Inputs,
     validation: Evaluator,
-    metrics: Mapping[str, MetricFunction],
+    measures: Measures,
     folder: Path,
     *,
+    registry: Registry,
     callback: TrainerCallback | None,
     observers: Observers,
     resume: bool,
@@ -172,9 +205,9 @@ def train(
     name, checkpoint = folder.name, folder / CHECKPOINT
     trainer = Trainer(
         model,
-        TrainingRows(dataset.train, dataset.n_users, settings.train_batch_size, next(model.parameters()).device),
+        training_rows(spec, dataset, registry, device_of(model)),
         settings,
-        validate=lambda: validate(model, validation, metrics, settings),
+        validate=lambda: validate(model, validation, measures, settings),
         generator=torch.Generator().manual_seed(settings.seed),
         callback=callback,
     )
@@ -183,7 +216,7 @@ def train(
     if state is not None:
         with restoring(checkpoint):
             trainer.restore(state)
-            validation.ranking(trainer.best.found["items"].long())
+            validated(validation, trainer.best)
         logger.info("%s", _continued(name, state.numbers))
     else:
         if (checkpoint / STATE).is_file():
@@ -198,7 +231,7 @@ def train(
 
         def on_epoch(report: EpochReport) -> None:
             score = None if report.valid is None else report.valid[settings.valid_metric.lower()]
-            test = watch_test(model, watched, metrics, settings) if watched and report.valid else None
+            test = watch_test(model, watched, measures, settings) if watched and report.valid else None
             log_epoch(report, model=spec.model, score=score, test=test)
             valid = "" if score is None else f" {settings.valid_metric.lower()} {score:.4f}"
             bar.set_postfix_str(f"loss {sum(report.losses.values()):.4f}{valid}")
@@ -210,41 +243,56 @@ def train(
     return fit
 
 
-def validate(
-    model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
-) -> Validation:
+def validate(model: Recommender, evaluator: Evaluator, measures: Measures, settings: Settings) -> Validation:
     """All metrics on validation, unrounded, the one that selects epochs and grid points, and the items ranked."""
-    found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-    means = _means(metric_values(found, metrics, settings.topk))
-    items = torch.from_numpy(found.items).int()  # (U, K)
-    return Validation(means[settings.valid_metric.lower()], means, {"items": items})
+    found = _rank(model, evaluator, measures, settings)
+    values = means(measures.values(found, settings.topk))
+    kept = {"items": torch.from_numpy(found.items).int()}  # (U, K)
+    if found.places is not None:
+        kept["above"] = torch.from_numpy(found.places.above)  # (P,)
+    return Validation(values[settings.valid_metric.lower()], values, kept)
 
 
-def watch_test(
-    model: Recommender, evaluator: Evaluator, metrics: Mapping[str, MetricFunction], settings: Settings
-) -> dict[str, float]:
+def validated(evaluator: Evaluator, best: Validation) -> Ranking:
+    """The ranking that a result of `validate` keeps."""
+    return evaluator.ranking(best.found["items"].long(), best.found.get("above"))
+
+
+def _rank(model: Recommender, evaluator: Evaluator, measures: Measures, settings: Settings) -> Ranking:
+    return evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size, places=measures.needs_places)
+
+
+def watch_test(model: Recommender, evaluator: Evaluator, measures: Measures, settings: Settings) -> dict[str, float]:
     """Test metrics with the current weights, for the log of MMRec's protocol.
 
     They select nothing, and training continues with the same random state.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a model's scores may use random numbers
-        found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
-    return _means(metric_values(found, metrics, settings.topk))
+        found = _rank(model, evaluator, measures, settings)
+    return means(measures.values(found, settings.topk))
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The rankings by split, "valid" and "test"; each metric by user; recall beside chance; and the seconds it took.
+    """The rankings by split, "valid" and "test"; each metric's values, by user or one for all; recall beside chance;
+    and the seconds it took.
 
     A `cold-item` split has another ranking, COLD: that of test with cold items as the only candidates.
     """
 
     rankings: Mapping[str, Ranking]
-    per_user: Mapping[str, Mapping[str, np.ndarray]]
+    values: Mapping[str, Mapping[str, np.ndarray]]
     chance: ChanceBySplit
     seconds: float
     cold_items: ColdItems | None = None
+
+    @property
+    def per_user(self) -> dict[str, dict[str, np.ndarray]]:
+        """The values (U,) of the metrics that have one for each user."""
+        return {
+            split: {name: array for name, array in found.items() if array.ndim} for split, found in self.values.items()
+        }
 
 
 def rank(
@@ -252,32 +300,30 @@ def rank(
     validation: Evaluator,
     best: Validation,
     dataset: Dataset,
-    metrics: Mapping[str, MetricFunction],
+    measures: Measures,
     settings: Settings,
 ) -> Ranked:
     """Rank test with the model's best weights, for the run's result; validation was ranked with them in training."""
     started = time.perf_counter()
     test = evaluator_of("test", dataset, settings)
     rankings = {
-        "valid": validation.ranking(best.found["items"].long()),
-        "test": test.rank(model, max(settings.topk), batch_size=settings.eval_batch_size),
+        "valid": validated(validation, best),
+        "test": _rank(model, test, measures, settings),
     }
     k = int(settings.valid_metric.partition("@")[2])
     evaluators = {"valid": validation, "test": test}
     cold = np.bincount(dataset.train.items, minlength=dataset.n_items) == 0  # (I,)
     if settings.split == "cold-item":
         evaluators[run_folder.COLD] = evaluator_of("test", dataset, settings, among=cold)
-        rankings[run_folder.COLD] = evaluators[run_folder.COLD].rank(
-            model, max(settings.topk), batch_size=settings.eval_batch_size
-        )
+        rankings[run_folder.COLD] = _rank(model, evaluators[run_folder.COLD], measures, settings)
     chances = {split: evaluator.chance(rankings[split], k) for split, evaluator in evaluators.items()}
     seconds = time.perf_counter() - started
-    per_user = {split: metric_values(found, metrics, settings.topk) for split, found in rankings.items()}
+    values = {split: measures.values(found, settings.topk) for split, found in rankings.items()}
     of_cold = None
     if run_folder.COLD in evaluators:
-        of_cold = ColdItems(int(cold.sum()), _means(per_user[run_folder.COLD]), chances[run_folder.COLD])
+        of_cold = ColdItems(int(cold.sum()), means(values[run_folder.COLD]), chances[run_folder.COLD])
     by_split = ChanceBySplit(f"recall@{k}", chances["valid"], chances["test"])
-    return Ranked(rankings, per_user, by_split, seconds, of_cold)
+    return Ranked(rankings, values, by_split, seconds, of_cold)
 
 
 def result_of(
@@ -291,14 +337,14 @@ def result_of(
     ranked: Ranked,
 ) -> RunResult:
     """The result of a run, with its record."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # resumed ones too
     return RunResult(
         run_id=folder.name,
         path=folder,
         parameters=spec.point,
-        valid=_means(ranked.per_user["valid"]),
-        test=_means(ranked.per_user["test"]),
+        valid=means(ranked.values["valid"]),
+        test=means(ranked.values["test"]),
         best_epoch=fit.best_epoch,
         epochs=fit.epochs,
         stopped=fit.stopped,
@@ -385,12 +431,3 @@ def _where_stopped(folder: Path) -> str:
     saved = load_numbers(folder / CHECKPOINT, TrainerNumbers)
     where = "the trained model is saved" if saved.stopped else f"the state after epoch {saved.epoch - 1} is saved"
     return f"{folder.name}: interrupted; {where}; the same command with --resume continues"
-
-
-def _metric_functions(settings: Settings, registry: Registry) -> dict[str, MetricFunction]:
-    """The functions of the reported metrics, by lower-case name."""
-    return {name.lower(): registry.metrics.load(name, "fn") for name in settings.metrics}
-
-
-def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(array.mean()) for name, array in values.items()}

@@ -9,7 +9,7 @@ Shapes: I items, U tested users, K listed items.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from ..data.items import item_texts
 from ..data.opening import open_dataset
 from ..disk.reading import is_readable
 from ..errors import ConfigError, DataError
-from ..evaluation.ranking import MetricFunction
 from ..evaluation.statistics import bootstrap, percentile_interval
 from ..features.files import read_feature_file
 from ..plugin.registry import Registry
@@ -105,7 +104,8 @@ class Slicer:
         self._registry = registry
 
     def values(self, run: RunResult, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-        """Slice -> metric ("recall@20") -> one value for each user who has held-out items in it, ascending by id.
+        """Slice -> metric ("recall@20") -> one value for each user who has held-out items in it, ascending by id;
+        only metrics that slices have (`measures`).
 
         Raises DataError if the run was made on other data or has no lists, ConfigError if a metric is unknown or needs
         longer lists.
@@ -114,7 +114,11 @@ class Slicer:
         users, items = run_folder.load_topk(
             run.path, n_users=self.dataset.n_users, n_items=self.dataset.n_items, sha256=run.record.topk
         )  # (U,), (U, K)
-        functions = {metric: self._function(metric, items.shape[1], run.run_id) for metric in metrics}
+        functions = {
+            metric: self._function(metric, items.shape[1], run.run_id) for metric in metrics if self.measures(metric)
+        }
+        if not functions:
+            raise ConfigError(f"metrics: expected one of hits alone, as Recall is, got {', '.join(metrics)}")
         test = self.dataset.test
         keys = np.unique(test.users * self.dataset.n_items + test.items)
         hits = np.isin(users[:, None] * self.dataset.n_items + items, keys) & (items >= 0)  # (U, K)
@@ -129,7 +133,7 @@ class Slicer:
             }
         if run.record.cold_items is not None:
             per_user = run_folder.load_per_user(run.path)
-            names = {metric: f"{run_folder.COLD}/{metric}" for metric in metrics if metric in run.test}
+            names = {metric: f"{run_folder.COLD}/{metric}" for metric in functions if metric in run.test}
             if missing := names.values() - per_user.keys():
                 path = run.path / run_folder.PER_USER
                 raise DataError(f"{path}: expected {min(missing)}, got no such array; {run_folder.CURE}")
@@ -137,7 +141,12 @@ class Slicer:
             found[COLD_ALONE] = measured
         return found
 
-    def _function(self, metric: str, listed: int, run_id: str) -> tuple[MetricFunction, int]:
+    def measures(self, metric: str) -> bool:
+        """True if slices have the metric: it is one of hits alone. Lists as a whole belong to no slice."""
+        name = metric.partition("@")[0]
+        return name not in self._registry.metrics or not self._registry.metrics.get(name).context
+
+    def _function(self, metric: str, listed: int, run_id: str) -> tuple[Callable[..., np.ndarray], int]:
         """A metric's function, and its cutoff."""
         name, _, cutoff = metric.partition("@")
         if not cutoff.isdecimal() or int(cutoff) == 0:

@@ -90,6 +90,11 @@ class Method:
     best_within: Sequence[str] = ("dataset",)
     family: Sequence[str] = ()
     streams: Mapping[str, str] = dataclasses.field(default_factory=dict)  # encoder -> dual or unified, for claims
+    smaller: frozenset[str] = frozenset()  # metrics, in lower case and without cutoff, of which smaller is better
+
+    def sign(self, metric: str) -> int:
+        """1 if larger values of a metric ("recall@20") are better, else -1."""
+        return -1 if metric.partition("@")[0] in self.smaller else 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,13 +132,13 @@ def compare(
     boards = _boards(entries, method, load)
     comparisons = [found for board in boards for found in board.comparisons(method.baseline, method.family)]
     families = Counter(found.family for found in comparisons if found.p is not None)
-    rows = _rows(entries, boards, _tested_scores(comparisons, method.alpha), slicers or {})
+    rows = _rows(entries, boards, _tested_scores(comparisons, method), slicers or {})
     claims, claim_families = _claims(rows, boards, method)
     return Leaderboard(
         study=study,
         title=title or study,
         metrics=method.names,
-        rows=_with_best(rows, method.best_within),
+        rows=_with_best(rows, method),
         test=method.test,
         alpha=method.alpha,
         ranked_by=ranked_by,
@@ -181,7 +186,10 @@ def _rows(
         for place, row in enumerate(board.rows):
             measured[board.entries[place].key] = dataclasses.replace(
                 row,
-                scores={name: tested.get((row.key, name)) or board.score(place, name) for name in board.metrics},
+                scores={
+                    name: tested.get((row.key, name)) or board.score(place, name)
+                    for name in (*board.metrics, *board.of_lists)
+                },
                 content_gain=board.content_gain(place),
                 twins={control: board.rows[twin].key for control, twin in board.twins(place).items()},
                 slices=slices.get(place, {}),
@@ -287,7 +295,7 @@ class _Comparison:
     interval: Interval
     seeds: int  # of the side that has fewer
     p: float | None  # None if that is one
-    above: bool  # True if the difference that the test measures is in favor of the row
+    above: bool  # True if the difference that the test measures is above 0
 
 
 class _Board:
@@ -300,12 +308,16 @@ class _Board:
         test: str,
         load: Callable[[Path], Mapping[str, np.ndarray]],
     ) -> None:
-        self.entries, self.metrics, self.test, self._load = entries, metrics, test, load
+        self.entries, self.test, self._load = entries, test, load
         self.dataset = entries[0].axes.tested_on
         self.rows = [_row(entry) for entry in entries]
-        self.users = load(entries[0].runs[0].path)[USERS]
+        table, measured = load(entries[0].runs[0].path), entries[0].runs[0].test
+        #: of the lists of all users together: without values by user there is neither interval nor test
+        self.of_lists = [metric for metric in metrics if metric in measured and SPLIT + metric not in table]
+        self.metrics = [metric for metric in metrics if metric not in self.of_lists]
+        self.users = table[USERS]
         self.values = [self._values(entry) for entry in entries]  # by row and metric, (S, U)
-        self.seeds = {metric: seed_variance([values[metric] for values in self.values]) for metric in metrics}
+        self.seeds = {metric: seed_variance([values[metric] for values in self.values]) for metric in self.metrics}
 
     @cached_property
     def _means(self) -> np.ndarray:
@@ -320,6 +332,9 @@ class _Board:
 
     def score(self, place: int, metric: str) -> Score:
         """The untested score of a row; its interval is over seeds too if the row has several."""
+        if metric in self.of_lists:
+            values = self._of_lists(place, metric)
+            return Score(float(values.mean()), Interval(float(values.mean()), None, None), tuple(values.tolist()))
         by_seed = self.values[place][metric].mean(axis=1)  # (S,)
         mean, seeds = float(by_seed.mean()), self.seeds[metric]
         if seeds is not None and len(by_seed) > 1:
@@ -327,6 +342,17 @@ class _Board:
         else:
             interval = _interval(mean, self._means[:, place, self.metrics.index(metric)])
         return Score(mean, interval, tuple(by_seed.tolist()))
+
+    def _of_lists(self, place: int, metric: str) -> np.ndarray:
+        """A row's values (S,) of a metric that has one for all users, by seed."""
+        runs = self.entries[place].runs
+        for run in runs:
+            if metric not in run.test:
+                raise ConfigError(
+                    f"{run.run_id}: expected a metric that the run measured ({', '.join(sorted(run.test))}), got "
+                    f"{metric}{did_you_mean(metric, run.test)}"
+                )
+        return np.array([run.test[metric] for run in runs])
 
     def difference(self, ours: int, theirs: int, metric: str) -> tuple[Paired, Interval]:
         """The paired difference of two rows and its interval, over the same as the test: users and seeds, or users.
@@ -395,25 +421,33 @@ class _Board:
         """Control -> metric -> gain: the row's score minus that of its control run."""
         return {
             control: {metric: self.difference(place, twin, metric)[1] for metric in self.metrics}
+            | {metric: self._gain_of_lists(place, twin, metric) for metric in self.of_lists}
             for control, twin in self.twins(place).items()
         }
 
+    def _gain_of_lists(self, place: int, twin: int, metric: str) -> Interval:
+        means = [float(self._of_lists(one, metric).mean()) for one in (place, twin)]
+        return Interval(means[0] - means[1], None, None)
+
     def slices(self, slicer: Slicer) -> dict[int, dict[str, dict[str, Interval]]]:
         """Place of a row -> slice -> metric -> mean over the slice's users, after averaging each over the seeds."""
-        found = [[slicer.values(run, self.metrics) for run in entry.runs] for entry in self.entries]
+        metrics = [metric for metric in self.metrics if slicer.measures(metric)]
+        if not metrics:
+            return {}
+        found = [[slicer.values(run, metrics) for run in entry.runs] for entry in self.entries]
         sliced: dict[int, dict[str, dict[str, Interval]]] = {place: {} for place in range(len(found))}
         for name in list(found[0][0])[1:]:  # the first is all of test
             columns = np.stack(
-                [np.mean([run[name][metric] for run in runs], axis=0) for runs in found for metric in self.metrics],
+                [np.mean([run[name][metric] for run in runs], axis=0) for runs in found for metric in metrics],
                 axis=1,
             )  # (U of the slice, rows x metrics)
             if not len(columns):
                 continue
             ends = percentile_interval(bootstrap(columns))
             for column, mean in enumerate(columns.mean(axis=0).tolist()):
-                place, metric = divmod(column, len(self.metrics))
+                place, metric = divmod(column, len(metrics))
                 interval = Interval(mean, *ends[:, column].tolist())
-                sliced[place].setdefault(name, {})[self.metrics[metric]] = interval
+                sliced[place].setdefault(name, {})[metrics[metric]] = interval
         return sliced
 
     def _tested(
@@ -535,10 +569,10 @@ def _interval(mean: float, means: np.ndarray) -> Interval:
     return Interval(mean, low, high)
 
 
-def _tested_scores(comparisons: Sequence[_Comparison], alpha: float) -> dict[tuple[str, str], Score]:
+def _tested_scores(comparisons: Sequence[_Comparison], method: Method) -> dict[tuple[str, str], Score]:
     """The score of each comparison by its key, with p corrected within its family."""
     corrected = zip(comparisons, _corrected(comparisons), strict=True)
-    return {(found.row, found.metric): _starred(found, p, alpha) for found, p in corrected}
+    return {(found.row, found.metric): _starred(found, p, method) for found, p in corrected}
 
 
 def _corrected(comparisons: Sequence[_Comparison]) -> list[float | None]:
@@ -570,7 +604,7 @@ def _claims(
     for found, p in zip(comparisons, _corrected(comparisons), strict=True):
         pair, difference = (found.row, found.against), found.paired.mean
         verdicts.setdefault(pair, {})[found.metric] = Verdict(
-            sign=int(np.sign(difference)),
+            sign=int(np.sign(difference)) * method.sign(found.metric),
             testable=found.seeds >= STAR_SEEDS,
             starred=_is_starred(found, p, method.alpha) and found.above == (difference > 0),
             marked=not marked.isdisjoint(pair),
@@ -584,31 +618,33 @@ def _is_starred(found: _Comparison, p: float | None, alpha: float) -> bool:
     return p is not None and p < alpha and found.seeds >= STAR_SEEDS
 
 
-def _starred(found: _Comparison, p: float | None, alpha: float) -> Score:
-    """The score of a comparison with its corrected p, starred if it is significantly above the baseline."""
+def _starred(found: _Comparison, p: float | None, method: Method) -> Score:
+    """The score of a comparison with its corrected p, starred if it is significantly better than the baseline."""
+    better = found.above == (found.paired.mean > 0) and method.sign(found.metric) * found.paired.mean > 0
     return dataclasses.replace(
         found.score,
         against=found.against,
         difference=found.interval,
         effect=found.paired.effect,
         p=p,
-        star=_is_starred(found, p, alpha) and found.above and found.paired.mean > 0,
+        star=_is_starred(found, p, method.alpha) and better,
     )
 
 
-def _with_best(rows: Sequence[Row], best_within: Sequence[str]) -> list[Row]:
-    """The rows, with the highest score of each group and metric marked as best; control runs don't compete."""
-    highest: dict[tuple[str, ...], float] = {}
-    groups = [tuple(row.axes.value(axis) or "-" for axis in (*best_within, "split")) for row in rows]
+def _with_best(rows: Sequence[Row], method: Method) -> list[Row]:
+    """The rows, with the best score of each group and metric marked; control runs don't compete."""
+    best: dict[tuple[str, ...], float] = {}
+    groups = [tuple(row.axes.value(axis) or "-" for axis in (*method.best_within, "split")) for row in rows]
     for row, group in zip(rows, groups, strict=True):
         for metric, score in row.scores.items() if row.axes.control is None else ():
-            highest[*group, metric] = max(score.mean, highest.get((*group, metric), -np.inf))
+            best[*group, metric] = max(method.sign(metric) * score.mean, best.get((*group, metric), -np.inf))
     return [
         dataclasses.replace(
             row,
             scores={
                 metric: dataclasses.replace(
-                    score, best=row.axes.control is None and score.mean == highest[*group, metric]
+                    score,
+                    best=row.axes.control is None and method.sign(metric) * score.mean == best[*group, metric],
                 )
                 for metric, score in row.scores.items()
             },
@@ -683,6 +719,10 @@ def _notes(
         left = [row.key for row in own if not row.axes.matches(method.baseline)]
         if left:
             yield f"Not tested, as no row of their data set is their baseline: {', '.join(left)}."
+    if together := dict.fromkeys(metric for board in boards for metric in board.of_lists):
+        yield f"Of all users' lists together, so without intervals and tests: {', '.join(together)}."
+    if smaller := [metric for metric in method.names if method.sign(metric) < 0]:
+        yield f"Smaller is better: {', '.join(smaller)}."
     if len(families) > 1:
         yield f"p is corrected within {len(families)} families of up to {max(families.values())} comparisons."
     if comparisons:

@@ -26,9 +26,9 @@ from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.choices import SplitRule
-from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in
+from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in, sections
 from ..config.schema import HOST, Key, schema_of
-from ..config.yaml_layers import ENCODER, GRID, Layer
+from ..config.yaml_layers import GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from ..features.controls import NO_FEATURES, Control
 from ..plugin.names import NAME_RULE, is_safe_name
@@ -277,9 +277,9 @@ class _Expansion:
     """Expands a study into cells. Collects all problems; each value in the file must be used by some cell."""
 
     def __init__(self, study: Study, registry: Registry) -> None:
-        sections = (ENCODER, *registry.paradigms.names())
-        parts = tuple(dataclasses.replace(part, settings=_flat(part.settings, sections)) for part in study.parts)
-        self.study = dataclasses.replace(study, settings=_flat(study.settings, sections), parts=parts)
+        known = sections(registry)
+        parts = tuple(dataclasses.replace(part, settings=_flat(part.settings, known)) for part in study.parts)
+        self.study = dataclasses.replace(study, settings=_flat(study.settings, known), parts=parts)
         self.registry = registry
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
@@ -503,6 +503,10 @@ class _Expansion:
             keys = {*HOST.keys, *schema_of(registry.models.load(model, "config"), model).keys}
             if name:
                 keys |= schema_of(registry.encoders.load(name, "config"), name, prefix="encoder.").keys.keys()
+            for sampler in registry.samplers:
+                if sampler.config is not None:
+                    config = registry.samplers.load(sampler.name, "config")
+                    keys |= schema_of(config, sampler.name, prefix=f"{sampler.name}.").keys.keys()
             self._keys[which] = keys | (of_paradigm.keys.keys() if of_paradigm else set())
         return self._keys[which]
 

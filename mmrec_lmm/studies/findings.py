@@ -38,6 +38,7 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
         best_within=study.best_within,
         family=study.family,
         streams={encoder.name: encoder.streams for encoder in registry.encoders if encoder.streams},
+        smaller=frozenset(metric.name.lower() for metric in registry.metrics if not metric.larger_is_better),
     )
     slicers = _slicers(outcomes, registry) if study.slices else None
     board = compare([*entries.values()], method, study=study.name, title=study.title, slicers=slicers)

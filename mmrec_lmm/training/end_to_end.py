@@ -290,7 +290,7 @@ class JointEncoder(TrainerCallback):
             if gradient is None:
                 continue
             if self._options.mode == "splice":
-                gradient = _only(gradient, torch.cat([batch.positives, batch.negatives]))
+                gradient = _only(gradient, torch.cat([batch.positives, batch.negatives.flatten()]))
             known = self._pending.get(modality)
             self._pending[modality] = gradient if known is None else known.add_(gradient)
         self._batches += 1

@@ -1,5 +1,7 @@
 """The recommenders that ship with mmrec-lmm: one file each, written to be read with its paper."""
 
+from typing import Literal
+
 from mmrec_lmm.api import ModelSpec, hookimpl
 
 from .. import configs
@@ -29,6 +31,7 @@ def mmrec_register_models() -> list[ModelSpec]:
             "SLMRec",
             "graph convolution of id and modalities, which self-supervision aligns",
             "Tao et al., IEEE TMM 2022, doi:10.1109/TMM.2022.3187556",
+            negatives="none",
         ),
         _spec(
             "LATTICE",
@@ -58,6 +61,7 @@ def mmrec_register_models() -> list[ModelSpec]:
             "matrix factorization, BPR loss: a control without features",
             "Rendle et al., UAI 2009, arXiv:1205.2618",
             uses_features=False,
+            negatives="several",
         ),
         _spec(
             "LightGCN",
@@ -65,11 +69,38 @@ def mmrec_register_models() -> list[ModelSpec]:
             "He et al., SIGIR 2020, arXiv:2002.02126",
             uses_features=False,
         ),
+        _spec(
+            "Pop",
+            "by popularity, the same for all: a control without features and parameters",
+            "",
+            uses_features=False,
+            negatives="none",
+        ),
+        _spec(
+            "ItemKNN",
+            "items whose users a user's items share: a control without features and parameters",
+            "Deshpande & Karypis, TOIS 2004, doi:10.1145/963770.963776",
+            uses_features=False,
+            negatives="none",
+        ),
+        _spec(
+            "EASE",
+            "a linear model of items from items, solved exactly: a control without features and parameters",
+            "Steck, WWW 2019, arXiv:1905.03375",
+            uses_features=False,
+            negatives="none",
+        ),
     ]
 
 
 def _spec(
-    name: str, summary: str, paper: str, *, uses_features: bool = True, unread: tuple[str, ...] = ()
+    name: str,
+    summary: str,
+    paper: str,
+    *,
+    uses_features: bool = True,
+    unread: tuple[str, ...] = (),
+    negatives: Literal["one", "several", "none"] = "one",
 ) -> ModelSpec:
     """The spec of a model whose file, class and configuration class have its name."""
     module = f"{__name__}.{name.lower()}"
@@ -82,4 +113,5 @@ def _spec(
         uses_features=uses_features,
         configs=configs(),
         unread=unread,
+        negatives=negatives,
     )

@@ -1,11 +1,12 @@
 """BPR: matrix factorization by Bayesian personalized ranking (Rendle et al., UAI 2009, arXiv:1205.2618).
 
 score(u, i) = <p_u, q_i>
-loss = -mean log(1e-10 + sigmoid(s_up - s_un)) + reg_weight (|P_u|_F + |Q_p|_F + |Q_n|_F) / B
+loss = -mean log(1e-10 + sigmoid(s_up - s_un)) + reg_weight (|P_u|_F + |Q_p|_F + |Q_n|_F) / B,
+its mean over all negatives of a positive where N are drawn
 
 Uses no content: with LightGCN, the baseline that shows what an encoder's features are worth.
 Fidelity: MMRec's variant. It has no item bias, and doesn't square the norms of the batch's matrices.
-Shapes: B batch, U users, I items, D embedding.
+Shapes: B batch, N negatives of a positive, U users, I items, D embedding.
 """
 
 from collections.abc import Mapping
@@ -51,9 +52,11 @@ class BPR(DotProduct):
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
         users = nn.functional.embedding(batch.users, self.user_embedding)  # (B, D)
         positives = nn.functional.embedding(batch.positives, self.item_embedding)
-        negatives = nn.functional.embedding(batch.negatives, self.item_embedding)
+        negatives = nn.functional.embedding(batch.negatives, self.item_embedding)  # (B, D), or (B, N, D)
+        positive, several = (users * positives).sum(1), negatives.ndim == 3
+        negative = torch.einsum("bd,bnd->bn", users, negatives) if several else (users * negatives).sum(1)
         return {
-            "bpr": bpr((users * positives).sum(1), (users * negatives).sum(1)),
+            "bpr": bpr(positive.unsqueeze(1) if several else positive, negative),
             "reg": self.reg_weight * batch_norms(users, positives, negatives),
         }
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..parser import Verbs
 
 
-KINDS = ("models", "encoders", "paradigms", "datasets", "metrics", "plugins", "runs")
+KINDS = ("models", "samplers", "encoders", "paradigms", "datasets", "metrics", "plugins", "runs")
 
 
 def add(verbs: Verbs) -> None:
