@@ -89,5 +89,8 @@ def _unit_vectors(features: Mapping[str, FeatureTable]) -> np.ndarray:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows at unit length, or zero; however small or large their numbers, whose squares float32 may not hold."""
+    sizes = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(sizes > 0, sizes, 1)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1)

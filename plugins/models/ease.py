@@ -31,7 +31,7 @@ class EASEConfig:
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {"reg_weight": above(0)}
 
-    reg_weight: float = 250.0
+    reg_weight: float = 500.0
 
 
 class EASE(ParameterFree):

@@ -26,12 +26,13 @@ BLOCK_ITEMS = 1024  # whose similarities to all items are in memory at once
 
 @dataclass(frozen=True)
 class ItemKNNConfig:
-    """The defaults are the best tried on the validation of Baby and MovieLens-100K (docs/models.md)."""
+    """Data sets differ in their best point: the default is one between those of Baby and MovieLens-100K
+    (docs/models.md)."""
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {"knn_k": SIZE, "shrink": WEIGHT}
 
     knn_k: int = 100  # neighbors of an item
-    shrink: float = 10.0  # lowers similarities that few users support
+    shrink: float = 100.0  # lowers similarities that few users support
 
 
 class ItemKNN(ParameterFree):
