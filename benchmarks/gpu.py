@@ -54,7 +54,7 @@ from .jobs import SomeRows
 from .joint import QUICK, tiny
 from .synthetic import BABY, Size, features, interactions
 
-MODELS = ("BPR", "LightGCN", "VBPR", "SLMRec", "MMGCL", "LATTICE", "MMGCN")
+MODELS = ("BPR", "LightGCN", "VBPR", "SLMRec", "MMGCL", "LATTICE", "FREEDOM", "BM3", "MGCN", "MMGCN")
 MODALITIES = ("image", "text")
 SAMPLES = 32  # different items, which are repeated
 DTYPE: Literal["bfloat16"] = "bfloat16"  # of encoders

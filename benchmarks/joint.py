@@ -202,7 +202,7 @@ def tiny(spec: EncoderSpec) -> ItemEncoder:
 #: Of the side network's benchmark: towers of ViT-B's width, and features of CLIP's.
 SIDE_SIZE = Size(users=943, items=1_682, train=80_000, valid=3_000, test=3_000, widths={})
 SIDE_WIDTH, SIDE_DIM, TAKEN = 768, 512, 4
-SIDE_MODELS = ("VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE")
+SIDE_MODELS = ("VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE", "FREEDOM", "BM3", "MGCN")
 
 
 def side_world(depth: int, size: Size, *, width: int, dim: int) -> tuple[SideNetwork, PreparedItems]:

@@ -636,7 +636,7 @@ def result_of(answer: Answer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("modalities", ["image", "text", "image,text"])
-@pytest.mark.parametrize("model", ["VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE"])
+@pytest.mark.parametrize("model", ["VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE", "FREEDOM", "BM3", "MGCN"])
 def test_every_model_that_uses_features_trains_an_encoder_on_any_modalities(
     model: str, modalities: str, run: Callable[..., Answer]
 ) -> None:

@@ -62,7 +62,11 @@ VARIANTS = [
     ("LATTICE", {"cf_model": "ngcf"}),
 ]
 #: Without draws of its own on the device, so that a step has the same numbers on any.
-STILL: Mapping[str, Mapping[str, Any]] = {"MMGCL": {"dropout_rate": 0.0}}
+STILL: Mapping[str, Mapping[str, Any]] = {
+    "MMGCL": {"dropout_rate": 0.0},
+    "FREEDOM": {"dropout": 0.0},
+    "BM3": {"dropout": 0.0},
+}
 Specs = Callable[..., tuple[RunSpec, ...]]
 
 

@@ -128,7 +128,9 @@ def test_a_run_killed_at_three_random_moments_and_resumed_equals_the_uninterrupt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["LATTICE", "MMGCL"])  # MMGCL draws random numbers in its steps
+@pytest.mark.parametrize(
+    "model", ["LATTICE", "MMGCL", "FREEDOM", "BM3"]
+)  # MMGCL and BM3 draw in their steps, FREEDOM per epoch
 def test_a_run_killed_at_five_moments_between_rare_checkpoints_equals_the_uninterrupted_one(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

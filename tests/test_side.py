@@ -517,7 +517,7 @@ def test_the_record_says_what_was_trained_and_the_weights_of_which_encoder_they_
 
 
 @pytest.mark.parametrize("modalities", ["image", "image,text"])
-@pytest.mark.parametrize("model", ["VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE"])
+@pytest.mark.parametrize("model", ["VBPR", "MMGCN", "MMGCL", "SLMRec", "LATTICE", "FREEDOM", "BM3", "MGCN"])
 def test_each_model_trains_a_side_network_on_each_subset_of_modalities(
     model: str, modalities: str, run: Callable[..., Answer]
 ) -> None:
