@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .plugin.contracts import DotProduct as DotProduct
     from .plugin.contracts import ItemEncoder as ItemEncoder
     from .plugin.contracts import Paradigm as Paradigm
+    from .plugin.contracts import ParameterFree as ParameterFree
     from .plugin.contracts import Recommender as Recommender
     from .plugin.contracts import Scorer as Scorer
     from .plugin.contracts import TrainerCallback as TrainerCallback
@@ -77,7 +78,9 @@ _HOME = {
     "cache": ("home",),
     "config.schema": ("LAYERS", "RATE", "SIZE", "WEIGHT", "Limit", "above", "at_least", "between", "each"),
     "weights.formats": ("LoadReport", "check_numbers", "interpolate_positions", "load_state", "read_checkpoint"),
-    "plugin.contracts": ("DotProduct", "ItemEncoder", "Paradigm", "Recommender", "Scorer", "TrainerCallback"),
+    "plugin.contracts": (
+        "DotProduct", "ItemEncoder", "ParameterFree", "Paradigm", "Recommender", "Scorer", "TrainerCallback",
+    ),
     "errors": (
         "ConfigError", "ConfigValueError", "DataError", "MMRecError", "NotApplicable", "PluginError", "WeightsMissing",
         "did_you_mean",

@@ -110,10 +110,10 @@ def check_model(
 ) -> None:
     """Assert what the host relies on in every model, on the checkerboard.
 
-    The loss is a dict of finite scalars with a gradient; scores are (B, I), finite, independent of the batch and of
-    training mode; `vectors`, where there are any, give the same scores; saving and loading changes no score; features
-    are read live; joint features receive a gradient; and a modality that no item has, alone or beside another, leaves
-    losses, gradients and scores finite.
+    Where parameters are trainable, the loss is a dict of finite scalars with a gradient; scores are (B, I), finite,
+    independent of the batch and of training mode; `vectors`, where there are any, give the same scores; saving and
+    loading changes no score; features are read live; joint features receive a gradient; and a modality that no item
+    has, alone or beside another, leaves losses, gradients and scores finite.
     """
     data, _ = checkerboard()
     tables = checkerboard_features(modalities=modalities)
@@ -122,24 +122,10 @@ def check_model(
         torch.manual_seed(0)
         return model_class(data, ItemFeatures.from_tables(tables, joint=joint), config)
 
-    model, batch = build(), batch_of(data)
+    model = build()
     name = model_class.__name__
-    parameters = list(model.parameters())
-    assert parameters, f"{name} has no parameter"
-
-    model.train()
-    model.on_epoch_start(0)
-    terms = model.training_loss(batch)
-    assert terms, f"{name}.training_loss returned no term"
-    assert all(isinstance(key, str) and term.ndim == 0 and term.isfinite() for key, term in terms.items()), (
-        f"{name}.training_loss must return named finite scalars, not {terms}"
-    )
-    torch.stack([*terms.values()]).sum().backward()
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in parameters), f"{name}: no gradient"
-    if joint:
-        for modality, leaf in model.features().items():
-            assert leaf.grad is not None, f"{name}: the loss doesn't reach joint features of {modality}"
-            assert leaf.grad.any(), f"{name}: the gradient of joint features of {modality} is zero"
+    if _trains(model):
+        _check_loss(model, batch_of(data))
 
     scores = scores_of(model)
     assert scores.shape == (data.n_users, data.n_items), f"{name}: scores are {tuple(scores.shape)}"
@@ -162,6 +148,30 @@ def check_model(
     _check_absent_modality(model_class, config, modalities, joint=joint)
 
 
+def _trains(model: Recommender) -> bool:
+    """True if the host trains the model: one without trainable parameters is evaluated as it is built."""
+    return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def _check_loss(model: Recommender, batch: Batch) -> None:
+    """Assert that losses are named finite scalars, which reach a parameter and all joint features."""
+    name = type(model).__name__
+    model.train()
+    model.on_epoch_start(0)
+    terms = model.training_loss(batch)
+    assert terms, f"{name}.training_loss returned no term"
+    assert all(isinstance(key, str) and term.ndim == 0 and term.isfinite() for key, term in terms.items()), (
+        f"{name}.training_loss must return named finite scalars, not {terms}"
+    )
+    torch.stack([*terms.values()]).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert any(gradient.any() for gradient in gradients), f"{name}: no gradient"
+    if model.features.joint:
+        for modality, leaf in model.features().items():
+            assert leaf.grad is not None, f"{name}: the loss doesn't reach joint features of {modality}"
+            assert leaf.grad.any(), f"{name}: the gradient of joint features of {modality} is zero"
+
+
 def _check_absent_modality(
     model_class: type[Recommender], config: Any, modalities: tuple[str, ...], *, joint: bool
 ) -> None:
@@ -178,10 +188,11 @@ def _check_absent_modality(
         torch.manual_seed(0)
         model = model_class(data, ItemFeatures.from_tables(tables, joint=joint), config).train()
         model.on_epoch_start(0)
-        terms = model.training_loss(batch)
-        for key, term in terms.items():
-            assert term.isfinite(), f"{where}: loss term {key} is {term.item()}"
-        torch.stack([*terms.values()]).sum().backward()
+        if _trains(model):
+            terms = model.training_loss(batch)
+            for key, term in terms.items():
+                assert term.isfinite(), f"{where}: loss term {key} is {term.item()}"
+            torch.stack([*terms.values()]).sum().backward()
         for key, parameter in model.named_parameters():
             assert parameter.grad is None or parameter.grad.isfinite().all(), f"{where}: gradient of {key} isn't finite"
         assert scores_of(model).isfinite().all(), f"{where}: a score isn't finite"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.errors import DataError, TrainingDiverged
-from mmrec_lmm.plugin.contracts import Recommender, Scorer
+from mmrec_lmm.plugin.contracts import ParameterFree, Recommender, Scorer, TrainerCallback
 from mmrec_lmm.plugin.item_features import ItemFeatures
-from mmrec_lmm.testing import checkerboard
+from mmrec_lmm.testing import checkerboard, checkerboard_features
 from mmrec_lmm.training import resume
 from mmrec_lmm.training.loop import TrainingState, Validation
 from mmrec_lmm.training.resume import (
@@ -77,6 +77,7 @@ def trainer_of(
     scores: Iterable[float] | None = None,
     seed: int = 0,
     validate: Callable[[], Validation] | None = None,
+    callback: TrainerCallback | None = None,
     **settings: Any,
 ) -> Trainer:
     """A trainer whose evaluations find `scores` in turn, or what `validate` says."""
@@ -89,7 +90,7 @@ def trainer_of(
     chosen = Settings(**{"epochs": 3, "train_batch_size": 32, "min_steps": 0, **settings})
     rows = TrainingRows(DATA.train, DATA.n_users, chosen.train_batch_size)
     generator = torch.Generator().manual_seed(seed)
-    return Trainer(model, rows, chosen, validate=validate or next_score, generator=generator)
+    return Trainer(model, rows, chosen, validate=validate or next_score, generator=generator, callback=callback)
 
 
 # When it stops, and what it keeps
@@ -146,6 +147,63 @@ def test_with_no_epochs_the_fresh_model_is_evaluated_once() -> None:
     fit = trainer_of(model, scores=[0.4], epochs=0).fit()
     assert fit == FitResult(best_epoch=0, epochs=0, validation=Validation(0.4, {"recall@20": 0.4}), stopped="untrained")
     assert model.steps == 0
+
+
+class Fixed(ParameterFree):
+    """Ranks by item id, from nothing that could be trained."""
+
+    def scorer(self) -> Scorer:
+        return lambda users: torch.arange(self.n_items, dtype=torch.float32).expand(len(users), -1)
+
+
+def frozen() -> Toy:
+    return Toy(slope).requires_grad_(False)
+
+
+@pytest.mark.parametrize("build", [lambda: Fixed(DATA, ItemFeatures({}, {}), None), frozen], ids=["none", "frozen"])
+def test_a_model_without_trainable_parameters_is_evaluated_once(build: Callable[[], Recommender]) -> None:
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit = trainer_of(model, scores=[0.4], epochs=7).fit()
+    assert fit == FitResult(best_epoch=0, epochs=0, validation=Validation(0.4, {"recall@20": 0.4}), stopped="untrained")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_callback_trains_beside_a_model_without_parameters_and_resumes() -> None:
+    class Counting(TrainerCallback):
+        """Counts the steps that its model doesn't take."""
+
+        steps = 0
+
+        def after_batch(self, batch: Batch) -> None:
+            self.steps += 1
+
+        def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            return {}, {"steps": self.steps}
+
+        def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+            self.steps = numbers["steps"]
+
+    class Joint(Fixed):
+        """Has a loss in its features alone."""
+
+        def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+            return {"square": self.features()["image"].square().sum()}
+
+    def trainer(epochs: int) -> tuple[Trainer, Counting]:
+        features = ItemFeatures.from_tables(checkerboard_features(modalities=("image",)), joint=True)
+        callback = Counting()
+        return trainer_of(Joint(DATA, features, None), epochs=epochs, callback=callback), callback
+
+    states: list[Any] = []
+    first, counted = trainer(2)
+    assert first.fit(on_checkpoint=states.append).stopped == "epochs"
+    assert counted.steps == 2 * 3
+    again, resumed = trainer(3)
+    again.restore(states[0])
+    assert again.epoch == 1
+    assert again.fit().epochs == 3
+    assert resumed.steps == 3 * 3
 
 
 def test_a_report_holds_each_loss_term_summed_over_the_batches() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.sampling import distinct
 from ..errors import TrainingDiverged
-from ..plugin.contracts import Recommender
+from ..plugin.contracts import Recommender, device_of
 from ..types import Chance, Interactions
 
 #: Of one metric at one cutoff: hits (U, K) bool, number of held-out rows (U,), cutoff -> (U,) float64.
@@ -102,7 +102,7 @@ class Ranker:
         """As `top`; but a candidate whose score is -inf is listed only if scores are made `finite`."""
         model.eval()
         vectors = model.vectors()
-        device = vectors[0].device if vectors is not None else next(model.parameters()).device
+        device = vectors[0].device if vectors is not None else device_of(model)
         users = torch.from_numpy(self.users).to(device)
         groups = Groups.for_top(k, self._n_items)
         if vectors is None:

@@ -8,6 +8,7 @@ Shapes: B batch, U users, I items, D embedding.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,24 @@ class Recommender(nn.Module, ABC):
 
     def report(self) -> Any:
         """For the run's record, a mapping or a dataclass that JSON can hold; called once, after the last ranking."""
+        return {}
+
+
+def device_of(model: Recommender) -> torch.device:
+    """The device of a model's parameters; of its buffers or features, if it has none; else the CPU."""
+    tensors = chain(model.parameters(), model.buffers(), model.features().values())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+class ParameterFree(Recommender):
+    """A Recommender that is built from its data alone: it has no parameters, so nothing trains it.
+
+    The host evaluates it once. What its scores need are buffers; those that follow from the data are
+    `persistent=False`, as no checkpoint has to hold them.
+    """
+
+    def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Never called by the host."""
         return {}
 
 

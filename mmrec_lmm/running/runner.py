@@ -28,7 +28,7 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, TrainerCallback
+from ..plugin.contracts import Recommender, TrainerCallback, device_of
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
@@ -173,7 +173,7 @@ def train(
     name, checkpoint = folder.name, folder / CHECKPOINT
     trainer = Trainer(
         model,
-        TrainingRows(dataset.train, dataset.n_users, settings.train_batch_size, next(model.parameters()).device),
+        TrainingRows(dataset.train, dataset.n_users, settings.train_batch_size, device_of(model)),
         settings,
         validate=lambda: validate(model, validation, metrics, settings),
         generator=torch.Generator().manual_seed(settings.seed),
@@ -228,7 +228,7 @@ def watch_test(
 
     They select nothing, and training continues with the same random state.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a model's scores may use random numbers
         found = evaluator.rank(model, max(settings.topk), batch_size=settings.eval_batch_size)
     return _means(metric_values(found, metrics, settings.topk))
@@ -292,7 +292,7 @@ def result_of(
     ranked: Ranked,
 ) -> RunResult:
     """The result of a run, with its record."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     in_epochs = sum(report.train_seconds + report.valid_seconds for report in fit.history)  # resumed ones too
     return RunResult(
         run_id=folder.name,

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
 from ..errors import TrainingDiverged
-from ..plugin.contracts import Recommender, TrainerCallback
+from ..plugin.contracts import Recommender, TrainerCallback, device_of
 from ..typed_json import OPTIONAL
 from ..types import EpochReport
 from .loop import EpochLoop, TrainingState, Validation
@@ -70,6 +70,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
 
     A `callback` takes its step after the model's in every batch; its best weights are those of the model's best epoch.
     Where it begins another phase when patience has run out, training goes on from the best weights.
+    A model without trainable parameters is evaluated once, unless a callback trains beside it.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class Trainer(EpochLoop[TrainerNumbers]):
         generator: torch.Generator,
         callback: TrainerCallback | None = None,
     ) -> None:
-        super().__init__(epochs=settings.epochs, patience=settings.stopping_step)
+        trains = callback is not None or any(parameter.requires_grad for parameter in model.parameters())
+        super().__init__(epochs=settings.epochs if trains else 0, patience=settings.stopping_step)
         self._model, self._rows, self._settings = model, rows, settings
         self._validate, self._generator, self._callback = validate, generator, callback
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         self._optimizer = build_optimizer(model, settings)
         self._history: list[EpochReport] = []
         self._phase_start = 0  # epochs done when the callback's phase began
@@ -153,14 +155,14 @@ class Trainer(EpochLoop[TrainerNumbers]):
 
     def _note_patience(self) -> None:
         """Log it if training has fewer steps than min_steps, so patience can't end it."""
-        settings, steps = self._settings, self._settings.epochs * len(self._rows)
+        settings, steps = self._settings, self.epochs * len(self._rows)
         if 0 < steps < settings.min_steps:
             is_explicit = settings.min_steps != Settings.min_steps
             logger.log(
                 logging.WARNING if is_explicit else logging.INFO,
                 "min_steps: expected at most the %d steps of %d epochs, got %d; stopping_step never counts here",
                 steps,
-                settings.epochs,
+                self.epochs,
                 settings.min_steps,
             )
 
@@ -170,7 +172,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
         Raises TrainingDiverged if a sum isn't finite.
         """
         model, settings, optimizer = self._model, self._settings, self._optimizer
-        for group in optimizer.param_groups:
+        for group in optimizer.param_groups if optimizer is not None else ():
             group["lr"] = _rate(settings, epoch)
         model.train()
         if self._callback is not None:
@@ -178,14 +180,16 @@ class Trainer(EpochLoop[TrainerNumbers]):
         model.on_epoch_start(epoch)
         totals: dict[str, Tensor] = {}
         for step, batch in enumerate(self._rows.epoch(self._generator), start=1):
-            optimizer.zero_grad(set_to_none=settings.zero_grad_to_none)
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=settings.zero_grad_to_none)
             terms = model.training_loss(batch)
             torch.stack([*terms.values()]).sum().backward()
             if settings.clip_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.clip_grad_norm)
-            optimizer.step()
-            if step % SWEEP_STEPS == 0:
-                drop_faint_momentum(optimizer)
+            if optimizer is not None:
+                optimizer.step()
+                if step % SWEEP_STEPS == 0:
+                    drop_faint_momentum(optimizer)
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
             if self._callback is not None:
@@ -238,7 +242,8 @@ class Trainer(EpochLoop[TrainerNumbers]):
         of_callback, own = self._callback.state() if self._callback is not None else ({}, None)
         if self.stopped is None:
             tensors |= {} if self.is_at_best else self._weights()
-            tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
+            if self._optimizer is not None:
+                tensors |= {f"optimizer.{name}": value for name, value in optimizer_state(self._optimizer).items()}
             tensors |= {f"companion_state.{name}": value for name, value in of_callback.items()}
         numbers = TrainerNumbers(
             epoch=self.epoch,
@@ -259,7 +264,8 @@ class Trainer(EpochLoop[TrainerNumbers]):
         numbers = state.numbers
         self._load_weights(state.best)  # which end as the model's: they must fit, too
         self._load_weights({**state.best, **state.tensors})
-        load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
+        if self._optimizer is not None:
+            load_optimizer_state(self._optimizer, _under("optimizer.", state.tensors))
         if self._callback is not None:
             self._callback.restore(_under("companion_state.", state.tensors), numbers.companion or {})
         self._generator.set_state(state.tensors["generator.rows"])
@@ -285,9 +291,12 @@ def _rate(settings: Settings, epoch: int) -> float:
         ) from None
 
 
-def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer:
-    """MMRec's optimizers, over all parameters in one group. Adam is torch's fused one: the same step, faster."""
+def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer | None:
+    """MMRec's optimizers, over all parameters in one group; None if none is trained. Adam is torch's fused one: the
+    same step, faster."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        return None
     fused = {"fused": True} if settings.learner == "adam" and parameters[0].device.type in ("cpu", "cuda") else {}
     return LEARNERS[settings.learner](
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, **fused
