@@ -173,6 +173,10 @@ class Registry:
         """Call every observer when a run's result is on disk; one that raises is logged and changes nothing."""
         self._notify("mmrec_run_finished", run=run, result=result)
 
+    def call_observer(self, plugin: str, hook: str, **report: Any) -> None:
+        """Call an observer's hook, if it has that, and let through what it raises; for its check."""
+        _call_alone(self._manager, plugin, hook, **report)
+
     def _notify(self, hook: str, **report: Any) -> None:
         for name in sorted({impl.plugin_name for impl in getattr(self._manager.hook, hook).get_hookimpls()}):
             try:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
-from ..errors import RunError
+from ..errors import RunError, TrainingDiverged
 from ..evaluation.ranking import Evaluator, MetricFunction, Ranking, metric_values
 from ..logs import log_epoch, metric_line
 from ..machine import (
@@ -28,11 +28,19 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, TrainerCallback, device_of
+from ..plugin.contracts import Recommender, TrainerCallback, check_model_class, device_of
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
-from ..training.resume import STATE, Checkpoints, load_checkpoint, load_numbers, remove_checkpoint, restoring
+from ..training.resume import (
+    STATE,
+    Checkpoints,
+    check_storable,
+    load_checkpoint,
+    load_numbers,
+    remove_checkpoint,
+    restoring,
+)
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
 from ..typed_json import plain
 from ..types import (
@@ -66,11 +74,19 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     dataset = inputs.dataset
     features = ItemFeatures.from_tables(inputs.tables, device, joint=registry.paradigms.get(spec.paradigm).joint)
     torch.manual_seed(spec.settings.seed)
+    owner = _owner(spec, registry)
     model_class = registry.models.load(spec.model, "cls")
+    check_model_class(model_class, owner=owner)
     data = TrainingData(dataset.n_users, dataset.n_items, dataset.train)
     with OneAllocation(f"model {spec.model}"):
         model: Recommender = model_class(data, features, spec.model_config)
+    check_storable(model.state_dict(), owner=owner)
     return model.to(device)
+
+
+def _owner(spec: RunSpec, registry: Registry) -> str:
+    """The beginning of a message on a run's model."""
+    return f"plugin {registry.models.provider(spec.model)}: model {spec.model}"
 
 
 class Observers(Protocol):
@@ -122,6 +138,8 @@ def run(
             ranked = rank(model, validation, fit.validation, inputs.dataset, metrics, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{_owner(spec, registry)}: {error}") from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
         claim_again()
         result = run_folder.save_run(
