@@ -73,8 +73,10 @@ def check_model_class(model_class: Any, *, owner: str) -> None:
 
 def device_of(model: Recommender) -> torch.device:
     """The device of a model's parameters; of its buffers or features, if it has none; else the CPU."""
-    tensors = chain(model.parameters(), model.buffers(), model.features().values())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    if tensor is None:
+        tensor = next(iter(model.features().values()), torch.empty(0))
+    return tensor.device
 
 
 class ParameterFree(Recommender):

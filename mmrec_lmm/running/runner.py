@@ -6,7 +6,7 @@ A grid (grid.py) does the same for each of its points, and gathers inputs once f
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +57,8 @@ from ..types import (
 from . import run_folder
 from .inputs import gather, without_encoder
 from .marks import marks
-from .provenance import code_hashes, run_id, run_record
+from .plugins import trust
+from .provenance import code_hashes, plugin_code, run_id, run_record
 from .run_folder import CHECKPOINT
 
 logger = logging.getLogger(__name__)
@@ -119,10 +120,10 @@ def run(
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
     run_folder.complete_run(folder)
-    if (finished := _finished(folder, force)) is not None:  # read without a lock
+    if (finished := _finished(folder, force, spec, registry)) is not None:  # read without a lock
         return as_stored(finished, spec, registry)
     with run_folder.claimed(folder) as claim_again:
-        if (finished := _finished(folder, force)) is not None:  # by another process meanwhile
+        if (finished := _finished(folder, force, spec, registry)) is not None:  # by another process meanwhile
             return as_stored(finished, spec, registry)
         if not (folder / run_folder.RESULT).exists():
             run_folder.save_config(folder, spec)
@@ -145,15 +146,24 @@ def run(
         result = run_folder.save_run(
             folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user
         )
+    trust(result.record.plugins or {})
     announce(spec, result, observers)
     return result
 
 
-def _finished(folder: Path, force: bool) -> RunResult | None:
-    """The result in a run's folder, unless it is to be made again. What a kill left there is removed."""
+def _finished(folder: Path, force: bool, spec: RunSpec, registry: Registry) -> RunResult | None:
+    """The result in a run's folder, unless it is to be made again: by `force`, or as the code of a plugin that doesn't
+    come with mmrec-lmm changed. What a kill left there is removed."""
     result = None if force else run_folder.load_result(folder)
-    if result is not None:
-        run_folder.tidy(folder)
+    if result is None:
+        return None
+    then, now = result.record.code, plugin_code(spec, registry)
+    if changed := [part for part in now if part in then and now[part] != then[part]]:
+        logger.warning(
+            "%s: the code of its %s changed since its result was made: it is run again", folder.name, _and(changed)
+        )
+        return None
+    run_folder.tidy(folder)
     return result
 
 
@@ -386,8 +396,12 @@ def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) 
         logger.warning(
             "%s: the code of its %s changed since this result was made; --force runs it again",
             finished.run_id,
-            " and its ".join(changed),
+            _and(changed),
         )
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and its ".join(parts)
 
 
 def _continued(name: str, saved: TrainerNumbers) -> str:

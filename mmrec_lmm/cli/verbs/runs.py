@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..parser import add_group, add_verb, as_json, condition, count, runs_folder, users
-from ..shared import print_json, registry_of
+from ..shared import print_json, registry_of_run
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -79,7 +79,7 @@ def _recommend(options: argparse.Namespace) -> int:
 
     start_log(None, "recommend", level="ERROR", verbose=False)  # the run has warned about its data
     rows = recommend(
-        options.run, options.users, options.k, registry_of(options), out=options.out, data_path=options.data_path,
+        options.run, options.users, options.k, registry_of_run(options), out=options.out, data_path=options.data_path,
         internal_ids=options.internal_ids,
     )  # fmt: skip
     write(recommendations_text(rows, options.format), options.output)
@@ -94,7 +94,7 @@ def _replay(options: argparse.Namespace) -> int:
 
     start_log(None, "replay", level="ERROR", verbose=False)  # the run has warned about its data
     found = replay(
-        options.run, registry_of(options), out=options.out,
+        options.run, registry_of_run(options), out=options.out,
         data_path=options.data_path, device=options.device, progress=True,
     )  # fmt: skip
     if options.json:
@@ -146,7 +146,7 @@ def _slices(options: argparse.Namespace) -> int:
     from ...running.slices import slice_run
     from ..text import slices_text
 
-    rows = slice_run(options.run, registry_of(options), out=options.out, data_path=options.data_path)
+    rows = slice_run(options.run, registry_of_run(options), out=options.out, data_path=options.data_path)
     if options.json:
         print_json(rows)
     else:
