@@ -38,6 +38,10 @@ FILE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%a %d %b %
 CONSOLE_FORMAT = _Printable("%(asctime)-15s %(levelname)s %(message)s", "%d %b %H:%M")
 
 
+#: For `extra=` of what only the file of the log gets: a traceback, whose error is printed in a line by other means.
+IN_FILE = {"only_in_file": True}
+
+
 def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> Path | None:
     """Send the package's log to stderr and to a new file in `folder`; returns its path, or None where there is none:
     without a folder, or in one that this user may not write to, as a run of another user's can still be read."""
@@ -50,6 +54,8 @@ def start_log(folder: Path | None, name: str, *, level: str, verbose: bool) -> P
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(CONSOLE_FORMAT)
     console.setLevel(logging.NOTSET if verbose else logging.WARNING)
+    if not verbose:
+        console.addFilter(lambda record: not getattr(record, "only_in_file", False))
     root.addHandler(console)
     file = _file_handler(folder, name)
     if folder is None or file is None:

@@ -425,6 +425,7 @@ class RunRecord(Mapping[str, Any]):
     code: Mapping[str, str]  # part ("host", "model", "encoder") -> hash of its files
     numerics_version: int
     plugin: str  # of the model, and its version
+    plugins: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)  # of -p: file or module -> hash of code
     parameters: int | None = field(default=None, metadata=OPTIONAL)  # of the model, in all
     parameters_trained: int
     device: str

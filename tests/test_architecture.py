@@ -39,7 +39,8 @@ LAYERS = """
     studies
     report
     library
-    cli testing
+    testing
+    cli
     __main__
 """
 LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
@@ -115,7 +116,10 @@ def test_every_package_folder_is_in_setup_cfg() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     folders = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-    assert set(config["options"]["packages"].split()) == folders | {"mmrec_lmm_plugins.configs"}
+    assert set(config["options"]["packages"].split()) == folders | {
+        "mmrec_lmm_plugins.configs",
+        "mmrec_lmm_plugins.templates",
+    }
 
 
 @pytest.mark.parametrize("module", HOST)

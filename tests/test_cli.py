@@ -728,7 +728,7 @@ def test_every_key_of_the_host_is_documented_with_its_default() -> None:
 # What a result is a result of
 
 
-def test_a_stored_result_of_a_plugin_whose_code_changed_is_given_with_a_warning(tmp_path: Path) -> None:
+def test_a_stored_result_of_a_plugin_whose_code_changed_is_made_again(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     path = tmp_path / "my_bpr.py"
     path.write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
@@ -741,7 +741,8 @@ def test_a_stored_result_of_a_plugin_whose_code_changed_is_given_with_a_warning(
     assert "changed since" not in said()
     assert "changed since" not in said()
     path.write_text(path.read_text().replace("(-margin)", "(-2 * margin)"))
-    assert "the code of its model changed since this result was made; --force runs it again" in said()
+    assert "the code of its model changed since its result was made: it is run again" in said()
+    assert "changed since" not in said()
 
 
 def test_flags_on_features_mean_nothing_to_a_model_without_and_are_no_part_of_its_run() -> None:

@@ -36,6 +36,17 @@ def registry_of(options: argparse.Namespace) -> Registry:
     return load_registry(options.plugins)
 
 
+def registry_of_run(options: argparse.Namespace) -> Registry:
+    """The registry for what uses the finished run `options.run`, with the plugins that it was made with."""
+    from ..plugin.registry import load_registry
+    from ..running.plugins import plugins_of
+
+    plugins, notes = plugins_of(options.run, options.plugins, out=options.out)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return load_registry(plugins)
+
+
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
     from ..library.request import request_of, resolve_runs

@@ -36,6 +36,7 @@ _OF_TORCH = {  # names of torch's types
     "float64": "F64", "int64": "I64", "uint64": "U64", "float32": "F32", "int32": "I32", "uint32": "U32",
     "float16": "F16", "int16": "I16", "uint16": "U16", "bfloat16": "BF16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
+STORED = frozenset(_OF_TORCH)  # the types that a file holds
 _LONGEST_HEADER = 100_000_000  # bytes: the format's own limit
 _AT_ONCE = 1 << 24  # bytes
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data.sampling import distinct
-from ..errors import TrainingDiverged
+from ..errors import PluginError, TrainingDiverged
 from ..plugin.contracts import Recommender, device_of
 from ..types import Chance, Interactions, Places
 
@@ -348,7 +348,17 @@ def _multiplied(users: Tensor, items: Tensor, groups: Groups) -> Callable[[Tenso
 def _scored(model: Recommender, groups: Groups) -> Callable[[Tensor, Tensor], object]:
     """Writes what the model's own scorer returns: a copy, since it is masked in place."""
     scorer = model.scorer()
-    return lambda ids, out: groups.arrange(scorer(ids), out)
+
+    def write(ids: Tensor, out: Tensor) -> None:
+        scores = scorer(ids)  # (B, I)
+        if scores.shape != (len(ids), groups.n_items):
+            raise PluginError(
+                f"model {type(model).__name__}: expected scores of {len(ids)} users x {groups.n_items} items from its "
+                f"scorer, got {tuple(scores.shape)}"
+            )
+        groups.arrange(scores, out)
+
+    return write
 
 
 def _finite(score: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], object]:

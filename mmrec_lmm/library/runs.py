@@ -24,6 +24,7 @@ from ..running.grid import Grid as GridResult
 from ..running.grid import run_grid
 from ..running.index import COLUMNS, find_runs, row_of
 from ..running.marks import marks
+from ..running.plugins import plugins_of
 from ..running.recommend import KINDS, Trained, embeddings, open_run, recommendations
 from ..types import RunRecord, RunResult
 from .request import StrPath, as_a_guest, refuse_torchrun, request_of, resolve_runs, unread_keys, values_of
@@ -287,9 +288,17 @@ class Run:
         return chance.metric if chance is not None and chance.metric in self.test else next(iter(self.test))
 
     @cached_property
+    def _registry(self) -> Registry:
+        """The plugins that the run was made with, and those given."""
+        plugins, notes = plugins_of(str(self.folder), self._plugins, out=self.folder.parent)
+        for note in notes:
+            logger.warning("%s", note)
+        return load_registry(plugins)
+
+    @cached_property
     def _trained(self) -> Trained:
         with as_a_guest(), only_errors():
-            return open_run(self.folder, load_registry(self._plugins), data_path=self._data_path)
+            return open_run(self.folder, self._registry, data_path=self._data_path)
 
     def _embeddings(self) -> dict[str, np.ndarray]:
         with as_a_guest(), only_errors():
@@ -300,7 +309,7 @@ class Run:
         """The own ids (U,) of all users."""
         if "_trained" in vars(self):
             return self._trained.ids["users"].of
-        registry = load_registry(self._plugins)
+        registry = self._registry
         settings = run_folder.load_config(self.folder, registry).settings
         if self._data_path is not None:
             settings = dataclasses.replace(settings, data_path=self._data_path)

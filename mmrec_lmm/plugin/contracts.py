@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import NotApplicable
+from ..errors import NotApplicable, PluginError
 from ..types import Batch, Inputs, ItemCatalog, RawItem, RunSpec, TrainingData, Tuned
 from .item_features import ItemFeatures
 
@@ -59,6 +59,16 @@ class Recommender(nn.Module, ABC):
     def report(self) -> Any:
         """For the run's record, a mapping or a dataclass that JSON can hold; called once, after the last ranking."""
         return {}
+
+
+def check_model_class(model_class: Any, *, owner: str) -> None:
+    """Raise PluginError, which begins with `owner`, for what can't be a run's model."""
+    if not isinstance(model_class, type) or not issubclass(model_class, Recommender):
+        raise PluginError(f"{owner}: expected a subclass of Recommender, got {model_class!r}")
+    lacking = sorted(model_class.__abstractmethods__)
+    if lacking:
+        cure = "; try DotProduct, which makes it from `vectors`" if "scorer" in lacking else ""
+        raise PluginError(f"{owner}: expected a class that defines {', '.join(lacking)}, got one that lacks it{cure}")
 
 
 def device_of(model: Recommender) -> torch.device:

@@ -14,8 +14,10 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -69,6 +71,8 @@ class PluginInfo:
     distribution: str | None = None
     version: str | None = None
     gives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    source: str = ""  # of a plugin of -p: the file's whole path, or the module's name
+    code: str = ""  # and the hash of its code as it was loaded
 
 
 class NamedSpecs(Generic[Spec]):
@@ -162,6 +166,10 @@ class Registry:
         kinds = (self.models, self.samplers, self.encoders, self.paradigms, self.datasets, self.metrics)
         return tuple(message for specs in kinds for message in specs.conflicts)
 
+    def is_shipped(self, provider: str) -> bool:
+        """True for a plugin that comes with mmrec-lmm."""
+        return provider.startswith("mmrec-lmm:")
+
     def paradigm(self, run: RunSpec) -> Paradigm:
         """The paradigm of a run, with the run's configuration of it."""
         made: Paradigm = self.paradigms.load(run.paradigm, "cls")(run.paradigm_config)
@@ -174,6 +182,10 @@ class Registry:
     def notify_run(self, run: RunSpec, result: RunResult) -> None:
         """Call every observer when a run's result is on disk; one that raises is logged and changes nothing."""
         self._notify("mmrec_run_finished", run=run, result=result)
+
+    def call_observer(self, plugin: str, hook: str, **report: Any) -> None:
+        """Call an observer's hook, if it has that, and let through what it raises; for its check."""
+        _call_alone(self._manager, plugin, hook, **report)
 
     def _notify(self, hook: str, **report: Any) -> None:
         for name in sorted({impl.plugin_name for impl in getattr(self._manager.hook, hook).get_hookimpls()}):
@@ -220,6 +232,7 @@ class _Candidate:
     load: Callable[[], object]
     aliases: frozenset[str]
     asked: bool = False  # by -p: a fault is an error, not a quarantine
+    source: str = ""  # of -p: the file's whole path, or the module's name
     distribution: str | None = None
     version: str | None = None
 
@@ -248,27 +261,59 @@ def _installed() -> list[_Candidate]:
 def _extra(value: str) -> _Candidate:
     if value.endswith(".py") or os.sep in value:
         path = Path(value)
-        return _Candidate(value, lambda: _load_file(path), frozenset({_plain(value), _plain(path.stem)}), asked=True)
-    return _Candidate(value, lambda: importlib.import_module(value), frozenset({_plain(value)}), asked=True)
+        names, source = frozenset({_plain(value), _plain(path.stem)}), str(path.resolve())
+        return _Candidate(value, lambda: _load_file(path), names, asked=True, source=source)
+    names = frozenset({_plain(value)})
+    return _Candidate(value, lambda: importlib.import_module(value), names, asked=True, source=value)
+
+
+def source_hash(source: str) -> str | None:
+    """The hash of the code of a plugin of -p, a file or a module: of a package, that of the files in its folder. None
+    if there is none."""
+    try:
+        path = (
+            Path(source)
+            if source.endswith(".py")
+            else Path((importlib.util.find_spec(source) or _NOWHERE).origin or "")
+        )
+        paths = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+        digests = [hashlib.sha256(each.read_bytes()).hexdigest() for each in paths]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    except (OSError, TypeError, ImportError, ValueError):
+        return None
+
+
+def code_of(plugin_class: Any) -> str | None:
+    """The hash of a class of a file of -p as it was loaded; None for any other class."""
+    return getattr(sys.modules.get(plugin_class.__module__), _HASH, None)
+
+
+_HASH = "__mmrec_lmm_code__"  # of a module that was loaded from a file
+_NOWHERE = importlib.machinery.ModuleSpec("nowhere", None, origin=None)
 
 
 def _load_file(path: Path) -> ModuleType:
     """The module in a .py file. Its name in `sys.modules` follows from the path: `f"{__name__}:Class"` in a spec
-    resolves, and a second load gives the same classes."""
+    resolves, and a second load gives the same classes, unless the file changed."""
     path = path.resolve()
     if not path.is_file():
         raise PluginError(f"expected a Python file, got {path}, which isn't a file")
     name = f"mmrec_lmm_file_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    if name in sys.modules:
+    code = source_hash(str(path))
+    if name in sys.modules and getattr(sys.modules[name], _HASH, None) == code:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"expected a Python file, got {path}")
+    before = sys.modules.get(name)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    setattr(module, _HASH, code)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
         raise
     return module
 
@@ -295,7 +340,9 @@ def _admit(
         reason: str = "",
         gives: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> PluginInfo:
-        return PluginInfo(candidate.name, status, reason, candidate.distribution, candidate.version, gives)
+        found = candidate.name, status, reason, candidate.distribution, candidate.version, gives
+        source = candidate.source if status == "ok" and not reason else ""  # one that is installed is found there
+        return PluginInfo(*found, source=source, code=(source_hash(source) or "") if source else "")
 
     if candidate.aliases & blocked:
         return info("blocked"), {}
@@ -309,6 +356,9 @@ def _admit(
         _check_hooks(manager, plugin)
         hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or ())
         given = {hook: _specs(manager, candidate.name, hook) for hook in hooks if hook in REGISTERS}
+        if candidate.asked and "mmrec_register_encoders" in given:
+            code = source_hash(candidate.source) or ""
+            given["mmrec_register_encoders"] = [_with_code(spec, code) for spec in given["mmrec_register_encoders"]]
     except Exception as error:
         if plugin is not None and manager.get_plugin(candidate.name) is plugin:
             manager.unregister(name=candidate.name)
@@ -319,6 +369,15 @@ def _admit(
         logger.debug("plugin %s", candidate.name, exc_info=True)
         return info("quarantined", reason), {}
     return info("ok", gives={hook: tuple(spec.name for spec in given.get(hook, ())) for hook in hooks}), given
+
+
+def _with_code(spec: Any, code: str) -> Any:
+    """An encoder of -p whose code is among what names its cached features: a changed file encodes again."""
+
+    def weights_id(config: Any, modality: str) -> str:
+        return f"{resolve(spec.weights_id)(config, modality)} by {code[:16]}"
+
+    return dataclasses.replace(spec, weights_id=weights_id)
 
 
 def _check_plugin(manager: pluggy.PluginManager, plugin: object) -> None:

@@ -20,7 +20,7 @@ from ..disk.hashing import hash_files
 from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
-from ..plugin.registry import Registry
+from ..plugin.registry import Registry, code_of
 from ..typed_json import plain
 from ..types import (
     RECORD_VERSION,
@@ -32,6 +32,7 @@ from ..types import (
     RunSeconds,
     RunSpec,
 )
+from .plugins import used
 
 NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG
 
@@ -55,19 +56,43 @@ def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
 
 
 def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
-    """Hashes of source code: of the host, and of the run's model and encoder.
+    """Hashes of source code: of the host, of the run's model and encoder, and of its paradigm and metrics if they don't
+    come with mmrec-lmm.
 
     A plugin's hash is that of its module or, for a package, of all files in its folder.
     """
     classes = {"model": registry.models.load(spec.model, "cls")}
+    if not registry.is_shipped(registry.paradigms.provider(spec.paradigm)):
+        classes["paradigm"] = registry.paradigms.load(spec.paradigm, "cls")
+    for name in spec.settings.metrics:
+        if not registry.is_shipped(registry.metrics.provider(name)):
+            classes[f"metric {name}"] = registry.metrics.load(name, "fn")
     if spec.encoder is not None and registry.encoders.get(spec.encoder).cls is not None:
         classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
     hashes = {"host": _host_hash()}
     for part, plugin_class in classes.items():
+        if (loaded := code_of(plugin_class)) is not None:
+            hashes[part] = loaded
+            continue
         file = Path(inspect.getfile(plugin_class))
         in_package = bool(sys.modules[plugin_class.__module__].__package__)
         hashes[part] = hash_files(sorted(file.parent.glob("*.py")) if in_package else [file])
     return hashes
+
+
+def plugin_code(spec: RunSpec, registry: Registry) -> dict[str, str]:
+    """The hashes of the parts of a run that don't come with mmrec-lmm, and that training runs: all but the encoder,
+    whose code shows in its features."""
+    providers = {"model": registry.models.provider(spec.model)}
+    shipped = {part for part, provider in providers.items() if registry.is_shipped(provider)}
+    theirs = registry.is_shipped(registry.paradigms.provider(spec.paradigm)) and all(
+        registry.is_shipped(registry.metrics.provider(name)) for name in spec.settings.metrics
+    )
+    if shipped and theirs:
+        return {}
+    return {
+        part: code for part, code in code_hashes(spec, registry).items() if part not in {"host", "encoder", *shipped}
+    }
 
 
 @functools.cache
@@ -118,6 +143,7 @@ def run_record(
         code=code_hashes(spec, registry),
         numerics_version=NUMERICS_VERSION,
         plugin=registry.models.provider(spec.model),
+        plugins=used(spec, registry) or None,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         parameters_trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         device=device_name(device),

@@ -6,7 +6,7 @@ A grid (grid.py) does the same for each of its points, and gathers inputs once f
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ import torch
 
 from ..config.settings import Settings
 from ..data.sampling import Checked, TrainingRows, Uniform
-from ..errors import RunError
+from ..errors import RunError, TrainingDiverged
 from ..evaluation.measures import Measures, means
 from ..evaluation.ranking import Evaluator, Ranking
 from ..logs import log_epoch, metric_line, progress_bar
@@ -28,11 +28,19 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, Sampler, TrainerCallback, device_of
+from ..plugin.contracts import Recommender, Sampler, TrainerCallback, check_model_class, device_of
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
-from ..training.resume import STATE, Checkpoints, load_checkpoint, load_numbers, remove_checkpoint, restoring
+from ..training.resume import (
+    STATE,
+    Checkpoints,
+    check_storable,
+    load_checkpoint,
+    load_numbers,
+    remove_checkpoint,
+    restoring,
+)
 from ..training.trainer import FitResult, Trainer, TrainerNumbers
 from ..typed_json import plain
 from ..types import (
@@ -49,7 +57,8 @@ from ..types import (
 from . import run_folder
 from .inputs import check_sampler, gather, without_encoder
 from .marks import marks
-from .provenance import code_hashes, run_id, run_record
+from .plugins import trust
+from .provenance import code_hashes, plugin_code, run_id, run_record
 from .run_folder import CHECKPOINT
 
 logger = logging.getLogger(__name__)
@@ -66,10 +75,13 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     dataset = inputs.dataset
     features = ItemFeatures.from_tables(inputs.tables, device, joint=registry.paradigms.get(spec.paradigm).joint)
     torch.manual_seed(spec.settings.seed)
+    owner = _owner(spec, registry)
     model_class = registry.models.load(spec.model, "cls")
+    check_model_class(model_class, owner=owner)
     data = training_data(dataset)
     with OneAllocation(f"model {spec.model}"):
         model: Recommender = model_class(data, features, spec.model_config)
+    check_storable(model.state_dict(), owner=owner)
     return model.to(device)
 
 
@@ -104,6 +116,11 @@ def measures_of(spec: RunSpec, inputs: Inputs, registry: Registry) -> Measures:
     )
 
 
+def _owner(spec: RunSpec, registry: Registry) -> str:
+    """The beginning of a message on a run's model."""
+    return f"plugin {registry.models.provider(spec.model)}: model {spec.model}"
+
+
 class Observers(Protocol):
     """Receives a run's epochs and result: by default the registry, which notifies its plugins."""
 
@@ -134,10 +151,10 @@ def run(
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
     run_folder.complete_run(folder)
-    if (finished := _finished(folder, force)) is not None:  # read without a lock
+    if (finished := _finished(folder, force, spec, registry)) is not None:  # read without a lock
         return as_stored(finished, spec, registry)
     with run_folder.claimed(folder) as claim_again:
-        if (finished := _finished(folder, force)) is not None:  # by another process meanwhile
+        if (finished := _finished(folder, force, spec, registry)) is not None:  # by another process meanwhile
             return as_stored(finished, spec, registry)
         if not (folder / run_folder.RESULT).exists():
             run_folder.save_config(folder, spec)
@@ -153,20 +170,31 @@ def run(
             ranked = rank(model, validation, fit.validation, inputs.dataset, measures, spec.settings)
         except KeyboardInterrupt:
             raise Interrupted(_where_stopped(folder)) from None
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{_owner(spec, registry)}: {error}") from None
         result = result_of(folder, spec, inputs, registry, model, callback, fit, ranked)
         claim_again()
         result = run_folder.save_run(
             folder, spec, result, model, callback, fit.history, ranked.rankings, ranked.per_user
         )
+    trust(result.record.plugins or {})
     announce(spec, result, observers)
     return result
 
 
-def _finished(folder: Path, force: bool) -> RunResult | None:
-    """The result in a run's folder, unless it is to be made again. What a kill left there is removed."""
+def _finished(folder: Path, force: bool, spec: RunSpec, registry: Registry) -> RunResult | None:
+    """The result in a run's folder, unless it is to be made again: by `force`, or as the code of a plugin that doesn't
+    come with mmrec-lmm changed. What a kill left there is removed."""
     result = None if force else run_folder.load_result(folder)
-    if result is not None:
-        run_folder.tidy(folder)
+    if result is None:
+        return None
+    then, now = result.record.code, plugin_code(spec, registry)
+    if changed := [part for part in now if part in then and now[part] != then[part]]:
+        logger.warning(
+            "%s: the code of its %s changed since its result was made: it is run again", folder.name, _and(changed)
+        )
+        return None
+    run_folder.tidy(folder)
     return result
 
 
@@ -413,8 +441,12 @@ def _warn_of_other_code(finished: RunResult, spec: RunSpec, registry: Registry) 
         logger.warning(
             "%s: the code of its %s changed since this result was made; --force runs it again",
             finished.run_id,
-            " and its ".join(changed),
+            _and(changed),
         )
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and its ".join(parts)
 
 
 def _continued(name: str, saved: TrainerNumbers) -> str:

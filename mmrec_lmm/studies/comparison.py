@@ -520,6 +520,7 @@ def _row(entry: Entry) -> Row:
             versions=first.versions,
             device=first.device,
             threads=first.threads,
+            plugins=first.plugins,
         ),
     )
 

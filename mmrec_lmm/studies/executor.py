@@ -40,11 +40,11 @@ from ..disk.writing import write_json
 from ..errors import DataError, MMRecError, NoAccess, NotApplicable, RunBusy
 from ..features import encoding
 from ..features.controls import NO_FEATURES
-from ..logs import start_log
+from ..logs import IN_FILE, start_log
 from ..machine import TORCH_THREADS, share_libraries_of
 from ..plugin.registry import Registry, load_registry
 from ..running.inputs import gather, given_files, shared_keys
-from ..running.provenance import NUMERICS_VERSION
+from ..running.provenance import NUMERICS_VERSION, plugin_code
 from ..running.run_folder import has_result, load_result
 from ..running.runner import Interrupted, run
 from ..training import fine_tuning
@@ -289,6 +289,8 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
     identity = identifying(spec.settings, and_also=OF_FEATURES)
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
     bare = plain(spec) | {"settings": None, "point": {}}
+    if code := _code(spec, registry):  # of plugins that don't come with mmrec-lmm: a changed one is run again
+        bare["code"] = code
     return Job(
         title=" ".join([cell.key, *(f"{name}={as_yaml(value)}" for name, value in spec.point.items())]),
         key=fingerprint([NUMERICS_VERSION, version, stamps[shared.files], identity, bare])[:16],
@@ -297,6 +299,13 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
         group=shared.inputs,
         encoded=shared.encoded,
     )
+
+
+def _code(spec: RunSpec, registry: Registry) -> dict[str, str]:
+    try:
+        return plugin_code(spec, registry)
+    except MMRecError:  # its run reports it
+        return {}
 
 
 def _stamp(spec: RunSpec, registry: Registry) -> str:
@@ -390,7 +399,7 @@ class Worker:
         except Exception as error:  # a plugin may raise anything, and the other runs continue
             if isinstance(error, OSError) and error.filename is not None:  # of the user's files, not of code
                 return Record(FAILED, reason=str(of_path(error)))
-            logger.error("a run of %s failed", job.spec.model, exc_info=True)
+            logger.error("a run of %s failed", job.spec.model, exc_info=True, extra=IN_FILE)  # its reason is printed
             return Record(FAILED, reason=f"{type(error).__name__}: {error}")
         return Record(FINISHED, run_id=result.run_id)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..disk.reading import is_there, read_json
 from ..errors import DataError
-from ..typed_json import FLAT, check_finite, decode, plain
+from ..typed_json import FLAT, OPTIONAL, check_finite, decode, plain
 from ..types import Axes
 
 FINISHED, PARTIAL, FAILED, NOT_APPLICABLE, PENDING = "finished", "partial", "failed", "not applicable", "pending"
@@ -85,6 +85,7 @@ class ReproducibilityRecord:
     versions: Mapping[str, str]  # library -> version
     device: str
     threads: int
+    plugins: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)  # of -p: file or module -> hash of code
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..disk.reading import is_there
-from ..disk.sealed import read_metadata, read_tensors, save_file
+from ..disk.sealed import STORED, read_metadata, read_tensors, save_file
 from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic
-from ..errors import DataError
+from ..errors import DataError, PluginError
 from ..formatting import first_line
 from ..typed_json import decode, plain
 from .loop import N, Numbers, TrainingState
@@ -32,6 +32,19 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write tensors of any device atomically."""
     ready = {name: value.detach().cpu() for name, value in tensors.items()}
     write_atomic(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
+
+
+def check_storable(tensors: Mapping[str, Tensor], *, owner: str) -> None:
+    """Raise PluginError, which begins with `owner`, for a tensor that a file of weights can't hold."""
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout != torch.strided or tensor.is_quantized or kind not in STORED:
+            kind = kind if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
+            last = name.rpartition(".")[2]
+            raise PluginError(
+                f"{owner}: {name}: expected a dense tensor of numbers, as checkpoints hold no other, got {kind}; try "
+                f"register_buffer({last!r}, ..., persistent=False), and build it in __init__ from the training data"
+            )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

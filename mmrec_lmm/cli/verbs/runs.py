@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, condition, count, runs_folder, users
-from ..shared import print_json, registry_of
+from ..shared import print_json, registry_of_run
 
 if TYPE_CHECKING:
     from ...running.recommend import Trained
@@ -143,7 +143,8 @@ def _embeddings(options: argparse.Namespace) -> int:
 def _trained(options: argparse.Namespace) -> Trained:
     from ...running.recommend import open_run
 
-    return open_run(_run_folder(options), registry_of(options), data_path=options.data_path)
+    options.run = str(folder := _run_folder(options))  # whichever is the latest of a name
+    return open_run(folder, registry_of_run(options), data_path=options.data_path)
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
@@ -165,7 +166,7 @@ def _replay(options: argparse.Namespace) -> int:
 
     start_log(None, "replay", level="ERROR", verbose=False)  # the run has warned about its data
     found = replay(
-        options.run, registry_of(options), out=options.out,
+        options.run, registry_of_run(options), out=options.out,
         data_path=options.data_path, device=options.device, progress=True,
     )  # fmt: skip
     if options.json:
@@ -217,7 +218,7 @@ def _slices(options: argparse.Namespace) -> int:
     from ...running.slices import slice_run
     from ..text import slices_text
 
-    rows = slice_run(options.run, registry_of(options), out=options.out, data_path=options.data_path)
+    rows = slice_run(options.run, registry_of_run(options), out=options.out, data_path=options.data_path)
     if options.json:
         print_json(rows)
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, runs_folder
-from ..shared import print_json, registry_of
+from ..shared import print_json, registry_of, registry_of_run
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -49,7 +49,7 @@ def _list(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from ..weights import merge
 
-    done = merge(options.run, options.file, registry_of(options), out=options.out)
+    done = merge(options.run, options.file, registry_of_run(options), out=options.out)
     if options.json:
         print_json(done)
     else:

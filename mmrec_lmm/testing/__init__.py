@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .config.schema import schema_of
-from .data.sampling import TrainingRows
-from .errors import NotApplicable
-from .plugin.contracts import ItemEncoder, Recommender
-from .plugin.item_features import ItemFeatures
-from .types import Batch, FeatureTable, Interactions, RawItem, TrainingData
+from ..config.schema import schema_of
+from ..data.sampling import TrainingRows
+from ..errors import NotApplicable
+from ..plugin.contracts import ItemEncoder, Recommender
+from ..plugin.item_features import ItemFeatures
+from ..types import Batch, FeatureTable, Interactions, RawItem, TrainingData
 
 MODALITIES = ("image", "text")
 _STEPS_PER_CHECK = 50
@@ -286,7 +286,7 @@ def check_encoder(
 ) -> None:
     """Assert what the host relies on in every encoder: dims, shapes, missing content, independence of the batch, and
     losses that train it and a frozen part, where it has any."""
-    from .data.items import pad_and_stack
+    from ..data.items import pad_and_stack
 
     for wanted in (modalities, *((modality,) for modality in modalities)):
         torch.manual_seed(0)
@@ -336,7 +336,7 @@ def _check_frozen_part(encoder: ItemEncoder, batch: dict[str, Tensor], features:
 def _check_hidden_states(encoder: ItemEncoder, items: Sequence[RawItem], features: Mapping[str, Tensor]) -> None:
     """Assert that hidden states, if there are any, are vectors of as many layers for every item, that depend on nothing
     but the item's content in their modality."""
-    from .data.items import pad_and_stack
+    from ..data.items import pad_and_stack
 
     name = type(encoder).__name__
 
