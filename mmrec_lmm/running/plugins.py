@@ -24,6 +24,7 @@ def used(spec: RunSpec, registry: Registry) -> dict[str, str]:
     providers = {
         registry.models.provider(spec.model),
         registry.paradigms.provider(spec.paradigm),
+        registry.samplers.provider(spec.settings.sampler),
         *(registry.metrics.provider(name) for name in spec.settings.metrics),
         *([registry.encoders.provider(spec.encoder)] if spec.encoder else ()),
         *([registry.datasets.provider(spec.dataset)] if spec.dataset in registry.datasets else ()),
