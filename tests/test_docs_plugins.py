@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
 TESTED = {"mean_color.py", "free_features.py", "parity.py", "f1.py", "diary.py", "test_my_plugins.py"}
-SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
+SHIPPED = {"mmrec_lmm_popular.py", "pyproject.toml"}  # files of tests/plugin_example
 
 
 def load(tmp_path: Path, name: str) -> Registry:
