@@ -37,7 +37,7 @@ TESTED = {
     "diary.py",
     "test_my_plugins.py",
 }
-SHIPPED = {"mmrec_lmm_popular.py", "setup.cfg"}  # files of tests/plugin_example
+SHIPPED = {"mmrec_lmm_popular.py", "pyproject.toml"}  # files of tests/plugin_example
 
 
 def load(tmp_path: Path, name: str) -> Registry:

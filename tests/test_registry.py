@@ -256,7 +256,7 @@ def test_a_module_given_by_p_is_a_plugin_and_installed_ones_are_taken_once(insta
     [
         ("no_such_plugin", "ModuleNotFoundError: No module named 'no_such_plugin'"),
         ("./no_such_plugin.py", "expected a Python file, got /"),
-        (str(EXAMPLE / "setup.cfg"), "setup.cfg: expected a Python file, got /"),
+        (str(EXAMPLE / "pyproject.toml"), "pyproject.toml: expected a Python file, got /"),
     ],
 )
 def test_a_plugin_given_by_p_that_cannot_be_loaded_is_an_error(value: str, reason: str) -> None:

@@ -70,6 +70,6 @@ def plugins_of(run: str, given: Sequence[str], *, out: Path) -> tuple[list[str],
                 "path"
             )
         if now != code:
-            notes.append(f"{source} changed since {run} was made")
+            notes.append(f"{source} changed since {Path(run).name} was made")
         plugins.append(source)
     return plugins, notes
