@@ -116,6 +116,35 @@ class Copies(Sound):
         return self.users, self.copy if self.training else self.stale
 
 
+class Guided(Sound):
+    """Features guide the items' embeddings in the loss, and have no part in scores."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: Any) -> None:
+        super().__init__(data, features, config)
+        self.items = nn.Parameter(torch.randn(data.n_items, features.dims[self.first]))
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.users, self.items
+
+    def guides(self) -> Tensor:
+        return self.features()[self.first]
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        return super().training_loss(batch) | {"guides": (self.items - self.guides()).square().mean()}
+
+
+class StaleGuides(Guided):
+    """Lets gradient through, but keeps the values."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: Any) -> None:
+        super().__init__(data, features, config)
+        self.stale = self.guides().detach().clone()
+
+    def guides(self) -> Tensor:
+        live = super().guides()
+        return live - live.detach() + self.stale if hasattr(self, "stale") else live
+
+
 class Detaches(Sound):
     """Lets no gradient through to its features."""
 
@@ -202,6 +231,7 @@ class Lengths(Sound):
 
 FAULTS: list[tuple[type[Recommender], str]] = [
     (Copies, "Copies ignores refreshed features: it keeps a copy"),
+    (StaleGuides, "StaleGuides's loss ignores refreshed features"),
     (Detaches, "Detaches: the loss doesn't reach joint features of image"),
     (Looks, "Looks: a user's scores depend on the batch"),
     (Disagrees, "Disagrees: vectors and scorer disagree"),
@@ -215,8 +245,9 @@ FAULTS: list[tuple[type[Recommender], str]] = [
 ]
 
 
-def test_a_sound_model_passes() -> None:
-    check_model(Sound, None, modalities=("image",), joint=True)
+@pytest.mark.parametrize("model", [Sound, Guided])
+def test_a_sound_model_passes(model: type[Recommender]) -> None:
+    check_model(model, None, modalities=("image",), joint=True)
 
 
 @pytest.mark.parametrize(("model", "message"), FAULTS, ids=[model.__name__ for model, _ in FAULTS])
