@@ -93,7 +93,8 @@ class Hf(ItemEncoder):
     def _states(self, modality: str, batch: dict[str, Tensor]) -> list[Tensor]:
         parts, inputs = [*blocks(self.model)], self._inputs(modality, batch)
         if modality not in self._poolings:
-            some = self._inputs(modality, probes(self, next(iter(inputs.values())).device))
+            with torch.inference_mode(False):  # as gradients are asked for
+                some = self._inputs(modality, probes(self, next(iter(inputs.values())).device))
             self._poolings[modality] = find_pooling(
                 lambda: self._output(modality, some), parts, some.get("attention_mask"), modality=modality
             )
