@@ -268,7 +268,11 @@ def source_hash(source: str) -> str | None:
     """The hash of the code of a plugin of -p, a file or a module: of a package, that of the files in its folder. None
     if there is none."""
     try:
-        path = Path(source) if source.endswith(".py") else Path((importlib.util.find_spec(source) or _NOWHERE).origin)
+        path = (
+            Path(source)
+            if source.endswith(".py")
+            else Path((importlib.util.find_spec(source) or _NOWHERE).origin or "")
+        )
         paths = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
         digests = [hashlib.sha256(each.read_bytes()).hexdigest() for each in paths]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
