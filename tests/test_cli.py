@@ -54,7 +54,7 @@ def verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str
 
 
 VERBS = dict(verbs(build_parser()))
-GROUPS = ("config", "data", "results", "study", "weights")  # verbs that have only verbs of their own
+GROUPS = ("config", "data", "results", "study", "plugin", "weights")  # verbs that have only verbs of their own
 
 
 def document(answer: Answer) -> dict:
@@ -663,7 +663,11 @@ def test_recommend_for_an_unknown_user_or_run_says_so() -> None:
 def test_a_run_that_fails_has_exit_code_1() -> None:
     answer = call(*RUN, "--train_batch_size=8", "--learning_rate=1e38")
     assert (answer.code, answer.out) == (1, "")
-    assert re.search(r"^error: loss term '\w+' became nan in epoch 0, before any evaluation", answer.err, re.MULTILINE)
+    assert re.search(
+        r"^error: plugin mmrec-lmm:models: model VBPR: loss term '\w+' became nan in epoch 0, before any evaluation",
+        answer.err,
+        re.MULTILINE,
+    )
 
 
 def test_a_place_that_cannot_be_written_is_one_line(here: Path) -> None:

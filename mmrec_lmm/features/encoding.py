@@ -320,7 +320,13 @@ def _report_texts(catalog: ItemCatalog, text_fields: Sequence[str]) -> None:
 def encoder_id(spec: EncoderSpec, config: Any, modality: str) -> list[Any]:
     """All that an encoder's vectors of a modality depend on: its name, version, weights and configuration."""
     keys = {key: value for key, value in plain(config).items() if key != "weights"}  # a path, not content
-    return [spec.name, spec.version, resolve(spec.weights_id)(config, modality), keys]
+    return [
+        spec.name,
+        spec.version,
+        resolve(spec.weights_id)(config, modality),
+        keys,
+        *([spec.code] if spec.code else []),
+    ]
 
 
 def build_encoder(spec: EncoderSpec, config: Any, modalities: Sequence[str]) -> ItemEncoder:

@@ -358,7 +358,10 @@ def _admit(
         given = {hook: _specs(manager, candidate.name, hook) for hook in hooks if hook in REGISTERS}
         if candidate.asked and "mmrec_register_encoders" in given:
             code = source_hash(candidate.source) or ""
-            given["mmrec_register_encoders"] = [_with_code(spec, code) for spec in given["mmrec_register_encoders"]]
+            given["mmrec_register_encoders"] = [
+                dataclasses.replace(spec, code=code)  # type: ignore[arg-type]
+                for spec in given["mmrec_register_encoders"]
+            ]
     except Exception as error:
         if plugin is not None and manager.get_plugin(candidate.name) is plugin:
             manager.unregister(name=candidate.name)
@@ -369,15 +372,6 @@ def _admit(
         logger.debug("plugin %s", candidate.name, exc_info=True)
         return info("quarantined", reason), {}
     return info("ok", gives={hook: tuple(spec.name for spec in given.get(hook, ())) for hook in hooks}), given
-
-
-def _with_code(spec: Any, code: str) -> Any:
-    """An encoder of -p whose code is among what names its cached features: a changed file encodes again."""
-
-    def weights_id(config: Any, modality: str) -> str:
-        return f"{resolve(spec.weights_id)(config, modality)} by {code[:16]}"
-
-    return dataclasses.replace(spec, weights_id=weights_id)
 
 
 def _check_plugin(manager: pluggy.PluginManager, plugin: object) -> None:
