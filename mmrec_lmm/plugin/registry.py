@@ -357,7 +357,8 @@ def _admit(
             code = source_hash(candidate.source) or ""
             given["mmrec_register_encoders"] = [
                 dataclasses.replace(spec, code=code)
-                for spec in given["mmrec_register_encoders"]  # type: ignore[call-arg]
+                for spec in given["mmrec_register_encoders"]
+                if isinstance(spec, EncoderSpec)
             ]
     except Exception as error:
         if plugin is not None and manager.get_plugin(candidate.name) is plugin:
