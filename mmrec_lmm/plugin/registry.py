@@ -359,8 +359,9 @@ def _admit(
         if candidate.asked and "mmrec_register_encoders" in given:
             code = source_hash(candidate.source) or ""
             given["mmrec_register_encoders"] = [
-                dataclasses.replace(spec, code=code)  # type: ignore[arg-type]
+                dataclasses.replace(spec, code=code)
                 for spec in given["mmrec_register_encoders"]
+                if isinstance(spec, EncoderSpec)
             ]
     except Exception as error:
         if plugin is not None and manager.get_plugin(candidate.name) is plugin:
