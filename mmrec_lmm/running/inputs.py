@@ -429,6 +429,8 @@ def check_metrics(spec: RunSpec, registry: Registry) -> None:
 
 def check_sampler(spec: RunSpec, registry: Registry) -> None:
     """Raise NotApplicable if the run's sampler doesn't draw as many negatives as its model takes."""
+    if not spec.model:  # of `encode`
+        return
     settings, model = spec.settings, registry.models.get(spec.model)
     if model.negatives == "none":
         return

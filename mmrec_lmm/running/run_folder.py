@@ -36,7 +36,6 @@ import numpy as np
 
 from ..config.schema import HOST, Schema, schema_of
 from ..config.settings import Settings
-from ..data.tables import read_integers
 from ..disk.hashing import read_hash
 from ..disk.locks import holding
 from ..disk.reading import check_readable, is_there, read_file, read_json
@@ -404,6 +403,8 @@ def save_topk(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
 def load_topk(folder: Path, *, n_users: int, n_items: int, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The tested users (U,) of a run and their best items (U, K), -1 for lack of candidates. DataError if the file is
     missing, damaged, another than that with the hash `sha256`, or names a user or an item that the data set lacks."""
+    from ..data.tables import read_integers  # here, as listing runs shouldn't wait for pandas
+
     path = folder / TOPK
     if not is_there(path, CURE):
         raise DataError(

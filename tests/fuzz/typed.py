@@ -52,6 +52,8 @@ BASES = {
     "weights get": "weights get vlmo:tiny",
     "weights merge": "weights merge {run} -o merged.safetensors",
     "embeddings": "embeddings {run} -o vectors.npy",
+    "plugin new": "plugin new model Mine",
+    "plugin check": "plugin check BPR",
 }
 MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*")
 
