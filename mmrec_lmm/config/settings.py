@@ -24,6 +24,7 @@ reading = _deciding("reading")  # how a data set's tables are read
 splitting = _deciding("splitting")  # how labels are drawn: the labels' hash is part of a run's id instead
 shaping = _deciding("shaping")  # of features, whose fingerprints are part of a run's id instead
 harmless = _deciding("nothing")  # no number depends on it
+shaping_if_set = _deciding("shaping, if set")  # as shaping; a study's record from before it keeps its name
 if_set = _deciding("training, if set")  # no part of a run's id at its default: runs from before it keep theirs
 
 
@@ -51,7 +52,7 @@ class Settings:
     image_background: Background = shaping("white")  # noqa: RUF009 - of transparent images; none drops transparency
     missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
     normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of feature files; MMRec: as they are
-    whiten: bool = shaping(False)  # features of files and encoders: columns uncorrelated, of deviation 1
+    whiten: bool = shaping_if_set(False)  # features of files and encoders: columns uncorrelated, of deviation 1
 
     # training
     seed: int = 999
@@ -97,17 +98,20 @@ def _that_decide(*what: str) -> frozenset[str]:
     return frozenset(setting.name for setting in fields(Settings) if setting.metadata.get("decides") in what)
 
 
-NOT_IDENTITY = _that_decide("place", "splitting", "shaping", "nothing")  # no part of a run's id
+_SHAPING_IF_SET = _that_decide("shaping, if set")
+NOT_IDENTITY = _that_decide("place", "splitting", "shaping", "nothing") | _SHAPING_IF_SET  # no part of a run's id
 IF_SET = _that_decide("training, if set")  # part of a run's id unless it has its default
-OF_INPUTS = _that_decide("place", "reading", "splitting", "shaping")  # a run's inputs depend on these alone
+OF_INPUTS = _that_decide(
+    "place", "reading", "splitting", "shaping", "shaping, if set"
+)  # a run's inputs depend on these alone
 OF_SPLIT = _that_decide("splitting")
-OF_FEATURES = _that_decide("shaping")
+OF_FEATURES = _that_decide("shaping") | _SHAPING_IF_SET
 
 
 def identifying(settings: Settings, *, and_also: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The settings, plain, that are part of a run's id, and those of `and_also`."""
-    at_default = {name for name in IF_SET if getattr(settings, name) == getattr(Settings, name)}
-    left_out = (NOT_IDENTITY | at_default) - and_also
+    at_default = {name for name in IF_SET | _SHAPING_IF_SET if getattr(settings, name) == getattr(Settings, name)}
+    left_out = (NOT_IDENTITY - and_also) | at_default
     return {name: value for name, value in plain(settings).items() if name not in left_out}
 
 

@@ -22,7 +22,7 @@ _CURE = "it counts as empty; -p names a run's plugin"
 def used(spec: RunSpec, registry: Registry) -> dict[str, str]:
     """The plugins of -p that bring something of a run: the file, or the module's name, and the hash of its code."""
     providers = {
-        registry.models.provider(spec.model),
+        *([registry.models.provider(spec.model)] if spec.model else ()),  # none of `encode`
         registry.paradigms.provider(spec.paradigm),
         registry.samplers.provider(spec.settings.sampler),
         *(registry.metrics.provider(name) for name in spec.settings.metrics),

@@ -72,7 +72,8 @@ CURE = "try --force, which runs it again"
 LARGEST_HISTORY = 2**30  # bytes; an epoch has some 500
 
 _METRIC = re.compile(r"[^@]+@[1-9][0-9]{0,8}")
-_SHARES = frozenset(spec.name.lower() for spec in METRICS)  # from 0 to 1; of a plugin's metrics no range is known
+#: From 0 to 1; of a plugin's metrics, and of those that see more than hits, no range is known.
+_SHARES = frozenset(spec.name.lower() for spec in METRICS if not spec.context)
 _ROUNDING = 1e-6  # of metrics in float32
 
 #: The effective values of settings, if not the default, in runs made before those settings existed.
