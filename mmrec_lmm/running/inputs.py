@@ -396,8 +396,9 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
 def check_applicable(spec: RunSpec, registry: Registry) -> None:
     """Raise NotApplicable if model, encoder or control doesn't fit the run's paradigm, the sampler its model, or a
     metric its features; ConfigError if another value doesn't. Only the plugins' code is read."""
-    check_sampler(spec, registry)
-    check_metrics(spec, registry)
+    if spec.model:  # not of `encode`
+        check_sampler(spec, registry)
+        check_metrics(spec, registry)
     if spec.settings.whiten and registry.paradigms.get(spec.paradigm).joint:
         raise NotApplicable(
             f"whiten: expected a paradigm that leaves features as they are, got {spec.paradigm}, which trains "
@@ -429,8 +430,6 @@ def check_metrics(spec: RunSpec, registry: Registry) -> None:
 
 def check_sampler(spec: RunSpec, registry: Registry) -> None:
     """Raise NotApplicable if the run's sampler doesn't draw as many negatives as its model takes."""
-    if not spec.model:  # of `encode`
-        return
     settings, model = spec.settings, registry.models.get(spec.model)
     if model.negatives == "none":
         return
