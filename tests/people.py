@@ -97,6 +97,10 @@ def lab() -> Iterator[Lab]:
         others = [one for one in Path(__file__).resolve().parents if not one.stat().st_mode & 0o001]
         if others:
             pytest.skip(f"other users can't reach the tests: {others[-1]} is closed to them")
+        place = Path(sys.prefix)
+        shut = [one for one in (place, *place.parents) if not one.stat().st_mode & 0o001]
+        if shut and sys.prefix != sys.base_prefix:  # a virtual environment, which no mount shows elsewhere
+            pytest.skip(f"other users can't reach the environment: {shut[-1]} is closed to them")
         if closed and not can_mount(lab):
             pytest.skip(f"other users can't reach the interpreter: {closed[0]} is closed to them")
         yield lab
