@@ -165,7 +165,7 @@ def _pairs(data: TrainingData) -> np.ndarray:
 
 
 class TrainingRows:
-    """All training rows, shuffled anew each epoch, in batches on a device; the last one may be short.
+    """All training rows, in a new order each epoch, in batches on a device; the last one may be short.
 
     `sampler` draws `n_negatives` items for each row; by default one, by MMRec's rule; 0: none.
     """

@@ -456,9 +456,9 @@ def save_run(
         save_config(staged, spec)
         save_weights(staged / WEIGHTS, model.state_dict(), whose)
         if callback is not None and (trained_beside := callback.weights()):
-            told = callback.about_weights()
-            about = {name: json.dumps(value) for name, value in told.items()}
-            save_weights(staged / (ADAPTER if told.get("tune") == "lora" else ENCODER), trained_beside, about | whose)
+            header = callback.about_weights()
+            about = {name: json.dumps(value) for name, value in header.items()}
+            save_weights(staged / (ADAPTER if header.get("tune") == "lora" else ENCODER), trained_beside, about | whose)
         if model.features.joint:
             save_weights(staged / FEATURES, model.features(), whose)
         users = {split: {"users": rankings[split].users, **values} for split, values in per_user.items()}

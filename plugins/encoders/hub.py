@@ -218,7 +218,7 @@ def read_list(file: Path) -> list[Any]:
 
 def token_limit(settings: Any, *others: float | None) -> int:
     """The most tokens that a model of transformers with these settings reads, and its tokenizer, by `others`; NO_LIMIT
-    where nothing bounds it. Raises DataError for what is no number of tokens."""
+    where nothing bounds it. Raises DataError for what can't be a number of tokens."""
     for limit in others:
         if limit and not (isinstance(limit, int | float) and limit >= _FEWEST_TOKENS):
             raise DataError(

@@ -38,7 +38,7 @@ class Sbert(nn.Module):
         text = as_words(text, self.special)
         try:
             tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
-        except Exception as error:  # tokenizers raise what is no more than an Exception
+        except Exception as error:  # tokenizers raise plain Exceptions
             raise cannot_tokenize(self.folder, error) from None
         check_token_ids(self.folder, tokens["input_ids"], self.model.config)
         return {name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")}

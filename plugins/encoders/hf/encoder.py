@@ -159,7 +159,7 @@ class Hf(ItemEncoder):
         padding = "max_length" if self.pads_first else False
         try:
             tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, padding=padding)
-        except Exception as error:  # tokenizers raise what is no more than an Exception
+        except Exception as error:  # tokenizers raise plain Exceptions
             raise cannot_tokenize(self.folder, error) from None
         check_token_ids(self.folder, tokens["input_ids"], self.model.config)
         return {f"text.{name}": torch.tensor(tokens[name]) for name in self.tokenizer.model_input_names}

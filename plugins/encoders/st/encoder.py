@@ -179,7 +179,7 @@ class St(ItemEncoder):
             return images
         try:
             texts: dict[str, Any] = self.model.preprocess(contents, prompt=self.prompt)
-        except Exception as error:  # tokenizers raise what is no more than an Exception
+        except Exception as error:  # tokenizers raise plain Exceptions
             raise cannot_tokenize(self.folder, error) from None
         if isinstance(ids := texts.get("input_ids"), Tensor) and self.model.config is not None:
             check_token_ids(self.folder, ids.flatten(), self.model.config)
