@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
+# Files side by side, in a process for each core: a test never shares its file's fixtures with another process.
+PYTEST  = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-slow test-gpu lint types bench clean
 
@@ -16,10 +18,10 @@ demo: $(READY)
 	$(BIN)/python -m mmrec_lmm demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(PYTEST) -m 'slow and not gpu'
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -rs
