@@ -1,0 +1,98 @@
+"""What a model file keeps in plain attributes and changes in training: no buffer, and yet scores may depend on it.
+
+Tensors, dense or sparse, and numbers that changed since construction, under attributes.<module>.<name>.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .interface import set_attribute
+
+_PREFIX = "attributes."
+_OF_MODULES = frozenset(vars(nn.Module()))
+_NUMBER = "number"  # the last part of a number's name
+_COO, _CSR = ("indices", "values", "size"), ("crow", "col", "values", "size")
+
+
+class Attributes:
+    """The plain attributes of a module and its parts, beside what they were when this was made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = {name: _mark(value) for name, _, _, value in self._all()}
+
+    def changed(self) -> dict[str, Tensor]:
+        """The attributes that changed, as dense tensors by name; they share memory with the live ones."""
+        found: dict[str, Tensor] = {}
+        for name, _, _, value in self._all():
+            if not _is_same(value, self._before.get(name)):
+                found |= {f"{_PREFIX}{name}.{part}": tensor for part, tensor in _parts(value)}
+        return found
+
+    def restore(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Set the attributes that `changed` wrote, and return what else `state` has."""
+        rest: dict[str, Any] = {}
+        kept: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith(_PREFIX):
+                attribute, _, part = name.removeprefix(_PREFIX).rpartition(".")
+                kept.setdefault(attribute, {})[part] = value
+            else:
+                rest[name] = value
+        for attribute, parts in kept.items():
+            path, _, name = attribute.rpartition(".")
+            module = self._module.get_submodule(path)
+            set_attribute(module, name, _value(parts))
+        return rest
+
+    def _all(self) -> Iterator[tuple[str, nn.Module, str, Any]]:
+        for path, module in self._module.named_modules():
+            for name, value in vars(module).items():
+                if name not in _OF_MODULES and isinstance(value, Tensor | bool | int | float):
+                    yield f"{path}.{name}" if path else name, module, name, value
+
+
+def _mark(value: Any) -> Any:
+    """What shows later whether a value is still the same; holds no memory of a tensor."""
+    return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (type(value), value)
+
+
+def _is_same(value: Any, mark: Any) -> bool:
+    if mark is None:
+        return False
+    if isinstance(value, Tensor):
+        return isinstance(mark[0], weakref.ref) and mark[0]() is value and mark[1] == value._version
+    return bool(mark == (type(value), value))
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(value, Tensor):
+        dtype = torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float64
+        yield _NUMBER, torch.tensor(value, dtype=dtype)
+        return
+    value = value.detach()
+    if value.layout == torch.strided:
+        yield "tensor", value
+        return
+    if value.layout == torch.sparse_csr:
+        content = (value.crow_indices(), value.col_indices(), value.values())
+        names = _CSR
+    else:
+        value = value.to_sparse_coo().coalesce() if value.layout != torch.sparse_coo else value.coalesce()
+        content, names = (value.indices(), value.values()), _COO
+    yield from zip(names, (*content, torch.tensor(value.shape)), strict=True)
+
+
+def _value(parts: Mapping[str, Tensor]) -> Any:
+    if _NUMBER in parts:
+        return parts[_NUMBER].item()
+    if "tensor" in parts:
+        return parts["tensor"].clone()
+    size = parts["size"].tolist()
+    if "crow" in parts:
+        return torch.sparse_csr_tensor(parts["crow"].clone(), parts["col"].clone(), parts["values"].clone(), size)
+    return torch.sparse_coo_tensor(parts["indices"].clone(), parts["values"].clone(), size, is_coalesced=True)
