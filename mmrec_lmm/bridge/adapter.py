@@ -6,7 +6,7 @@ Shapes: B batch, I items, F feature width.
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +21,13 @@ from ..plugin.contracts import Recommender, Scorer
 from ..plugin.item_features import ItemFeatures
 from ..types import Batch, RunSpec, TrainingData
 from .data_folder import DataFolder
-from .model_file import ModelFile
+from .model_file import FEATURE_NAMES, ModelFile
 from .run_values import HOST_KEYS, OVERALL, Config, TrainingLoader
 from .scope import Streams, process_kept, running
 from .state import Attributes
 
 logger = logging.getLogger(__name__)
 
-_MODALITIES = ("image", "text")  # v_feat, t_feat
 _FEATURE_FILES = {"image": "vision_feature_file", "text": "text_feature_file"}
 _GRAPH_FILES = {"user_graph_dict_file": False, "item_graph_dict_file": True}  # key -> of items
 
@@ -68,18 +67,12 @@ class BridgedModel(Recommender):
         self._pairs_only = not own.get("use_neg_sampling", True)
         given = self._given_features() if own.get("is_multimodal_model", True) and not own.get("end2end") else {}
         dataset = run.dataset if run is not None else "data"
-        self._folder = DataFolder(data, given, self.file.code, dataset)
+        reads_folder = self.file.mentions("data_path")
+        self._folder = DataFolder(data, given, self.file.code, dataset) if reads_folder else None
         self._values = Config(self._config_values(own, dataset), self._on_read)
-        self._missing = [modality for modality in _MODALITIES if modality not in given]
-        source = Path(settings.data_path) / dataset if run is not None else None
-        files = {modality: getattr(settings, key) for modality, key in _FEATURE_FILES.items()}
-        reads_files = self.file.mentions("|".join([*_FEATURE_FILES.values(), *map(re.escape, files.values())]))
+        self._missing = [modality for modality in FEATURE_NAMES if modality not in given]
         loader = TrainingLoader(data, self._values, given)
-        with (
-            self._folder.constructing(source, files if reads_files else {}),
-            process_kept(),
-            self._code("__init__"),
-        ):
+        with self._data_folder(dataset), process_kept(), self._code("__init__"):
             self.model: Any = self.file.cls(self._values, loader).to(self._device)
         if features.joint:
             self._make_live(given)
@@ -152,12 +145,20 @@ class BridgedModel(Recommender):
         """v_feat and t_feat by modality (I, F): copies, as the file may train on them in place; joint ones share
         memory with the features."""
         tables = self.features()
-        if barred := [modality for modality in tables if modality not in _MODALITIES]:
+        if barred := [modality for modality in tables if modality not in FEATURE_NAMES]:
             raise NotApplicable(
                 f"{self.file.path}: expected image or text features (v_feat, t_feat), got {', '.join(barred)}; try "
-                f"--modalities {','.join(m for m in _MODALITIES if m in tables) or 'image,text'}"
+                f"--modalities {','.join(m for m in FEATURE_NAMES if m in tables) or 'image,text'}"
             )
         return {m: table.detach() if self.features.joint else table.clone() for m, table in tables.items()}
+
+    def _data_folder(self, dataset: str) -> AbstractContextManager[None]:
+        """The context in which the file's own folder of data is there."""
+        if self._folder is None:
+            return nullcontext()
+        files = {modality: getattr(self._settings, key) for modality, key in _FEATURE_FILES.items()}
+        reads = self.file.mentions("|".join([*_FEATURE_FILES.values(), *map(re.escape, files.values())]))
+        return self._folder.constructing(Path(self._settings.data_path) / dataset, files, reads_features=reads)
 
     def _config_values(self, own: Mapping[str, Any], dataset: str) -> dict[str, Any]:
         settings = self._settings
@@ -167,7 +168,7 @@ class BridgedModel(Recommender):
             **{key: getattr(settings, key) for key in HOST_KEYS},
             **own,
             "inter_file_name": settings.inter_file_name or f"{dataset}.inter",
-            "data_path": f"{self._folder.root}/",  # files add the data set's name to it
+            "data_path": f"{self._folder.root if self._folder else settings.data_path}/",  # files add a name
             "dataset": dataset,
             "model": self.file.cls.__name__,
             "device": self._device,
@@ -177,7 +178,8 @@ class BridgedModel(Recommender):
 
     def _on_read(self, key: str) -> None:
         """Make a graph file when the file asks for its name."""
-        if key in _GRAPH_FILES and (name := self._values.final_config_dict.get(key)):
+        name = self._values.final_config_dict.get(key) if key in _GRAPH_FILES else None
+        if self._folder is not None and name:
             self._folder.make_graph(str(name), of_items=_GRAPH_FILES[key])
 
     def _make_live(self, given: Mapping[str, Tensor]) -> None:
@@ -199,12 +201,13 @@ class BridgedModel(Recommender):
                         vars(module)[name] = live[modality]
 
     def _line_of(self, parameter: str) -> str:
-        """The file and line where a parameter is set."""
-        names = [part for part in parameter.split(".") if not part.isdigit()]
+        """The file and line where a parameter is set, or the first one that copies a tensor into a parameter."""
+        names = "|".join(re.escape(part) for part in parameter.split(".") if not part.isdigit())
         lines = self.file.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, start=1):
-            if any(f".{name} =" in line or f".{name}=" in line for name in names):
-                return f"{self.file.path}:{number}"
+        for pattern in (rf"\.({names}) *=", r"from_pretrained\(|Parameter\(", "class "):
+            for number, line in enumerate(lines, start=1):
+                if re.search(pattern, line):
+                    return f"{self.file.path}:{number}"
         return str(self.file.path)
 
     def _note(self, given: Mapping[str, Tensor]) -> None:
@@ -259,7 +262,7 @@ class BridgedModel(Recommender):
         if not torch.is_grad_enabled():
             return
         if not total.isfinite():
-            if absent := self._absent({m: t for m, t in self.features().items() if m in _MODALITIES}):
+            if absent := self._absent({m: t for m, t in self.features().items() if m in FEATURE_NAMES}):
                 wrong = first_few([name for name, term in terms.items() if not term.isfinite()])
                 raise RunError(
                     f"{where}: expected a finite loss, got {total.item()} ({wrong}) in the first batch; "
@@ -272,7 +275,7 @@ class BridgedModel(Recommender):
                 "--req_training=false, which evaluates once"
             )
         if self.features.joint:
-            leaves = {m: table for m, table in self.features().items() if m in _MODALITIES}
+            leaves = {m: table for m, table in self.features().items() if m in FEATURE_NAMES}
             found = torch.autograd.grad(total, [*leaves.values()], retain_graph=True, allow_unused=True)
             if all(gradient is None for gradient in found):
                 raise NotApplicable(

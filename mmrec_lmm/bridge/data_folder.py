@@ -40,11 +40,11 @@ class DataFolder:
         self._data, self._tables = data, tables
 
     @contextmanager
-    def constructing(self, source: Path | None, own: Mapping[str, str]) -> Iterator[None]:
+    def constructing(self, source: Path | None, own: Mapping[str, str], *, reads_features: bool) -> Iterator[None]:
         """A context in which a model is constructed, which may read and write caches; one process at a time.
 
-        Files of `source`, the data set's folder, are linked; of `own`, feature files by modality, the run's features
-        are written. What a killed process left half written is removed.
+        Files of `source`, the data set's folder, are linked, but for `own`, its feature files by modality: if the model
+        file reads such a file itself, it gets the run's features. What a killed process left half written is removed.
         """
         with locked(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class DataFolder:
                 for path in self.path.iterdir():
                     path.unlink()
             marker.touch()
-            for modality, name in own.items():
+            for modality, name in own.items() if reads_features else ():
                 if modality in self._tables and not (self.path / name).exists():
                     self._save(name, self._tables[modality])
             self._link(source, {*own.values()})

@@ -22,7 +22,7 @@ from torch import nn
 from ..config import yaml_layers
 from ..config.schema import HOST
 from ..config.yaml_layers import ENCODER, GRID
-from ..errors import ConfigError, MMRecError, NotApplicable, PluginError, RunError, did_you_mean
+from ..errors import MMRecError, NotApplicable, PluginError, RunError, did_you_mean
 from ..formatting import first_line
 from ..plugin.hookspecs import hookimpl
 from ..plugin.registry import FILE_CODE
@@ -32,7 +32,9 @@ from .imports import ModelImports, offered_names
 from .interface import AbstractRecommender
 from .run_values import OVERALL
 from .scope import process_kept, running
+from .stand_ins import STAND_INS
 
+FEATURE_NAMES = {"image": "v_feat", "text": "t_feat"}  # by modality
 _CONFIGS = {"config", "cfg", "conf", "configs"}  # names of the configuration object in model files
 _ALWAYS = ("is_multimodal_model", "end2end", "use_neg_sampling", "use_full_sampling", "req_training")  # the host's part
 _PACKAGES = {"sklearn": "scikit-learn", "torch_sparse": "torch-sparse", "yaml": "PyYAML", "PIL": "pillow"}
@@ -89,6 +91,11 @@ class ModelFile:
         """True if the text of the file, or of what it imports from its checkout, has a match."""
         files = {self.path, *self.imports.read}
         return any(re.search(pattern, path.read_text(encoding="utf-8", errors="replace")) for path in files)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The modalities whose features the file reads."""
+        return tuple(modality for modality, name in FEATURE_NAMES.items() if self.mentions(rf"\b{name}\b"))
 
     def yaml(self) -> Mapping[str, Any]:
         """The values of the YAML beside the file; none if there is no such file."""
@@ -155,7 +162,7 @@ class ModelFile:
             )
         if "None" in str(error):
             if missing and "feat" in text:
-                flags = " and ".join(f"{modality} features ({_ATTRIBUTES[modality]})" for modality in missing)
+                flags = " and ".join(f"{modality} features ({FEATURE_NAMES[modality]})" for modality in missing)
                 return NotApplicable(
                     f"{where}: expected {flags}, got none; try --features {missing[0]}=FILE.npy, or an --encoder and "
                     "--modalities that have them"
@@ -195,12 +202,16 @@ class ModelFile:
                 f"expected a module of MMRec's that is offered here, got {name}; try a checkout that has it, in "
                 f"{self.imports.root.joinpath(*name.split('.'))}.py"
             )
+        if top in STAND_INS and top not in sys.modules:
+            return (
+                f"expected a part of {top} that is offered where it isn't installed, got more "
+                f"({first_line(error)}); try pip install {top}"
+            )
         if isinstance(error, ModuleNotFoundError):
             return f"expected the package {top}, which it imports, got none; try pip install {_PACKAGES.get(top, top)}"
         return f"expected its imports to succeed, got {first_line(error)}"
 
 
-_ATTRIBUTES = {"image": "v_feat", "text": "t_feat"}
 _EXPECTED = {"import": "be imported"}
 
 
@@ -208,9 +219,9 @@ def load(path: Path) -> ModelPlugin:
     """The plugin of a model file. A second load of an unchanged file gives the same classes."""
     if not path.is_file():
         raise PluginError(f"{path}: expected a Python file with a model, got no such file; try its path with -m")
-    name = f"mmrec_lmm_file_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{_digest(bytes(path.resolve()))[:8]}"
+    name = _module_name(path)
     known = sys.modules.get(name)
-    if known is not None and _unchanged(vars(known)[_FILE]):
+    if known is not None and _unchanged(loaded_file(path)):
         plugin: ModelPlugin = vars(known)[_PLUGIN]
         return plugin
     file = ModelFile(path)
@@ -227,6 +238,17 @@ def load(path: Path) -> ModelPlugin:
     return plugin
 
 
+def loaded_file(path: Path) -> ModelFile:
+    """The file that `load` has loaded."""
+    file: ModelFile = vars(sys.modules[_module_name(path)])[_FILE]
+    return file
+
+
+def _module_name(path: Path) -> str:
+    """Of the file's module, which is unlike all others'."""
+    return f"mmrec_lmm_file_{re.sub('[^0-9A-Za-z_]', '_', path.stem)}_{_digest(bytes(path.resolve()))[:8]}"
+
+
 _FILE, _PLUGIN = "__mmrec_lmm_model_file__", "__mmrec_lmm_plugin__"  # of the module of a file
 
 
@@ -241,7 +263,7 @@ def _digest(content: bytes) -> str:
 def _spec(file: ModelFile, module: ModuleType) -> ModelSpec:
     from .adapter import BridgedModel
 
-    yaml, reads_features = file.yaml(), file.mentions(r"\b[vt]_feat\b")
+    yaml = file.yaml()
     wanted = dict.fromkeys([*_ALWAYS, *file.keys, *yaml])
     if file.mentions("LightGCN_Encoder"):
         wanted |= dict.fromkeys(["embedding_size", "n_layers"])
@@ -267,7 +289,7 @@ def _spec(file: ModelFile, module: ModuleType) -> ModelSpec:
         cls=adapter,
         config=config,
         summary=file.summary or f"{file.cls.__name__}, a model file of MMRec's",
-        uses_features=reads_features and bool(multimodal),
+        uses_features=bool(file.features and multimodal),
         configs=file.configs,
         negatives="one" if takes else "none",
         file_stem=file.path.stem,
@@ -302,12 +324,3 @@ def _keys_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
 def _is_config(node: ast.expr) -> bool:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
     return name in _CONFIGS
-
-
-def check_error(path: Path) -> str | None:
-    """The message about a model file that can't be loaded; None if it can. For lists of files."""
-    try:
-        load(path)
-    except ConfigError as error:
-        return str(error)
-    return None

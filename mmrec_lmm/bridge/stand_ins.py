@@ -170,8 +170,10 @@ def degree(index: Tensor, num_nodes: int | None = None, dtype: torch.dtype | Non
 def softmax(
     src: Tensor, index: Tensor | None = None, ptr: Any = None, num_nodes: int | None = None, dim: int = 0
 ) -> Tensor:
-    """`src` (E, ...) by its softmax over edges of equal `index`."""
+    """`src` (E, ...) by its softmax over edges of equal `index`. Earlier versions have `num_nodes` in the place of
+    `ptr`."""
     assert index is not None, "softmax: expected index"
+    num_nodes = ptr if isinstance(ptr, int) else num_nodes
     return scatter_softmax(src, index, dim, dim_size=_node_count(index, num_nodes))
 
 
@@ -220,6 +222,9 @@ def sparsesvd(matrix: Any, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k largest singular triplets of a sparse matrix (R, C), largest first: (k, R), (k,), (k, C)."""
     from scipy.sparse.linalg import svds
 
+    if k >= min(matrix.shape):
+        left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        return left.T, values, right
     start = np.ones(min(matrix.shape))  # by default a random vector
     left, values, right = svds(matrix.astype(np.float64), k=k, v0=start)
     order = np.argsort(-values)

@@ -92,7 +92,7 @@ def _value(parts: Mapping[str, Tensor]) -> Any:
         return parts[_NUMBER].item()
     if "tensor" in parts:
         return parts["tensor"].clone()
-    size = parts["size"].tolist()
+    size, parts = parts["size"].tolist(), {name: part.clone() for name, part in parts.items()}
     if "crow" in parts:
-        return torch.sparse_csr_tensor(parts["crow"].clone(), parts["col"].clone(), parts["values"].clone(), size)
-    return torch.sparse_coo_tensor(parts["indices"].clone(), parts["values"].clone(), size, is_coalesced=True)
+        return torch.sparse_csr_tensor(parts["crow"], parts["col"], parts["values"], size, check_invariants=False)
+    return torch.sparse_coo_tensor(parts["indices"], parts["values"], size, is_coalesced=True, check_invariants=False)

@@ -1,4 +1,5 @@
 """Bootstrapped views: batches without negatives."""
+
 import numpy as np
 import torch
 import torch.nn as nn
@@ -15,7 +16,10 @@ class BM3(GeneralRecommender):
         width = config["embedding_size"]
         self.n_layers, self.dropout = config["n_layers"], config["dropout"]
         self.reg_weight, self.cl_weight = config["reg_weight"], config["cl_weight"]
-        self.user_embedding, self.item_id_embedding = nn.Embedding(self.n_users, width), nn.Embedding(self.n_items, width)
+        self.user_embedding, self.item_id_embedding = (
+            nn.Embedding(self.n_users, width),
+            nn.Embedding(self.n_items, width),
+        )
         nn.init.xavier_uniform_(self.user_embedding.weight)
         nn.init.xavier_uniform_(self.item_id_embedding.weight)
         self.predictor = nn.Linear(width, width)
@@ -31,7 +35,7 @@ class BM3(GeneralRecommender):
         place = torch.cat([place, place.flip(0)], dim=1)
         degrees = torch.bincount(place[0], minlength=self.n_users + self.n_items) + 1e-7
         values = degrees[place[0]].pow(-0.5) * degrees[place[1]].pow(-0.5)
-        self.adjacency = torch.sparse_coo_tensor(place, values.float()).to(self.device)
+        self.adjacency = torch.sparse_coo_tensor(place, values.float(), (len(degrees), len(degrees))).to(self.device)
 
     def forward(self):
         layers = [torch.cat([self.user_embedding.weight, self.item_id_embedding.weight])]

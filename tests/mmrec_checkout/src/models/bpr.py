@@ -1,4 +1,5 @@
 """Matrix factorization whose loss is a tuple."""
+
 import torch
 import torch.nn as nn
 

@@ -1,4 +1,5 @@
 """A frozen graph of items, which is kept in a file beside the data, and a graph that each epoch prunes."""
+
 import os
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Every helper function that MMRec's model files import, and a module of this checkout's own."""
+
 import torch
 import torch.nn as nn
 

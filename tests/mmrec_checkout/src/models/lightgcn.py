@@ -1,5 +1,6 @@
 # coding: utf-8
 """LightGCN with names that NumPy and SciPy dropped."""
+
 import numpy as np
 import scipy.sparse as sp
 import torch

@@ -1,4 +1,5 @@
 """LightGCN of one table of nodes: it adds the number of users to the batch's items, in place."""
+
 import torch
 import torch.nn as nn
 

@@ -1,4 +1,5 @@
 """Message passing over users and items, a graph of users from a file, and scores from what the last batch left."""
+
 import os
 import random
 

@@ -1,4 +1,5 @@
 """VBPR that asks for a GPU wherever it can."""
+
 import torch
 import torch.nn as nn
 
