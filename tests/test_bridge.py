@@ -313,6 +313,22 @@ def test_sparse_attributes_come_back() -> None:
     assert second.model.pruned.layout == torch.sparse_coo
 
 
+def test_a_large_attribute_is_saved_only_if_scores_depend_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmrec_lmm.bridge.state.LARGE", 8)
+    methods = METHODS.replace("return self.users[interaction[0]].sq", "self.used = self.users.detach() + 1\n"
+        "        self.built = self.users.detach() + 2\n        return self.users[interaction[0]].sq")  # fmt: skip
+    methods = methods.replace("return self.users[interaction[0]] @", "return self.used[interaction[0]] @")
+    model = bridged(write(tmp_path, model_text(methods=methods)), {})
+    model.training_loss(BATCH)
+    assert {"attributes.used.tensor", "attributes.built.tensor"} <= model.state_dict().keys()
+    scores_of(model)
+    assert "attributes.used.tensor" in model.state_dict()
+    assert "attributes.built.tensor" not in model.state_dict()
+    assert scores_of(model).unique().tolist() == [2.0]
+
+
 def test_random_numbers_of_a_file_are_its_own_and_follow_from_seed_and_epoch() -> None:
     outside = random.getstate(), np.random.get_state()[1].tolist()
     first, second = (bridged("usergraph", {}, embedding_size=4, aggr_mode="add") for _ in range(2))

@@ -40,6 +40,7 @@ class BridgedModel(Recommender):
     """
 
     file: ClassVar[ModelFile]
+    model: Any
     unnamed: ClassVar[Mapping[str, Any]] = {}  # values of the YAML beside the file whose keys no schema can have
 
     def __init__(
@@ -73,7 +74,7 @@ class BridgedModel(Recommender):
         self._missing = [modality for modality in FEATURE_NAMES if modality not in given]
         loader = TrainingLoader(data, self._values, given)
         with self._data_folder(dataset), process_kept(), self._code("__init__"):
-            self.model: Any = self.file.cls(self._values, loader).to(self._device)
+            self.model = self.file.cls(self._values, loader).to(self._device)
         if features.joint:
             self._make_live(given)
         self._attributes = Attributes(self.model)
@@ -116,6 +117,8 @@ class BridgedModel(Recommender):
                 scores = self.model.full_sort_predict([users.clone(), self._seen.of(users)])
             return torch.as_tensor(scores, device=self._device)  # (B, I)
 
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []), torch.no_grad():
+            self._attributes.try_large(lambda: score(torch.zeros(1, dtype=torch.long, device=self._device)))
         return score
 
     def report(self) -> Any:
@@ -286,7 +289,7 @@ class BridgedModel(Recommender):
     @property
     def _place_of_loss(self) -> str:
         """The file and line of calculate_loss."""
-        code = getattr(self.file.cls.calculate_loss, "__code__", None)
+        code = getattr(vars(self.file.cls).get("calculate_loss"), "__code__", None)
         return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else str(self.file.path)
 
 

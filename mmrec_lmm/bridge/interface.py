@@ -164,7 +164,6 @@ class LightGCN_Encoder(GeneralRecommender):
         users, items = self._embed(adjacency)
         return users[inputs[0]], items[inputs[1]]
 
-    @torch.no_grad()
     def get_embedding(self) -> tuple[Tensor, Tensor]:
         return self._embed(self.sparse_norm_adj)
 

@@ -58,7 +58,7 @@ class ModelFile:
         self.path = path.resolve()
         self.imports = ModelImports(self.path)
         self.keys: dict[str, str] = {}  # key -> file:line
-        self.cls: type[nn.Module] = nn.Module
+        self.cls: Any = nn.Module  # once executed, the model's class
         self.summary = ""
         self._tree = self._parse(self.path)
         self._note_keys(self.path, self._tree)

@@ -1,21 +1,23 @@
 """What a model file keeps in plain attributes and changes in training: no buffer, and yet scores may depend on it.
 
-Tensors, dense or sparse, and numbers that changed since construction, under attributes.<module>.<name>.
+Tensors, dense or sparse, and numbers that changed since construction, under attributes.<module>.<name>. A large tensor
+that scores don't depend on, such as a graph that each epoch builds again, is left out.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import MMRecError
 from .interface import set_attribute
 
 _PREFIX = "attributes."
 _OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = "number"  # the last part of a number's name
-_COO, _CSR = ("indices", "values", "size"), ("crow", "col", "values", "size")
+LARGE = 2**25  # bytes
 
 
 class Attributes:
@@ -24,14 +26,29 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._before = {name: _mark(value) for name, _, _, value in self._all()}
+        self._unneeded: dict[str, bool] = {}  # of large tensors that were tried
 
     def changed(self) -> dict[str, Tensor]:
         """The attributes that changed, as dense tensors by name; they share memory with the live ones."""
         found: dict[str, Tensor] = {}
         for name, _, _, value in self._all():
-            if not _is_same(value, self._before.get(name)):
+            if not _is_same(value, self._before.get(name)) and not self._unneeded.get(name):
                 found |= {f"{_PREFIX}{name}.{part}": tensor for part, tensor in _parts(value)}
         return found
+
+    def try_large(self, score: Callable[[], Tensor]) -> None:
+        """Find out which large tensors `score` doesn't depend on: its result is the same with NaN in their place."""
+        for name, module, attribute, value in [*self._all()]:
+            if name in self._unneeded or not _is_large(value) or _is_same(value, self._before.get(name)):
+                continue
+            expected = score()
+            vars(module)[attribute] = value.new_full((), float("nan")).expand(value.shape)
+            try:
+                self._unneeded[name] = torch.equal(score(), expected)
+            except MMRecError:
+                self._unneeded[name] = False
+            finally:
+                vars(module)[attribute] = value
 
     def restore(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Set the attributes that `changed` wrote, and return what else `state` has."""
@@ -56,16 +73,21 @@ class Attributes:
                     yield f"{path}.{name}" if path else name, module, name, value
 
 
+def _is_large(value: Any) -> bool:
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return is_dense and value.numel() * value.element_size() > LARGE
+
+
 def _mark(value: Any) -> Any:
     """What shows later whether a value is still the same; holds no memory of a tensor."""
     return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (type(value), value)
 
 
-def _is_same(value: Any, mark: Any) -> bool:
+def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
     if mark is None:
         return False
     if isinstance(value, Tensor):
-        return isinstance(mark[0], weakref.ref) and mark[0]() is value and mark[1] == value._version
+        return bool(mark[1] == value._version) and isinstance(mark[0], weakref.ref) and mark[0]() is value
     return bool(mark == (type(value), value))
 
 
@@ -78,13 +100,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
     if value.layout == torch.strided:
         yield "tensor", value
         return
+    size = torch.tensor(value.shape)
     if value.layout == torch.sparse_csr:
-        content = (value.crow_indices(), value.col_indices(), value.values())
-        names = _CSR
+        yield from (("crow", value.crow_indices()), ("col", value.col_indices()), ("values", value.values()))
     else:
-        value = value.to_sparse_coo().coalesce() if value.layout != torch.sparse_coo else value.coalesce()
-        content, names = (value.indices(), value.values()), _COO
-    yield from zip(names, (*content, torch.tensor(value.shape)), strict=True)
+        value = value.to_sparse_coo().coalesce()
+        yield from (("indices", value.indices()), ("values", value.values()))
+    yield "size", size
 
 
 def _value(parts: Mapping[str, Tensor]) -> Any:

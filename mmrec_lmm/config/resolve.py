@@ -532,8 +532,7 @@ def _files(
     for name, plugin_folder, parts in wanted:
         path = yaml_layers.find(yaml_layers.folders(request.configs, plugin_folder), *parts)
         if path is None and name == "model" and model and model.file_stem:
-            places = filter(None, (request.configs, plugin_folder))
-            path = yaml_layers.find(places, "model", f"{model.file_stem}.yaml")
+            path = yaml_layers.find(filter(None, (request.configs, plugin_folder)), "model", f"{model.file_stem}.yaml")
         if path:
             found.add(name)
             try:
