@@ -26,14 +26,14 @@ def read_plugin(path: Path) -> "ModelPlugin":
     return load(path)
 
 
-def with_model_files(models: Iterable[str], plugins: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of models, where a path of a .py file is one, and the plugins with which these names are known."""
-    names, needed = [], list(plugins)
-    for model in models:
-        names.append(model_name(Path(model)) if model.endswith(".py") else model)
-        if model.endswith(".py") and not any(model_name(Path(known)) == names[-1] for known in needed):
-            needed.append(f"{__name__}:{model}")
-    return names, needed
+def with_model_file(model: str, plugins: Iterable[str]) -> tuple[str, list[str]]:
+    """The name of a model, where the path of a .py file is one, and the plugins with which that name is known."""
+    if not model.endswith(".py"):
+        return model, list(plugins)
+    name, known = model_name(Path(model)), list(plugins)
+    if not any(plugin.startswith(f"{__name__}:") and model_name(Path(plugin)) == name for plugin in known):
+        known.append(f"{__name__}:{model}")
+    return name, known
 
 
 def model_name(path: Path) -> str:

@@ -49,10 +49,10 @@ def registry_of_run(options: argparse.Namespace) -> Registry:
 
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
-    from ..bridge import with_model_files
+    from ..bridge import with_model_file
     from ..library.request import request_of, resolve_runs
 
-    (model,), options.plugins = with_model_files([options.model], options.plugins)
+    model, options.plugins = with_model_file(options.model or "", options.plugins)
     registry = registry_of(options)
     typed = vars(options)
     flags = {key: typed.get(key) for key in ("seed", "split", "data_path", "device", "protocol")}

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import pandas as pd
 
-from ..bridge import with_model_files
+from ..bridge import with_model_file
 from ..config.resolve import Resolved
 from ..data.ids import read_ids
 from ..data.opening import open_dataset
@@ -63,7 +63,7 @@ def run(
     of values, DataError for data or weights, RunError if the run fails.
     """
     refuse_torchrun("run")
-    (model,), plugins = with_model_files([str(model)], map(str, plugins))
+    model, plugins = with_model_file(str(model), map(str, plugins))
     registry = load_registry(plugins)
     request = request_of(
         model, dataset, encoder=encoder, paradigm=paradigm, modalities=modalities, features=features, control=control,
@@ -102,7 +102,7 @@ def grid(
     """As `run`, for each point of a grid: the product of all keys with a list of values (`reg_weight=[0.1, 0.01]`), or
     the published `grid` of that name. RunError only if all points fail."""
     refuse_torchrun("run")
-    (model,), plugins = with_model_files([str(model)], map(str, plugins))
+    model, plugins = with_model_file(str(model), map(str, plugins))
     registry = load_registry(plugins)
     request = request_of(
         model, dataset, encoder=encoder, paradigm=paradigm, modalities=modalities, features=features, control=control,
