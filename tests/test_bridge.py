@@ -20,6 +20,7 @@ import torch
 from helpers import Answer, call
 from torch import Tensor
 
+import mmrec_lmm
 from mmrec_lmm.bridge.data_folder import NEIGHBORS, co_occurrences
 from mmrec_lmm.bridge.stand_ins import STAND_INS, scatter, scatter_max, scatter_softmax, sparsesvd
 from mmrec_lmm.errors import MMRecError, NotApplicable, PluginError, RunError
@@ -267,6 +268,14 @@ def test_a_changed_file_trains_again_and_an_unchanged_one_does_not(data_path: Pa
         made.append(path.stat().st_mtime_ns)
 
 
+def test_the_python_door_takes_a_path(data_path: Path) -> None:
+    made = mmrec_lmm.run(
+        MODELS / "vbpr.py", "toy", data_path=data_path, out=data_path.parent / "runs", epochs=1, progress=False
+    )
+    assert made.record.axes.model == "vbpr.py"
+    assert len(made.recommend([0], k=3, internal_ids=True)) == 3
+
+
 def test_a_study_compares_a_file_with_its_native_twin(data_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "twins.yaml"
     file.write_text(
@@ -411,6 +420,14 @@ def test_graph_files_have_the_largest_co_occurrences() -> None:
 # Isolation
 
 
+def test_a_file_is_executed_once_until_it_changes(tmp_path: Path) -> None:
+    file = write(tmp_path, model_text())
+    first, second = bridged(file), bridged(file)
+    assert type(first) is type(second)
+    file.write_text(file.read_text() + "# more\n")
+    assert type(bridged(file)) is not type(first)
+
+
 def test_two_files_with_modules_of_equal_names_have_each_their_own(tmp_path: Path) -> None:
     names, path = set(sys.modules), list(sys.path)
     body = model_text(
@@ -480,6 +497,7 @@ BAD: dict[str, tuple[str, str]] = {
         "def mmrec_register_models(): ...\n",
         r"mine.py:1: expected a model file .* got a plugin; try -p",
     ),
+    "an exit": ("exit(3)\n", r"mine.py:4: expected it to be imported, got SystemExit: 3"),
     "an error": ("1 / 0\n", r"mine.py:4: expected it to be imported, got ZeroDivisionError"),
 }
 
@@ -545,7 +563,7 @@ def test_zero_rows_that_make_a_loss_nan_are_named_with_what_to_do() -> None:
     model = bridged("freedom", tables(absent=4), **FREEDOM)
     model.model.graph = model.model.graph * float("nan")  # as a graph is whose cosines are 0 / 0
     model.on_epoch_start(0)
-    with pytest.raises(RunError, match=r"freedom.py:\d+: .*1 items have no image features.*try --missing=mean"):
+    with pytest.raises(RunError, match=r"freedom.py:\d+: .*1 of 11 items lack image features.*try --missing=mean"):
         model.training_loss(BATCH)
 
 
@@ -623,6 +641,11 @@ def test_a_checkout_is_taken_over(tmp_path: Path) -> None:
     forced = call("import-mmrec", checkout, "--to", to, "--data-path", data, "--force", "--json")
     found = json.loads(forced.out)
     assert {Path(one["path"]).stem: one["features"] for one in found["models"]}["vbpr"] == ["image", "text"]
+    (to / "mine.txt").touch()
+    kept = call("import-mmrec", checkout, "--to", to, "--data-path", data, "--force")
+    assert kept.code == 2
+    assert "got one with mine.txt; try another --to" in kept.err
+    assert (to / "mine.txt").exists()
     nothing = call("import-mmrec", tmp_path / "data")
     assert nothing.code == 4
     assert "expected a checkout of MMRec" in nothing.err

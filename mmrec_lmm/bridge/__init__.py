@@ -30,10 +30,11 @@ def with_model_file(model: str, plugins: Iterable[str]) -> tuple[str, list[str]]
     """The name of a model, where the path of a .py file is one, and the plugins with which that name is known."""
     if not model.endswith(".py"):
         return model, list(plugins)
-    name, known = model_name(Path(model)), list(plugins)
-    if not any(plugin.startswith(f"{__name__}:") and model_name(Path(plugin)) == name for plugin in known):
-        known.append(f"{__name__}:{model}")
-    return name, known
+    known, reader = list(plugins), f"{__name__}:"
+    given = {Path(plugin.removeprefix(reader)).resolve() for plugin in known if plugin.startswith(reader)}
+    if Path(model).resolve() not in given:
+        known.append(f"{reader}{model}")
+    return model_name(Path(model)), known
 
 
 def model_name(path: Path) -> str:

@@ -3,6 +3,7 @@
 Shapes: B batch, I items, F feature width.
 """
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -139,7 +140,7 @@ class BridgedModel(Recommender):
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        rest = self._attributes.restore(state_dict)
+        rest = self._attributes.restore(state_dict, self._device)
         return super().load_state_dict(rest, strict=strict, assign=assign)
 
     # Construction
@@ -219,16 +220,19 @@ class BridgedModel(Recommender):
             keys = ", ".join(f"{key} ({self.file.keys.get(key, '?')})" for key in self._values.without_value)
             logger.info("%s reads keys without a value, which are None to it: %s", self.file.path.name, keys)
         if absent := self._absent(given):
-            logger.warning(
-                "%s: %s; MMRec fills such rows with the mean: --missing=mean, if the file's arithmetic needs it",
-                self.file.path.name,
-                absent,
+            _warn_once(
+                f"{self.file.path.name}: {absent}; MMRec fills such rows with the mean: --missing=mean, if the file's "
+                "arithmetic needs it"
             )
 
     def _absent(self, given: Mapping[str, Tensor]) -> str:
-        """How many items have a row of zeros, in words."""
+        """How many items have a row of zeros, in words; empty where none has, or all have."""
         counts = {modality: int((table == 0).all(dim=1).sum()) for modality, table in given.items()}
-        return ", ".join(f"{n:,} items have no {m} features, but zeros" for m, n in counts.items() if n)
+        return ", ".join(
+            f"{n:,} of {self.n_items:,} items lack {m} features and have zeros"
+            for m, n in counts.items()
+            if 0 < n < self.n_items
+        )
 
     # In training
 
@@ -237,7 +241,7 @@ class BridgedModel(Recommender):
         """The context in which the file's code runs."""
         with (
             self.file.blaming(doing, config=self._values, missing=self._missing),
-            running(self._device, self._streams),
+            running(self._device, self._streams, self.file.needs),
         ):
             yield
 
@@ -291,6 +295,12 @@ class BridgedModel(Recommender):
         """The file and line of calculate_loss."""
         code = getattr(vars(self.file.cls).get("calculate_loss"), "__code__", None)
         return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else str(self.file.path)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warn, but not again for each point of a grid."""
+    logger.warning("%s", text)
 
 
 class _Seen:

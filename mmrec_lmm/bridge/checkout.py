@@ -16,6 +16,7 @@ from ..plugin.names import is_safe_name
 from .model_file import ModelFile, load, loaded_file
 from .run_values import HOST_KEYS, OVERALL
 
+_PARTS = {"models": "*.py", "common": "*.py", "utils": "*.py", "configs": "*.yaml"}  # of src, and the files copied
 _CACHES = (".pt", ".pth", ".ckpt")
 _COMPUTED = frozenset({"device", "model", "dataset", "data_path", "use_gpu", "valid_metric_bigger"})
 
@@ -51,12 +52,15 @@ def import_checkout(checkout: Path, *, to: Path, data_path: Path, force: bool = 
     source = next((place for place in (checkout / "src", checkout) if (place / "models").is_dir()), None)
     if source is None:
         raise DataError(f"{checkout}: expected a checkout of MMRec, with src/models, got none; try its top folder")
-    if to.exists() and not force:
-        raise ConfigError(f"{to}: expected a new folder, got one that exists; try --force, which replaces it, or --to")
-    if to.resolve() in (checkout.resolve(), source.resolve(), *source.resolve().parents):
-        raise ConfigError(f"{to}: expected a folder outside the checkout's own, got {to}; try another --to")
+    others = (
+        {path.name for path in to.iterdir()} - _PARTS.keys() if to.is_dir() else {to.name} if to.exists() else set()
+    )
+    if others or (to.exists() and not force):
+        got = f"one with {min(others)}" if others else "one that exists"
+        cure = "try another --to" if others else "try --force, which replaces it, or another --to"
+        raise ConfigError(f"{to}: expected a new folder for models and configs, got {got}; {cure}")
     with new_folder(to) as building:
-        for part, pattern in (("models", "*.py"), ("common", "*.py"), ("utils", "*.py"), ("configs", "*.yaml")):
+        for part, pattern in _PARTS.items():
             for file in sorted((source / part).rglob(pattern)):
                 place = building / part / file.relative_to(source / part)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +94,8 @@ def _datasets(source: Path, data_path: Path, notes: list[str], *, force: bool) -
         place = data_path / folder.name
         if not is_safe_name(folder.name) or not (folder / f"{folder.name}.inter").is_file():
             notes.append(f"{folder}: left out, as there is no {folder.name}.inter")
-        elif place.exists() and not force:
-            notes.append(f"{place} exists and is kept; --force replaces it")
+        elif place.exists() and not (force and (place / f"{folder.name}.inter").is_file()):
+            notes.append(f"{place} exists and is kept; --force replaces a data set")
         else:
             with new_folder(place) as building:
                 for file in sorted(folder.iterdir()):

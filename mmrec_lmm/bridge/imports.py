@@ -109,8 +109,7 @@ class ModelImports:
                 module.__dict__["get_model"] = self._get_model
             self.modules[name] = module
         elif path is not None:
-            package = name if path.name == "__init__.py" else parent
-            module = self.run(name, path, ModuleType(name), package=package)
+            module = self.run(name, path, ModuleType(name), package=_package(name, path))
         else:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         if owner is not None:
@@ -124,7 +123,7 @@ class ModelImports:
             return None
         offered = self.modules[name]
         try:
-            return self.run(name, path, ModuleType(name), package=name.rpartition(".")[0])
+            return self.run(name, path, ModuleType(name), package=_package(name, path))
         finally:
             self.modules[name] = offered
 
@@ -158,6 +157,11 @@ class _Offered(ModuleType):
             if name in vars(self._own):
                 return vars(self._own)[name]
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+def _package(name: str, path: Path) -> str:
+    """What a module's relative imports start from."""
+    return name if path.name == "__init__.py" else name.rpartition(".")[0]
 
 
 def offered_names(module: str) -> Sequence[str]:

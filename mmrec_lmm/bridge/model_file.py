@@ -4,6 +4,7 @@ Every fault is one message that begins with the file and the line.
 """
 
 import ast
+import functools
 import hashlib
 import keyword
 import re
@@ -31,7 +32,7 @@ from . import model_name
 from .imports import ModelImports, offered_names
 from .interface import AbstractRecommender
 from .run_values import OVERALL
-from .scope import process_kept, running
+from .scope import NEEDS, process_kept, running
 from .stand_ins import STAND_INS
 
 FEATURE_NAMES = {"image": "v_feat", "text": "t_feat"}  # by modality
@@ -92,6 +93,11 @@ class ModelFile:
         files = {self.path, *self.imports.read}
         return any(re.search(pattern, path.read_text(encoding="utf-8", errors="replace")) for path in files)
 
+    @functools.cached_property
+    def needs(self) -> frozenset[str]:
+        """The parts of `running` that the file's code needs, once it is executed."""
+        return frozenset(name for name, pattern in NEEDS.items() if self.mentions(pattern))
+
     @property
     def features(self) -> tuple[str, ...]:
         """The modalities whose features the file reads."""
@@ -145,10 +151,10 @@ class ModelFile:
             yield
         except MMRecError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a file may call exit()
             raise self._fault(error, doing, config, tuple(missing)) from error
 
-    def _fault(self, error: Exception, doing: str, config: Any, missing: tuple[str, ...]) -> MMRecError:
+    def _fault(self, error: Exception | SystemExit, doing: str, config: Any, missing: tuple[str, ...]) -> MMRecError:
         path, line, text = self._place(error)
         where, said = f"{path}:{line}", f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, SyntaxError):
@@ -177,7 +183,7 @@ class ModelFile:
             return RunError(f"{where}: {self.cls.__name__} failed in {doing}: {said}")
         return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, doing)}, got {said}")
 
-    def _place(self, error: Exception) -> tuple[Path, int, str]:
+    def _place(self, error: BaseException) -> tuple[Path, int, str]:
         """The file, line and its text where the file's code was, when it failed."""
         if isinstance(error, SyntaxError) and error.filename:
             return Path(error.filename), error.lineno or 1, ""

@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -36,16 +36,20 @@ def _states(seed: int) -> tuple[Any, Any]:
     return random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
 
 
+#: What a file's text has if its code needs a part of `running`; each part costs time in every step.
+NEEDS = {"random": r"random|LightGCN_Encoder|sklearn", "cuda": r"\bcuda\b", "scipy": r"\b_update\(|\.[AH]\b"}
+
+
 @contextmanager
-def running(device: torch.device, streams: Streams | None = None) -> Iterator[None]:
+def running(device: torch.device, streams: Streams | None = None, needs: Collection[str] = NEEDS) -> Iterator[None]:
     """A context for a model file's code on `device`: `.cuda()` moves there, whatever the machine has."""
     with ExitStack() as stack:
-        if streams is not None:
+        if streams is not None and "random" in needs:
             stack.enter_context(_drawing(streams))
-        if device.type != "cuda" or (device.index or 0) != torch.cuda.current_device():
+        if "cuda" in needs and (device.type != "cuda" or (device.index or 0) != torch.cuda.current_device()):
             for owner in (Tensor, nn.Module):
                 stack.enter_context(_having(owner, "cuda", lambda self, *_, **__: self.to(device)))
-        if (sparse := sys.modules.get("scipy.sparse")) is not None:
+        if "scipy" in needs and (sparse := sys.modules.get("scipy.sparse")) is not None:
             stack.enter_context(_having(sparse.dok_matrix, "_update", _update))  # removed in SciPy 1.13
             stack.enter_context(_having(sparse.spmatrix, "A", property(lambda self: self.toarray())))  # in 1.14
             stack.enter_context(_having(sparse.spmatrix, "H", property(lambda self: self.conj().T)))

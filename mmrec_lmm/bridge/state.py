@@ -50,8 +50,8 @@ class Attributes:
             finally:
                 vars(module)[attribute] = value
 
-    def restore(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Set the attributes that `changed` wrote, and return what else `state` has."""
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """Set the attributes that `changed` wrote, on `device` where they are new, and return what else `state` has."""
         rest: dict[str, Any] = {}
         kept: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
@@ -62,8 +62,11 @@ class Attributes:
                 rest[name] = value
         for attribute, parts in kept.items():
             path, _, name = attribute.rpartition(".")
-            module = self._module.get_submodule(path)
-            set_attribute(module, name, _value(parts))
+            module, value = self._module.get_submodule(path), _value(parts)
+            if isinstance(value, Tensor):
+                now = getattr(module, name, None)
+                value = value.to(now.device if isinstance(now, Tensor) else device)
+            set_attribute(module, name, value)
         return rest
 
     def _all(self) -> Iterator[tuple[str, nn.Module, str, Any]]:
