@@ -529,6 +529,11 @@ CALLS: dict[str, tuple[str, str, type[MMRecError]]] = {
         r"mine.py:8: expected image features \(v_feat\), got none; try --features image=FILE.npy",
         NotApplicable,
     ),
+    "arguments": (
+        f"class Mine(nn.Module):\n    def __init__(self, config):\n        super().__init__()\n{METHODS}",
+        r"mine.py:4: .*TypeError: .*takes 2 positional arguments but 3 were given",
+        PluginError,
+    ),
     "sizes": ("torch.zeros(2, 3) @ torch.zeros(2, 3)", r"mine.py:8: Mine failed in __init__: RuntimeError", RunError),
     "a loader's method": ("dataset.batches()", r"mine.py:8: .*has, got batches; it has .*inter_matrix", PluginError),
 }
@@ -540,7 +545,7 @@ def test_a_file_that_fails_is_one_message_with_its_line(what: str, tmp_path: Pat
     if what == "a GPU" and torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(kind, match=said):
-        bridged(write(tmp_path, model_text(line)), tables("text"))
+        bridged(write(tmp_path, line if line.startswith("class") else model_text(line)), tables("text"))
 
 
 @pytest.mark.parametrize(
@@ -602,6 +607,19 @@ def test_message_passing_is_a_sum_over_incoming_edges() -> None:
     edges, x = torch.tensor([[0, 1, 2], [2, 2, 0]]), torch.tensor([[1.0], [3.0], [5.0]])
     assert layer(edges, x=x).tolist() == [[5.0], [0.0], [2.0]]
     utils = parts["torch_geometric.utils"]
+
+    class Attention(parts["torch_geometric.nn.conv"]["MessagePassing"]):  # type: ignore[misc]
+        def message(self, x_i: Tensor, x_j: Tensor, size_i: int, edge_index_i: Tensor) -> Tensor:
+            weights = utils["softmax"]((x_i * x_j).sum(-1), edge_index_i, num_nodes=size_i)
+            return x_j * weights.view(-1, 1)
+
+        def update(self, aggr_out: Tensor) -> Tensor:
+            return aggr_out + 1
+
+    first, second = np.exp(5 * 1.0), np.exp(5 * 3.0)
+    found = Attention(aggr="add").propagate(edges, size=(3, 3), x=x)
+    torch.testing.assert_close(found[2].item(), (first + 3 * second) / (first + second) + 1, atol=1e-5, rtol=0)
+    assert found[1].item() == 1.0
     loops = utils["add_self_loops"](edges, num_nodes=3)[0]
     assert utils["remove_self_loops"](loops)[0].tolist() == edges.tolist()
     assert utils["degree"](edges[1], 3).tolist() == [1.0, 0.0, 2.0]

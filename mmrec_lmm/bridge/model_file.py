@@ -23,7 +23,7 @@ from torch import nn
 from ..config import yaml_layers
 from ..config.schema import HOST
 from ..config.yaml_layers import ENCODER, GRID
-from ..errors import MMRecError, NotApplicable, PluginError, RunError, did_you_mean
+from ..errors import ConfigError, MMRecError, NotApplicable, PluginError, RunError, did_you_mean
 from ..formatting import first_line
 from ..plugin.hookspecs import hookimpl
 from ..plugin.registry import FILE_CODE
@@ -61,6 +61,7 @@ class ModelFile:
         self.keys: dict[str, str] = {}  # key -> file:line
         self.cls: Any = nn.Module  # once executed, the model's class
         self.summary = ""
+        self._lines: dict[str, int] = {}  # of classes
         self._tree = self._parse(self.path)
         self._note_keys(self.path, self._tree)
 
@@ -106,7 +107,10 @@ class ModelFile:
     def yaml(self) -> Mapping[str, Any]:
         """The values of the YAML beside the file; none if there is no such file."""
         path = yaml_layers.find([self.configs], "model", f"{self.path.stem}.yaml") if self.configs else None
-        return yaml_layers.read(path, "model", sections=()).values if path else {}
+        try:
+            return yaml_layers.read(path, "model", sections=()).values if path else {}
+        except ConfigError as error:
+            raise PluginError(str(error)) from None
 
     def _parse(self, path: Path) -> ast.Module:
         with self.blaming("import"):
@@ -118,7 +122,8 @@ class ModelFile:
 
     def _model_class(self, module: ModuleType) -> type[nn.Module]:
         """The class whose name is the file's, in any case, or the only one that is a model."""
-        lines = {node.name: node.lineno for node in ast.walk(self._tree) if isinstance(node, ast.ClassDef)}
+        classes = [node for node in ast.walk(self._tree) if isinstance(node, ast.ClassDef)]
+        lines = self._lines = {node.name: node.lineno for node in classes}
         own = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__]
         models = {one.__name__: one for one in own if _is_model(one)}
         same = [name for name in models if name.lower().replace("_", "") == self.path.stem.lower().replace("_", "")]
@@ -189,8 +194,8 @@ class ModelFile:
             return Path(error.filename), error.lineno or 1, ""
         own = {str(path) for path in {self.path, *self.imports.read}}
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
-        if not frames:
-            return self.path, 1, ""
+        if not frames:  # such as arguments that its constructor doesn't take
+            return self.path, self._lines.get(self.cls.__name__, 1), ""
         return Path(frames[-1].filename), frames[-1].lineno or 1, frames[-1].line or ""
 
     def _not_imported(self, error: ImportError) -> str:
