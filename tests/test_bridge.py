@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from helpers import Answer, call
+from helpers import Answer, call, plugin
 from torch import Tensor
 
 import mmrec_lmm
@@ -311,6 +311,33 @@ def test_what_a_file_keeps_in_attributes_is_saved_with_its_weights() -> None:
         model.on_epoch_start(1)
         losses.append(model.training_loss(BATCH)["loss"].item())
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["usergraph", "helpers"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    name: str, data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = "    if epoch.epoch == 1 and os.environ.get('STOP'):\n        raise KeyboardInterrupt\n"
+    stopper = plugin(tmp_path / "stop.py", f"@hookimpl\ndef mmrec_epoch_finished(run, epoch):\n{observer}")
+    flags = ("-p", stopper, "--epochs=4", "--checkpoint_seconds=0", "--json")
+    whole = Path(json.loads(run(name, data_path, *flags).out)["path"])
+    files = {file: (whole / file).read_bytes() for file in ("best.safetensors", "topk.tsv", "per_user.safetensors")}
+    monkeypatch.setenv("STOP", "1")
+    assert run(name, data_path, *flags, "--force").code == 130
+    monkeypatch.delenv("STOP")
+    assert json.loads(run(name, data_path, *flags, "--force", "--resume").out)["path"] == str(whole)
+    assert {file: (whole / file).read_bytes() for file in files} == files
+
+
+def test_a_sparse_buffer_is_saved_as_what_it_is_made_of(tmp_path: Path) -> None:
+    lines = "self.register_buffer('graph', torch.eye(self.n_users).to_sparse())"
+    methods = METHODS.replace("        return self.users[interaction[0]].sq", "        self.graph = self.graph * 2\n"
+        "        return self.users[interaction[0]].sq")  # fmt: skip
+    first, second = (bridged(write(tmp_path, model_text(lines, methods)), {}) for _ in range(2))
+    first.training_loss(BATCH)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.model.graph.to_dense(), 2 * torch.eye(N_USERS))
 
 
 def test_sparse_attributes_come_back() -> None:

@@ -76,6 +76,11 @@ class BridgedModel(Recommender):
         loader = TrainingLoader(data, self._values, given)
         with self._data_folder(dataset), process_kept(), self._code("__init__"):
             self.model = self.file.cls(self._values, loader).to(self._device)
+        for module in self.model.modules():  # a sparse buffer can't be saved as one
+            for name, buffer in [*module._buffers.items()]:
+                if buffer is not None and buffer.layout != torch.strided:
+                    del module._buffers[name]
+                    vars(module)[name] = buffer
         if features.joint:
             self._make_live(given)
         self._attributes = Attributes(self.model)

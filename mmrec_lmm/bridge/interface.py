@@ -43,8 +43,9 @@ class AbstractRecommender(nn.Module):
 def set_attribute(module: nn.Module, name: str, value: Any) -> None:
     """Set an attribute. A tensor replaces a parameter of that name, which is then trained no more: so it is on a GPU,
     where `Parameter(...).to(device)` gives a tensor that was never a parameter."""
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name in module._parameters:
-        del module._parameters[name]
+    parameters = vars(module).get("_parameters") or {}  # none before nn.Module's constructor
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name in parameters:
+        del parameters[name]
     nn.Module.__setattr__(module, name, value)
 
 

@@ -29,7 +29,7 @@ class Attributes:
         self._unneeded: dict[str, bool] = {}  # of large tensors that were tried
 
     def changed(self) -> dict[str, Tensor]:
-        """The attributes that changed, as dense tensors by name; they share memory with the live ones."""
+        """The attributes that changed, as dense tensors by name."""
         found: dict[str, Tensor] = {}
         for name, _, _, value in self._all():
             if not _is_same(value, self._before.get(name)) and not self._unneeded.get(name):
@@ -101,7 +101,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
         return
     value = value.detach()
     if value.layout == torch.strided:
-        yield "tensor", value
+        yield "tensor", value.clone(memory_format=torch.contiguous_format)  # it may be a view of another
         return
     size = torch.tensor(value.shape)
     if value.layout == torch.sparse_csr:
