@@ -32,7 +32,7 @@ LAYERS = """
     weights config
     machine
     api data
-    features evaluation
+    features evaluation bridge
     checking
     training
     running

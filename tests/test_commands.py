@@ -26,6 +26,7 @@ PLACEHOLDERS = {
     "...": "-d demo --encoder basic",
     "--encoder NAME": "--encoder basic",
     "--seed N": "--seed 1",
+    "path/to/": f"{ROOT}/tests/mmrec_checkout/src/models/",
 }
 
 
@@ -71,6 +72,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     files = {"my_bpr.py": re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)[0]}
     files |= dict(re.findall(r"^```python (\S+)\n(.*?)^```$", plugins, re.MULTILINE | re.DOTALL))
+    files["twins.yaml"] = "models: [FREEDOM, freedom.py]\ndatasets: [baby]\n"
     files["mine.yaml"] = re.findall(r"^```yaml\n(.*?)^```$", studies, re.MULTILINE | re.DOTALL)[0]
     for name, text in files.items():
         Path(name).write_text(text)

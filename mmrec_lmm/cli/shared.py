@@ -49,15 +49,17 @@ def registry_of_run(options: argparse.Namespace) -> Registry:
 
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
+    from ..bridge import with_model_file
     from ..library.request import request_of, resolve_runs
 
+    model, options.plugins = with_model_file(options.model or "", options.plugins)
     registry = registry_of(options)
     typed = vars(options)
     flags = {key: typed.get(key) for key in ("seed", "split", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
     names = ("encoder", "paradigm", "modalities", "control", "preset", "grid", "configs")
     request = request_of(
-        options.model,
+        model,
         options.dataset,
         features=dict(typed.get("features", [])),
         keys={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},

@@ -17,6 +17,7 @@ from ..plugin.specs import EncoderSpec, WeightFile
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     import pandas as pd
 
+    from ..bridge.checkout import Import
     from ..checking.findings import Report
     from ..checking.probes import Estimate, Probed
     from ..config.schema import Key
@@ -137,6 +138,27 @@ def study_text(outcomes: Sequence[Outcome]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
     return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+
+
+def imported_text(found: Import) -> str:
+    """`import-mmrec`: each model file with its class, the features that it reads, and what is wrong with it; then the
+    data sets."""
+    rows = [
+        {
+            "model": one.path,
+            "class": one.cls,
+            "features": "+".join(one.features) or "none",
+            "keys without a value": ", ".join(one.keys_without_value),
+        }
+        for one in found.models
+        if not one.error
+    ]
+    errors = [one.error for one in found.models if one.error]
+    parts = [table(rows), *errors]
+    if found.configs:
+        parts.append(f"configuration: {found.configs}")
+    parts.append(f"data sets: {', '.join(found.datasets) or 'none'}")
+    return "\n".join(part for part in parts if part)
 
 
 def content_text(board: Leaderboard, out: Path) -> str:

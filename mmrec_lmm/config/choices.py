@@ -16,6 +16,7 @@ REMOVABLE = {
     "tuned": "fine-tuned encoders; tuned again",
     "prepared": "items prepared for tuning; prepared again",
     "states": "hidden states of frozen encoders; encoded again",
+    "graphs": "what model files of MMRec's keep beside data, such as item graphs; made again",
     "shards": "what unfinished encodings and tunings have done; they start over",
     "hashes": "remembered hashes of files; the files are read again",
     "checkpoints": "unfinished runs; they start over",

@@ -391,9 +391,10 @@ class _Merge:
 
     def _read(self, name: str, layer: Layer) -> tuple[Any, ...]:
         """The values that a layer gives a key: one, or an axis's without repeats. A list typed on the command line
-        makes its key an axis; in a file the key must be named. Raises ValueError."""
+        makes its key an axis; in a file the key must be named, unless anything can be its value. Raises ValueError."""
         key, value = self.keys[name], layer.values[name]
-        if not key.is_axis(value):
+        is_list = key.hint is Any and layer.name != COMMAND_LINE and name not in self.axes
+        if is_list or not key.is_axis(value):
             return (key.read(value),)
         if not value:
             raise ValueError("must be a list of at least one value for a grid axis, got []")
@@ -529,7 +530,10 @@ def _files(
 
     found, problems = set(), merge.problems
     for name, plugin_folder, parts in wanted:
-        if path := yaml_layers.find(yaml_layers.folders(request.configs, plugin_folder), *parts):
+        path = yaml_layers.find(yaml_layers.folders(request.configs, plugin_folder), *parts)
+        if path is None and name == "model" and model and model.file_stem:
+            path = yaml_layers.find(filter(None, (request.configs, plugin_folder)), "model", f"{model.file_stem}.yaml")
+        if path:
             found.add(name)
             try:
                 yield yaml_layers.read(

@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import pandas as pd
 
+from ..bridge import with_model_file
 from ..config.resolve import Resolved
 from ..data.ids import read_ids
 from ..data.opening import open_dataset
@@ -35,7 +36,7 @@ SPLITS = ("valid", "test", run_folder.COLD)  # of metrics by user
 
 
 def run(
-    model: str,
+    model: StrPath,
     dataset: str,
     *,
     encoder: str | None = None,
@@ -62,7 +63,8 @@ def run(
     of values, DataError for data or weights, RunError if the run fails.
     """
     refuse_torchrun("run")
-    registry = load_registry([str(plugin) for plugin in plugins])
+    model, plugins = with_model_file(str(model), map(str, plugins))
+    registry = load_registry(plugins)
     request = request_of(
         model, dataset, encoder=encoder, paradigm=paradigm, modalities=modalities, features=features, control=control,
         preset=preset, configs=configs, keys=_keys(settings, keys, weights=weights, data_path=data_path),
@@ -76,7 +78,7 @@ def run(
 
 
 def grid(
-    model: str,
+    model: StrPath,
     dataset: str,
     *,
     grid: str | None = None,
@@ -100,7 +102,8 @@ def grid(
     """As `run`, for each point of a grid: the product of all keys with a list of values (`reg_weight=[0.1, 0.01]`), or
     the published `grid` of that name. RunError only if all points fail."""
     refuse_torchrun("run")
-    registry = load_registry([str(plugin) for plugin in plugins])
+    model, plugins = with_model_file(str(model), map(str, plugins))
+    registry = load_registry(plugins)
     request = request_of(
         model, dataset, encoder=encoder, paradigm=paradigm, modalities=modalities, features=features, control=control,
         preset=preset, grid=grid, configs=configs, keys=_keys(settings, keys, weights=weights, data_path=data_path),

@@ -40,8 +40,17 @@ class Recommender(nn.Module, ABC):
         self.features = features
         self.config = config
 
+    @classmethod
+    def for_run(cls, run: RunSpec, data: TrainingData, features: ItemFeatures, device: torch.device) -> "Recommender":
+        """A run's model, which the host then moves to `device`. By default of the run's `model_config` alone; for a
+        model that needs more of the run."""
+        return cls(data, features, run.model_config)
+
     def on_epoch_start(self, epoch: int) -> None:
         """Called before the first batch of each epoch; rebuild here what an epoch keeps fixed."""
+
+    def on_epoch_end(self, epoch: int) -> None:
+        """Called after the last batch of each epoch, before any evaluation."""
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Mapping[str, Tensor]:

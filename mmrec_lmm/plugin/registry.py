@@ -1,10 +1,11 @@
 """The registry: finds plugins, asks each for its specs, and gives them by name.
 
 Plugins are the entry points of the group `mmrec_lmm`, each named `<distribution>:<entry point>`, and whatever `-p`
-names: a module, or a .py file. The host's own metrics and the shipped models come the same way. Every plugin is called
-alone, so each fault has a culprit. A plugin that can't be imported, defines a hook wrongly or returns anything but
-specs is quarantined: nothing of it is used, and it is listed with the reason. That is an error only if `-p` asked for
-the plugin. An unknown name is an error too, and its message lists the plugins in quarantine.
+names: a module, a .py file, or MODULE:FILE.py, a file of which the module's `read_plugin` makes a plugin. The host's
+own metrics and the shipped models come the same way. Every plugin is called alone, so each fault has a culprit. A
+plugin that can't be imported, defines a hook wrongly or returns anything but specs is quarantined: nothing of it is
+used, and it is listed with the reason. That is an error only if `-p` asked for the plugin. An unknown name is an error
+too, and its message lists the plugins in quarantine.
 
     MMREC_LMM_BLOCK=NAME,NAME    leaves plugins out; NAME is a full name, a distribution or an entry point
     MMREC_LMM_TRACE=1            writes every hook call to stderr
@@ -259,6 +260,10 @@ def _installed() -> list[_Candidate]:
 
 
 def _extra(value: str) -> _Candidate:
+    if reader := _reader(value):
+        path = Path(value.removeprefix(f"{reader}:"))
+        names, source = frozenset({_plain(value), _plain(path.name)}), f"{reader}:{path.resolve()}"
+        return _Candidate(value, lambda: _read_by(reader, path), names, asked=True, source=source)
     if value.endswith(".py") or os.sep in value:
         path = Path(value)
         names, source = frozenset({_plain(value), _plain(path.stem)}), str(path.resolve())
@@ -267,9 +272,22 @@ def _extra(value: str) -> _Candidate:
     return _Candidate(value, lambda: importlib.import_module(value), names, asked=True, source=value)
 
 
+def _reader(value: str) -> str:
+    """The module that reads the file of `MODULE:FILE.py`; empty for any other value."""
+    reader, _, file = value.partition(":")
+    return reader if file.endswith(".py") and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", reader) else ""
+
+
+def _read_by(reader: str, path: Path) -> object:
+    """The plugin that a module makes of a file that was written for another toolbox."""
+    return importlib.import_module(reader).read_plugin(path)
+
+
 def source_hash(source: str) -> str | None:
     """The hash of the code of a plugin of -p, a file or a module: of a package, that of the files in its folder. None
     if there is none."""
+    if reader := _reader(source):
+        source = source.removeprefix(f"{reader}:")
     try:
         path = (
             Path(source)
@@ -285,10 +303,10 @@ def source_hash(source: str) -> str | None:
 
 def code_of(plugin_class: Any) -> str | None:
     """The hash of a class of a file of -p as it was loaded; None for any other class."""
-    return getattr(sys.modules.get(plugin_class.__module__), _HASH, None)
+    return getattr(sys.modules.get(plugin_class.__module__), FILE_CODE, None)
 
 
-_HASH = "__mmrec_lmm_code__"  # of a module that was loaded from a file
+FILE_CODE = "__mmrec_lmm_code__"  # of a module that was loaded from a file: the hash of its code
 _NOWHERE = importlib.machinery.ModuleSpec("nowhere", None, origin=None)
 
 
@@ -300,14 +318,14 @@ def _load_file(path: Path) -> ModuleType:
         raise PluginError(f"expected a Python file, got {path}, which isn't a file")
     name = f"mmrec_lmm_file_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     code = source_hash(str(path))
-    if name in sys.modules and getattr(sys.modules[name], _HASH, None) == code:
+    if name in sys.modules and getattr(sys.modules[name], FILE_CODE, None) == code:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"expected a Python file, got {path}")
     before = sys.modules.get(name)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    setattr(module, _HASH, code)
+    setattr(module, FILE_CODE, code)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -368,7 +386,8 @@ def _admit(
             manager.unregister(name=candidate.name)
         reason = _reason(error)
         if candidate.asked:
-            raise PluginError(f"-p {candidate.name}: {reason}") from error
+            reads = isinstance(error, PluginError) and _reader(candidate.name)  # the message names the file
+            raise PluginError(reason if reads else f"-p {candidate.name}: {reason}") from error
         logger.warning("plugin %s is left out: %s", candidate.name, reason)
         logger.debug("plugin %s", candidate.name, exc_info=True)
         return info("quarantined", reason), {}

@@ -31,6 +31,7 @@ class ModelSpec:
     `config` is the frozen dataclass that is the model's schema: field types and defaults. `configs` is a folder
     that may hold `model/<name>.yaml`, `preset/<preset>/<name>.yaml` and `grid/<grid>/<name>.yaml`. `unread` names keys
     that files written for another implementation hold and that mean nothing here: accepted, and listed as unused.
+    `file_stem`: where no such file is called as the model, `model/<file_stem>.yaml` of `configs` or --configs counts.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelSpec:
     configs: Path | None = None
     unread: tuple[str, ...] = ()
     negatives: Literal["one", "several", "none"] = "one"  # per positive; several: also one; none: it reads none
+    file_stem: str = ""
 
 
 @dataclass(frozen=True)

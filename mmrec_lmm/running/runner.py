@@ -80,7 +80,7 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     check_model_class(model_class, owner=owner)
     data = training_data(dataset)
     with OneAllocation(f"model {spec.model}"):
-        model: Recommender = model_class(data, features, spec.model_config)
+        model: Recommender = model_class.for_run(spec, data, features, device)
     check_storable(model.state_dict(), owner=owner)
     return model.to(device)
 

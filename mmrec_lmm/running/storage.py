@@ -98,6 +98,8 @@ def _of_home(home: Path) -> Iterator[Stored]:
         for path in _entries(home / kind):
             if path.is_dir():
                 yield _stored(kind, path, locks=(path.with_name(f"{path.name}.lock"),))
+    for path in _entries(home / "mmrec"):
+        yield _stored("graphs", path, locks=tuple(path.glob("*.lock")))
     for path in _entries(home / "file-hashes"):
         yield _stored("hashes", path)
     for name in ("weights", "downloads", "features", "tuned", "prepared", "states", "file-hashes", "seconds"):

@@ -194,6 +194,7 @@ class Trainer(EpochLoop[TrainerNumbers]):
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach().clone()
             if self._callback is not None:
                 self._callback.after_batch(batch)
+        model.on_epoch_end(epoch)
         sums = {name: total.item() for name, total in totals.items()}
         for name, total in sums.items():
             if not math.isfinite(total):

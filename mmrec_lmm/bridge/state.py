@@ -1,0 +1,123 @@
+"""What a model file keeps in plain attributes and changes in training: no buffer, and yet scores may depend on it.
+
+Tensors, dense or sparse, and numbers that changed since construction, under attributes.<module>.<name>. A large tensor
+that scores don't depend on, such as a graph that each epoch builds again, is left out.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MMRecError
+from .interface import set_attribute
+
+_PREFIX = "attributes."
+_OF_MODULES = frozenset(vars(nn.Module()))
+_NUMBER = "number"  # the last part of a number's name
+LARGE = 2**25  # bytes
+
+
+class Attributes:
+    """The plain attributes of a module and its parts, beside what they were when this was made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = {name: _mark(value) for name, _, _, value in self._all()}
+        self._unneeded: dict[str, bool] = {}  # of large tensors that were tried
+
+    def changed(self) -> dict[str, Tensor]:
+        """The attributes that changed, as dense tensors by name."""
+        found: dict[str, Tensor] = {}
+        for name, _, _, value in self._all():
+            if not _is_same(value, self._before.get(name)) and not self._unneeded.get(name):
+                found |= {f"{_PREFIX}{name}.{part}": tensor for part, tensor in _parts(value)}
+        return found
+
+    def try_large(self, score: Callable[[], Tensor]) -> None:
+        """Find out which large tensors `score` doesn't depend on: its result is the same with NaN in their place."""
+        for name, module, attribute, value in [*self._all()]:
+            if name in self._unneeded or not _is_large(value) or _is_same(value, self._before.get(name)):
+                continue
+            expected = score()
+            vars(module)[attribute] = value.new_full((), float("nan")).expand(value.shape)
+            try:
+                self._unneeded[name] = torch.equal(score(), expected)
+            except MMRecError:
+                self._unneeded[name] = False
+            finally:
+                vars(module)[attribute] = value
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """Set the attributes that `changed` wrote, on `device` where they are new, and return what else `state` has."""
+        rest: dict[str, Any] = {}
+        kept: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith(_PREFIX):
+                attribute, _, part = name.removeprefix(_PREFIX).rpartition(".")
+                kept.setdefault(attribute, {})[part] = value
+            else:
+                rest[name] = value
+        for attribute, parts in kept.items():
+            path, _, name = attribute.rpartition(".")
+            module, value = self._module.get_submodule(path), _value(parts)
+            if isinstance(value, Tensor):
+                now = getattr(module, name, None)
+                value = value.to(now.device if isinstance(now, Tensor) else device)
+            set_attribute(module, name, value)
+        return rest
+
+    def _all(self) -> Iterator[tuple[str, nn.Module, str, Any]]:
+        for path, module in self._module.named_modules():
+            for name, value in vars(module).items():
+                if name not in _OF_MODULES and isinstance(value, Tensor | bool | int | float):
+                    yield f"{path}.{name}" if path else name, module, name, value
+
+
+def _is_large(value: Any) -> bool:
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return is_dense and value.numel() * value.element_size() > LARGE
+
+
+def _mark(value: Any) -> Any:
+    """What shows later whether a value is still the same; holds no memory of a tensor."""
+    return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (type(value), value)
+
+
+def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
+    if mark is None:
+        return False
+    if isinstance(value, Tensor):
+        return bool(mark[1] == value._version) and isinstance(mark[0], weakref.ref) and mark[0]() is value
+    return bool(mark == (type(value), value))
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(value, Tensor):
+        dtype = torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float64
+        yield _NUMBER, torch.tensor(value, dtype=dtype)
+        return
+    value = value.detach()
+    if value.layout == torch.strided:
+        yield "tensor", value.clone(memory_format=torch.contiguous_format)  # it may be a view of another
+        return
+    size = torch.tensor(value.shape)
+    if value.layout == torch.sparse_csr:
+        yield from (("crow", value.crow_indices()), ("col", value.col_indices()), ("values", value.values()))
+    else:
+        value = value.to_sparse_coo().coalesce()
+        yield from (("indices", value.indices()), ("values", value.values()))
+    yield "size", size
+
+
+def _value(parts: Mapping[str, Tensor]) -> Any:
+    if _NUMBER in parts:
+        return parts[_NUMBER].item()
+    if "tensor" in parts:
+        return parts["tensor"].clone()
+    size, parts = parts["size"].tolist(), {name: part.clone() for name, part in parts.items()}
+    if "crow" in parts:
+        return torch.sparse_csr_tensor(parts["crow"], parts["col"], parts["values"], size, check_invariants=False)
+    return torch.sparse_coo_tensor(parts["indices"], parts["values"], size, is_coalesced=True, check_invariants=False)
