@@ -125,6 +125,9 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a preset of configs; each shipped one follows one source where the sources differ",
     )
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="draws negatives; `list samplers` shows them (default: uniform)"
+    )
     parser.add_argument("--seed", metavar="N", help="seed of the weights, batches and negatives (default: 999)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
 

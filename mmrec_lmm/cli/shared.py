@@ -53,7 +53,7 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
 
     registry = registry_of(options)
     typed = vars(options)
-    flags = {key: typed.get(key) for key in ("seed", "split", "data_path", "device", "protocol")}
+    flags = {key: typed.get(key) for key in ("seed", "split", "sampler", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
     names = ("encoder", "paradigm", "modalities", "control", "preset", "grid", "configs")
     request = request_of(
