@@ -123,6 +123,14 @@ class Sampler(ABC):
         """
 
 
+def check_sampler_class(sampler_class: Any, *, owner: str) -> None:
+    """Raise PluginError, which begins with `owner`, for what can't be a run's sampler."""
+    if not isinstance(sampler_class, type) or not issubclass(sampler_class, Sampler):
+        raise PluginError(f"{owner}: expected a subclass of Sampler, got {sampler_class!r}")
+    if sampler_class.__abstractmethods__:
+        raise PluginError(f"{owner}: expected a class that defines draw, got one that lacks it")
+
+
 class ItemEncoder(nn.Module, ABC):
     """Turns an item's image and text into one feature vector per modality.
 

@@ -28,7 +28,14 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, Sampler, TrainerCallback, check_model_class, device_of
+from ..plugin.contracts import (
+    Recommender,
+    Sampler,
+    TrainerCallback,
+    check_model_class,
+    check_sampler_class,
+    device_of,
+)
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
@@ -97,11 +104,12 @@ def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: t
     made: Sampler | None = None
     if sampler.cls is not None:
         data = training_data(dataset)
-        made = registry.samplers.load(sampler.name, "cls")(data, spec.sampler_config)
+        owner = f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
+        sampler_class = registry.samplers.load(sampler.name, "cls")
+        check_sampler_class(sampler_class, owner=owner)
+        made = sampler_class(data, spec.sampler_config)
         if not isinstance(made, Uniform):
-            made = Checked(
-                made, data, name=f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
-            )
+            made = Checked(made, data, name=owner)
     count = settings.n_negatives if made else 0
     return TrainingRows(
         dataset.train, dataset.n_users, settings.train_batch_size, device, sampler=made, n_negatives=count

@@ -1,13 +1,14 @@
-"""The conformance checks of encoders, paradigms, data sets, metrics and observers. Each takes the registry, the name of
+"""The conformance checks of encoders, paradigms, data sets and observers. Each takes the registry, the name of
 what is checked, and how messages call it.
 
-Shapes: U users, K ranks, B batch.
+Shapes: B batch.
 """
 
 import random
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..plugin.registry import Registry
 from ..running.recommend import recommend
 from ..running.runner import run
 from ..types import EncoderName, EpochReport, RawItem, RunResult, RunSpec
-from . import check_encoder, checkerboard, checkerboard_features
+from . import check_encoder, checkerboard, checkerboard_features, checks_of_metrics, checks_of_samplers
 from .conformance import OBSERVERS, Fault
 
 _ITEMS = (
@@ -110,44 +111,6 @@ def declared(registry: Registry, name: str, owner: str) -> None:
             raise Fault(f"{owner}: weights_id gives {found!r} for {modality}: return the same str at each call")
 
 
-def metric_values(registry: Registry, name: str, owner: str) -> None:
-    """One finite number per user, from the first k ranks of that user alone, that doesn't fall when a hit is added."""
-    spec, function = registry.metrics.get(name), registry.metrics.load(name, "fn")
-    if getattr(spec, "context", False):
-        raise NotApplicable("it takes whole lists; a run checks its shape")
-    rng = np.random.default_rng(0)
-    hits = rng.random((40, 12)) < 0.3  # (U, K)
-    hits[0], hits[1] = False, True
-    positives = hits.sum(axis=1).clip(1) + rng.integers(0, 3, 40)  # (U,)
-    for k in (1, 5, 12):
-        before = hits.copy()
-        values = np.asarray(function(hits, positives, k))
-        if values.shape != (40,) or values.dtype.kind not in "fiub":
-            raise Fault(
-                f"{owner}: expected one number for each of 40 users, (40,), at {k}, got {values.dtype} {values.shape}: "
-                "reduce over ranks (axis=1), not over users"
-            )
-        if not np.isfinite(values).all():
-            raise Fault(f"{owner}: a value at {k} is NaN or infinite: users without a hit need a number, too")
-        if not np.array_equal(before, hits):
-            raise Fault(f"{owner}: it writes into hits, which other metrics read: copy before changing")
-        if not np.allclose(values, function(hits[::-1].copy(), positives[::-1].copy(), k)[::-1]):
-            raise Fault(f"{owner}: a user's value at {k} depends on other users: reduce over ranks alone")
-        later = hits.copy()
-        later[:, k:] = ~later[:, k:]
-        if not np.allclose(values, function(later, positives, k)):
-            raise Fault(f"{owner}: its value at {k} depends on later ranks: begin with hits[:, :k]")
-        if getattr(spec, "larger_is_better", True):
-            for rank in range(k):
-                more = hits.copy()
-                more[:, rank] = True
-                if (np.asarray(function(more, positives + 1, k)) < function(hits, positives + 1, k) - 1e-12).any():
-                    raise Fault(
-                        f"{owner}: its value at {k} falls when a hit is added at rank {rank + 1}: larger must be "
-                        "better, as epochs are selected by it"
-                    )
-
-
 def dataset_made(registry: Registry, name: str, owner: str) -> None:
     """It is made or read without an error of `data check`, the same each time."""
     spec = registry.datasets.get(name)
@@ -206,7 +169,8 @@ def observed(registry: Registry, name: str, owner: str) -> None:
 
 CHECKS: Mapping[str, Mapping[str, Callable[[Registry, str, str], None]]] = {
     "encoder": {"contract": encoder_contract, "preparation": preparation, "rows": rows, "declared": declared},
-    "metric": {"values": metric_values},
+    "metric": checks_of_metrics.CHECKS,
+    "sampler": checks_of_samplers.CHECKS,
     "dataset": {"made": dataset_made},
     "paradigm": {"whole": paradigm_whole, "run": paradigm_run},
     "observer": {"run": observed},
@@ -220,9 +184,11 @@ def finished_run(
     paradigm: str = "pt",
     encoder: str | None = None,
     with_features: bool = True,
+    keys: Mapping[str, str] = MappingProxyType({}),
     observers: Any = None,
 ) -> RunResult:
-    """The result of a run on the checkerboard as a data set on disk, whose recommendations have been read back."""
+    """The result of a run, with these configuration keys, on the checkerboard as a data set on disk; its
+    recommendations have been read back."""
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "data", Path(folder) / "runs"
         _write_data(data / "check", with_features=with_features)
@@ -233,7 +199,7 @@ def finished_run(
                 dataset="check",
                 encoder=None if encoder is None else EncoderName.parse(encoder),
                 paradigm=paradigm,
-                overrides=small,
+                overrides={**small, **keys},
             ),
             registry,
         ).runs[0]
