@@ -81,7 +81,7 @@ def read_rows(path: Path, settings: Settings, *, n_items: int = 0) -> Rows:
         assert settings.split is not None
         times = None
         if settings.split in TIMED:
-            column = time_column(path, header, settings)
+            column = time_column(path, header, settings, f"--split {settings.split}")
             times = read_integers(path, [column], separator=separator, times=[column]).columns[column]
         labels = [draw_labels(settings.split, users, items, times, settings.split_seed)]
     n_users, n_items = int(users.max()) + 1, max(n_items, int(items.max()) + 1)
@@ -262,7 +262,7 @@ def times(path: Path, settings: Settings, now: float) -> tuple[Times | None, lis
     """The time column, and what is to be said of it; `now` is in seconds since 1970."""
     header = first_cells(path, separator=settings.field_separator)
     try:
-        column = time_column(path, header, settings)
+        column = time_column(path, header, settings, "data check")
     except DataError:
         cure = "the rules leave-one-out, user-time and global-time of --split need one; --TIME_FIELD=COLUMN names it"
         return None, [Finding("no-times", "note", "there is no column of times", where=Place(path.name), cure=cure)]

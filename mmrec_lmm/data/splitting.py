@@ -103,6 +103,11 @@ def hash_labels(rule: SplitRule, labels: np.ndarray) -> str:
     return fingerprint([rule, labels.astype(np.int8)])
 
 
+def in_seconds(times: np.ndarray) -> np.ndarray:
+    """Times (N,) float64 in seconds since 1970, by their likely unit; in their own where that isn't known."""
+    return np.asarray(times / 1000.0 ** max(0, int(time_units(times).max(initial=-1))), dtype=np.float64)
+
+
 def time_units(times: np.ndarray) -> np.ndarray:
     """The place (N,) in UNITS of each time's likely unit; -1 for times that are small in any unit."""
     return np.digitize(np.abs(times), UNIX) - 1

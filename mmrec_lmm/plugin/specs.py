@@ -42,6 +42,7 @@ class ModelSpec:
     configs: Path | None = None
     unread: tuple[str, ...] = ()
     negatives: Literal["one", "several", "none"] = "one"  # per positive; several: also one; none: it reads none
+    reads_timestamps: bool | Callable[[Any], bool] | str = False  # of TrainingData; or says so of a configuration
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from ..types import (
     RunSeconds,
     RunSpec,
 )
+from .inputs import reads_timestamps
 from .plugins import used
 
 NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG
@@ -52,6 +53,8 @@ def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
     }
     if spec.sampler_config is not None:
         identity["sampler"] = spec.sampler_config
+    if inputs.dataset.timestamps is not None and reads_timestamps(spec, registry):
+        identity["timestamps"] = inputs.dataset.timestamps
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
 

@@ -94,7 +94,7 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
 
 def training_data(dataset: Dataset) -> TrainingData:
     """What a model and a sampler may see of a data set."""
-    return TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+    return TrainingData(dataset.n_users, dataset.n_items, dataset.train, dataset.timestamps)
 
 
 def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: torch.device) -> TrainingRows:

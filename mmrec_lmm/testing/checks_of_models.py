@@ -27,7 +27,7 @@ from ..training.loop import TrainingState, Validation
 from ..training.resume import check_storable, load_checkpoint, load_weights, save_checkpoint, save_weights
 from ..training.trainer import Trainer, TrainerNumbers
 from ..types import FeatureTable, Interactions, TrainingData
-from . import MODALITIES, batch_of, check_model, checkerboard, checkerboard_features, scores_of
+from . import MODALITIES, batch_of, check_model, checkerboard, checkerboard_features, days, scores_of
 from .conformance import Fault
 
 _EPOCHS = 3
@@ -229,7 +229,7 @@ def memory(registry: Registry, name: str, owner: str) -> None:
     model = _model(registry, name, owner)
     rng = np.random.default_rng(0)
     users, items = np.repeat(np.arange(24), 40), rng.integers(0, _ITEMS, 24 * 40)
-    data = TrainingData(24, _ITEMS, Interactions(users, items))
+    data = TrainingData(24, _ITEMS, Interactions(users, items), days(len(users)))
     found = _largest(model, data)
     if found and not _refuses(model):
         raise Fault(
@@ -422,7 +422,7 @@ def largest_array(use: Callable[[], None], limit: int) -> str:
 
 def _refuses(model: _Model) -> bool:
     """True if the model refuses a catalog so large that items x items can't fit."""
-    data = TrainingData(2, _LARGE_CATALOG, Interactions(np.array([0, 1]), np.array([0, 1])))
+    data = TrainingData(2, _LARGE_CATALOG, Interactions(np.array([0, 1]), np.array([0, 1])), days(2))
     with _limited(_ROOM):
         try:
             model.build(data)

@@ -27,7 +27,7 @@ from ..plugin.registry import Registry
 from ..running.recommend import recommend
 from ..running.runner import run
 from ..types import EncoderName, EpochReport, RawItem, RunResult, RunSpec
-from . import check_encoder, checkerboard, checkerboard_features, checks_of_metrics, checks_of_samplers
+from . import check_encoder, checkerboard, checkerboard_features, checks_of_metrics, checks_of_samplers, days
 from .conformance import OBSERVERS, Fault
 
 _ITEMS = (
@@ -213,11 +213,13 @@ def _write_data(folder: Path, *, with_features: bool) -> None:
     """The checkerboard in MMRec's layout, with a catalog of images and texts; each held-out row is of valid or test."""
     data, held_out = checkerboard()
     (folder / "images").mkdir(parents=True)
-    lines = ["userID\titemID\tx_label"]
+    rows = []
     for user in range(data.n_users):
         own = data.train.items[data.train.users == user]
-        lines += [f"{user}\t{item}\t{0 if place else 1}" for place, item in enumerate(own)]
-    lines += [f"{user}\t{item}\t2" for user, item in zip(held_out.users, held_out.items, strict=True)]
+        rows += [f"{user}\t{item}\t{0 if place else 1}" for place, item in enumerate(own)]
+    rows += [f"{user}\t{item}\t2" for user, item in zip(held_out.users, held_out.items, strict=True)]
+    times = days(len(rows))
+    lines = ["userID\titemID\tx_label\ttimestamp", *(f"{row}\t{at:.0f}" for row, at in zip(rows, times, strict=True))]
     (folder / f"{folder.name}.inter").write_text("\n".join(lines) + "\n")
     items = ["itemID\traw_id\ttitle\timage"]
     for item in range(data.n_items):

@@ -75,6 +75,7 @@ def mmrec_register_models() -> list[ModelSpec]:
             "",
             uses_features=False,
             negatives="none",
+            reads_timestamps=f"{__name__}.pop:reads_timestamps",
         ),
         _spec(
             "ItemKNN",
@@ -101,6 +102,7 @@ def _spec(
     uses_features: bool = True,
     unread: tuple[str, ...] = (),
     negatives: Literal["one", "several", "none"] = "one",
+    reads_timestamps: str | bool = False,
 ) -> ModelSpec:
     """The spec of a model whose file, class and configuration class have its name."""
     module = f"{__name__}.{name.lower()}"
@@ -114,4 +116,5 @@ def _spec(
         configs=configs(),
         unread=unread,
         negatives=negatives,
+        reads_timestamps=reads_timestamps,
     )
