@@ -1,9 +1,8 @@
-"""Pop, ItemKNN and EASE, models without parameters: by hand, and against their equations written out densely.
+"""Pop, ItemKNN, UserKNN and EASE, models without parameters: by hand, and against their equations written out densely.
 
 Shapes: U users, I items.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from golden import N_ITEMS, uneven_data
 from torch import Tensor
 
 from mmrec_lmm.errors import DataError, NotApplicable
-from mmrec_lmm.graph import BipartiteGraph
+from mmrec_lmm.graph import BipartiteGraph, most_shared
 from mmrec_lmm.plugin.contracts import Recommender
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.plugin.registry import Registry
@@ -78,10 +77,28 @@ def test_itemknn_by_hand(registry: Registry) -> None:
 def test_itemknn_keeps_the_lower_ids_of_equally_similar_items(registry: Registry) -> None:
     pairs = np.array([(user, item) for user in range(2) for item in range(4)])
     data = TrainingData(3, 4, Interactions(*pairs.T.copy()))
-    module = sys.modules[registry.models.load("ItemKNN", "cls").__module__]
-    neighbors, similarities = module.nearest(BipartiteGraph(data), 2, 0.0)
+    neighbors, similarities = most_shared(BipartiteGraph(data), 2, of="items")
     assert neighbors.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
     assert similarities.tolist() == [[1, 1]] * 4
+
+
+def test_the_graph_of_users_is_that_of_items_with_both_exchanged() -> None:
+    data = uneven_data()
+    turned = TrainingData(data.n_items, data.n_users, Interactions(data.train.items, data.train.users))
+    of_users = most_shared(BipartiteGraph(data), 3, of="users", shrink=1.0)
+    of_items = most_shared(BipartiteGraph(turned), 3, of="items", shrink=1.0)
+    for one, other in zip(of_users, of_items, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_userknn_by_hand(registry: Registry) -> None:
+    """Users 0 and 1 share items 0 and 1, of two each; either shares item 0 with user 2; nobody anything with user 3."""
+    s01, s02 = 2 / (2 + 1), 1 / (2 + 1)
+    scores = scores_of(model(registry, "UserKNN", knn_k=4, shrink=1.0))
+    of_0 = [s01 + s02, s01, s02, 0, 0]
+    torch.testing.assert_close(scores, torch.tensor([of_0, of_0, [2 * s02, 2 * s02, 0, 0, 0], [0] * 5, [0] * 5]))
+    nearest = scores_of(model(registry, "UserKNN", knn_k=1, shrink=1.0))
+    torch.testing.assert_close(nearest[2], torch.tensor([s02, s02, 0, 0, 0]))  # of user 0, the lower id
 
 
 def test_ease_of_two_items_by_hand(registry: Registry) -> None:
@@ -135,7 +152,7 @@ def test_ease_refuses_a_catalog_whose_matrix_would_not_fit(registry: Registry) -
 # Runs
 
 
-@pytest.mark.parametrize("name", ["Pop", "ItemKNN", "EASE"])
+@pytest.mark.parametrize("name", ["Pop", "ItemKNN", "UserKNN", "EASE"])
 def test_a_run_is_evaluated_once_and_recommends(specs: Specs, registry: Registry, tmp_path: Path, name: str) -> None:
     [spec] = specs(model=name)
     result = runner.run(spec, registry, out=tmp_path)
@@ -208,7 +225,7 @@ def test_a_key_that_came_later_leaves_pops_ids_alone(registry: Registry) -> None
     check_config(config)
 
 
-@pytest.mark.parametrize("name", ["ItemKNN", "EASE"])
+@pytest.mark.parametrize("name", ["ItemKNN", "UserKNN", "EASE"])
 def test_users_and_items_without_training_rows_score_zero(registry: Registry, name: str) -> None:
     scores = scores_of(model(registry, name))
     assert not scores[4].any()

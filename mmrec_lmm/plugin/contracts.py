@@ -56,6 +56,18 @@ class Recommender(nn.Module, ABC):
         then reuses its buffers. None for any other model."""
         return None
 
+    def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
+        """The groups in which parameters are optimized, as torch's optimizers take them: `params`, which together are
+        all parameters, each once; options of the learner, such as `weight_decay`; and `rate_factor`, a factor of the
+        learning rate, 1 if it isn't there. Called once, before training. By default one group."""
+        return [{"params": list(self.parameters())}]
+
+    def rate_factor(self, epoch: float) -> float:
+        """A factor of the learning rate of the next step, beside `learning_rate_scheduler`. `epoch` counts the done
+        steps, in epochs: 2.5 is in the middle of the third. It depends on nothing else, so a run that resumes has the
+        same rates."""
+        return 1.0
+
     def report(self) -> Any:
         """For the run's record, a mapping or a dataclass that JSON can hold; called once, after the last ranking."""
         return {}

@@ -246,6 +246,7 @@ def train(
         validate=lambda: validate(model, validation, measures, settings),
         generator=torch.Generator().manual_seed(settings.seed),
         callback=callback,
+        owner=_owner(spec, registry),
     )
     watched = evaluator_of("test", dataset, settings) if settings.protocol == "mmrec" else None
     state = load_checkpoint(checkpoint, TrainerNumbers) if resume else None

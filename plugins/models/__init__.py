@@ -85,6 +85,13 @@ def mmrec_register_models() -> list[ModelSpec]:
             negatives="none",
         ),
         _spec(
+            "UserKNN",
+            "items of the users who share a user's items: a control without features and parameters",
+            "Herlocker et al., SIGIR 1999, doi:10.1145/312624.312682",
+            uses_features=False,
+            negatives="none",
+        ),
+        _spec(
             "EASE",
             "a linear model of items from items, solved exactly: a control without features and parameters",
             "Steck, WWW 2019, arXiv:1905.03375",
