@@ -8,6 +8,7 @@ Arguments are only ever added.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -52,6 +53,11 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-bo
 @hookspec
 def mmrec_register_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
     """The ranking metrics that this plugin can compute."""
+
+
+@hookspec
+def mmrec_run_started(run: RunSpec, folder: Path) -> None:
+    """Called before a run trains, or continues, with the folder that will hold its result; not for a stored result."""
 
 
 @hookspec

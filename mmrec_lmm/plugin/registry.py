@@ -175,6 +175,10 @@ class Registry:
         made: Paradigm = self.paradigms.load(run.paradigm, "cls")(run.paradigm_config)
         return made
 
+    def notify_start(self, run: RunSpec, folder: Path) -> None:
+        """Call every observer before a run trains; one that raises is logged and can't stop the run."""
+        self._notify("mmrec_run_started", run=run, folder=folder)
+
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
         """Call every observer after an epoch; one that raises is logged and can't stop the run."""
         self._notify("mmrec_epoch_finished", run=run, epoch=epoch)

@@ -130,8 +130,9 @@ def _owner(spec: RunSpec, registry: Registry) -> str:
 
 
 class Observers(Protocol):
-    """Receives a run's epochs and result: by default the registry, which notifies its plugins."""
+    """Receives a run's start, epochs and result: by default the registry, which notifies its plugins."""
 
+    def notify_start(self, run: RunSpec, folder: Path) -> None: ...
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
     def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
 
@@ -169,6 +170,7 @@ def run(
         model = build_model(spec, inputs, registry, device)
         measures = measures_of(spec, inputs, registry)
         validation = evaluator_of("valid", inputs.dataset, spec.settings)
+        observers.notify_start(spec, folder)
         try:
             callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
             fit = train(

@@ -319,6 +319,9 @@ class _Watched:
     def __init__(self) -> None:
         self.epochs: list[EpochReport] = []
 
+    def notify_start(self, run: RunSpec, folder: Path) -> None:
+        pass
+
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
         self.epochs.append(epoch)
 

@@ -155,14 +155,17 @@ def paradigm_run(registry: Registry, name: str, owner: str) -> None:
 
 
 def observed(registry: Registry, name: str, owner: str) -> None:
-    """It takes the epochs and the result of a real run without raising."""
+    """It takes the start, the epochs and the result of a real run without raising."""
 
     class Strict:
+        def notify_start(self, run: RunSpec, folder: Path) -> None:
+            registry.call_observer(name, OBSERVERS[0], run=run, folder=folder)
+
         def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
-            registry.call_observer(name, OBSERVERS[0], run=run, epoch=epoch)
+            registry.call_observer(name, OBSERVERS[1], run=run, epoch=epoch)
 
         def notify_run(self, run: RunSpec, result: RunResult) -> None:
-            registry.call_observer(name, OBSERVERS[1], run=run, result=result)
+            registry.call_observer(name, OBSERVERS[2], run=run, result=result)
 
     finished_run(registry, model="BPR", with_features=False, observers=Strict())
 

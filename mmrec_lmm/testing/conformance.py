@@ -30,7 +30,7 @@ KINDS = {
     "metric": "mmrec_register_metrics",
     "sampler": "mmrec_register_samplers",
 }
-OBSERVERS = ("mmrec_epoch_finished", "mmrec_run_finished")
+OBSERVERS = ("mmrec_run_started", "mmrec_epoch_finished", "mmrec_run_finished")
 
 
 class Fault(AssertionError):
