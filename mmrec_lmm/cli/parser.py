@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..config.choices import SPLIT_RULES
+from ..config.choices import CALLED_ELSEWHERE, SPLIT_RULES
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
 from ..plugin.names import NAME_RULE, is_safe_name
@@ -77,7 +77,7 @@ def configuration_keys(rest: Sequence[str], parser: argparse.ArgumentParser, *, 
             meant = did_you_mean(key, flags).replace("mean ", "mean --")
             expected = f"a flag of {parser.prog}"
             if allowed:
-                name = key if argument.startswith("--") and key else "KEY"
+                name = CALLED_ELSEWHERE.get(key, key) if argument.startswith("--") and key else "KEY"
                 expected += f", or a configuration key as --{name}=VALUE"
             raise ConfigError(f"unknown argument: expected {expected}, got {argument}{meant}")
         overrides[key] = value

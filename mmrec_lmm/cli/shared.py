@@ -69,6 +69,13 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     return registry, resolved
 
 
+def screen_width() -> int | None:
+    """The columns of the terminal that stdout is; None for a pipe or a file."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def write(text: str, path: Path | None) -> None:
     """Write text to a file, or to stdout without one."""
     from ..disk.writing import write_output

@@ -13,6 +13,7 @@ unedited.
 import dataclasses
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -28,6 +29,7 @@ from ..plugin.registry import NamedSpecs, Registry
 from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, SamplerSpec
 from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
+from .choices import CALLED_ELSEWHERE
 from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED, OF_SPLIT
 from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
@@ -204,11 +206,15 @@ def resolve(
 
 def describe(resolved: Resolved) -> str:
     """The text of `config show`: each key, its value as YAML (an axis: its values, with bars between), its origin."""
+
+    def brief(source: object) -> str:
+        return str(source).replace(f"{yaml_layers.shipped()}{os.sep}", "mmrec-lmm:configs/")
+
     rows = []
     for name, origin in resolved.origins.items():
         values = origin.value if name in resolved.axes else (origin.value,)
-        rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
-    rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
+        rows.append((name, " | ".join(map(as_yaml, values)), brief(origin)))
+    rows += [(name, "(unused)", brief(source)) for name, source in resolved.unused.items()]
     return "\n".join("  ".join(line).rstrip() for line in aligned(rows, right=(False, False, False)))
 
 
@@ -426,6 +432,8 @@ class _Merge:
             reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to {self._owner(section)}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
+        elif (meant := CALLED_ELSEWHERE.get(shown)) in self.keys:
+            reason = f"; did you mean {meant}?"
         elif modality := re.fullmatch(r"(\w+)_feature_file", name):
             reason = f"; for another modality than image and text, try --features {modality[1]}=FILE.npy"
         else:
