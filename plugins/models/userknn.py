@@ -24,11 +24,12 @@ from mmrec_lmm.graph import BipartiteGraph, interaction_matrix, most_shared
 
 @dataclass(frozen=True)
 class UserKNNConfig:
-    """The default is the best of six points on the validation of Baby (docs/models.md)."""
+    """Data sets differ in their best point: the default is the best of six on Baby; MovieLens-100K wants fewer
+    neighbors (docs/models.md)."""
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {"knn_k": SIZE, "shrink": WEIGHT}
 
-    knn_k: int = 100  # neighbors of a user
+    knn_k: int = 400  # neighbors of a user
     shrink: float = 10.0  # lowers similarities that few items support
 
 
