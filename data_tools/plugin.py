@@ -1,8 +1,9 @@
-"""The entry point of the data tools: registers the demo data set, made on first use, and those that can be got."""
+"""The entry point of the data tools: registers the demo data set, made on first use, those that can be got, and the
+rules of splits."""
 
 from collections.abc import Iterable
 
-from mmrec_lmm.api import DatasetSpec, hookimpl
+from mmrec_lmm.api import DatasetSpec, SplitSpec, hookimpl
 
 from .published import DATASETS
 
@@ -24,3 +25,18 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:
             license=dataset.terms,
             paper=dataset.citation,
         )
+
+
+@hookimpl
+def mmrec_register_splits() -> Iterable[SplitSpec]:
+    rules = "mmrec_lmm.data.splitting"
+    return (
+        SplitSpec("ratio", f"{rules}:by_ratio", "MMRec's: random, a tenth of each user's for validation and for test"),
+        SplitSpec(
+            "leave-one-out", f"{rules}:leave_one_out", "each user's last is test, the one before validation",
+            needs_times=True,
+        ),
+        SplitSpec("user-time", f"{rules}:by_user_time", "each user's last tenths in time", needs_times=True),
+        SplitSpec("global-time", f"{rules}:by_global_time", "all after two times, for everybody", needs_times=True),
+        SplitSpec("cold-item", f"{rules}:by_cold_items", "a fifth of the items only validate or test"),
+    )  # fmt: skip

@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..config.choices import SPLIT_RULES
-
 if TYPE_CHECKING:
     from ..plugin.registry import Registry
 
@@ -48,9 +46,9 @@ def script(parser: argparse.ArgumentParser, registry: Registry, shell: str) -> s
         "paradigm": registry.paradigms.names(),
         "sampler": registry.samplers.names(),
         "dataset": registry.datasets.names(),
-        "split": SPLIT_RULES,
+        "split": registry.splits.names(),
     }
-    of_info = [name for kind, names in named.items() if kind != "split" for name in names] + [*registry.metrics.names()]
+    of_info = [name for names in (*named.values(), registry.metrics.names()) for name in names]
     verbs = dict(_verbs(parser))
     flags, values = [], []
     for verb, own in verbs.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..config.choices import CALLED_ELSEWHERE, SPLIT_RULES
+from ..config.choices import CALLED_ELSEWHERE
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
 from ..plugin.names import NAME_RULE, is_safe_name
@@ -146,7 +146,7 @@ def which_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="RULE",
-        help=f"draw the split anew by a rule: {', '.join(SPLIT_RULES)} (default: the labels of the data set's file)",
+        help="draw the split anew by a rule; `list splits` shows them (default: the labels of the data set's file)",
     )
 
 

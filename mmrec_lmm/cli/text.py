@@ -448,13 +448,14 @@ def info_text(registry: Registry, name: str) -> str:
         "encoder": registry.encoders,
         "paradigm": registry.paradigms,
         "data set": registry.datasets,
+        "split": registry.splits,
         "metric": registry.metrics,
     }
     parts = [_info(registry, kind, specs, name) for kind, specs in kinds.items() if name in specs]
     if not parts:
         known = [known for specs in kinds.values() for known in specs.names()]
         raise ConfigError(
-            f"info: expected the name of a model, sampler, encoder, paradigm, data set or metric, got {name}"
+            f"info: expected the name of a model, sampler, encoder, paradigm, data set, split or metric, got {name}"
             f"{did_you_mean(name, known) or '; try `list models` and the like'}"
         )
     return "\n\n".join(parts)

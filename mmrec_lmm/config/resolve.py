@@ -26,7 +26,7 @@ from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..formatting import aligned
 from ..plugin.names import NAME_RULE, is_safe_name
 from ..plugin.registry import NamedSpecs, Registry
-from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, SamplerSpec
+from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, SamplerSpec, SplitSpec
 from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
 from .choices import CALLED_ELSEWHERE
@@ -112,6 +112,7 @@ def resolve_request(request: Request, registry: Registry) -> Resolved:
         paradigm=registry.paradigms.get(request.paradigm),
         sections=sections(registry),
         samplers=registry.samplers,
+        splits=registry.splits,
     )
 
 
@@ -130,11 +131,12 @@ def resolve(
     paradigm: ParadigmSpec | None = None,
     sections: Sequence[str] = (ENCODER,),
     samplers: NamedSpecs[SamplerSpec] | None = None,
+    splits: NamedSpecs[SplitSpec] | None = None,
 ) -> Resolved:
     """The runs that a request asks for. `dataset` is None if the data set is only a folder in MMRec's layout. Without a
     model, runs have an empty name and no model_config, and are used for their settings and encoder. If the model uses
     no features, the request's values for features are left out of its run. `sections` are those that a file may hold,
-    read by this run or not. `samplers` are those that a run may name.
+    read by this run or not. `samplers` and `splits` are those that a run may name.
 
     ConfigError has one line for each fault, of all files at once; PluginError names a faulty schema.
     """
@@ -155,7 +157,8 @@ def resolve(
         merge.know(schema.keys)
     merge.samplers = samplers
     merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
-    merge.check_sampler()
+    merge.check_name("sampler", samplers)
+    merge.check_name("split", splits)
     if request.study is None:  # a study's grid serves all its paradigms, of which some may lack its axes
         merge.problems += _idle_axes(filter(None, stack), merge)
     merge.fail()
@@ -329,18 +332,17 @@ class _Merge:
         self.points |= {name: (key.default,) for name, key in keys.items()}
         self.origins |= {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
 
-    def check_sampler(self) -> None:
-        """Spell the key `sampler` as the spec of that name does; note an unknown one."""
-        if self.samplers is None:
+    def check_name(self, key: str, specs: NamedSpecs[Any] | None) -> None:
+        """Spell a key that names a spec as the spec does; note an unknown one."""
+        if specs is None:
             return
         try:
-            self.points["sampler"] = tuple(
-                dict.fromkeys(self.samplers.get(name).name for name in self.points["sampler"])
-            )
+            names = (None if name is None else specs.get(name).name for name in self.points[key])
+            self.points[key] = tuple(dict.fromkeys(names))
         except PluginError:
             raise
         except ConfigError as error:
-            self.problems.append(f"{self.origins['sampler']}: {error}")
+            self.problems.append(f"{self.origins[key]}: {error}")
 
     def add(self, stack: Iterable[Layer]) -> None:
         stack = list(stack)

@@ -22,18 +22,25 @@ from ..errors import DataError, did_you_mean
 from ..plugin.names import PATH_RULE, is_within
 from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
 from .ids import MAPPINGS
-from .splitting import TIMED, TRAIN, UNITS, draw_labels, hash_labels, in_seconds, time_units
+from .splitting import TIMED, TRAIN, UNITS, Rule, hash_labels, in_seconds, shipped_rule, time_units
 from .tables import first_cells, read_integers, read_table
 
 NOT_TEXT = ("itemID", "image", "image_url", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
 
-def load_dataset(folder: Path, name: str, settings: Settings, *, times_for: str = "") -> Dataset:
+def load_dataset(
+    folder: Path, name: str, settings: Settings, *, rule: Rule | None = None, times_for: str = ""
+) -> Dataset:
     """The data set in `folder`, with the times of training rows if `times_for` names who reads them. Raises DataError,
-    with counts, for data that can't be ranked correctly."""
+    with counts, for data that can't be ranked correctly.
+
+    `rule` draws the split that `settings` name; None if it is one that ships, or they name none.
+    """
+    if settings.split and rule is None:
+        rule = shipped_rule(settings.split)
     inter = inter_file(folder, name, settings)
     with unchanged(inter):
-        users, items, labels, times = read_interactions(inter, settings, times_for=times_for)
+        users, items, labels, times = read_interactions(inter, settings, times_for=reader_of_times(rule, times_for))
         inter_hash = hash_file(inter)
     catalog = read_catalog(folder) if is_there(folder / "items.tsv") else None
 
@@ -49,8 +56,8 @@ def load_dataset(folder: Path, name: str, settings: Settings, *, times_for: str 
 
     notes = _odd_times(times, inter, settings) if times is not None else []
     notes += _unnamed_images(folder, catalog, name) if catalog is not None else []
-    if settings.split:
-        labels = draw_labels(settings.split, users, items, times, settings.split_seed)
+    if rule is not None:
+        labels = rule.labels(users, items, times, settings.split_seed)
     splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
     has_history = np.zeros(n_users, dtype=bool)
     has_history[splits["train"].users] = True
@@ -75,9 +82,9 @@ def load_dataset(folder: Path, name: str, settings: Settings, *, times_for: str 
 
     fingerprinted = [inter_hash, n_users, n_items]
     drawn = None
-    if settings.split:
+    if rule is not None:
         sizes = {split: len(rows) for split, rows in splits.items()}
-        drawn = DrawnSplit(settings.split, settings.split_seed, hash_labels(settings.split, labels), sizes, left_out)
+        drawn = DrawnSplit(rule.name, settings.split_seed, hash_labels(rule.name, labels), sizes, left_out)
         fingerprinted.append(drawn.hash)
     files = {"image": folder / settings.vision_feature_file, "text": folder / settings.text_feature_file}
     return Dataset(
@@ -106,11 +113,15 @@ def inter_file(folder: Path, name: str, settings: Settings) -> Path:
     return path
 
 
+def reader_of_times(rule: Rule | None, other: str = "") -> str:
+    """Who reads times, as messages call them: the rule of a split, if it needs them, or another."""
+    return f"--split {rule.name}" if rule is not None and rule.needs_times else other
+
+
 def read_interactions(
     path: Path, settings: Settings, *, times_for: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Users, items and split labels, each (N,) int64, in file order, and times (N,) if the split is drawn by them or
-    `times_for` says who reads them.
+    """Users, items and split labels, each (N,) int64, in file order, and times (N,) if `times_for` says who reads them.
 
     If a split is drawn, no labels are read, and those returned are zero.
     """
@@ -121,7 +132,6 @@ def read_interactions(
         column_name(settings.ITEM_ID_FIELD, "itemID", header),
     ]
     columns += [] if settings.split else [settings.inter_splitting_label]
-    times_for = f"--split {settings.split}" if settings.split in TIMED else times_for
     timed = [time_column(path, header, settings, times_for)] if times_for else []
     table = read_integers(
         path,

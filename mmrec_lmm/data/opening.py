@@ -17,6 +17,7 @@ from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec
 from ..types import Dataset
 from .loading import load_dataset
+from .splitting import Rule
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,20 @@ def open_dataset(name: str, settings: Settings, registry: Registry, *, times_for
                 f"{got} of {name}, which its plugin reads"
             )
     else:
-        dataset = load_dataset(folder, name, settings, times_for=times_for)
+        dataset = load_dataset(folder, name, settings, rule=split_rule(settings, registry), times_for=times_for)
     if dataset.catalog is None:
         return dataset
     catalog = dataclasses.replace(dataset.catalog, background=settings.image_background)
     return dataclasses.replace(dataset, catalog=catalog)
+
+
+def split_rule(settings: Settings, registry: Registry) -> Rule | None:
+    """The rule that draws the split which settings name; None if they name none."""
+    if not settings.split:
+        return None
+    spec, provider = registry.splits.get(settings.split), registry.splits.provider(settings.split)
+    owner = f"plugin {provider}: split {spec.name}"
+    return Rule(spec.name, registry.splits.load(spec.name, "draw"), spec.needs_times, owner)
 
 
 def how_to_get(spec: DatasetSpec, settings: Settings) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, SplitSpec
 
 if TYPE_CHECKING:
     from ..types import EpochReport, RunResult, RunSpec
@@ -48,6 +48,11 @@ def mmrec_register_paradigms() -> Iterable[ParadigmSpec]:  # type: ignore[empty-
 @hookspec
 def mmrec_register_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-body]
     """The data sets that this plugin can make or read."""
+
+
+@hookspec
+def mmrec_register_splits() -> Iterable[SplitSpec]:  # type: ignore[empty-body]
+    """The rules by which this plugin can draw a split."""
 
 
 @hookspec

@@ -38,7 +38,7 @@ from ..errors import ConfigError, PluginError, did_you_mean
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
 from .names import LONGEST
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, resolve
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, SplitSpec, resolve
 
 if TYPE_CHECKING:
     from ..types import EpochReport, RunResult, RunSpec
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AnySpec = ModelSpec | SamplerSpec | EncoderSpec | ParadigmSpec | DatasetSpec | MetricSpec
+AnySpec = ModelSpec | SamplerSpec | EncoderSpec | ParadigmSpec | DatasetSpec | SplitSpec | MetricSpec
 Spec = TypeVar("Spec", bound=AnySpec)
 
 HOOKS = tuple(sorted(name for name in vars(hookspecs) if name.startswith("mmrec_")))
@@ -56,6 +56,7 @@ REGISTERS: Mapping[str, type[AnySpec]] = {
     "mmrec_register_encoders": EncoderSpec,
     "mmrec_register_paradigms": ParadigmSpec,
     "mmrec_register_datasets": DatasetSpec,
+    "mmrec_register_splits": SplitSpec,
     "mmrec_register_metrics": MetricSpec,
 }
 SPEC_NAME = re.compile(r"\w[\w.:+-]*")  # names become parts of file names, and metrics are written name@k
@@ -156,6 +157,7 @@ class Registry:
     encoders: NamedSpecs[EncoderSpec]
     paradigms: NamedSpecs[ParadigmSpec]
     datasets: NamedSpecs[DatasetSpec]
+    splits: NamedSpecs[SplitSpec]
     metrics: NamedSpecs[MetricSpec]
     plugins: tuple[PluginInfo, ...]
     _manager: pluggy.PluginManager = field(repr=False)
@@ -163,7 +165,9 @@ class Registry:
     @property
     def conflicts(self) -> tuple[str, ...]:
         """One message for each name that more than one plugin claims."""
-        kinds = (self.models, self.samplers, self.encoders, self.paradigms, self.datasets, self.metrics)
+        kinds = (
+            self.models, self.samplers, self.encoders, self.paradigms, self.datasets, self.splits, self.metrics,
+        )  # fmt: skip
         return tuple(message for specs in kinds for message in specs.conflicts)
 
     def is_shipped(self, provider: str) -> bool:
@@ -222,6 +226,7 @@ def load_registry(extra: Sequence[str] = ()) -> Registry:
         encoders=NamedSpecs("encoder", offers[EncoderSpec], withheld=withheld),
         paradigms=NamedSpecs("paradigm", offers[ParadigmSpec], withheld=withheld),
         datasets=NamedSpecs("data set", offers[DatasetSpec], withheld=withheld),
+        splits=NamedSpecs("split", offers[SplitSpec], withheld=withheld),
         metrics=NamedSpecs("metric", offers[MetricSpec], withheld=withheld),
         plugins=tuple(plugins),
         _manager=manager,

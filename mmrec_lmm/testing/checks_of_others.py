@@ -1,4 +1,4 @@
-"""The conformance checks of encoders, paradigms, data sets and observers. Each takes the registry, the name of
+"""The conformance checks of encoders, paradigms, data sets, splits and observers. Each takes the registry, the name of
 what is checked, and how messages call it.
 
 Shapes: B batch.
@@ -21,12 +21,13 @@ from ..config.resolve import Request, resolve_request
 from ..config.settings import Settings
 from ..data.items import pad_and_stack
 from ..data.opening import make_dataset, open_dataset
-from ..errors import NotApplicable, WeightsMissing
+from ..data.splitting import Rule
+from ..errors import NotApplicable, PluginError, WeightsMissing
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..running.recommend import recommend
 from ..running.runner import run
-from ..types import EncoderName, EpochReport, RawItem, RunResult, RunSpec
+from ..types import SPLITS, EncoderName, EpochReport, RawItem, RunResult, RunSpec
 from . import check_encoder, checkerboard, checkerboard_features, checks_of_metrics, checks_of_samplers, days
 from .conformance import OBSERVERS, Fault
 
@@ -133,6 +134,38 @@ def dataset_made(registry: Registry, name: str, owner: str) -> None:
         raise Fault(f"{owner}: made twice, its rows differ: seed what it draws, as np.random.default_rng(0)")
 
 
+def split_labels(registry: Registry, name: str, owner: str) -> None:
+    """A label for each interaction, some of each kind, the same from the same generator; no array is written into."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), 12)
+    items = rng.integers(0, 60, len(users))
+    times = days(len(users))[rng.permutation(len(users))]
+    spec = registry.splits.get(name)
+    rule = Rule(name, registry.splits.load(name, "draw"), spec.needs_times, owner)
+    drawn = []
+    for elsewhere in (0, 1):
+        np.random.seed(elsewhere)
+        random.seed(elsewhere)
+        given = [array.copy() for array in (users, items, times)]
+        try:
+            drawn.append(rule.labels(*given, 7))
+        except PluginError as error:
+            raise Fault(str(error)) from None
+        if not all(map(np.array_equal, given, (users, items, times))):
+            raise Fault(f"{owner}: it writes into what it gets: copy before changing")
+    if not np.array_equal(*drawn):
+        raise Fault(f"{owner}: two draws of one seed differ: draw from `rng` alone")
+    counts = np.bincount(drawn[0], minlength=3)
+    if not counts.all():
+        shown = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, counts, strict=True))
+        raise Fault(f"{owner}: expected rows of each split, of 2,400 of 200 users, got {shown}")
+
+
+def split_run(registry: Registry, name: str, owner: str) -> None:
+    """BPR trains and is ranked on a data set that it splits."""
+    finished_run(registry, model="BPR", with_features=False, keys={"split": name})
+
+
 def paradigm_whole(registry: Registry, name: str, owner: str) -> None:
     """The class defines what its spec promises."""
     spec, cls = registry.paradigms.get(name), registry.paradigms.load(name, "cls")
@@ -175,6 +208,7 @@ CHECKS: Mapping[str, Mapping[str, Callable[[Registry, str, str], None]]] = {
     "metric": checks_of_metrics.CHECKS,
     "sampler": checks_of_samplers.CHECKS,
     "dataset": {"made": dataset_made},
+    "split": {"labels": split_labels, "run": split_run},
     "paradigm": {"whole": paradigm_whole, "run": paradigm_run},
     "observer": {"run": observed},
 }
@@ -221,7 +255,7 @@ def _write_data(folder: Path, *, with_features: bool) -> None:
         own = data.train.items[data.train.users == user]
         rows += [f"{user}\t{item}\t{0 if place else 1}" for place, item in enumerate(own)]
     rows += [f"{user}\t{item}\t2" for user, item in zip(held_out.users, held_out.items, strict=True)]
-    times = days(len(rows))
+    times = np.random.default_rng(0).permutation(days(len(rows)))  # users at all times, for splits by time
     lines = ["userID\titemID\tx_label\ttimestamp", *(f"{row}\t{at:.0f}" for row, at in zip(rows, times, strict=True))]
     (folder / f"{folder.name}.inter").write_text("\n".join(lines) + "\n")
     items = ["itemID\traw_id\ttitle\timage"]

@@ -27,6 +27,7 @@ KINDS = {
     "encoder": "mmrec_register_encoders",
     "paradigm": "mmrec_register_paradigms",
     "dataset": "mmrec_register_datasets",
+    "split": "mmrec_register_splits",
     "metric": "mmrec_register_metrics",
     "sampler": "mmrec_register_samplers",
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..parser import Verbs
 
 
-KINDS = ("models", "samplers", "encoders", "paradigms", "datasets", "metrics", "plugins", "runs")
+KINDS = ("models", "samplers", "encoders", "paradigms", "datasets", "splits", "metrics", "plugins", "runs")
 
 
 def add(verbs: Verbs) -> None:
