@@ -47,11 +47,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def fitted(rows: Sequence[Mapping[str, Any]], width: int | None) -> list[dict[str, Any]]:
     """Rows whose table has at most `width` columns, where that can be: the widest texts are cut, but for the first
     column, which names the row. None: all as they are."""
-    rows = [dict(row) for row in rows]
-    if width is None or not rows:
-        return rows
-    widths = {name: max(len(name), *(len(_cell(row[name])) for row in rows)) for name in rows[0]}
-    texts = [name for name in [*widths][1:] if all(isinstance(row[name], str | None) for row in rows)]
+    found = [dict(row) for row in rows]
+    if width is None or not found:
+        return found
+    widths = {name: max(len(name), *(len(_cell(row[name])) for row in found)) for name in found[0]}
+    texts = [name for name in [*widths][1:] if all(isinstance(row[name], str | None) for row in found)]
     least = {name: max(LEAST, len(name)) for name in texts}
     while (over := sum(widths.values()) + 2 * (len(widths) - 1) - width) > 0:
         widest = max(texts, key=lambda name: widths[name] - least[name], default="")
@@ -60,11 +60,11 @@ def fitted(rows: Sequence[Mapping[str, Any]], width: int | None) -> list[dict[st
         others = sorted((widths[name] for name in texts), reverse=True)
         step = max(1, widths[widest] - others[1]) if len(others) > 1 else over
         widths[widest] = max(least[widest], widths[widest] - min(over, step))
-    for row in rows:
+    for row in found:
         for name in texts:
             if row[name] is not None and len(row[name]) > widths[name]:
                 row[name] = f"{row[name][: widths[name] - 4].rstrip()} ..."
-    return rows
+    return found
 
 
 def run_text(result: RunResult) -> str:
