@@ -31,12 +31,12 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:
 def mmrec_register_splits() -> Iterable[SplitSpec]:
     rules = "mmrec_lmm.data.splitting"
     return (
-        SplitSpec("ratio", f"{rules}:by_ratio", "MMRec's: random, a tenth of each user's for validation and for test"),
+        SplitSpec("ratio", f"{rules}:by_ratio", "MMRec's rule: of each user's at random"),
         SplitSpec(
             "leave-one-out", f"{rules}:leave_one_out", "each user's last is test, the one before validation",
             needs_times=True,
         ),
-        SplitSpec("user-time", f"{rules}:by_user_time", "each user's last tenths in time", needs_times=True),
-        SplitSpec("global-time", f"{rules}:by_global_time", "all after two times, for everybody", needs_times=True),
-        SplitSpec("cold-item", f"{rules}:by_cold_items", "a fifth of the items only validate or test"),
+        SplitSpec("user-time", f"{rules}:by_user_time", "each user's last tenth is test, the one before validation", needs_times=True),
+        SplitSpec("global-time", f"{rules}:by_global_time", "cut at two times, the same for all users", needs_times=True),
+        SplitSpec("cold-item", f"{rules}:by_cold_items", "a fifth of the items has no training row"),
     )  # fmt: skip

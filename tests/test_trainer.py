@@ -360,6 +360,8 @@ def test_one_group_of_all_parameters_steps_as_no_groups_do() -> None:
             "expected keys among .*weight_decay, as the learner is adam, got lr; try rate_factor",
         ),
         (lambda toy: [{"params": [toy.weight, toy.other], "weigth_decay": 0.1}], "did you mean weight_decay"),
+        (lambda toy: [toy.weight, toy.other], "expected mappings with params"),
+        (lambda toy: [{"weight_decay": 0.1}], "expected mappings with params, .*KeyError: 'params'"),
         (
             lambda toy: [{"params": [toy.weight, toy.other], "rate_factor": math.nan}],
             "rate_factor: expected a finite number of 0 or more, got nan",

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -330,7 +331,13 @@ def build_optimizer(model: Recommender, settings: Settings, *, owner: str = "") 
 
 def _trained_groups(model: Recommender, owner: str) -> list[dict[str, Any]]:
     """The model's groups, without parameters that aren't trained. PluginError unless each that is trained is in one."""
-    groups = [{**group, "params": [*group["params"]]} for group in model.parameter_groups()]
+    try:
+        groups = [{**group, "params": [*group["params"]]} for group in model.parameter_groups()]
+    except (TypeError, KeyError) as error:
+        raise PluginError(
+            f"{owner}: parameter_groups: expected mappings with params, such as {{'params': [self.items]}}, got what "
+            f"lacks them ({type(error).__name__}: {error})"
+        ) from None
     names = {parameter: name for name, parameter in model.named_parameters()}
     times = Counter(parameter for group in groups for parameter in group["params"])
     faults = [f"{name} in none" for one, name in names.items() if one.requires_grad and not times[one]]
@@ -345,7 +352,7 @@ def _trained_groups(model: Recommender, owner: str) -> list[dict[str, Any]]:
 
 
 def _check_factor(factor: Any, where: str) -> None:
-    if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
+    if not isinstance(factor, Real) or not math.isfinite(factor) or factor < 0:
         raise PluginError(f"{where}: expected a finite number of 0 or more, got {factor!r}")
 
 
