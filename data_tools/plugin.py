@@ -29,14 +29,14 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:
 
 @hookimpl
 def mmrec_register_splits() -> Iterable[SplitSpec]:
-    rules = "mmrec_lmm.data.splitting"
-    return (
-        SplitSpec("ratio", f"{rules}:by_ratio", "MMRec's rule: of each user's at random"),
-        SplitSpec(
-            "leave-one-out", f"{rules}:leave_one_out", "each user's last is test, the one before validation",
-            needs_times=True,
-        ),
-        SplitSpec("user-time", f"{rules}:by_user_time", "each user's last tenth is test, the one before validation", needs_times=True),
-        SplitSpec("global-time", f"{rules}:by_global_time", "cut at two times, the same for all users", needs_times=True),
-        SplitSpec("cold-item", f"{rules}:by_cold_items", "a fifth of the items has no training row"),
-    )  # fmt: skip
+    at_random = {
+        "ratio": ("by_ratio", "MMRec's rule: of each user's at random"),
+        "cold-item": ("by_cold_items", "a fifth of the items has no training row"),
+    }
+    by_time = {
+        "leave-one-out": ("leave_one_out", "each user's last is test, the one before validation"),
+        "user-time": ("by_user_time", "each user's last tenth is test, the one before validation"),
+        "global-time": ("by_global_time", "cut at two times, the same for all users"),
+    }
+    for name, (draw, summary) in {**at_random, **by_time}.items():
+        yield SplitSpec(name, f"mmrec_lmm.data.splitting:{draw}", summary, needs_times=name in by_time)
