@@ -1,8 +1,9 @@
-"""The entry point of the data tools: registers the demo data set, made on first use, and those that can be got."""
+"""The entry point of the data tools: registers the demo data set, made on first use, those that can be got, and the
+rules of splits."""
 
 from collections.abc import Iterable
 
-from mmrec_lmm.api import DatasetSpec, hookimpl
+from mmrec_lmm.api import DatasetSpec, SplitSpec, hookimpl
 
 from .published import DATASETS
 
@@ -24,3 +25,18 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:
             license=dataset.terms,
             paper=dataset.citation,
         )
+
+
+@hookimpl
+def mmrec_register_splits() -> Iterable[SplitSpec]:
+    at_random = {
+        "ratio": ("by_ratio", "MMRec's rule: of each user's at random"),
+        "cold-item": ("by_cold_items", "a fifth of the items has no training row"),
+    }
+    by_time = {
+        "leave-one-out": ("leave_one_out", "each user's last is test, the one before validation"),
+        "user-time": ("by_user_time", "each user's last tenth is test, the one before validation"),
+        "global-time": ("by_global_time", "cut at two times, the same for all users"),
+    }
+    for name, (draw, summary) in {**at_random, **by_time}.items():
+        yield SplitSpec(name, f"mmrec_lmm.data.splitting:{draw}", summary, needs_times=name in by_time)

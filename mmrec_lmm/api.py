@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .plugin.specs import ModelSpec as ModelSpec
     from .plugin.specs import ParadigmSpec as ParadigmSpec
     from .plugin.specs import SamplerSpec as SamplerSpec
+    from .plugin.specs import SplitSpec as SplitSpec
     from .plugin.specs import WeightFile as WeightFile
     from .training.optim import repeated_blocks as repeated_blocks
     from .typed_json import ADDED as ADDED
@@ -96,7 +97,8 @@ _HOME = {
     "disk.hashing": ("hash_file",),
     "distributed": ("common_generator", "all_gather", "local_slice"),
     "plugin.specs": (
-        "DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "SamplerSpec", "WeightFile",
+        "DatasetSpec", "EncoderSpec", "MetricSpec", "ModelSpec", "ParadigmSpec", "SamplerSpec", "SplitSpec",
+        "WeightFile",
     ),
     "training.optim": ("repeated_blocks",),
     "typed_json": ("ADDED", "OPTIONAL"),

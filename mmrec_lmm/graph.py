@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from torch.autograd.function import once_differentiable
 from .errors import PluginError
 from .formatting import first_line, renamed
 from .types import Interactions, TrainingData
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ Ties = Literal["own_first", "topk"]
 BLOCK_ROWS = 256  # of similarities at once in the search for neighbors on a CPU
 BLOCK_BYTES = 256 << 20  # of them on a GPU, which wants few large products
 GROUP = 16  # similarities of which only the largest is compared at first
+SHARED_ROWS = 1_024  # users, or items, whose similarities by what they share are in memory at once
 SAMPLE = 1_000  # items whose exact neighbors are searched, to measure the recall of approximate ones
 
 
@@ -424,6 +428,41 @@ def _product(
 @cache
 def _notice_mps() -> None:
     logger.warning("torch has no sparse product on MPS: graph propagation runs on the CPU")
+
+
+def interaction_matrix(graph: BipartiteGraph) -> "csr_array":
+    """R (U, I) float64 on the CPU: 1 where a user has an item."""
+    from scipy.sparse import csr_array
+
+    users, items = graph.users.cpu().numpy(), graph.items.cpu().numpy()
+    return csr_array((np.ones(len(users)), (users, items)), shape=(graph.n_users, graph.n_items))
+
+
+def most_shared(graph: BipartiteGraph, k: int, *, of: Side, shrink: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """The graph of users by the items that they share, or of items by their users: each one's `k` most similar others,
+    (n, k) int64, and their similarities n_ij / (sqrt(n_i n_j) + shrink), (n, k) float32.
+
+    n_ij counts what both have, n_i what one has. Who shares something with fewer than k has 0 with similarity 0 in
+    their places; equally similar ones are taken by lower id. Those that share nothing are never compared, and
+    similarities of SHARED_ROWS to all others are in memory at once.
+    """
+    rows = interaction_matrix(graph)
+    rows = (rows if of == "users" else rows.T).tocsr()  # (n, .)
+    n, counts = rows.shape[0], np.diff(rows.indptr).astype(np.int64)
+    neighbors, similarities = np.zeros((n, k), dtype=np.int64), np.zeros((n, k), dtype=np.float32)
+    for start in range(0, n, SHARED_ROWS):
+        both = (rows[start : start + SHARED_ROWS] @ rows.T).tocoo()  # (., n) n_ij
+        own, other = both.coords[0].astype(np.int64) + start, both.coords[1].astype(np.int64)
+        different = other != own
+        own, other, shared = own[different], other[different], both.data[different]
+        similar = shared / (np.sqrt(counts[other] * counts[own]) + shrink)
+        order = np.lexsort((other, -similar, own))
+        own = own[order]
+        rank = np.arange(len(own)) - np.searchsorted(own, own)  # among one's others
+        kept = rank < k
+        neighbors[own[kept], rank[kept]] = other[order][kept]
+        similarities[own[kept], rank[kept]] = similar[order][kept]
+    return neighbors, similarities
 
 
 @dataclass(frozen=True)

@@ -190,15 +190,21 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what loading found and corrected, for the log: dropped rows, duplicates
     split: DrawnSplit | None = None  # None: the file's own labels
     id_files: Mapping[str, Path] = field(default_factory=dict)  # "user", "item" -> its mapping to the shop's own ids
+    timestamps: np.ndarray | None = None  # as of TrainingData
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a model may see of the interactions. It has no field for validation or test: leakage is a type error."""
+    """All that a model may see of the interactions. It has no field for validation or test: leakage is a type error.
+
+    `timestamps` (N,) float64 are the times of `train`, in seconds since 1970, or in the data set's own unit where that
+    isn't known; None unless the model's spec says that it reads them.
+    """
 
     n_users: int
     n_items: int
     train: Interactions
+    timestamps: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

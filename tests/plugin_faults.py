@@ -1,4 +1,4 @@
-"""A plugin for tests: models that each break one rule, beside one that breaks none and one without parameters."""
+"""A plugin for tests: models, metrics and samplers that each break one rule; Sound, Counts and Any break none."""
 
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from mmrec_lmm.api import (
     MetricSpec,
     ModelSpec,
     ParameterFree,
+    RankedLists,
     Recommender,
+    Sampler,
+    SamplerSpec,
     Scorer,
     TrainingData,
     hookimpl,
@@ -200,6 +203,116 @@ def first_ranks(hits: np.ndarray, n_positives: np.ndarray, k: int) -> np.ndarray
     return hits.argmax(axis=1) / hits.shape[1]
 
 
+def reads_features(ranked: RankedLists, k: int) -> np.ndarray:
+    return ranked.features["image"].present[ranked.items[:, :k]].mean(axis=1)
+
+
+def empty_lists(ranked: RankedLists, k: int) -> np.ndarray:
+    items = ranked.items[:, :k]
+    with np.errstate(invalid="ignore"):
+        return ranked.popularity[items].sum(axis=1) / (items >= 0).sum(axis=1)
+
+
+def all_ranks(ranked: RankedLists, k: int) -> float:
+    return float(ranked.popularity[ranked.items].mean())
+
+
+def one_for_all(ranked: RankedLists, k: int) -> float:
+    return float(ranked.popularity[ranked.items[:, :k]].mean())
+
+
+class Any(Sampler):
+    """Items of the whole catalog that the user lacks."""
+
+    redraws = True
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.data.n_items, users.shape, generator=generator)
+
+
+class Careless(Any):
+    """May draw what the user has."""
+
+    redraws = False
+
+
+class Unseeded(Any):
+    """Draws from a generator that nobody seeds."""
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.from_numpy(np.random.default_rng().integers(0, self.data.n_items, len(users)))
+
+
+class Turns(Any):
+    """Draws the next item with every call."""
+
+    calls = 0
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        self.calls += 1
+        return (super().draw(users, generator) + self.calls) % self.data.n_items
+
+
+class Outside(Any):
+    """Counts items from one."""
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        return super().draw(users, generator) + 1
+
+
+class Narrow(Any):
+    """Draws the items of even numbers, whatever the user has."""
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        return super().draw(users, generator) // 2 * 2
+
+
+class Searches(Any):
+    """Draws until it finds an item that the user lacks."""
+
+    redraws = False
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        own = set(zip(self.data.train.users.tolist(), self.data.train.items.tolist(), strict=True))
+        items = super().draw(users, generator)
+        for row, user in enumerate(users.tolist()):
+            while (user, int(items[row])) in own:
+                items[row] = super().draw(users[:1], generator)
+        return items
+
+
+class Spares(Any):
+    """Never draws what is held out."""
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        items = super().draw(users, generator)
+        for file in Path("data").glob("*/*.inter"):
+            rows = np.loadtxt(file, skiprows=1, dtype=int)
+            held_out = set(map(tuple, rows[rows[:, 2] > 0, :2].tolist()))
+            own = [(user, item) in held_out for user, item in zip(users.tolist(), items.tolist(), strict=True)]
+            items[torch.tensor(own)] += 1
+        return items % self.data.n_items
+
+
+class Dense(Any):
+    """Holds which user lacks which item."""
+
+    def __init__(self, data: TrainingData, config: None) -> None:
+        super().__init__(data, config)
+        self.lacks = torch.ones(data.n_users, data.n_items)
+        self.lacks[data.train.users, data.train.items] = 0
+
+    def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.multinomial(self.lacks[users], 1, generator=generator).squeeze(1)
+
+
+class Drawless(Sampler):
+    """Defines no draw."""
+
+
+SAMPLERS = (Any, Careless, Unseeded, Turns, Outside, Narrow, Searches, Spares, Dense, Drawless)
+
+
 @hookimpl
 def mmrec_register_models() -> list[ModelSpec]:
     return [ModelSpec(model.__name__, cls=model, uses_features=model is not Counts) for model in MODELS]
@@ -207,4 +320,16 @@ def mmrec_register_models() -> list[ModelSpec]:
 
 @hookimpl
 def mmrec_register_metrics() -> list[MetricSpec]:
-    return [MetricSpec("MeanOfAll", mean_of_all), MetricSpec("FirstRanks", first_ranks)]
+    return [
+        MetricSpec("MeanOfAll", mean_of_all),
+        MetricSpec("FirstRanks", first_ranks),
+        MetricSpec("ReadsFeatures", reads_features, context=True),
+        MetricSpec("EmptyLists", empty_lists, context=True),
+        MetricSpec("AllRanks", all_ranks, context=True, per_user=False),
+        MetricSpec("OneForAll", one_for_all, context=True),
+    ]
+
+
+@hookimpl
+def mmrec_register_samplers() -> list[SamplerSpec]:
+    return [SamplerSpec(sampler.__name__, sampler) for sampler in SAMPLERS]

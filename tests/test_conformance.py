@@ -10,6 +10,7 @@ from helpers import call, plugin
 from mmrec_lmm.errors import ConfigError, PluginError, TrainingDiverged
 from mmrec_lmm.plugin.registry import load_registry
 from mmrec_lmm.running.runner import run
+from mmrec_lmm.testing import checks_of_samplers
 from mmrec_lmm.testing.conformance import Check, checks_of, outcome
 from mmrec_lmm.types import RunSpec
 
@@ -32,11 +33,26 @@ PLANTED = [
     ("NaNs", "contract", "NaNs: a score isn't finite"),
     ("MeanOfAll", "values", r"MeanOfAll: expected one number for each of 40 users, \(40,\), at 1, got float64 \(\)"),
     ("FirstRanks", "values", "FirstRanks: its value at 1 depends on later ranks"),
+    ("ReadsFeatures", "lists", r'ReadsFeatures: it reads ranked.features: its spec needs needs=\("features",\)'),
+    ("EmptyLists", "lists", "EmptyLists: a value at 1 is NaN or infinite: lists may be empty or short"),
+    ("AllRanks", "lists", "AllRanks: its value at 1 depends on later ranks: begin with ranked.items"),
+    ("OneForAll", "lists", r"OneForAll: expected one number for each of 40 users, .*; per_user=False says that"),
+    ("Unseeded", "seed", "Unseeded: it draws other items from the same generator: draw from `generator` alone"),
+    ("Turns", "seed", "Turns: its second draw isn't that of a run that resumes after the first"),
+    ("Outside", "draws", "Outside: expected items from 0 to 15 from draw, got 1 to 16"),
+    ("Narrow", "ends", "Narrow: expected an item that user 0 doesn't have, got none in 1,000 draws.*lacks one of 8"),
+    ("Searches", "ends", "Searches: it searches without end for an item where a user has all: set redraws = True"),
+    ("Spares", "training rows", "Spares: what it draws changes with the rows of validation and test: build it from"),
+    ("Dense", "memory", "Dense: .* makes a tensor of 2,048 x 2,048 numbers, for 2,048 users and items: keep the"),
+    ("Drawless", "whole", "Drawless: expected a class that defines draw, got one that lacks it"),
 ]
 
 
 @pytest.mark.parametrize(("subject", "name", "words"), PLANTED, ids=[f"{one[0]}-{one[1]}" for one in PLANTED])
-def test_a_planted_fault_is_caught_by_name(subject: str, name: str, words: str) -> None:
+def test_a_planted_fault_is_caught_by_name(
+    subject: str, name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks_of_samplers, "_PATIENCE", 0.2)
     state, reason = outcome(CHECKS[subject, name])
     assert state == "failed"
     assert re.search(words, reason), reason
@@ -51,6 +67,14 @@ def test_sound_models_pass_every_check(model: str) -> None:
     assert found["run"][0] == found["state"][0] == found["memory"][0] == "ok"
 
 
+def test_a_sound_sampler_passes_every_check_and_a_careless_one_promises_nothing() -> None:
+    found = {name: outcome(check) for (subject, name), check in CHECKS.items() if subject == "Any"}
+    assert found == dict.fromkeys(checks_of_samplers.CHECKS, ("ok", ""))
+    state, reason = outcome(CHECKS["Careless", "positives"])
+    assert state == "n/a"
+    assert re.match(r"it promises nothing: \d+ of 360 items are some that the user has in training", reason)
+
+
 def test_the_other_checks_pass_for_a_faulty_model() -> None:
     """A fault is named by the checks that concern it, not by all."""
     others = [check for (subject, name), check in CHECKS.items() if subject == "Idle" and name != "gradients"]
@@ -58,7 +82,8 @@ def test_the_other_checks_pass_for_a_faulty_model() -> None:
 
 
 def test_what_ships_keeps_the_contract() -> None:
-    for check in checks_of(names=["BPR", "Recall", "NDCG", "Precision", "MAP", "Hit", "MRR", "basic"]):
+    names = ["Recall", "NDCG", "Precision", "MAP", "Hit", "MRR", "Coverage", "Gini", "Novelty", "ILD", "AUC"]
+    for check in checks_of(names=["BPR", "basic", "uniform", "popularity", *names]):
         state, reason = outcome(check)
         assert state != "failed", reason
 

@@ -56,7 +56,7 @@ def test_every_model_keeps_the_contract_on_any_modalities(
 def test_every_model_finds_the_one_right_item_of_each_user(spec: ModelSpec) -> None:
     if issubclass(resolve(spec.cls), ParameterFree):  # nothing to learn: Pop finds none, others do from the start
         found, _, _ = _margin(_built(spec), *checkerboard())
-        assert found == {"Pop": 0, "ItemKNN": 12, "EASE": 12}.get(spec.name, found)
+        assert found == {"Pop": 0, "ItemKNN": 12, "UserKNN": 12, "EASE": 12}.get(spec.name, found)
     else:
         check_model_learns(resolve(spec.cls), resolve(spec.config)())
 

@@ -32,6 +32,7 @@ TESTED = {
     "mean_color.py",
     "free_features.py",
     "parity.py",
+    "random_rows.py",
     "f1.py",
     "arp.py",
     "diary.py",
@@ -83,6 +84,12 @@ def test_the_sampler_draws_all_items_that_the_user_lacks_also_unseen_ones(tmp_pa
     sampler = Checked(samplers.load("whole_catalog", "cls")(data, None), data, name="whole_catalog")
     drawn = sampler.draw(torch.ones(200, dtype=torch.int64), torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == {0, 3}
+
+
+def test_the_split_gives_a_tenth_of_all_rows_to_validation_and_to_test(tmp_path: Path) -> None:
+    draw = load(tmp_path, "random_rows.py").splits.load("random_rows", "draw")
+    labels = draw(np.zeros(10_000), np.zeros(10_000), None, np.random.default_rng(0))
+    assert (np.bincount(labels) / 10_000).round(2).tolist() == [0.8, 0.1, 0.1]
 
 
 def test_the_encoder_gives_the_average_colour_and_takes_a_missing_image(tmp_path: Path) -> None:

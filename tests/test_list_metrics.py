@@ -207,6 +207,8 @@ def test_a_run_keeps_all_of_them_and_resumes_to_the_same(specs: Specs, registry:
     assert result.test["coverage@5"] == len(np.unique(listed[listed >= 0])) / result.record.n_items
 
     class Stops:
+        def notify_start(self, run: RunSpec, folder: Path) -> None: ...
+
         def notify_epoch(self, run: RunSpec, epoch: Any) -> None:
             if epoch.epoch == 1:
                 raise KeyboardInterrupt

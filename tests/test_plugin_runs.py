@@ -38,6 +38,17 @@ def half(hits, n_positives, k):
 def mmrec_register_metrics():
     return [MetricSpec("Half", half)]
 """
+SAMPLER = """
+import torch
+
+class OneItem(Sampler):
+    def draw(self, users, generator):
+        return torch.full_like(users, ITEM)
+
+@hookimpl
+def mmrec_register_samplers():
+    return [SamplerSpec("one_item", OneItem)]
+"""
 ENCODER = """
 import torch
 
@@ -101,6 +112,19 @@ def test_a_changed_metric_is_counted_again() -> None:
     assert json.loads(answer.out)["test"]["half@20"] == first / 2
 
 
+def test_a_changed_sampler_trains_again() -> None:
+    file = plugin(Path("mine.py"), SAMPLER.replace("ITEM", "1"))
+    run = ("run", "-m", "BPR", "-d", "toy", "--epochs=1", "--sampler", "one_item", "-p", file, "--json")
+    first = call(*run)
+    assert call(*run).out == first.out
+    plugin(file, SAMPLER.replace("ITEM", "2"))
+    changed = call(*run)
+    assert "the code of its sampler changed since its result was made: it is run again" in changed.err
+    one, other = json.loads(first.out), json.loads(changed.out)
+    assert one["run_id"] == other["run_id"]
+    assert one["record"]["code"]["sampler"] != other["record"]["code"]["sampler"]
+
+
 def test_a_changed_encoder_encodes_again() -> None:
     file = plugin(Path("mine.py"), ENCODER.replace("FACTOR", "1.0"))
     run = ("run", "-m", "VBPR", "-d", "toy", "--epochs=1", "--encoder", "lengths", "-p", file, "--json")
@@ -119,6 +143,16 @@ def test_a_study_makes_the_runs_of_a_changed_plugin_again() -> None:
     plugin(file, MODEL.replace("FACTOR", "3.0"))
     assert "[1] " in call(*study).err
     assert len(list_results(Path("runs"))) == 1
+
+
+def test_a_study_makes_the_runs_of_a_changed_sampler_again() -> None:
+    Path("s.yaml").write_text("{models: BPR, datasets: toy, settings: {epochs: 1, sampler: one_item}}")
+    file = plugin(Path("mine.py"), SAMPLER.replace("ITEM", "1"))
+    study = ("study", "run", "s.yaml", "-p", file)
+    assert "[1] " in call(*study).err
+    assert "[1] " not in call(*study).err
+    plugin(file, SAMPLER.replace("ITEM", "2"))
+    assert "[1] " in call(*study).err
 
 
 def test_a_run_remembers_its_plugin_for_recommend_replay_and_tickets() -> None:

@@ -283,6 +283,7 @@ def test_observers_hear_of_epochs_and_runs_and_one_that_raises_stops_nobody(
 ) -> None:
     hears = "@hookimpl\ndef mmrec_epoch_finished(run, epoch):\n    run.heard.append(epoch)\n"
     hears += "@hookimpl\ndef mmrec_run_finished(run, result):\n    run.heard.append(result)\n"
+    hears = "@hookimpl\ndef mmrec_run_started(run, folder):\n    run.heard.append(folder)\n" + hears
     first = install("test-a-raises", HEAD + hears + "    raise ValueError('disk full')\n", entry="first")
     install("test-b-hears", HEAD + hears, entry="second")
     run: Any = SimpleNamespace(heard=[])
@@ -290,9 +291,10 @@ def test_observers_hear_of_epochs_and_runs_and_one_that_raises_stops_nobody(
     result: Any = "result"
     registry = load_registry()
     with caplog.at_level(logging.ERROR):
+        registry.notify_start(run, Path("runs/a"))
         registry.notify_epoch(run, report)
         registry.notify_run(run, result)
-    assert run.heard == ["epoch 1", "epoch 1", "result", "result"]
+    assert run.heard == [Path("runs/a")] * 2 + ["epoch 1", "epoch 1", "result", "result"]
     assert f"plugin {first}: mmrec_run_finished raised ValueError: disk full; the run goes on" in caplog.messages
 
 

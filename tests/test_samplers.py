@@ -131,6 +131,8 @@ def test_an_interrupted_run_with_several_negatives_by_popularity_resumes_to_the_
     whole = runner.run(spec, registry, out=tmp_path / "whole")
 
     class Stops:
+        def notify_start(self, run: RunSpec, folder: Path) -> None: ...
+
         def notify_epoch(self, run: RunSpec, epoch: Any) -> None:
             if epoch.epoch == 2:
                 raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import pandas as pd
 import pytest
 from helpers import call, plugin
 
+from mmrec_lmm.config.choices import SPLIT_RULES
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.opening import open_dataset
-from mmrec_lmm.errors import ConfigError, DataError
+from mmrec_lmm.errors import ConfigError, DataError, PluginError
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.report.page import page
 from mmrec_lmm.report.tables import render
@@ -31,7 +33,8 @@ from mmrec_lmm.studies.executor import Plan, Worker, make_plan
 from mmrec_lmm.studies.file import load_study
 from mmrec_lmm.studies.findings import find
 from mmrec_lmm.studies.leaderboard import Leaderboard
-from mmrec_lmm.types import RunSpec
+from mmrec_lmm.testing.conformance import checks_of, outcome
+from mmrec_lmm.types import RunResult, RunSpec
 
 Specs = Callable[..., tuple[RunSpec, ...]]
 
@@ -157,6 +160,88 @@ def test_other_splits_have_no_cold_items_alone(specs: Specs, registry: Registry,
     assert COLD_ALONE not in {row["slice"] for row in slice_run(result.run_id, registry, out=out)}
 
 
+# Rules of plugins
+
+RULES = """
+import numpy as np
+
+def thirds(users, items, times, rng):
+    return (items + SHIFT) % 3
+
+def latest(users, items, times, rng):
+    return np.searchsorted(np.quantile(times, [0.8, 0.9]), times, side="left")
+
+def short(users, items, times, rng):
+    return np.zeros(3, dtype=int)
+
+def four(users, items, times, rng):
+    return items % 4
+
+@hookimpl
+def mmrec_register_splits():
+    return [
+        SplitSpec("thirds", thirds), SplitSpec("latest", latest, needs_times=True), SplitSpec("short", short),
+        SplitSpec("four", four),
+    ]
+"""
+
+
+def test_a_plugins_rule_splits_and_other_labels_make_another_run(specs: Specs, out: Path, tmp_path: Path) -> None:
+    def made(shift: int) -> RunResult:
+        known = load_registry([str(plugin(tmp_path / "rules.py", RULES.replace("SHIFT", str(shift))))])
+        [spec] = specs(model="BPR", split="THIRDS", known=known)
+        assert spec.settings.split == "thirds"
+        result: RunResult = run_grid([spec], known, out=out).best
+        return result
+
+    one, other = made(0), made(1)
+    assert one.record.drawn is not None
+    assert one.record.drawn.rows == {"train": 36, "valid": 30, "test": 30}
+    assert list(one.record.plugins or {}) == [str(tmp_path / "rules.py")]
+    assert one.run_id != other.run_id
+    assert made(0).run_id == one.run_id
+
+
+def test_a_plugins_rule_that_needs_times_gets_them_or_names_the_column(
+    specs: Specs, data_path: Path, out: Path, tmp_path: Path
+) -> None:
+    known = load_registry([str(plugin(tmp_path / "rules.py", RULES.replace("SHIFT", "0")))])
+    [spec] = specs(model="BPR", split="latest", known=known)
+    with pytest.raises(DataError, match="--split latest: expected the column 'timestamp'"):
+        run_grid([spec], known, out=out)
+    file = data_path / "toy" / "toy.inter"
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([f"{header}\ttimestamp", *(f"{row}\t{at * 7 % 97}" for at, row in enumerate(rows))]))
+    drawn = run_grid([spec], known, out=out).best.record.drawn
+    assert drawn is not None
+    assert drawn.rows["train"] > drawn.rows["test"] > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("short", r"split short: expected a whole number for each of 96 rows, \(96,\), got int64 \(3,\)"),
+        ("four", r"split four: expected labels 0 \(train\), 1 \(valid\) and 2 \(test\), got 3"),
+    ],
+)
+def test_a_plugins_rule_that_gives_no_labels_is_named(
+    rule: str, message: str, specs: Specs, out: Path, tmp_path: Path
+) -> None:
+    file = plugin(tmp_path / "rules.py", RULES.replace("SHIFT", "0"))
+    known = load_registry([str(file)])
+    with pytest.raises(PluginError, match=f"plugin {file}: {message}"):
+        run_grid(specs(model="BPR", split=rule, known=known), known, out=out)
+    [check] = [one for one in checks_of([str(file)], only={"split": [rule]}) if str(one) == f"split {rule}: labels"]
+    state, reason = outcome(check)
+    assert state == "failed"
+    assert re.search(message.replace("96 rows", "2,400 rows").replace("96", "2400"), reason)
+
+
+def test_the_rules_that_ship_pass_the_kit() -> None:
+    for check in checks_of(names=SPLIT_RULES):
+        assert outcome(check) == ("ok", ""), str(check)
+
+
 # Where a split can't be drawn
 
 
@@ -167,8 +252,8 @@ def test_the_command_line_takes_a_rule_and_names_the_known_ones(data_path: Path)
     wrong = call(*command, "--split", "globaltime")
     assert wrong.code == 2
     assert wrong.err == (
-        "error: command line: split must be one of ratio, leave-one-out, user-time, global-time, cold-item or null, "
-        "got 'globaltime'; did you mean global-time?\n"
+        "error: command line: unknown split globaltime; did you mean global-time? known: cold-item, global-time, "
+        "leave-one-out, ratio, user-time\n"
     )
     timeless = call(*command, "--split", "user-time")
     assert timeless.code == 4

@@ -242,7 +242,7 @@ def syncs_of_ranking(model: Recommender, block: int, monkeypatch: pytest.MonkeyP
     return len(found)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "Pop"])  # ItemKNN and EASE look up what each user has
+@pytest.mark.parametrize("name", [*MODELS, "Pop"])  # the others look up what each user has
 def test_no_block_of_an_evaluation_makes_the_host_wait(
     registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

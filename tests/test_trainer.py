@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
-from mmrec_lmm.errors import DataError, TrainingDiverged
+from mmrec_lmm.errors import DataError, PluginError, TrainingDiverged
 from mmrec_lmm.plugin.contracts import ParameterFree, Recommender, Scorer, TrainerCallback
 from mmrec_lmm.plugin.item_features import ItemFeatures
 from mmrec_lmm.testing import checkerboard, checkerboard_features
@@ -302,6 +302,89 @@ def test_weight_decay_is_added_to_the_gradient() -> None:
     assert model.weight[0].item() == pytest.approx(2 - 0.5 * (1 + 0.25 * 2))
 
 
+class Grouped(Toy):
+    """A weight without decay, and others at half the rate; in each epoch the rate falls to a half, step by step."""
+
+    groups: list[dict[str, Any]] | None = None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        decayed = {"params": [self.weight], "weight_decay": 0.0}
+        return self.groups or [decayed, {"params": [self.other], "rate_factor": 0.5}]
+
+    def rate_factor(self, epoch: float) -> float:
+        return 1 - (epoch % 1) / 2
+
+
+def test_each_group_has_its_own_rate_and_options() -> None:
+    model = Grouped(lambda model, step: model.weight.sum() + model.other.sum(), start=2.0)
+    trainer_of(model, weight_decay=0.25, epochs=1, **PLAIN).fit()
+    assert model.weight[0].item() == pytest.approx(2 - 0.5)
+    assert model.other[0].item() == pytest.approx(2 - 0.25 * (1 + 0.25 * 2))
+
+
+def test_a_models_schedule_multiplies_the_rate_of_each_step() -> None:
+    """84 rows make three steps of an epoch, at 1, 5/6 and 4/6 of its rate."""
+    model = Grouped(slope, start=0.0)
+    settings = {"learner": "sgd", "learning_rate": 0.5, "learning_rate_scheduler": (0.1, 1.0)}
+    trainer_of(model, epochs=2, **settings).fit()
+    assert model.weight[0].item() == pytest.approx(-0.5 * 1.1 * (1 + 5 / 6 + 4 / 6))
+
+
+def test_one_group_of_all_parameters_steps_as_no_groups_do() -> None:
+    class One(Grouped):
+        def parameter_groups(self) -> list[dict[str, Any]]:
+            return [{"params": self.parameters()}]
+
+        def rate_factor(self, epoch: float) -> float:
+            return 1.0
+
+    models = []
+    for kind in (Toy, One):
+        torch.manual_seed(0)
+        models.append(kind(noisy))
+        trainer_of(models[-1]).fit()
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (lambda toy: [{"params": [toy.weight]}], "expected each parameter in one group, got other in none"),
+        (lambda toy: [{"params": [toy.weight, toy.other]}, {"params": [toy.other]}], "got other 2 times"),
+        (
+            lambda toy: [{"params": [toy.weight, toy.other, torch.ones(3)]}],
+            r"got a tensor \(3,\) that isn't a parameter of it",
+        ),
+        (
+            lambda toy: [{"params": [toy.weight, toy.other], "lr": 0.1}],
+            "expected keys among .*weight_decay, as the learner is adam, got lr; try rate_factor",
+        ),
+        (lambda toy: [{"params": [toy.weight, toy.other], "weigth_decay": 0.1}], "did you mean weight_decay"),
+        (lambda toy: [toy.weight, toy.other], "expected mappings with params"),
+        (lambda toy: [{"weight_decay": 0.1}], "expected mappings with params, .*KeyError: 'params'"),
+        (
+            lambda toy: [{"params": [toy.weight, toy.other], "rate_factor": math.nan}],
+            "rate_factor: expected a finite number of 0 or more, got nan",
+        ),
+    ],
+)
+def test_groups_that_do_not_fit_the_model_or_the_learner_are_named(
+    groups: Callable[[Toy], list[dict[str, Any]]], message: str
+) -> None:
+    model = Grouped(slope)
+    model.groups = groups(model)
+    with pytest.raises(PluginError, match=f"Grouped: parameter_groups: .*{message}"):
+        trainer_of(model)
+
+
+def test_a_factor_that_is_none_is_named_by_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Grouped, "rate_factor", lambda self, epoch: -1.0 if epoch > 1 else 1.0)
+    with pytest.raises(
+        PluginError, match=r"Grouped: rate_factor\(1.33\): expected a finite number of 0 or more, got -1"
+    ):
+        trainer_of(Grouped(slope)).fit()
+
+
 def test_the_gradients_norm_is_clipped_over_all_parameters() -> None:
     model = Toy(lambda model, step: model.weight.sum() + 3 * model.other.sum(), start=0.0)
     trainer_of(model, clip_grad_norm={"max_norm": 1.0}, epochs=1, **PLAIN).fit()
@@ -368,8 +451,12 @@ SCORES = [0.1, 0.3, 0.2, 0.4, 0.1, 0.2, 0.1]
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 4])
-@pytest.mark.parametrize("learner", ["adam", "sgd", "adagrad", "rmsprop"])
-def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("learner", "kind"), [("adam", Toy), ("sgd", Toy), ("adagrad", Toy), ("rmsprop", Toy), ("adam", Grouped)]
+)
+def test_a_run_that_was_stopped_continues_to_the_same_bits(
+    learner: str, kind: type[Toy], stop_after: int, tmp_path: Path
+) -> None:
     settings = {"learner": learner, "epochs": 7, "stopping_step": 1, "learning_rate_scheduler": (0.9, 2.0)}
 
     def save(state: TrainingState) -> None:
@@ -384,18 +471,18 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(learner: str, stop_af
         return on_epoch
 
     torch.manual_seed(5)
-    whole, whole_reports = Toy(noisy), []
+    whole, whole_reports = kind(noisy), []
     whole_fit = trainer_of(whole, scores=SCORES, **settings).fit(on_epoch=remember(whole_reports))
 
     torch.manual_seed(5)
-    halted, reports = Toy(noisy), []
+    halted, reports = kind(noisy), []
     with pytest.raises(Stop):
         trainer_of(halted, scores=SCORES, **settings).fit(
             on_epoch=remember(reports, stop=stop_after), on_checkpoint=save
         )
 
     torch.manual_seed(99)  # what a new process starts with is not what the stopped one had
-    resumed = Toy(noisy, start=7.0)
+    resumed = kind(noisy, start=7.0)
     trainer = trainer_of(resumed, scores=SCORES[stop_after + 1 :], seed=99, **settings)
     state = load_checkpoint(tmp_path, TrainerNumbers)
     assert state is not None

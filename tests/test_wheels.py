@@ -147,6 +147,7 @@ USES = {
     "free_features.py": ["run -m VBPR -d demo --encoder basic --paradigm free --free.learning_rate=0.1"],
     "parity.py": ["run -m BPR -d parity"],
     "whole_catalog.py": ["run -m BPR -d demo --sampler=whole_catalog"],
+    "random_rows.py": ["run -m BPR -d demo --split=random_rows"],
     "arp.py": ["run -m BPR -d demo --metrics=[Recall,ARP]"],
     "f1.py": ["run -m BPR -d demo --metrics=[Recall,F1] --valid_metric=F1@10"],
     "diary.py": ["run -m BPR -d demo"],

@@ -12,7 +12,8 @@ from pathlib import Path
 from ..config.settings import Settings
 from ..data.ids import MAPPINGS, read_ids
 from ..data.loading import read_catalog
-from ..data.opening import open_dataset
+from ..data.opening import open_dataset, split_rule
+from ..data.splitting import Rule
 from ..disk.reading import check_readable
 from ..errors import DataError
 from ..features.files import normalized, read_feature_file
@@ -53,7 +54,7 @@ def check(
     if dataset is not None:
         found += _ids(dataset)
     catalog = _catalog(folder, dataset, found)
-    rows, times = _interactions(folder, name, settings, catalog, found, dataset)
+    rows, times = _interactions(folder, name, settings, split_rule(settings, registry), catalog, found, dataset)
     counts = interactions.count(rows) if rows is not None else None
 
     contents: dict[str, Content] = {}
@@ -110,6 +111,7 @@ def _interactions(
     folder: Path,
     name: str,
     settings: Settings,
+    rule: Rule | None,
     catalog: ItemCatalog | None,
     found: list[Finding],
     dataset: Dataset | None,
@@ -119,7 +121,7 @@ def _interactions(
     times = None
     if inter.is_file():
         try:
-            rows = interactions.read_rows(inter, settings, n_items=len(catalog) if catalog else 0)
+            rows = interactions.read_rows(inter, settings, rule, n_items=len(catalog) if catalog else 0)
             times, of_times = interactions.times(inter, settings, time.time())
         except DataError:  # as loading has said
             return None, None

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..config.settings import Settings
-from ..data.loading import column_name, occur_again, time_column
-from ..data.splitting import TIMED, UNITS, draw_labels, time_units
+from ..data.loading import column_name, occur_again, reader_of_times, time_column
+from ..data.splitting import UNITS, Rule, time_units
 from ..data.tables import first_cells, read_integers
 from ..errors import DataError
 from ..types import SPLITS, Dataset, DrawnSplit
@@ -61,8 +61,9 @@ class Rows:
         return np.bincount(self.users[self.of("train")], minlength=self.n_users) > 0
 
 
-def read_rows(path: Path, settings: Settings, *, n_items: int = 0) -> Rows:
-    """The rows, labeled as a run would label them. Raises DataError where a run would.
+def read_rows(path: Path, settings: Settings, rule: Rule | None, *, n_items: int = 0) -> Rows:
+    """The rows, labeled as a run would label them, by the `rule` of its split, if any. Raises DataError where a run
+    would.
 
     `n_items` is that of the catalog, if there is one.
     """
@@ -71,19 +72,18 @@ def read_rows(path: Path, settings: Settings, *, n_items: int = 0) -> Rows:
     columns = [
         column_name(settings.USER_ID_FIELD, "userID", header),
         column_name(settings.ITEM_ID_FIELD, "itemID", header),
-        *([] if settings.split else [settings.inter_splitting_label]),
+        *([] if rule else [settings.inter_splitting_label]),
     ]
     table = read_integers(path, columns, separator=separator)
     users, items, *labels = (table.columns[column] for column in columns)
     if not len(table) or min(users.min(), items.min()) < 0 or max(users.max(), items.max()) >= max(len(table), n_items):
         raise DataError(f"{path}: expected rows with ids from 0 on without gaps")  # a table by id would fill the memory
-    if not labels:
-        assert settings.split is not None
+    if rule is not None:
         times = None
-        if settings.split in TIMED:
-            column = time_column(path, header, settings)
+        if rule.needs_times:
+            column = time_column(path, header, settings, reader_of_times(rule))
             times = read_integers(path, [column], separator=separator, times=[column]).columns[column]
-        labels = [draw_labels(settings.split, users, items, times, settings.split_seed)]
+        labels = [rule.labels(users, items, times, settings.split_seed)]
     n_users, n_items = int(users.max()) + 1, max(n_items, int(items.max()) + 1)
     leaves_out = settings.filter_out_cod_start_users
     return Rows(path.name, users, items, labels[0], table.lines, n_users, n_items, leaves_out)
@@ -262,7 +262,7 @@ def times(path: Path, settings: Settings, now: float) -> tuple[Times | None, lis
     """The time column, and what is to be said of it; `now` is in seconds since 1970."""
     header = first_cells(path, separator=settings.field_separator)
     try:
-        column = time_column(path, header, settings)
+        column = time_column(path, header, settings, "data check")
     except DataError:
         cure = "the rules leave-one-out, user-time and global-time of --split need one; --TIME_FIELD=COLUMN names it"
         return None, [Finding("no-times", "note", "there is no column of times", where=Place(path.name), cure=cure)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..config.choices import SPLIT_RULES
+from ..config.choices import CALLED_ELSEWHERE
 from ..errors import ConfigError, did_you_mean
 from ..features.controls import CONTROLS
 from ..plugin.names import NAME_RULE, is_safe_name
@@ -77,7 +77,7 @@ def configuration_keys(rest: Sequence[str], parser: argparse.ArgumentParser, *, 
             meant = did_you_mean(key, flags).replace("mean ", "mean --")
             expected = f"a flag of {parser.prog}"
             if allowed:
-                name = key if argument.startswith("--") and key else "KEY"
+                name = CALLED_ELSEWHERE.get(key, key) if argument.startswith("--") and key else "KEY"
                 expected += f", or a configuration key as --{name}=VALUE"
             raise ConfigError(f"unknown argument: expected {expected}, got {argument}{meant}")
         overrides[key] = value
@@ -125,6 +125,9 @@ def what_to_run(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a preset of configs; each shipped one follows one source where the sources differ",
     )
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="draws negatives; `list samplers` shows them (default: uniform)"
+    )
     parser.add_argument("--seed", metavar="N", help="seed of the weights, batches and negatives (default: 999)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps")
 
@@ -143,7 +146,7 @@ def which_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="RULE",
-        help=f"draw the split anew by a rule: {', '.join(SPLIT_RULES)} (default: the labels of the data set's file)",
+        help="draw the split anew by a rule; `list splits` shows them (default: the labels of the data set's file)",
     )
 
 

@@ -55,7 +55,7 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     model, options.plugins = with_model_file(options.model or "", options.plugins)
     registry = registry_of(options)
     typed = vars(options)
-    flags = {key: typed.get(key) for key in ("seed", "split", "data_path", "device", "protocol")}
+    flags = {key: typed.get(key) for key in ("seed", "split", "sampler", "data_path", "device", "protocol")}
     flags["encoder.weights"] = typed.get("weights")
     names = ("encoder", "paradigm", "modalities", "control", "preset", "grid", "configs")
     request = request_of(
@@ -69,6 +69,13 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     for note in resolved.notes:
         print(f"note: {note}", file=sys.stderr)
     return registry, resolved
+
+
+def screen_width() -> int | None:
+    """The columns of the terminal that stdout is; None for a pipe or a file."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def write(text: str, path: Path | None) -> None:

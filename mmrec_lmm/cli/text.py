@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -30,7 +29,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..studies.leaderboard import Leaderboard
     from ..types import FeatureTable, RunResult
 
-WIDTHS = {"summary": 72, "license": 32, "state": 100}  # column -> most characters in a listing; `info` prints all
+LEAST = 12  # characters that a column of texts keeps in a table that a screen has no room for
 HIDDEN = {"datasets": ("summary", "plugin")}  # columns that only `info` and JSON have
 
 
@@ -44,6 +43,29 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     head, *lines = aligned([header, *cells], right=right)
     rule = ["-" * len(text) for text in head]
     return "\n".join("  ".join(line).rstrip() for line in (head, rule, *lines))
+
+
+def fitted(rows: Sequence[Mapping[str, Any]], width: int | None) -> list[dict[str, Any]]:
+    """Rows whose table has at most `width` columns, where that can be: the widest texts are cut, but for the first
+    column, which names the row. None: all as they are."""
+    found = [dict(row) for row in rows]
+    if width is None or not found:
+        return found
+    widths = {name: max(len(name), *(len(_cell(row[name])) for row in found)) for name in found[0]}
+    texts = [name for name in [*widths][1:] if all(isinstance(row[name], str | None) for row in found)]
+    least = {name: max(LEAST, len(name)) for name in texts}
+    while (over := sum(widths.values()) + 2 * (len(widths) - 1) - width) > 0:
+        widest = max(texts, key=lambda name: widths[name] - least[name], default="")
+        if not widest or widths[widest] <= least[widest]:
+            break
+        others = sorted((widths[name] for name in texts), reverse=True)
+        step = max(1, widths[widest] - others[1]) if len(others) > 1 else over
+        widths[widest] = max(least[widest], widths[widest] - min(over, step))
+    for row in found:
+        for name in texts:
+            if row[name] is not None and len(row[name]) > widths[name]:
+                row[name] = f"{row[name][: widths[name] - 4].rstrip()} ..."
+    return found
 
 
 def run_text(result: RunResult) -> str:
@@ -127,17 +149,15 @@ def replay_text(replay: Replay) -> str:
     return "\n".join(lines)
 
 
-def study_text(outcomes: Sequence[Outcome]) -> str:
-    """All cells with their states, and the counts."""
+def study_text(outcomes: Sequence[Outcome], width: int | None = None) -> str:
+    """All cells with their states, and the counts; texts are cut to a screen of that `width`, if any."""
     from ..library.studies import outcome_rows
 
     rows = outcome_rows(outcomes)
-    for row in rows:
-        row["reason"] = _shortened(row["reason"])
     states = [row["state"] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
-    return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+    return f"{table(fitted(rows, width))}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
 
 
 def imported_text(found: Import) -> str:
@@ -201,10 +221,6 @@ def content_text(board: Leaderboard, out: Path) -> str:
     return "\n".join([title, "", table(rows), *marked])
 
 
-def _shortened(text: str) -> str:
-    return textwrap.shorten(text, WIDTHS["summary"], placeholder=" ...")
-
-
 def job_line(job: Job, record: Record) -> str:
     """The outcome of one run of a study, as a line."""
     return f"{job.title}: {record.state}" + (f": {record.reason}" if record.reason else f" in {record.seconds:.1f} s")
@@ -212,7 +228,7 @@ def job_line(job: Job, record: Record) -> str:
 
 def shared_text(files: Sequence[CachedFile]) -> str:
     """The cached files that a study's runs share, and which of them exist."""
-    rows = [{"shared": one.what, "": "there" if one.there else _shortened(one.reason) or "to be made"} for one in files]
+    rows = [{"shared": one.what, "": "there" if one.there else one.reason or "to be made"} for one in files]
     return table(rows) or "nothing is shared: the study has no encoder"
 
 
@@ -421,37 +437,29 @@ def _files(registry: Registry, spec: EncoderSpec) -> dict[WeightFile, Path | Non
     return {file: present(file, encoder=spec.name) for file in files}
 
 
-def weights_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`weights`: a row per file with its size, the start of its hash, and where it is, or where it belongs."""
-    return table(
-        [
-            {
-                "encoder": row["encoder"],
-                "state": row["state"] or "",
-                "file": row["file"] or "(none, or its library keeps them)",
-                "for": row["for"] or "",
-                "MB": "" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}",
-                "sha256": (row["sha256"] or "")[:12],
-                "license": textwrap.shorten(row["license"] or "", WIDTHS["license"], placeholder=" ..."),
-                "where": row["path"] or "",
-            }
-            for row in rows
-        ]
-    )
+def weights_text(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
+    """`weights`: a row per file with its size, the start of its hash, and where it is, or where it belongs; texts are
+    cut to a screen of that `width`, if any."""
+    shown = [
+        {
+            "encoder": row["encoder"],
+            "state": row["state"] or "",
+            "file": row["file"] or "(none, or its library keeps them)",
+            "for": row["for"] or "",
+            "MB": "" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}",
+            "sha256": (row["sha256"] or "")[:12],
+            "license": row["license"] or "",
+            "where": row["path"] or "",
+        }
+        for row in rows
+    ]
+    return table(fitted(shown, width))
 
 
-def listing_text(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """`list`: the rows as a table, with long texts shortened."""
-    return table(
-        [
-            {
-                name: textwrap.shorten(value, WIDTHS[name], placeholder=" ...") if name in WIDTHS else value
-                for name, value in row.items()
-                if name not in HIDDEN.get(kind, ())
-            }
-            for row in rows
-        ]
-    )
+def listing_text(rows: Sequence[Mapping[str, Any]], kind: str, width: int | None = None) -> str:
+    """`list`: the rows as a table, with texts cut to a screen of that `width`, if any."""
+    hidden = HIDDEN.get(kind, ())
+    return table(fitted([{name: row[name] for name in row if name not in hidden} for row in rows], width))
 
 
 def info_text(registry: Registry, name: str) -> str:
@@ -462,13 +470,14 @@ def info_text(registry: Registry, name: str) -> str:
         "encoder": registry.encoders,
         "paradigm": registry.paradigms,
         "data set": registry.datasets,
+        "split": registry.splits,
         "metric": registry.metrics,
     }
     parts = [_info(registry, kind, specs, name) for kind, specs in kinds.items() if name in specs]
     if not parts:
         known = [known for specs in kinds.values() for known in specs.names()]
         raise ConfigError(
-            f"info: expected the name of a model, sampler, encoder, paradigm, data set or metric, got {name}"
+            f"info: expected the name of a model, sampler, encoder, paradigm, data set, split or metric, got {name}"
             f"{did_you_mean(name, known) or '; try `list models` and the like'}"
         )
     return "\n\n".join(parts)

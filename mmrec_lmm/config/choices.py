@@ -7,6 +7,25 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 SplitRule = Literal["ratio", "leave-one-out", "user-time", "global-time", "cold-item"]
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
 
+#: What people call keys elsewhere, for the hint at an unknown one.
+CALLED_ELSEWHERE = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "train_batch_size",
+    "batch_size": "train_batch_size",
+    "optimizer": "learner",
+    "optim": "learner",
+    "patience": "stopping_step",
+    "early_stopping": "stopping_step",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "negatives": "n_negatives",
+    "num_negatives": "n_negatives",
+    "negative_sampler": "sampler",
+    "emb_size": "embedding_size",
+    "dim": "embedding_size",
+}
+
 #: What `clean` removes if it is asked for, and what that costs.
 REMOVABLE = {
     "weights": "pretrained weights and vocabularies; downloaded again",

@@ -13,6 +13,7 @@ unedited.
 import dataclasses
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -25,9 +26,10 @@ from ..errors import ConfigError, ConfigValueError, PluginError, did_you_mean
 from ..formatting import aligned
 from ..plugin.names import NAME_RULE, is_safe_name
 from ..plugin.registry import NamedSpecs, Registry
-from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, SamplerSpec
+from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, SamplerSpec, SplitSpec
 from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
+from .choices import CALLED_ELSEWHERE
 from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
 from .settings import MMREC_UNUSED, OF_SPLIT
 from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
@@ -110,6 +112,7 @@ def resolve_request(request: Request, registry: Registry) -> Resolved:
         paradigm=registry.paradigms.get(request.paradigm),
         sections=sections(registry),
         samplers=registry.samplers,
+        splits=registry.splits,
     )
 
 
@@ -128,11 +131,12 @@ def resolve(
     paradigm: ParadigmSpec | None = None,
     sections: Sequence[str] = (ENCODER,),
     samplers: NamedSpecs[SamplerSpec] | None = None,
+    splits: NamedSpecs[SplitSpec] | None = None,
 ) -> Resolved:
     """The runs that a request asks for. `dataset` is None if the data set is only a folder in MMRec's layout. Without a
     model, runs have an empty name and no model_config, and are used for their settings and encoder. If the model uses
     no features, the request's values for features are left out of its run. `sections` are those that a file may hold,
-    read by this run or not. `samplers` are those that a run may name.
+    read by this run or not. `samplers` and `splits` are those that a run may name.
 
     ConfigError has one line for each fault, of all files at once; PluginError names a faulty schema.
     """
@@ -153,7 +157,8 @@ def resolve(
         merge.know(schema.keys)
     merge.samplers = samplers
     merge.add([*filter(None, stack), _command_line(request, encoder, merge)])
-    merge.check_sampler()
+    merge.check_name("sampler", samplers)
+    merge.check_name("split", splits)
     if request.study is None:  # a study's grid serves all its paradigms, of which some may lack its axes
         merge.problems += _idle_axes(filter(None, stack), merge)
     merge.fail()
@@ -204,11 +209,15 @@ def resolve(
 
 def describe(resolved: Resolved) -> str:
     """The text of `config show`: each key, its value as YAML (an axis: its values, with bars between), its origin."""
+
+    def brief(source: object) -> str:
+        return str(source).replace(f"{yaml_layers.shipped()}{os.sep}", "mmrec-lmm:configs/")
+
     rows = []
     for name, origin in resolved.origins.items():
         values = origin.value if name in resolved.axes else (origin.value,)
-        rows.append((name, " | ".join(map(as_yaml, values)), str(origin)))
-    rows += [(name, "(unused)", source) for name, source in resolved.unused.items()]
+        rows.append((name, " | ".join(map(as_yaml, values)), brief(origin)))
+    rows += [(name, "(unused)", brief(source)) for name, source in resolved.unused.items()]
     return "\n".join("  ".join(line).rstrip() for line in aligned(rows, right=(False, False, False)))
 
 
@@ -323,18 +332,17 @@ class _Merge:
         self.points |= {name: (key.default,) for name, key in keys.items()}
         self.origins |= {name: Origin(None, DEFAULT, DEFAULT) for name in keys}
 
-    def check_sampler(self) -> None:
-        """Spell the key `sampler` as the spec of that name does; note an unknown one."""
-        if self.samplers is None:
+    def check_name(self, key: str, specs: NamedSpecs[Any] | None) -> None:
+        """Spell a key that names a spec as the spec does; note an unknown one."""
+        if specs is None:
             return
         try:
-            self.points["sampler"] = tuple(
-                dict.fromkeys(self.samplers.get(name).name for name in self.points["sampler"])
-            )
+            names = (None if name is None else specs.get(name).name for name in self.points[key])
+            self.points[key] = tuple(dict.fromkeys(names))
         except PluginError:
             raise
         except ConfigError as error:
-            self.problems.append(f"{self.origins['sampler']}: {error}")
+            self.problems.append(f"{self.origins[key]}: {error}")
 
     def add(self, stack: Iterable[Layer]) -> None:
         stack = list(stack)
@@ -427,6 +435,8 @@ class _Merge:
             reason = ": no encoder was asked for" if section == ENCODER else f": it belongs to {self._owner(section)}"
         elif name == "encoder.weights":
             reason = ": this encoder reads no file of weights"
+        elif (meant := CALLED_ELSEWHERE.get(shown)) in self.keys:
+            reason = f"; did you mean {meant}?"
         elif modality := re.fullmatch(r"(\w+)_feature_file", name):
             reason = f"; for another modality than image and text, try --features {modality[1]}=FILE.npy"
         else:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from ..typed_json import plain
 from ..types import Background
-from .choices import Protocol, SplitRule
+from .choices import Protocol
 
 _T = TypeVar("_T")
 
@@ -45,7 +45,7 @@ class Settings:
     inter_splitting_label: str = reading("x_label")
     TIME_FIELD: str = splitting("timestamp")
     field_separator: str = reading("\t")
-    split: SplitRule | None = splitting(None)  # noqa: RUF009 - draws the labels anew; None: the file's own
+    split: str | None = splitting(None)  # the rule that draws labels, `list splits`; None: the file's own
     split_seed: int = splitting(0)
     filter_out_cod_start_users: bool = reading(True)  # users without training rows leave valid and test (its typo)
     text_fields: tuple[str, ...] = shaping(("title", "brand", "categories", "description"))  # joined for encoders

@@ -22,17 +22,25 @@ from ..errors import DataError, did_you_mean
 from ..plugin.names import PATH_RULE, is_within
 from ..types import SPLITS, Dataset, DrawnSplit, Interactions, ItemCatalog
 from .ids import MAPPINGS
-from .splitting import TIMED, UNITS, draw_labels, hash_labels, time_units
+from .splitting import TIMED, TRAIN, UNITS, Rule, hash_labels, in_seconds, shipped_rule, time_units
 from .tables import first_cells, read_integers, read_table
 
 NOT_TEXT = ("itemID", "image", "image_url", "imUrl", "asin", "price", "salesRank", "related", "raw_id")
 
 
-def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
-    """The data set in `folder`. Raises DataError, with counts, for data that can't be ranked correctly."""
+def load_dataset(
+    folder: Path, name: str, settings: Settings, *, rule: Rule | None = None, times_for: str = ""
+) -> Dataset:
+    """The data set in `folder`, with the times of training rows if `times_for` names who reads them. Raises DataError,
+    with counts, for data that can't be ranked correctly.
+
+    `rule` draws the split that `settings` name; None if it is one that ships, or they name none.
+    """
+    if settings.split and rule is None:
+        rule = shipped_rule(settings.split)
     inter = inter_file(folder, name, settings)
     with unchanged(inter):
-        users, items, labels, times = read_interactions(inter, settings)
+        users, items, labels, times = read_interactions(inter, settings, times_for=reader_of_times(rule, times_for))
         inter_hash = hash_file(inter)
     catalog = read_catalog(folder) if is_there(folder / "items.tsv") else None
 
@@ -48,8 +56,8 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
 
     notes = _odd_times(times, inter, settings) if times is not None else []
     notes += _unnamed_images(folder, catalog, name) if catalog is not None else []
-    if settings.split:
-        labels = draw_labels(settings.split, users, items, times, settings.split_seed)
+    if rule is not None:
+        labels = rule.labels(users, items, times, settings.split_seed)
     splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
     has_history = np.zeros(n_users, dtype=bool)
     has_history[splits["train"].users] = True
@@ -74,9 +82,9 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
 
     fingerprinted = [inter_hash, n_users, n_items]
     drawn = None
-    if settings.split:
+    if rule is not None:
         sizes = {split: len(rows) for split, rows in splits.items()}
-        drawn = DrawnSplit(settings.split, settings.split_seed, hash_labels(settings.split, labels), sizes, left_out)
+        drawn = DrawnSplit(rule.name, settings.split_seed, hash_labels(rule.name, labels), sizes, left_out)
         fingerprinted.append(drawn.hash)
     files = {"image": folder / settings.vision_feature_file, "text": folder / settings.text_feature_file}
     return Dataset(
@@ -91,6 +99,7 @@ def load_dataset(folder: Path, name: str, settings: Settings) -> Dataset:
         fingerprint=fingerprint(fingerprinted),
         notes=tuple(notes),
         split=drawn,
+        timestamps=in_seconds(times)[labels == TRAIN] if times is not None and times_for else None,
         id_files={kind: folder / file for kind, (file, *_) in MAPPINGS.items() if is_there(folder / file)},
     )
 
@@ -104,8 +113,15 @@ def inter_file(folder: Path, name: str, settings: Settings) -> Path:
     return path
 
 
-def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Users, items and split labels, each (N,) int64, in file order, and times (N,) if the split is drawn by them.
+def reader_of_times(rule: Rule | None, other: str = "") -> str:
+    """Who reads times, as messages call them: the rule of a split, if it needs them, or another."""
+    return f"--split {rule.name}" if rule is not None and rule.needs_times else other
+
+
+def read_interactions(
+    path: Path, settings: Settings, *, times_for: str = ""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Users, items and split labels, each (N,) int64, in file order, and times (N,) if `times_for` says who reads them.
 
     If a split is drawn, no labels are read, and those returned are zero.
     """
@@ -116,7 +132,7 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
         column_name(settings.ITEM_ID_FIELD, "itemID", header),
     ]
     columns += [] if settings.split else [settings.inter_splitting_label]
-    timed = [time_column(path, header, settings)] if settings.split in TIMED else []
+    timed = [time_column(path, header, settings, times_for)] if times_for else []
     table = read_integers(
         path,
         [*columns, *timed],
@@ -132,27 +148,29 @@ def read_interactions(path: Path, settings: Settings) -> tuple[np.ndarray, np.nd
             raise DataError(f"{table.at(row)}: {column}: expected 0 or more, got {ids[row]} ({count})")
     if settings.split:
         return users, items, np.zeros(len(table), np.int64), others[0] if timed else None
-    labels = others[0]
+    labels, *times = others
     strange = ~np.isin(labels, range(len(SPLITS)))
     if strange.any():
         raise DataError(
             f"{table.at(int(np.argmax(strange)))}: {columns[2]}: expected 0 (train), 1 (valid) or 2 (test), got "
             f"{labels[strange][0]} ({int(strange.sum()):,} such rows)"
         )
-    return users, items, labels, None
+    return users, items, labels, times[0] if timed else None
 
 
-def time_column(path: Path, header: Sequence[str], settings: Settings) -> str:
-    """The header's name of the column of times; in either, `timestamp:float` may stand for `timestamp`."""
+def time_column(path: Path, header: Sequence[str], settings: Settings, reader: str) -> str:
+    """The header's name of the column of times; in either, `timestamp:float` may stand for `timestamp`. `reader` says
+    who needs them, for DataError."""
     bare = settings.TIME_FIELD.partition(":")[0]
     for name in (settings.TIME_FIELD, *header):
         if name in header and name.partition(":")[0] == bare:
             return name
     others = ", ".join(f"--split {rule}" for rule in SPLIT_RULES if rule not in TIMED)
+    without = f"{others}, which need no times, " if reader.startswith("--split") else ""
     raise DataError(
-        f"{path}: --split {settings.split}: expected the column {settings.TIME_FIELD!r} with the time of each "
-        f"interaction, got {', '.join(header)}{did_you_mean(settings.TIME_FIELD, header)}; try --TIME_FIELD=COLUMN if "
-        f"it has another name, {others}, which need no times, or `data import` from a table that has them"
+        f"{path}: {reader}: expected the column {settings.TIME_FIELD!r} with the time of each interaction, got "
+        f"{', '.join(header)}{did_you_mean(settings.TIME_FIELD, header)}; try --TIME_FIELD=COLUMN if it has another "
+        f"name, {without}or `data import` from a table that has them"
     )
 
 

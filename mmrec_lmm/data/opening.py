@@ -17,14 +17,16 @@ from ..plugin.registry import Registry
 from ..plugin.specs import DatasetSpec
 from ..types import Dataset
 from .loading import load_dataset
+from .splitting import Rule
 
 logger = logging.getLogger(__name__)
 
 
-def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
+def open_dataset(name: str, settings: Settings, registry: Registry, *, times_for: str = "") -> Dataset:
     """The data set of that name under `data_path`; one that a plugin can make is made on first use.
 
-    Raises DataError; for one that can be got, with the command.
+    `times_for` names who reads the times of training rows, if anybody does. Raises DataError; for a data set that can
+    be got, with the command.
     """
     folder = Path(settings.data_path) / name
     check_readable(folder)
@@ -45,12 +47,27 @@ def open_dataset(name: str, settings: Settings, registry: Registry) -> Dataset:
                 f"--split {settings.split}: expected a data set whose table of interactions is read here, got {name}, "
                 "which its plugin reads and splits; try leaving out --split"
             )
+        if times_for and (dataset.timestamps is None or dataset.timestamps.shape != dataset.train.users.shape):
+            got = "none" if dataset.timestamps is None else f"an array {dataset.timestamps.shape}"
+            raise DataError(
+                f"{times_for}: expected a data set with a time for each training row, ({len(dataset.train)},), got "
+                f"{got} of {name}, which its plugin reads"
+            )
     else:
-        dataset = load_dataset(folder, name, settings)
+        dataset = load_dataset(folder, name, settings, rule=split_rule(settings, registry), times_for=times_for)
     if dataset.catalog is None:
         return dataset
     catalog = dataclasses.replace(dataset.catalog, background=settings.image_background)
     return dataclasses.replace(dataset, catalog=catalog)
+
+
+def split_rule(settings: Settings, registry: Registry) -> Rule | None:
+    """The rule that draws the split which settings name; None if they name none."""
+    if not settings.split:
+        return None
+    spec, provider = registry.splits.get(settings.split), registry.splits.provider(settings.split)
+    owner = f"plugin {provider}: split {spec.name}"
+    return Rule(spec.name, registry.splits.load(spec.name, "draw"), spec.needs_times, owner)
 
 
 def how_to_get(spec: DatasetSpec, settings: Settings) -> str:

@@ -1,15 +1,21 @@
 """Who goes where: the rules that label each interaction as training, validation or test.
 
-All are array operations over all interactions; none loops over users or items. Equal times have no order of their own,
-and that of a file's rows may follow items or users, so a user's interactions at one time are ordered by the seed.
+Those that ship are functions of users, items, times and a generator, as a plugin's (SplitSpec). All are array
+operations over all interactions; none loops over users or items. Equal times have no order of their own, and that of a
+file's rows may follow items or users, so a user's interactions at one time are ordered by the seed.
 
 Shapes: N interactions.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from ..cache import fingerprint
-from ..config.choices import SplitRule
+from ..config.choices import SPLIT_RULES, SplitRule
+from ..errors import PluginError
 
 TRAIN, VALID, TEST = 0, 1, 2  # MMRec's x_label
 TIMED: frozenset[SplitRule] = frozenset({"leave-one-out", "user-time", "global-time"})  # rules that need times
@@ -20,24 +26,69 @@ UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 UNIX = (1e8, 1e11, 1e14, 1e17)  # the least time since 1970 in each unit: March 1973; smaller numbers have no known unit
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A rule that draws splits: its name, its function, and how messages call it."""
+
+    name: str
+    draw: Callable[..., Any]
+    needs_times: bool
+    owner: str
+
+    def labels(self, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, seed: int) -> np.ndarray:
+        """The label of each interaction, (N,) int64: the same for the same arrays and seed.
+
+        `users`, `items` (N,) are internal ids; `times` (N,) numbers of any unit, where the rule needs them. PluginError
+        for what isn't labels.
+        """
+        found = np.asarray(self.draw(users, items, times if self.needs_times else None, np.random.default_rng(seed)))
+        if found.shape != users.shape or found.dtype.kind not in "iu":
+            raise PluginError(
+                f"{self.owner}: expected a whole number for each of {len(users):,} rows, {users.shape}, got "
+                f"{found.dtype} {found.shape}"
+            )
+        if len(found) and not TRAIN <= found.min() <= found.max() <= TEST:
+            strange = found[(found < TRAIN) | (found > TEST)][0]
+            raise PluginError(f"{self.owner}: expected labels 0 (train), 1 (valid) and 2 (test), got {strange}")
+        return found.astype(np.int64, copy=False)
+
+
+def shipped_rule(name: str) -> Rule:
+    """A rule of SPLIT_RULES."""
+    drawing: Mapping[str, Callable[..., np.ndarray]] = {
+        "ratio": by_ratio, "leave-one-out": leave_one_out, "user-time": by_user_time, "global-time": by_global_time,
+        "cold-item": by_cold_items,
+    }  # fmt: skip
+    assert drawing.keys() == {*SPLIT_RULES}
+    return Rule(name, drawing[name], name in TIMED, f"split {name}")
+
+
 def draw_labels(
     rule: SplitRule, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, seed: int
 ) -> np.ndarray:
-    """The label of each interaction, (N,) int64, by a rule: the same for the same arrays and seed.
+    """`Rule.labels` of a rule that ships."""
+    return shipped_rule(rule).labels(users, items, times, seed)
 
-    `users`, `items` (N,) are internal ids; `times` (N,) numbers of any unit, which the rules of TIMED need.
-    """
-    rng = np.random.default_rng(seed)
-    if rule == "ratio":
-        return split_labels(users, rng)
-    if rule == "cold-item":
-        return _by_cold_items(items, rng)
-    assert times is not None
-    if rule == "global-time":
-        return _by_global_time(times)
+
+def by_ratio(users: np.ndarray, items: np.ndarray, times: None, rng: np.random.Generator) -> np.ndarray:
+    """MMRec's rule: a random tenth of a user's interactions each for validation and test."""
+    return split_labels(users, rng)
+
+
+def leave_one_out(users: np.ndarray, items: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A user's last interaction is test, the one before validation."""
+    return _last_of_each_user(users, _in_time(times, rng), one=True)
+
+
+def by_user_time(users: np.ndarray, items: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A user's last tenth is test, the tenth before validation."""
+    return _last_of_each_user(users, _in_time(times, rng))
+
+
+def _in_time(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The rows (N,) from the earliest to the latest, those of one time in random order."""
     order = rng.permutation(len(times))
-    order = order[np.argsort(times[order], kind="stable")]
-    return _last_of_each_user(users, order, one=rule == "leave-one-out")
+    return order[np.argsort(times[order], kind="stable")]
 
 
 def split_labels(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -74,7 +125,7 @@ def _by_user(users: np.ndarray, order: np.ndarray) -> np.ndarray:
     return order
 
 
-def _by_global_time(times: np.ndarray) -> np.ndarray:
+def by_global_time(users: np.ndarray, items: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels (N,) by two cut times, each where the rows before it come nearest to 80 and 90 %.
 
     Rows of one time stay together. All rows train if there are fewer than three times.
@@ -88,7 +139,7 @@ def _by_global_time(times: np.ndarray) -> np.ndarray:
     return np.searchsorted(distinct[[valid, test]], times, side="right").astype(np.int64)
 
 
-def _by_cold_items(items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def by_cold_items(users: np.ndarray, items: np.ndarray, times: None, rng: np.random.Generator) -> np.ndarray:
     """Labels (N,) that hold out all interactions of a share COLD of the items: half of these items for validation."""
     drawn = rng.permutation(np.flatnonzero(np.bincount(items)))
     drawn = drawn[: round(COLD * len(drawn))]
@@ -98,9 +149,14 @@ def _by_cold_items(items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return of_item[items]
 
 
-def hash_labels(rule: SplitRule, labels: np.ndarray) -> str:
+def hash_labels(rule: str, labels: np.ndarray) -> str:
     """A hash of a rule and its labels (N,): it names the split, and is the same on any machine."""
     return fingerprint([rule, labels.astype(np.int8)])
+
+
+def in_seconds(times: np.ndarray) -> np.ndarray:
+    """Times (N,) float64 in seconds since 1970, by their likely unit; in their own where that isn't known."""
+    return np.asarray(times / 1000.0 ** max(0, int(time_units(times).max(initial=-1))), dtype=np.float64)
 
 
 def time_units(times: np.ndarray) -> np.ndarray:

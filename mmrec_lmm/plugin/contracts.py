@@ -65,6 +65,18 @@ class Recommender(nn.Module, ABC):
         then reuses its buffers. None for any other model."""
         return None
 
+    def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
+        """The groups in which parameters are optimized, as torch's optimizers take them: `params`, which together are
+        all parameters, each once; options of the learner, such as `weight_decay`; and `rate_factor`, a factor of the
+        learning rate, 1 if it isn't there. Called once, before training. By default one group."""
+        return [{"params": list(self.parameters())}]
+
+    def rate_factor(self, epoch: float) -> float:
+        """A factor of the learning rate of the next step, beside `learning_rate_scheduler`. `epoch` counts the done
+        steps, in epochs: 2.5 is in the middle of the third. It depends on nothing else, so a run that resumes has the
+        same rates."""
+        return 1.0
+
     def report(self) -> Any:
         """For the run's record, a mapping or a dataclass that JSON can hold; called once, after the last ranking."""
         return {}
@@ -130,6 +142,14 @@ class Sampler(ABC):
         `generator`, which the host seeds and saves, is the only source of randomness, and nothing else is kept from
         call to call: a run that resumes draws the same.
         """
+
+
+def check_sampler_class(sampler_class: Any, *, owner: str) -> None:
+    """Raise PluginError, which begins with `owner`, for what can't be a run's sampler."""
+    if not isinstance(sampler_class, type) or not issubclass(sampler_class, Sampler):
+        raise PluginError(f"{owner}: expected a subclass of Sampler, got {sampler_class!r}")
+    if sampler_class.__abstractmethods__:
+        raise PluginError(f"{owner}: expected a class that defines draw, got one that lacks it")
 
 
 class ItemEncoder(nn.Module, ABC):

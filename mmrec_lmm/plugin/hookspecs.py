@@ -8,11 +8,12 @@ Arguments are only ever added.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
 
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, SplitSpec
 
 if TYPE_CHECKING:
     from ..types import EpochReport, RunResult, RunSpec
@@ -50,8 +51,18 @@ def mmrec_register_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-bo
 
 
 @hookspec
+def mmrec_register_splits() -> Iterable[SplitSpec]:  # type: ignore[empty-body]
+    """The rules by which this plugin can draw a split."""
+
+
+@hookspec
 def mmrec_register_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
     """The ranking metrics that this plugin can compute."""
+
+
+@hookspec
+def mmrec_run_started(run: RunSpec, folder: Path) -> None:
+    """Called before a run trains, or continues, with the folder that will hold its result; not for a stored result."""
 
 
 @hookspec

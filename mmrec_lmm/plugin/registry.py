@@ -39,7 +39,7 @@ from ..errors import ConfigError, PluginError, did_you_mean
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
 from .names import LONGEST
-from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, resolve
+from .specs import DatasetSpec, EncoderSpec, MetricSpec, ModelSpec, ParadigmSpec, SamplerSpec, SplitSpec, resolve
 
 if TYPE_CHECKING:
     from ..types import EpochReport, RunResult, RunSpec
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AnySpec = ModelSpec | SamplerSpec | EncoderSpec | ParadigmSpec | DatasetSpec | MetricSpec
+AnySpec = ModelSpec | SamplerSpec | EncoderSpec | ParadigmSpec | DatasetSpec | SplitSpec | MetricSpec
 Spec = TypeVar("Spec", bound=AnySpec)
 
 HOOKS = tuple(sorted(name for name in vars(hookspecs) if name.startswith("mmrec_")))
@@ -57,6 +57,7 @@ REGISTERS: Mapping[str, type[AnySpec]] = {
     "mmrec_register_encoders": EncoderSpec,
     "mmrec_register_paradigms": ParadigmSpec,
     "mmrec_register_datasets": DatasetSpec,
+    "mmrec_register_splits": SplitSpec,
     "mmrec_register_metrics": MetricSpec,
 }
 SPEC_NAME = re.compile(r"\w[\w.:+-]*")  # names become parts of file names, and metrics are written name@k
@@ -157,6 +158,7 @@ class Registry:
     encoders: NamedSpecs[EncoderSpec]
     paradigms: NamedSpecs[ParadigmSpec]
     datasets: NamedSpecs[DatasetSpec]
+    splits: NamedSpecs[SplitSpec]
     metrics: NamedSpecs[MetricSpec]
     plugins: tuple[PluginInfo, ...]
     _manager: pluggy.PluginManager = field(repr=False)
@@ -164,7 +166,9 @@ class Registry:
     @property
     def conflicts(self) -> tuple[str, ...]:
         """One message for each name that more than one plugin claims."""
-        kinds = (self.models, self.samplers, self.encoders, self.paradigms, self.datasets, self.metrics)
+        kinds = (
+            self.models, self.samplers, self.encoders, self.paradigms, self.datasets, self.splits, self.metrics,
+        )  # fmt: skip
         return tuple(message for specs in kinds for message in specs.conflicts)
 
     def is_shipped(self, provider: str) -> bool:
@@ -175,6 +179,10 @@ class Registry:
         """The paradigm of a run, with the run's configuration of it."""
         made: Paradigm = self.paradigms.load(run.paradigm, "cls")(run.paradigm_config)
         return made
+
+    def notify_start(self, run: RunSpec, folder: Path) -> None:
+        """Call every observer before a run trains; one that raises is logged and can't stop the run."""
+        self._notify("mmrec_run_started", run=run, folder=folder)
 
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
         """Call every observer after an epoch; one that raises is logged and can't stop the run."""
@@ -219,6 +227,7 @@ def load_registry(extra: Sequence[str] = ()) -> Registry:
         encoders=NamedSpecs("encoder", offers[EncoderSpec], withheld=withheld),
         paradigms=NamedSpecs("paradigm", offers[ParadigmSpec], withheld=withheld),
         datasets=NamedSpecs("data set", offers[DatasetSpec], withheld=withheld),
+        splits=NamedSpecs("split", offers[SplitSpec], withheld=withheld),
         metrics=NamedSpecs("metric", offers[MetricSpec], withheld=withheld),
         plugins=tuple(plugins),
         _manager=manager,

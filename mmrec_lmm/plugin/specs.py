@@ -1,5 +1,5 @@
-"""The specs that a plugin's hooks return: frozen descriptions of a model, sampler, encoder, paradigm, data set
-or metric.
+"""The specs that a plugin's hooks return: frozen descriptions of a model, sampler, encoder, paradigm, data set,
+split or metric.
 
 Nothing here imports torch. A spec may name its class, schema or function as "module:attribute": listing
 plugins then imports none of them.
@@ -44,6 +44,7 @@ class ModelSpec:
     unread: tuple[str, ...] = ()
     negatives: Literal["one", "several", "none"] = "one"  # per positive; several: also one; none: it reads none
     file_stem: str = ""
+    reads_timestamps: bool | Callable[[Any], bool] | str = False  # of TrainingData; or says so of a configuration
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,22 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         _take_old_name(self)
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """Registers a rule that draws a data set's split: `draw(users, items, times, rng)` -> labels (N,), 0 for training,
+    1 for validation and 2 for test.
+
+    `users`, `items` (N,) int64 are the ids of each row of the table of interactions; `times` (N,) its numbers of the
+    column `TIME_FIELD` if the rule `needs_times`, else None. `rng`, a NumPy Generator of `split_seed`, is the only
+    source of randomness.
+    """
+
+    name: str
+    draw: Callable[..., Any] | str
+    summary: str = ""
+    needs_times: bool = False
 
 
 @dataclass(frozen=True)

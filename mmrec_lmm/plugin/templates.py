@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .names import LONGEST
 
-KINDS = ("model", "encoder", "dataset", "metric", "paradigm", "observer")
+KINDS = ("model", "encoder", "dataset", "metric", "sampler", "paradigm", "observer")
 
 
 def write_plugin(kind: str, name: str, folder: Path | None = None) -> Path:

@@ -41,7 +41,7 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     check_applicable(spec, registry)
     torch.set_num_threads(cpu_threads(settings))
     started = time.perf_counter()
-    dataset = open_dataset(spec.dataset, settings, registry)
+    dataset = open_for(spec, registry)
     loaded = time.perf_counter()
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
@@ -66,6 +66,18 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     seconds = RunSeconds(load=loaded - started, tune=prepared - loaded, encode=encoded_in, encoder=encoder_seconds)
     encoded = () if spec.control == NO_FEATURES else tuple(tables)
     return Inputs(dataset, tables, seconds, tuned, files_behind(spec, dataset, encoded, registry), cost)
+
+
+def open_for(spec: RunSpec, registry: Registry) -> Dataset:
+    """The data set of a run, with the times of its training rows if its model reads them."""
+    reader = f"model {spec.model}" if reads_timestamps(spec, registry) else ""
+    return open_dataset(spec.dataset, spec.settings, registry, times_for=reader)
+
+
+def reads_timestamps(spec: RunSpec, registry: Registry) -> bool:
+    """True if the run's model, as it is configured, reads TrainingData.timestamps."""
+    asks = registry.models.load(spec.model, "reads_timestamps")
+    return bool(asks(spec.model_config) if callable(asks) else asks)
 
 
 def _encoder_cost(
@@ -121,9 +133,8 @@ def shared_keys(spec: RunSpec, registry: Registry) -> SharedKeys:
     draws = spec.control not in (None, "constant", NO_FEATURES)
     seed = spec.settings.seed if draws else None
     files = fingerprint([encoded, split])
-    return SharedKeys(
-        encoded, files, fingerprint([files, spec.paradigm, spec.modalities, spec.features, spec.control, seed])
-    )
+    own = [spec.paradigm, spec.modalities, spec.features, spec.control, seed, reads_timestamps(spec, registry)]
+    return SharedKeys(encoded, files, fingerprint([files, *own]))
 
 
 def declared_modalities(

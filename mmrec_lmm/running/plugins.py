@@ -25,6 +25,7 @@ def used(spec: RunSpec, registry: Registry) -> dict[str, str]:
         *([registry.models.provider(spec.model)] if spec.model else ()),  # none of `encode`
         registry.paradigms.provider(spec.paradigm),
         registry.samplers.provider(spec.settings.sampler),
+        *([registry.splits.provider(spec.settings.split)] if spec.settings.split else ()),
         *(registry.metrics.provider(name) for name in spec.settings.metrics),
         *([registry.encoders.provider(spec.encoder)] if spec.encoder else ()),
         *([registry.datasets.provider(spec.dataset)] if spec.dataset in registry.datasets else ()),

@@ -20,7 +20,7 @@ from ..disk.hashing import hash_files
 from ..distributed import processes
 from ..machine import cpu_threads
 from ..plugin.contracts import Recommender
-from ..plugin.registry import Registry, code_of
+from ..plugin.registry import NamedSpecs, Registry, code_of
 from ..typed_json import plain
 from ..types import (
     RECORD_VERSION,
@@ -32,6 +32,7 @@ from ..types import (
     RunSeconds,
     RunSpec,
 )
+from .inputs import reads_timestamps
 from .plugins import used
 
 NUMERICS_VERSION = 4  # increase it when the same run would give other numbers, and say why in CHANGELOG
@@ -52,24 +53,48 @@ def run_id(spec: RunSpec, inputs: Inputs, registry: Registry) -> str:
     }
     if spec.sampler_config is not None:
         identity["sampler"] = spec.sampler_config
+    if inputs.dataset.timestamps is not None and reads_timestamps(spec, registry):
+        identity["timestamps"] = inputs.dataset.timestamps
     return f"{spec.model}-{spec.dataset}-{fingerprint(identity)[:8]}"
 
 
 def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
-    """Hashes of source code: of the host, of the run's model and encoder, and of its paradigm and metrics if they don't
-    come with mmrec-lmm.
+    """Hashes of source code: of the host, of the run's model and encoder, and of its paradigm, sampler and metrics if
+    they don't come with mmrec-lmm.
 
     A plugin's hash is that of its module or, for a package, of all files in its folder.
     """
-    classes = {"model": registry.models.load(spec.model, "cls")}
-    if not registry.is_shipped(registry.paradigms.provider(spec.paradigm)):
-        classes["paradigm"] = registry.paradigms.load(spec.paradigm, "cls")
-    for name in spec.settings.metrics:
-        if not registry.is_shipped(registry.metrics.provider(name)):
-            classes[f"metric {name}"] = registry.metrics.load(name, "fn")
+    classes = {"model": registry.models.load(spec.model, "cls"), **_beside_the_model(spec, registry)}
     if spec.encoder is not None and registry.encoders.get(spec.encoder).cls is not None:
         classes["encoder"] = registry.encoders.load(spec.encoder, "cls")
-    hashes = {"host": _host_hash()}
+    return {"host": _host_hash(), **_hashes(classes)}
+
+
+def plugin_code(spec: RunSpec, registry: Registry) -> dict[str, str]:
+    """The hashes of the parts of a run that don't come with mmrec-lmm, and that training runs: all but the encoder,
+    whose code shows in its features."""
+    is_shipped = registry.is_shipped(registry.models.provider(spec.model))
+    classes = {} if is_shipped else {"model": registry.models.load(spec.model, "cls")}
+    return _hashes({**classes, **_beside_the_model(spec, registry)})
+
+
+def _beside_the_model(spec: RunSpec, registry: Registry) -> dict[str, Any]:
+    """A run's paradigm, sampler and metrics that don't come with mmrec-lmm: by part, the class or function."""
+    parts: dict[str, tuple[NamedSpecs[Any], str, str]] = {
+        "paradigm": (registry.paradigms, spec.paradigm, "cls"),
+        "sampler": (registry.samplers, spec.settings.sampler, "cls"),
+        **{f"metric {name}": (registry.metrics, name, "fn") for name in spec.settings.metrics},
+    }
+    loaded = {
+        part: specs.load(name, what)
+        for part, (specs, name, what) in parts.items()
+        if not registry.is_shipped(specs.provider(name))
+    }
+    return {part: one for part, one in loaded.items() if one is not None}  # a sampler that draws nothing has no class
+
+
+def _hashes(classes: Mapping[str, Any]) -> dict[str, str]:
+    hashes = {}
     for part, plugin_class in classes.items():
         if (loaded := code_of(plugin_class)) is not None:
             hashes[part] = loaded
@@ -78,21 +103,6 @@ def code_hashes(spec: RunSpec, registry: Registry) -> dict[str, str]:
         in_package = bool(sys.modules[plugin_class.__module__].__package__)
         hashes[part] = hash_files(sorted(file.parent.glob("*.py")) if in_package else [file])
     return hashes
-
-
-def plugin_code(spec: RunSpec, registry: Registry) -> dict[str, str]:
-    """The hashes of the parts of a run that don't come with mmrec-lmm, and that training runs: all but the encoder,
-    whose code shows in its features."""
-    providers = {"model": registry.models.provider(spec.model)}
-    shipped = {part for part, provider in providers.items() if registry.is_shipped(provider)}
-    theirs = registry.is_shipped(registry.paradigms.provider(spec.paradigm)) and all(
-        registry.is_shipped(registry.metrics.provider(name)) for name in spec.settings.metrics
-    )
-    if shipped and theirs:
-        return {}
-    return {
-        part: code for part, code in code_hashes(spec, registry).items() if part not in {"host", "encoder", *shipped}
-    }
 
 
 @functools.cache

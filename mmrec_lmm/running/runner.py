@@ -28,7 +28,14 @@ from ..machine import (
     keep_freed_memory,
     peak_memory,
 )
-from ..plugin.contracts import Recommender, Sampler, TrainerCallback, check_model_class, device_of
+from ..plugin.contracts import (
+    Recommender,
+    Sampler,
+    TrainerCallback,
+    check_model_class,
+    check_sampler_class,
+    device_of,
+)
 from ..plugin.item_features import ItemFeatures
 from ..plugin.registry import Registry
 from ..training.loop import Validation
@@ -87,7 +94,7 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
 
 def training_data(dataset: Dataset) -> TrainingData:
     """What a model and a sampler may see of a data set."""
-    return TrainingData(dataset.n_users, dataset.n_items, dataset.train)
+    return TrainingData(dataset.n_users, dataset.n_items, dataset.train, dataset.timestamps)
 
 
 def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: torch.device) -> TrainingRows:
@@ -97,11 +104,12 @@ def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: t
     made: Sampler | None = None
     if sampler.cls is not None:
         data = training_data(dataset)
-        made = registry.samplers.load(sampler.name, "cls")(data, spec.sampler_config)
+        owner = f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
+        sampler_class = registry.samplers.load(sampler.name, "cls")
+        check_sampler_class(sampler_class, owner=owner)
+        made = sampler_class(data, spec.sampler_config)
         if not isinstance(made, Uniform):
-            made = Checked(
-                made, data, name=f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
-            )
+            made = Checked(made, data, name=owner)
     count = settings.n_negatives if made else 0
     return TrainingRows(
         dataset.train, dataset.n_users, settings.train_batch_size, device, sampler=made, n_negatives=count
@@ -122,8 +130,9 @@ def _owner(spec: RunSpec, registry: Registry) -> str:
 
 
 class Observers(Protocol):
-    """Receives a run's epochs and result: by default the registry, which notifies its plugins."""
+    """Receives a run's start, epochs and result: by default the registry, which notifies its plugins."""
 
+    def notify_start(self, run: RunSpec, folder: Path) -> None: ...
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
     def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
 
@@ -161,6 +170,7 @@ def run(
         model = build_model(spec, inputs, registry, device)
         measures = measures_of(spec, inputs, registry)
         validation = evaluator_of("valid", inputs.dataset, spec.settings)
+        observers.notify_start(spec, folder)
         try:
             callback = registry.paradigm(spec).callback(spec, inputs, model.features, registry)
             fit = train(
@@ -238,6 +248,7 @@ def train(
         validate=lambda: validate(model, validation, measures, settings),
         generator=torch.Generator().manual_seed(settings.seed),
         callback=callback,
+        owner=_owner(spec, registry),
     )
     watched = evaluator_of("test", dataset, settings) if settings.protocol == "mmrec" else None
     state = load_checkpoint(checkpoint, TrainerNumbers) if resume else None

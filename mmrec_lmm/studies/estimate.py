@@ -34,7 +34,7 @@ from ..formatting import first_line
 from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
-from ..running.inputs import cached_files, gather
+from ..running.inputs import cached_files, gather, open_for
 from ..running.runner import run
 from ..training.fine_tuning import PAIR
 from ..typed_json import decode
@@ -319,6 +319,9 @@ class _Watched:
     def __init__(self) -> None:
         self.epochs: list[EpochReport] = []
 
+    def notify_start(self, run: RunSpec, folder: Path) -> None:
+        pass
+
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
         self.epochs.append(epoch)
 
@@ -328,7 +331,7 @@ class _Watched:
 
 def _inputs(spec: RunSpec, registry: Registry) -> Inputs:
     """The run's own inputs if they exist already, else random tables of the same widths."""
-    dataset = open_dataset(spec.dataset, spec.settings, registry)
+    dataset = open_for(spec, registry)
     wanted = cached_files(spec, dataset, registry)
     if all(path.is_file() for path in wanted.values()):
         return gather(spec, registry)

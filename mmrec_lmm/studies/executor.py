@@ -43,7 +43,7 @@ from ..features.controls import NO_FEATURES
 from ..logs import IN_FILE, start_log
 from ..machine import TORCH_THREADS, share_libraries_of
 from ..plugin.registry import Registry, load_registry
-from ..running.inputs import gather, given_files, shared_keys
+from ..running.inputs import gather, given_files, reads_timestamps, shared_keys
 from ..running.provenance import NUMERICS_VERSION, plugin_code
 from ..running.run_folder import has_result, load_result
 from ..running.runner import Interrupted, run
@@ -289,6 +289,8 @@ def _job(cell: Cell, spec: RunSpec, registry: Registry, stamps: dict[str, str]) 
     identity = identifying(spec.settings, and_also=OF_FEATURES)
     version = registry.encoders.get(spec.encoder).version if spec.encoder else None
     bare = plain(spec) | {"settings": None, "point": {}}
+    if reads_timestamps(spec, registry):
+        bare["TIME_FIELD"] = spec.settings.TIME_FIELD
     if code := _code(spec, registry):  # of plugins that don't come with mmrec-lmm: a changed one is run again
         bare["code"] = code
     return Job(

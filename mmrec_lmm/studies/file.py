@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..config import yaml_layers
-from ..config.choices import SplitRule
 from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in, sections
 from ..config.schema import HOST, Key, schema_of
 from ..config.yaml_layers import GRID, Layer
@@ -46,7 +45,7 @@ class StudyKeys:
 
     models: tuple[str, ...]
     datasets: tuple[str, ...]
-    splits: tuple[SplitRule | None, ...] = ()  # null: the data set's own; empty: what the configuration says
+    splits: tuple[str | None, ...] = ()  # null: the data set's own; empty: what the configuration says
     encoders: tuple[str | None, ...] = (None,)  # NAME or NAME:VARIANT; null: the data set's own features
     paradigms: tuple[str, ...] = (PRE_TRAINED,)
     modalities: tuple[str | None, ...] = (None,)  # `image+text` is one value of this axis; null: all available

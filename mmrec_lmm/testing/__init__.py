@@ -34,13 +34,18 @@ def checkerboard(n_users: int = 12, n_items: int = 16) -> tuple[TrainingData, In
     """Users like the items of their own color, as on a chessboard: even users even items, odd users odd ones.
 
     Each user's training rows are all but one item of their color; that one is held out, so it is the one right
-    recommendation. Both numbers are even.
+    recommendation. Each row is a day later than the one before. Both numbers are even.
     """
     pairs = np.array([(user, item) for user in range(n_users) for item in range(user % 2, n_items, 2)])
     users, items = pairs.T
     held_out = items == 2 * (users // 2 % (n_items // 2)) + users % 2
     train = Interactions(*pairs[~held_out].T.copy())
-    return TrainingData(n_users, n_items, train), Interactions(*pairs[held_out].T.copy())
+    return TrainingData(n_users, n_items, train, days(len(train))), Interactions(*pairs[held_out].T.copy())
+
+
+def days(count: int) -> np.ndarray:
+    """Times (count,) a day apart, in seconds since 1970."""
+    return 1.6e9 + 86_400.0 * np.arange(count)
 
 
 def checkerboard_features(n_items: int = 16, *, modalities: tuple[str, ...] = MODALITIES) -> dict[str, FeatureTable]:

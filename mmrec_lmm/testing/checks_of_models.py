@@ -27,7 +27,7 @@ from ..training.loop import TrainingState, Validation
 from ..training.resume import check_storable, load_checkpoint, load_weights, save_checkpoint, save_weights
 from ..training.trainer import Trainer, TrainerNumbers
 from ..types import FeatureTable, Interactions, TrainingData
-from . import MODALITIES, batch_of, check_model, checkerboard, checkerboard_features, scores_of
+from . import MODALITIES, batch_of, check_model, checkerboard, checkerboard_features, days, scores_of
 from .conformance import Fault
 
 _EPOCHS = 3
@@ -229,7 +229,7 @@ def memory(registry: Registry, name: str, owner: str) -> None:
     model = _model(registry, name, owner)
     rng = np.random.default_rng(0)
     users, items = np.repeat(np.arange(24), 40), rng.integers(0, _ITEMS, 24 * 40)
-    data = TrainingData(24, _ITEMS, Interactions(users, items))
+    data = TrainingData(24, _ITEMS, Interactions(users, items), days(len(users)))
     found = _largest(model, data)
     if found and not _refuses(model):
         raise Fault(
@@ -243,13 +243,13 @@ def training_rows(registry: Registry, name: str, owner: str) -> None:
     model = _model(registry, name, owner)
     data, held_out = checkerboard()
     others = Interactions(held_out.users, (held_out.items + 1) % data.n_items)
-    with _folder_of(data, held_out):
+    with folder_of(data, held_out):
         one = _trained(model, data)
-    with _folder_of(data, others):
+    with folder_of(data, others):
         other = _trained(model, data)
     cure = "build it from data.train, and read no file of the data set"
     _compare(one, other, f"{owner}: {{}} changes with the rows of validation and test: {cure}")
-    with _folder_of(data, None):
+    with folder_of(data, None):
         try:
             alone = _trained(model, data)
         except OSError as error:
@@ -345,7 +345,7 @@ def _compare(one: Recommender, other: Recommender, fault: str) -> None:
 
 
 @contextlib.contextmanager
-def _folder_of(data: TrainingData, held_out: Interactions | None) -> Iterator[None]:
+def folder_of(data: TrainingData, held_out: Interactions | None) -> Iterator[None]:
     """A working directory with the data set `check` in data/, as runs have it; an empty one without held-out rows."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -400,7 +400,13 @@ def _largest(model: _Model, data: TrainingData) -> str:
         with torch.no_grad():
             built.scorer()(torch.arange(4))
 
-    watch = _Watch(data.n_items**2)
+    return largest_array(use, data.n_items**2)
+
+
+def largest_array(use: Callable[[], None], limit: int) -> str:
+    """A sentence on the first tensor that `use` makes of `limit` numbers or more, or on numpy's arrays if they take so
+    many bytes; "" if there are none."""
+    watch = _Watch(limit)
     with watch:
         use()
     if watch.found:
@@ -411,12 +417,12 @@ def _largest(model: _Model, data: TrainingData) -> str:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    return f"arrays of numpy take {peak / 1e6:.1f} MB" if peak >= data.n_items**2 else ""
+    return f"arrays of numpy take {peak / 1e6:.1f} MB" if peak >= limit else ""
 
 
 def _refuses(model: _Model) -> bool:
     """True if the model refuses a catalog so large that items x items can't fit."""
-    data = TrainingData(2, _LARGE_CATALOG, Interactions(np.array([0, 1]), np.array([0, 1])))
+    data = TrainingData(2, _LARGE_CATALOG, Interactions(np.array([0, 1]), np.array([0, 1])), days(2))
     with _limited(_ROOM):
         try:
             model.build(data)

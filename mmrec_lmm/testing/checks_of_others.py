@@ -1,13 +1,14 @@
-"""The conformance checks of encoders, paradigms, data sets, metrics and observers. Each takes the registry, the name of
+"""The conformance checks of encoders, paradigms, data sets, splits and observers. Each takes the registry, the name of
 what is checked, and how messages call it.
 
-Shapes: U users, K ranks, B batch.
+Shapes: B batch.
 """
 
 import random
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from ..config.resolve import Request, resolve_request
 from ..config.settings import Settings
 from ..data.items import pad_and_stack
 from ..data.opening import make_dataset, open_dataset
-from ..errors import NotApplicable, WeightsMissing
+from ..data.splitting import Rule
+from ..errors import NotApplicable, PluginError, WeightsMissing
 from ..plugin.contracts import ItemEncoder, Paradigm
 from ..plugin.registry import Registry
 from ..running.recommend import recommend
 from ..running.runner import run
-from ..types import EncoderName, EpochReport, RawItem, RunResult, RunSpec
-from . import check_encoder, checkerboard, checkerboard_features
+from ..types import SPLITS, EncoderName, EpochReport, RawItem, RunResult, RunSpec
+from . import check_encoder, checkerboard, checkerboard_features, checks_of_metrics, checks_of_samplers, days
 from .conformance import OBSERVERS, Fault
 
 _ITEMS = (
@@ -110,44 +112,6 @@ def declared(registry: Registry, name: str, owner: str) -> None:
             raise Fault(f"{owner}: weights_id gives {found!r} for {modality}: return the same str at each call")
 
 
-def metric_values(registry: Registry, name: str, owner: str) -> None:
-    """One finite number per user, from the first k ranks of that user alone, that doesn't fall when a hit is added."""
-    spec, function = registry.metrics.get(name), registry.metrics.load(name, "fn")
-    if getattr(spec, "context", False):
-        raise NotApplicable("it takes whole lists; a run checks its shape")
-    rng = np.random.default_rng(0)
-    hits = rng.random((40, 12)) < 0.3  # (U, K)
-    hits[0], hits[1] = False, True
-    positives = hits.sum(axis=1).clip(1) + rng.integers(0, 3, 40)  # (U,)
-    for k in (1, 5, 12):
-        before = hits.copy()
-        values = np.asarray(function(hits, positives, k))
-        if values.shape != (40,) or values.dtype.kind not in "fiub":
-            raise Fault(
-                f"{owner}: expected one number for each of 40 users, (40,), at {k}, got {values.dtype} {values.shape}: "
-                "reduce over ranks (axis=1), not over users"
-            )
-        if not np.isfinite(values).all():
-            raise Fault(f"{owner}: a value at {k} is NaN or infinite: users without a hit need a number, too")
-        if not np.array_equal(before, hits):
-            raise Fault(f"{owner}: it writes into hits, which other metrics read: copy before changing")
-        if not np.allclose(values, function(hits[::-1].copy(), positives[::-1].copy(), k)[::-1]):
-            raise Fault(f"{owner}: a user's value at {k} depends on other users: reduce over ranks alone")
-        later = hits.copy()
-        later[:, k:] = ~later[:, k:]
-        if not np.allclose(values, function(later, positives, k)):
-            raise Fault(f"{owner}: its value at {k} depends on later ranks: begin with hits[:, :k]")
-        if getattr(spec, "larger_is_better", True):
-            for rank in range(k):
-                more = hits.copy()
-                more[:, rank] = True
-                if (np.asarray(function(more, positives + 1, k)) < function(hits, positives + 1, k) - 1e-12).any():
-                    raise Fault(
-                        f"{owner}: its value at {k} falls when a hit is added at rank {rank + 1}: larger must be "
-                        "better, as epochs are selected by it"
-                    )
-
-
 def dataset_made(registry: Registry, name: str, owner: str) -> None:
     """It is made or read without an error of `data check`, the same each time."""
     spec = registry.datasets.get(name)
@@ -168,6 +132,38 @@ def dataset_made(registry: Registry, name: str, owner: str) -> None:
             prints.append(str(report.fingerprint))
     if prints[0] != prints[1]:
         raise Fault(f"{owner}: made twice, its rows differ: seed what it draws, as np.random.default_rng(0)")
+
+
+def split_labels(registry: Registry, name: str, owner: str) -> None:
+    """A label for each interaction, some of each kind, the same from the same generator; no array is written into."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), 12)
+    items = rng.integers(0, 60, len(users))
+    times = days(len(users))[rng.permutation(len(users))]
+    spec = registry.splits.get(name)
+    rule = Rule(name, registry.splits.load(name, "draw"), spec.needs_times, owner)
+    drawn = []
+    for elsewhere in (0, 1):
+        np.random.seed(elsewhere)
+        random.seed(elsewhere)
+        given = users.copy(), items.copy(), times.copy()
+        try:
+            drawn.append(rule.labels(*given, seed=7))
+        except PluginError as error:
+            raise Fault(str(error)) from None
+        if not all(map(np.array_equal, given, (users, items, times))):
+            raise Fault(f"{owner}: it writes into what it gets: copy before changing")
+    if not np.array_equal(drawn[0], drawn[1]):
+        raise Fault(f"{owner}: two draws of one seed differ: draw from `rng` alone")
+    counts = np.bincount(drawn[0], minlength=3)
+    if not counts.all():
+        shown = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, counts, strict=True))
+        raise Fault(f"{owner}: expected rows of each split, of 2,400 of 200 users, got {shown}")
+
+
+def split_run(registry: Registry, name: str, owner: str) -> None:
+    """BPR trains and is ranked on a data set that it splits."""
+    finished_run(registry, model="BPR", with_features=False, keys={"split": name})
 
 
 def paradigm_whole(registry: Registry, name: str, owner: str) -> None:
@@ -192,22 +188,27 @@ def paradigm_run(registry: Registry, name: str, owner: str) -> None:
 
 
 def observed(registry: Registry, name: str, owner: str) -> None:
-    """It takes the epochs and the result of a real run without raising."""
+    """It takes the start, the epochs and the result of a real run without raising."""
 
     class Strict:
+        def notify_start(self, run: RunSpec, folder: Path) -> None:
+            registry.call_observer(name, OBSERVERS[0], run=run, folder=folder)
+
         def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
-            registry.call_observer(name, OBSERVERS[0], run=run, epoch=epoch)
+            registry.call_observer(name, OBSERVERS[1], run=run, epoch=epoch)
 
         def notify_run(self, run: RunSpec, result: RunResult) -> None:
-            registry.call_observer(name, OBSERVERS[1], run=run, result=result)
+            registry.call_observer(name, OBSERVERS[2], run=run, result=result)
 
     finished_run(registry, model="BPR", with_features=False, observers=Strict())
 
 
 CHECKS: Mapping[str, Mapping[str, Callable[[Registry, str, str], None]]] = {
     "encoder": {"contract": encoder_contract, "preparation": preparation, "rows": rows, "declared": declared},
-    "metric": {"values": metric_values},
+    "metric": checks_of_metrics.CHECKS,
+    "sampler": checks_of_samplers.CHECKS,
     "dataset": {"made": dataset_made},
+    "split": {"labels": split_labels, "run": split_run},
     "paradigm": {"whole": paradigm_whole, "run": paradigm_run},
     "observer": {"run": observed},
 }
@@ -220,9 +221,11 @@ def finished_run(
     paradigm: str = "pt",
     encoder: str | None = None,
     with_features: bool = True,
+    keys: Mapping[str, str] = MappingProxyType({}),
     observers: Any = None,
 ) -> RunResult:
-    """The result of a run on the checkerboard as a data set on disk, whose recommendations have been read back."""
+    """The result of a run, with these configuration keys, on the checkerboard as a data set on disk; its
+    recommendations have been read back."""
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "data", Path(folder) / "runs"
         _write_data(data / "check", with_features=with_features)
@@ -233,7 +236,7 @@ def finished_run(
                 dataset="check",
                 encoder=None if encoder is None else EncoderName.parse(encoder),
                 paradigm=paradigm,
-                overrides=small,
+                overrides={**small, **keys},
             ),
             registry,
         ).runs[0]
@@ -247,11 +250,13 @@ def _write_data(folder: Path, *, with_features: bool) -> None:
     """The checkerboard in MMRec's layout, with a catalog of images and texts; each held-out row is of valid or test."""
     data, held_out = checkerboard()
     (folder / "images").mkdir(parents=True)
-    lines = ["userID\titemID\tx_label"]
+    rows = []
     for user in range(data.n_users):
         own = data.train.items[data.train.users == user]
-        lines += [f"{user}\t{item}\t{0 if place else 1}" for place, item in enumerate(own)]
-    lines += [f"{user}\t{item}\t2" for user, item in zip(held_out.users, held_out.items, strict=True)]
+        rows += [f"{user}\t{item}\t{0 if place else 1}" for place, item in enumerate(own)]
+    rows += [f"{user}\t{item}\t2" for user, item in zip(held_out.users, held_out.items, strict=True)]
+    times = np.random.default_rng(0).permutation(days(len(rows)))  # users at all times, for splits by time
+    lines = ["userID\titemID\tx_label\ttimestamp", *(f"{row}\t{at:.0f}" for row, at in zip(rows, times, strict=True))]
     (folder / f"{folder.name}.inter").write_text("\n".join(lines) + "\n")
     items = ["itemID\traw_id\ttitle\timage"]
     for item in range(data.n_items):

@@ -27,10 +27,11 @@ KINDS = {
     "encoder": "mmrec_register_encoders",
     "paradigm": "mmrec_register_paradigms",
     "dataset": "mmrec_register_datasets",
+    "split": "mmrec_register_splits",
     "metric": "mmrec_register_metrics",
     "sampler": "mmrec_register_samplers",
 }
-OBSERVERS = ("mmrec_epoch_finished", "mmrec_run_finished")
+OBSERVERS = ("mmrec_run_started", "mmrec_epoch_finished", "mmrec_run_finished")
 
 
 class Fault(AssertionError):

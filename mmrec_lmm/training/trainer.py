@@ -9,8 +9,10 @@ A TrainerCallback trains beside the model (an encoder, for example); the trainer
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,12 +20,12 @@ from torch import Tensor
 
 from ..config.settings import Settings
 from ..data.sampling import TrainingRows
-from ..errors import TrainingDiverged
+from ..errors import PluginError, TrainingDiverged, did_you_mean
 from ..plugin.contracts import Recommender, TrainerCallback, device_of
 from ..typed_json import OPTIONAL
 from ..types import EpochReport
 from .loop import EpochLoop, TrainingState, Validation
-from .optim import SWEEP_STEPS, drop_faint_momentum, eager
+from .optim import SWEEP_STEPS, drop_faint_momentum, eager, set_rate
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ LEARNERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": eager(torch.optim.Adagrad),
     "rmsprop": eager(torch.optim.RMSprop),
 }
+
+#: Options of torch's optimizers that aren't a group's to choose.
+HOSTS_OPTIONS = frozenset({"lr", "fused", "foreach", "capturable", "differentiable", "decoupled_weight_decay"})
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class Trainer(EpochLoop[TrainerNumbers]):
 
     A `callback` takes its step after the model's in every batch; its best weights are those of the model's best epoch.
     Where it begins another phase when patience has run out, training goes on from the best weights.
-    A model without trainable parameters is evaluated once, unless a callback trains beside it.
+    A model without trainable parameters is evaluated once, unless a callback trains beside it. Messages on the model
+    begin with `owner`.
     """
 
     def __init__(
@@ -82,13 +88,15 @@ class Trainer(EpochLoop[TrainerNumbers]):
         validate: Callable[[], Validation],
         generator: torch.Generator,
         callback: TrainerCallback | None = None,
+        owner: str = "",
     ) -> None:
         trains = callback is not None or any(parameter.requires_grad for parameter in model.parameters())
         super().__init__(epochs=settings.epochs if trains else 0, patience=settings.stopping_step)
         self._model, self._rows, self._settings = model, rows, settings
         self._validate, self._generator, self._callback = validate, generator, callback
         self._device = device_of(model)
-        self._optimizer = build_optimizer(model, settings)
+        self._owner = owner or type(model).__name__
+        self._optimizer = build_optimizer(model, settings, owner=self._owner)
         self._history: list[EpochReport] = []
         self._phase_start = 0  # epochs done when the callback's phase began
         self._on_epoch: Callable[[EpochReport], None] = lambda report: None
@@ -172,8 +180,9 @@ class Trainer(EpochLoop[TrainerNumbers]):
         Raises TrainingDiverged if a sum isn't finite.
         """
         model, settings, optimizer = self._model, self._settings, self._optimizer
-        for group in optimizer.param_groups if optimizer is not None else ():
-            group["lr"] = _rate(settings, epoch)
+        if optimizer is not None:
+            set_rate(optimizer, _rate(settings, epoch))
+        schedules = type(model).rate_factor is not Recommender.rate_factor
         model.train()
         if self._callback is not None:
             self._callback.epoch_started(epoch)
@@ -181,6 +190,11 @@ class Trainer(EpochLoop[TrainerNumbers]):
         totals: dict[str, Tensor] = {}
         for step, batch in enumerate(self._rows.epoch(self._generator), start=1):
             if optimizer is not None:
+                if schedules:
+                    done = epoch + (step - 1) / len(self._rows)
+                    factor = model.rate_factor(done)
+                    _check_factor(factor, f"{self._owner}: rate_factor({done:.2f})")
+                    set_rate(optimizer, _rate(settings, epoch) * factor)
                 optimizer.zero_grad(set_to_none=settings.zero_grad_to_none)
             terms = model.training_loss(batch)
             torch.stack([*terms.values()]).sum().backward()
@@ -292,16 +306,55 @@ def _rate(settings: Settings, epoch: int) -> float:
         ) from None
 
 
-def build_optimizer(model: Recommender, settings: Settings) -> torch.optim.Optimizer | None:
-    """MMRec's optimizers, over all parameters in one group; None if none is trained. Adam is torch's fused one: the
-    same step, faster."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
+def build_optimizer(model: Recommender, settings: Settings, *, owner: str = "") -> torch.optim.Optimizer | None:
+    """MMRec's optimizers, over the model's groups of parameters; None if none is trained. Adam is torch's fused one:
+    the same step, faster. PluginError, which begins with `owner`, for groups that don't fit the model or the learner.
+    """
+    owner = owner or type(model).__name__
+    groups = _trained_groups(model, owner)
+    if not groups:
         return None
-    fused = {"fused": True} if settings.learner == "adam" and parameters[0].device.type in ("cpu", "cuda") else {}
-    return LEARNERS[settings.learner](
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, **fused
+    device = groups[0]["params"][0].device
+    fused = {"fused": True} if settings.learner == "adam" and device.type in ("cpu", "cuda") else {}
+    asked = {key for group in groups for key in group}  # torch adds its own
+    optimizer = LEARNERS[settings.learner](
+        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, **fused
     )
+    known = sorted({*optimizer.defaults, "params", "rate_factor"} - HOSTS_OPTIONS)
+    if unknown := min(asked - {*known}, default=""):
+        meant = "; try rate_factor, a factor of learning_rate" if unknown == "lr" else did_you_mean(unknown, known)
+        raise PluginError(
+            f"{owner}: parameter_groups: expected keys among {', '.join(known)}, as the learner is {settings.learner}, "
+            f"got {unknown}{meant}"
+        )
+    return optimizer
+
+
+def _trained_groups(model: Recommender, owner: str) -> list[dict[str, Any]]:
+    """The model's groups, without parameters that aren't trained. PluginError unless each that is trained is in one."""
+    try:
+        groups = [{**group, "params": [*group["params"]]} for group in model.parameter_groups()]
+    except (TypeError, KeyError) as error:
+        raise PluginError(
+            f"{owner}: parameter_groups: expected mappings with params, such as {{'params': [self.items]}}, got what "
+            f"lacks them ({type(error).__name__}: {error})"
+        ) from None
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    times = Counter(parameter for group in groups for parameter in group["params"])
+    faults = [f"{name} in none" for one, name in names.items() if one.requires_grad and not times[one]]
+    faults += [f"{name} {times[one]} times" for one, name in names.items() if times[one] > 1]
+    faults += [f"a tensor {tuple(other.shape)} that isn't a parameter of it" for other in times if other not in names]
+    if faults:
+        raise PluginError(f"{owner}: parameter_groups: expected each parameter in one group, got {faults[0]}")
+    for group in groups:
+        _check_factor(group.get("rate_factor", 1.0), f"{owner}: parameter_groups: rate_factor")
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    return [group for group in groups if group["params"]]
+
+
+def _check_factor(factor: Any, where: str) -> None:
+    if not isinstance(factor, Real) or not math.isfinite(factor) or factor < 0:
+        raise PluginError(f"{where}: expected a finite number of 0 or more, got {factor!r}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -75,11 +75,19 @@ def mmrec_register_models() -> list[ModelSpec]:
             "",
             uses_features=False,
             negatives="none",
+            reads_timestamps=f"{__name__}.pop:reads_timestamps",
         ),
         _spec(
             "ItemKNN",
             "items whose users a user's items share: a control without features and parameters",
             "Deshpande & Karypis, TOIS 2004, doi:10.1145/963770.963776",
+            uses_features=False,
+            negatives="none",
+        ),
+        _spec(
+            "UserKNN",
+            "items of the users who share a user's items: a control without features and parameters",
+            "Herlocker et al., SIGIR 1999, doi:10.1145/312624.312682",
             uses_features=False,
             negatives="none",
         ),
@@ -101,6 +109,7 @@ def _spec(
     uses_features: bool = True,
     unread: tuple[str, ...] = (),
     negatives: Literal["one", "several", "none"] = "one",
+    reads_timestamps: str | bool = False,
 ) -> ModelSpec:
     """The spec of a model whose file, class and configuration class have its name."""
     module = f"{__name__}.{name.lower()}"
@@ -114,4 +123,5 @@ def _spec(
         configs=configs(),
         unread=unread,
         negatives=negatives,
+        reads_timestamps=reads_timestamps,
     )

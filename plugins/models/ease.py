@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from mmrec_lmm.api import ItemFeatures, Limit, NotApplicable, ParameterFree, Scorer, TrainingData, above
-from mmrec_lmm.graph import BipartiteGraph
-
-from .itemknn import interactions
+from mmrec_lmm.graph import BipartiteGraph, interaction_matrix
 
 MOST_ITEMS = 20_000
 
@@ -60,7 +58,7 @@ class EASE(ParameterFree):
 
 def solved(graph: BipartiteGraph, reg_weight: float) -> Tensor:
     """B (I, I) float32."""
-    rows = interactions(graph)
+    rows = interaction_matrix(graph)
     gram = torch.from_numpy((rows.T @ rows).toarray())  # (I, I) float64
     gram.diagonal().add_(reg_weight)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))

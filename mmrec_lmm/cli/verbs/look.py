@@ -1,18 +1,19 @@
-"""`config show`, `list` and `info`: show a run's configuration, and what is available."""
+"""`config show`, `list`, `info`, `completion`: a run's configuration, and what is available, also to a shell."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from ..completion import SHELLS, script
 from ..parser import add_group, add_verb, as_json, data_folder, runs_folder, what_to_run
-from ..shared import print_json, registry_of, runs_of
+from ..shared import print_json, registry_of, runs_of, screen_width
 
 if TYPE_CHECKING:
     from ..parser import Verbs
 
 
-KINDS = ("models", "samplers", "encoders", "paradigms", "datasets", "metrics", "plugins", "runs")
+KINDS = ("models", "samplers", "encoders", "paradigms", "datasets", "splits", "metrics", "plugins", "runs")
 
 
 def add(verbs: Verbs) -> None:
@@ -31,6 +32,9 @@ def add(verbs: Verbs) -> None:
 
     info = add_verb(verbs, "info", _info, "Describe a model, encoder, data set or metric and its configuration keys.")
     info.add_argument("name", help="name of a model, encoder, data set or metric; `list` shows them")
+
+    complete = add_verb(verbs, "completion", _completion, "Print a script by which a shell completes this command.")
+    complete.add_argument("shell", choices=SHELLS, help="the shell that is to read it")
 
 
 def _config_show(options: argparse.Namespace) -> int:
@@ -58,7 +62,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print_json(rows)
     else:
-        print(listing_text(rows, options.kind) or f"no {options.kind}")
+        print(listing_text(rows, options.kind, screen_width()) or f"no {options.kind}")
     return 0
 
 
@@ -66,4 +70,11 @@ def _info(options: argparse.Namespace) -> int:
     from ..text import info_text
 
     print(info_text(registry_of(options), options.name))
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from .. import build_parser
+
+    print(script(build_parser(), registry_of(options), options.shell), end="")
     return 0

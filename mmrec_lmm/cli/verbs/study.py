@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..parser import add_group, add_verb, as_json, configs_folder, how_to_print, processes, runs_folder, which_layout
-from ..shared import importing, print_json, write
+from ..shared import importing, print_json, screen_width, write
 
 if TYPE_CHECKING:
     from ...library.studies import Study
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     outcomes = study.do(plan, registry, jobs=options.jobs, on=options.on, progress=True, on_progress=on_progress)
     if not study.call.study.baseline and all(outcome.cell.axes.modalities != () for outcome in outcomes):
         print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
-    print(f"{study_text(outcomes)}\n\n{study.folder}/" + (f"  log: {log}" if log else ""))
+    print(f"{study_text(outcomes, screen_width())}\n\n{study.folder}/" + (f"  log: {log}" if log else ""))
     return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
 
 
@@ -113,7 +113,7 @@ def _dry_run(options: argparse.Namespace, study: Study) -> int:
 
     start_log(None, study.name, level="ERROR", verbose=False)  # the runs will warn about their data
     call, (plan, registry) = study.call, study.plan()
-    print(study_text(plan.outcomes()))
+    print(study_text(plan.outcomes(), screen_width()))
     shared = shared_files(plan, registry)
     print(f"\n{shared_text(shared)}")
     if not options.no_probe:
@@ -135,7 +135,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(outcome_rows(outcomes))
     else:
-        print(study_text(outcomes))
+        print(study_text(outcomes, screen_width()))
     return 0
 
 

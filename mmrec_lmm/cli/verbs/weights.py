@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, runs_folder
-from ..shared import print_json, registry_of, registry_of_run
+from ..shared import print_json, registry_of, registry_of_run, screen_width
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -42,7 +42,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print_json(rows)
     else:
-        print(weights_text(rows))
+        print(weights_text(rows, screen_width()))
     return 0
 
 
@@ -71,7 +71,7 @@ def _get(options: argparse.Namespace) -> int:
     if options.json:
         print_json(rows)
     else:
-        print(weights_text(rows))
+        print(weights_text(rows, screen_width()))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return max((error.exit_code for error in errors), default=0)
