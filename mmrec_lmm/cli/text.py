@@ -17,6 +17,7 @@ from ..plugin.specs import EncoderSpec, WeightFile
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     import pandas as pd
 
+    from ..board.verify import Verification
     from ..checking.findings import Report
     from ..checking.probes import Estimate, Probed
     from ..config.schema import Key
@@ -123,6 +124,30 @@ def replay_text(replay: Replay) -> str:
         f"  {name}: {'not comparable' if value is None else f'differs by {value:.3g} at most'}"
         for name, value in replay.differences.items()
     ]
+    return "\n".join(lines)
+
+
+def verification_text(found: Verification) -> str:
+    """The tier that a bundle reached, what each tier found, and what stopped it."""
+    lines = [f"{found.name}: {found.tier}, of {found.rows} rows and {found.runs} runs"]
+    if found.replayed:
+        same = sum(one.identical for one in found.replayed.values())
+        largest = max(one.largest for one in found.replayed.values())
+        lines.append(
+            f"  replayed: {same} of {len(found.replayed)} runs identical; means differ by {largest:.2g} at most"
+        )
+    if found.fresh:
+        rows = [
+            {
+                "row": key, "metric": one.metric, "claim": one.claim, "fresh": one.fresh,
+                f"{found.baseline} here": one.baseline_here, f"{found.baseline} fresh": one.baseline_fresh,
+                "chance": one.chance,
+            }
+            for key, one in found.fresh.items()
+        ]  # fmt: skip
+        lines.append(textwrap.indent(f"fresh, seed {found.seed}:\n{table(rows)}", "  "))
+    if found.stopped is not None:
+        lines.append(f"  stopped at {found.stopped.tier} by the check {found.stopped.check}: {found.stopped.reason}")
     return "\n".join(lines)
 
 
