@@ -280,6 +280,10 @@ def add(
     with locked(board.folder / SUBMISSIONS):
         known = board.submissions()
         check_protocol(board, known)
+        ids = [one.submission.id for one in known]
+        if supersedes is not None and supersedes not in ids:
+            hint = did_you_mean(supersedes, ids)
+            raise ConfigError(f"--supersedes: expected a submission of this board, got {supersedes}{hint}")
         digest = read_hash(bundle) if bundle.is_file() else ""
         if digest in {one.submission.bundle for one in known}:
             raise ConfigError(
@@ -294,8 +298,8 @@ def add(
         ):
             raise Refusal(
                 found.stopped.check,
-                f"{bundle}: expected the tier {board.keys.tier}, got {found.tier}, as the check {found.stopped.check} "
-                f"failed: {found.stopped.reason}",
+                f"{bundle}: not added, as the check {found.stopped.check} of the tier {found.stopped.tier} stops it: "
+                f"{found.stopped.reason}",
             )
         submission = Submission(
             id=f"{found.name}-{digest[:8]}",
