@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import call, plugin
 
@@ -63,14 +64,15 @@ class World:
     """Finished runs on the demo data, and the bundles that were made of them."""
 
     home: Path
-    data_path: str
+    data_path: str  # of the demo data without images, which BPR and Pop don't need
+    whole: str  # of all of it
     runs: Path
     registry: Registry
     study: Path  # a bundle of BPR's grid and Pop, two seeds each
     dataset: Dataset
 
     def verify(self, bundle: Path, tier: str = "recomputed", **more: Any) -> Verification:
-        return verify(bundle, more.pop("registry", self.registry), tier=tier, data_path=self.data_path, **more)
+        return verify(bundle, more.pop("registry", self.registry), tier=tier, **{"data_path": self.data_path, **more})
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +83,26 @@ def world(tmp_path_factory: "pytest.TempPathFactory") -> World:
         patch.setenv("MMREC_LMM_HOME", str(folder / "home"))
         patch.chdir(folder)
         registry = load_registry()
+        open_dataset("demo", Settings(data_path=str(folder / "whole")), registry)  # makes it
+        whole, slim = folder / "whole" / "demo", folder / "data" / "demo"
+        slim.mkdir(parents=True)
+        shutil.copy(whole / "demo.inter", slim)
+        items = pd.read_csv(whole / "items.tsv", sep="\t", dtype=str, keep_default_na=False)
+        items[["itemID", "title"]].to_csv(slim / "items.tsv", sep="\t", index=False)
         file = load_study(Path("small.yaml"), overrides={"data_path": str(folder / "data")})
         plan = make_plan(file, registry, out=folder / "runs", threads=1)
         Worker(plan, registry, since=0.0).work()
         submit_study(plan, registry, folder / "study.zip")
         dataset = open_dataset("demo", Settings(data_path=str(folder / "data")), registry)
-    return World(folder / "home", str(folder / "data"), folder / "runs", registry, folder / "study.zip", dataset)
+    return World(
+        home=folder / "home",
+        data_path=str(folder / "data"),
+        whole=str(folder / "whole"),
+        runs=folder / "runs",
+        registry=registry,
+        study=folder / "study.zip",
+        dataset=dataset,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +120,8 @@ class Forger:
             shutil.copytree(whole.folder, self.folder)
         self.manifest = json.loads((self.folder / MANIFEST).read_text())
         (self.folder / MANIFEST).unlink()
-        self.row = next(row for row in self.manifest["rows"] if row["model"] == "BPR")
-        self.run, self.other = self.row["runs"]
+        self.row = next(row for row in self.manifest["rows"] if row["model"] in ("BPR", "VBPR"))
+        self.run, self.other = self.row["runs"][0], self.row["runs"][-1]
         self.renews = True
 
     def path(self, name: str, run: str | None = None) -> Path:
@@ -464,8 +480,9 @@ def test_a_bundle_that_contradicts_itself_reaches_no_tier(
 # What only training shows
 
 
+@pytest.mark.slow
 def test_an_honest_bundle_is_replayed_and_stands_in_a_fresh_world(world: World, content: Path) -> None:
-    found = world.verify(content, "fresh", seed=3)
+    found = world.verify(content, "fresh", seed=3, data_path=world.whole)
     assert (found.tier, found.stopped, found.seed, found.baseline) == ("fresh", None, 3, "Pop")
     assert [one.identical for one in found.replayed.values()] == [True]
     (fresh,) = found.fresh.values()
@@ -479,7 +496,7 @@ def content(world: World) -> Path:
     runs, output = world.runs.parent / "content", world.runs.parent / "content.zip"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMREC_LMM_HOME", str(world.home))
-        answer = call("run", "-m", "VBPR", "-d", "demo", "--data-path", world.data_path, "--out", runs, *VBPR, "--json")
+        answer = call("run", "-m", "VBPR", "-d", "demo", "--data-path", world.whole, "--out", runs, *VBPR, "--json")
     assert answer.code == 0, answer.err
     return submit_run(runs / json.loads(answer.out)["run_id"], world.registry, output)
 
@@ -558,10 +575,7 @@ REPLAYED = {
 def test_a_trick_that_lists_do_not_show_is_stopped_where_the_run_is_made_again(
     trick: Callable[[Forger], None], world: World, forge: Callable[..., Path], content: Path
 ) -> None:
-    def of_content(f: Forger) -> None:
-        trick(f)
-
-    found = world.verify(forge(of_content, content), "fresh")
+    found = world.verify(forge(trick, content), "fresh", data_path=world.whole)
     assert found.stopped is not None
     assert (found.tier, found.stopped.tier, found.stopped.check) == ("recomputed", "replayed", REPLAYED[trick]), found
 
@@ -798,13 +812,9 @@ def put(world: World, board: Path, bundle: Path, **more: Any) -> str:
 
 
 def test_a_board_is_built_from_bundles_alone_and_says_what_changed(
-    world: World, board: Path, content: Path, memorized: tuple[Path, Path], tmp_path: Path
+    world: World, board: Path, memorized: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first = put(world, board, world.study)
-    text = (board / BOARD).read_text()
-    with pytest.raises(Refusal, match="expected an encoder whose training data"):
-        put(world, board, content)
-    (board / BOARD).write_text(text.replace("encoders: {}", "encoders: {basic: none}"))
     with pytest.raises(ConfigError, match="expected a bundle that isn't on the board"):
         put(world, board, world.study)
     built = build(open_board(board, world.registry), world.registry)
@@ -819,14 +829,12 @@ def test_a_board_is_built_from_bundles_alone_and_says_what_changed(
     ]
 
     file, memo = memorized
-    put(world, board, content)
     put(world, board, memo, tier="fresh", registry=load_registry([str(file)]), seed=3)
-    shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
     shutil.copytree(board, tmp_path / "elsewhere")  # where there are neither runs nor data
     built = build(open_board(tmp_path / "elsewhere", world.registry), world.registry)
     rows = {row.axes.model: row for row in built.board.rows}
     assert {name: row.tier for name, row in rows.items()} == {
-        "BPR": "recomputed", "Pop": "recomputed", "VBPR": "recomputed", "Memo": "replayed",
+        "BPR": "recomputed", "Pop": "recomputed", "Memo": "replayed",
     }  # fmt: skip
     assert any(mark.startswith("stopped at fresh (fresh): ") for mark in rows["Memo"].marks)
     assert rows["BPR"].attempts == {"runs": 4, "points": 2, "seeds": 2, "earlier": 0, "failed": 0}
@@ -834,11 +842,22 @@ def test_a_board_is_built_from_bundles_alone_and_says_what_changed(
     assert rows["BPR"].scores["recall@20"].against == rows["Pop"].key
     assert built.board.head is not None
     assert built.board.head["protocol"].startswith("demo-own, version 1 (")
-    assert built.board.head["encoder basic, trained on"] == "none"
     assert any(line.startswith("new: Memo/demo") and line.endswith("rank 1") for line in built.changes)
     assert read_leaderboard(built.folder / LEADERBOARD).rows == built.board.rows
     for name in ("table.md", "table.tex", "results.csv"):
         assert first in (built.folder / name).read_text().replace("\\_", "_").replace("\\", "")
+
+
+@pytest.mark.slow
+def test_a_board_declares_what_trained_its_encoders(world: World, board: Path, content: Path) -> None:
+    answer = call("board", "add", board, content, "--data-path", world.whole)
+    assert answer.code == 4
+    assert "expected an encoder whose training data board.yaml declares (none yet), got basic; try" in answer.err
+    (board / BOARD).write_text((board / BOARD).read_text().replace("encoders: {}", "encoders: {basic: nothing}"))
+    assert call("board", "add", board, content, "--data-path", world.whole).code == 0
+    built = build(open_board(board, world.registry), world.registry)
+    assert built.board.head is not None
+    assert built.board.head["encoder basic, trained on"] == "nothing"
 
 
 def test_a_correction_supersedes_and_deletes_nothing(world: World, board: Path, tmp_path: Path) -> None:
