@@ -384,6 +384,8 @@ def check_rows(bundle: Bundle) -> None:
     """Refuse rows that repeat, have no runs, or whose runs have other axes, data or parameters than the row says."""
     manifest, where = bundle.manifest, bundle.path
     keys = [row.key for row in manifest.rows]
+    if not manifest.method.metrics:
+        raise Refusal("rows", f"{where}: method: expected metrics, got none; {CURE}")
     if not keys or len(set(keys)) < len(keys):
         twice = next((key for key in keys if keys.count(key) > 1), None)
         got = f"{twice} twice" if twice else "none"

@@ -236,7 +236,7 @@ def new_board(
     model = registry.models.get(baseline).name
     settings = resolve_request(Request(model, dataset, overrides=given), registry).runs[0].settings
     found = open_dataset(dataset, settings, registry)
-    fixed = {"mask_valid_in_test": settings.mask_valid_in_test}
+    fixed: dict[str, Any] = {"mask_valid_in_test": settings.mask_valid_in_test}
     if settings.split:
         fixed |= {"split": settings.split, "split_seed": settings.split_seed}
     content = {

@@ -222,7 +222,7 @@ def _check_validation(
         raise Refusal("validation", f"{run}: expected the {len(users):,} users of validation, got others")
     for name in result.valid:
         _check_mean(run, "valid", name, result.valid, per_user)
-    before = np.zeros(len(users))
+    before: np.ndarray = np.zeros(len(users))
     for k in sorted(settings.topk):
         recall = per_user.get(f"valid/recall@{k}")
         if recall is None:
@@ -370,14 +370,15 @@ def _check_selection(bundle: Bundle, row: SubmittedRow, results: Sequence[RunRes
 def _check_point(key: str, result: RunResult, parameters: Mapping[str, Any]) -> None:
     """Check that a run has the values of its point."""
     resolved = result.record.resolved or {}
-    own = {**resolved.get("settings", {})}
+    own: dict[str, Any] = {**resolved["settings"]}
     for section, prefix in (
         ("model_config", ""),
         ("encoder_config", "encoder."),
         ("paradigm_config", f"{resolved.get('paradigm')}."),
         ("sampler_config", f"{own.get('sampler')}."),
     ):
-        own |= {f"{prefix}{name}": value for name, value in (resolved.get(section) or {}).items()}
+        values = resolved.get(section)
+        own |= {f"{prefix}{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
     for name, value in parameters.items():
         if name not in own or own[name] != value:
             raise Refusal("attempts", f"{key}: {result.run_id}: expected {name} {value}, got {own.get(name)}")
