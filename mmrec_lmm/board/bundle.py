@@ -402,8 +402,11 @@ def check_rows(bundle: Bundle) -> None:
             own = {"modalities": row.axes.modalities or (), "split": row.axes.split}
             for name in ("model", "dataset", "paradigm", "control"):
                 axes[name], own[name] = getattr(record.axes, name), getattr(row.axes, name)
-            encoders = [one.name if one else None for one in (record.axes.encoder, row.axes.encoder)]
-            if axes != own or encoders[0] != encoders[1]:
+            encoder = row.axes.encoder
+            axes["encoder"], own["encoder"] = (one and one.name for one in (record.axes.encoder, encoder))
+            if encoder is not None and encoder.variant:
+                axes["variant"], own["variant"] = variant_of(result), encoder.variant
+            if axes != own:
                 raise Refusal(
                     "rows", f"{where}: {row.key}: expected runs of these axes, got {result.run_id} of {record.axes.key}"
                 )
@@ -413,6 +416,12 @@ def check_rows(bundle: Bundle) -> None:
                 )
         if len(seeds) < len(row.runs):
             raise Refusal("rows", f"{where}: {row.key}: expected a run of each seed, got two of one seed")
+
+
+def variant_of(result: RunResult) -> str:
+    """The variant of a run's encoder; "" where it has none."""
+    config = (result.record.resolved or {}).get("encoder_config")
+    return str(config.get("variant", "")) if isinstance(config, dict) else ""
 
 
 def _read_result(folder: Path) -> RunResult:

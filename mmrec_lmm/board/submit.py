@@ -24,7 +24,7 @@ from ..studies.executor import Outcome, Plan
 from ..studies.file import winner
 from ..studies.leaderboard import FINISHED, PARTIAL
 from ..typed_json import plain
-from ..types import Axes, RunRecord, RunResult
+from ..types import Axes, EncoderName, RunRecord, RunResult
 from .bundle import (
     LISTS,
     RUNS,
@@ -37,6 +37,7 @@ from .bundle import (
     SubmittedRow,
     pack,
     save_lists,
+    variant_of,
 )
 
 _NOT_NAMING = {"seed", "point", *OF_INPUTS}  # keys in which points of one grid may differ beside its axes
@@ -267,7 +268,10 @@ def _failed(plan: Plan, outcome: Outcome) -> tuple[FailedPoint, ...]:
 
 
 def _axes(result: RunResult) -> Axes:
-    return dataclasses.replace(result.record.axes, modalities=result.record.axes.modalities or ())
+    """The axes of a run, with the variant of its encoder."""
+    axes = result.record.axes
+    encoder = axes.encoder and EncoderName(axes.encoder.name, variant_of(result))
+    return dataclasses.replace(axes, encoder=encoder, modalities=axes.modalities or ())
 
 
 def _alike(one: RunResult, other: RunResult) -> bool:
