@@ -36,6 +36,7 @@ from mmrec_lmm.board.verify import Verification, verify
 from mmrec_lmm.cache import fingerprint
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.opening import open_dataset
+from mmrec_lmm.disk.hashing import read_hash
 from mmrec_lmm.disk.sealed import load_arrays, save_file
 from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.evaluation.metrics import METRICS
@@ -740,6 +741,62 @@ def test_a_bundle_that_is_not_well_formed_is_one_message(fault: str, world: Worl
     assert (found.tier, found.stopped.check) == (NOTHING, name), found.stopped
     assert words in found.stopped.reason
     assert not (tmp_path.parent / "evil").exists()
+
+
+VALUES: tuple[Any, ...] = (None, True, -1, 3, 2**40, 1e300, float("nan"), "", "x", "../x", [], {}, [[]], {"a": None})
+
+
+def scrambled(value: Any, rng: np.random.Generator) -> Any:
+    """A JSON value in which one part, drawn at any depth, is another."""
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.15:
+        return VALUES[rng.integers(len(VALUES))]
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = keys[rng.integers(len(keys))]
+    made = dict(value) if isinstance(value, dict) else list(value)
+    if rng.random() < 0.1:
+        del made[key]
+    else:
+        made[key] = scrambled(value[key], rng)
+    return made
+
+
+@pytest.mark.parametrize("name", [MANIFEST, run_folder.RESULT, run_folder.CONFIG, run_folder.HISTORY])
+def test_whatever_a_bundle_says_it_is_verified_or_refused(
+    name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("mmrec_lmm.board.recompute.with_scores", lambda rows, *others: rows)  # has its own tests
+    refused = 0
+    for number in range(8):
+        with opened(world.study) as whole:
+            folder = tmp_path / f"{name}-{number}"
+            shutil.copytree(whole.folder, folder)
+        document = json.loads((folder / MANIFEST).read_text())
+        if name == MANIFEST:
+            content = scrambled(document, rng)
+        else:
+            path = folder / "runs" / document["rows"][0]["runs"][0] / name
+            lines = path.read_text().splitlines() if name == run_folder.HISTORY else [path.read_text()]
+            lines[0] = json.dumps(scrambled(json.loads(lines[0]), rng))
+            path.write_text("\n".join(lines))
+            content = document
+            if name == run_folder.CONFIG:  # as its record says, and with the hash of that
+                resolved, beside = json.loads(path.read_text()), path.with_name(run_folder.RESULT)
+                result = json.loads(beside.read_text())
+                result["record"].update(resolved=resolved, config=fingerprint(resolved))
+                beside.write_text(json.dumps(result))
+            for file in content["files"]:
+                content["files"][file]["sha256"] = read_hash(folder / file)
+        (folder / MANIFEST).write_text(json.dumps(content))
+        bundle = tmp_path / f"{number}.zip"
+        with zipfile.ZipFile(bundle, "w") as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    archive.write(path, path.relative_to(folder).as_posix())
+        found = world.verify(bundle)
+        refused += found.stopped is not None
+        assert found.stopped is None or found.stopped.reason
+    assert refused > 3
 
 
 def test_a_file_that_comes_twice_and_one_that_is_larger_than_it_says_are_refused(world: World, tmp_path: Path) -> None:
