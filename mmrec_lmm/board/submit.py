@@ -18,7 +18,7 @@ from ..errors import ConfigError, DataError
 from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.grid import Point, points_of
-from ..running.replay import changed_values
+from ..running.replay import differing
 from ..studies.comparison import Entry, Method, compare
 from ..studies.executor import Outcome, Plan
 from ..studies.file import winner
@@ -284,8 +284,7 @@ def _is_point(one: RunResult, result: RunResult) -> bool:
     if one.record.resolved is None or result.record.resolved is None:
         return one.run_id == result.run_id
     axes = {*result.parameters} | _NOT_NAMING
-    differs = changed_values(result.record.resolved, one.record.resolved)
-    keys = {line.removeprefix("configuration: ").partition(" was ")[0] for line in differs}
+    keys = differing(result.record.resolved, one.record.resolved).keys()
     return one.parameters.keys() - {"seed"} == result.parameters.keys() - {"seed"} and keys <= axes
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
     from ..running.storage import Stored
+    from ..studies.contrast import Contrast
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
@@ -125,6 +126,26 @@ def replay_text(replay: Replay) -> str:
         for name, value in replay.differences.items()
     ]
     return "\n".join(lines)
+
+
+def contrast_text(found: Contrast) -> str:
+    """What differs between two runs, and their numbers side by side."""
+    lines = [f"one: {', '.join(found.one)}", f"other: {', '.join(found.other)}", ""]
+    for kind, differences in found.differences.items():
+        lines += [f"{kind}: {line}" if line.partition(": ")[0] != kind else line for line in differences]
+    if not found.differences:
+        lines.append("nothing that is recorded differs")
+    if found.why:
+        return "\n".join([*lines, "", f"numbers: {found.why}"])
+    rows = [
+        {
+            "test": one.metric, "one": one.one, "other": one.other, "difference": one.difference, "low": one.low,
+            "high": one.high, "p": one.p, "": "more than noise" if one.exceeds else "",
+        }
+        for one in found.numbers
+    ]  # fmt: skip
+    over = f"other less one, with its 95 % interval; p is corrected over the metrics. The error counts {found.noise}."
+    return "\n".join([*lines, "", table(rows), "", over])
 
 
 def verification_text(found: Verification) -> str:
