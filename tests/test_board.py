@@ -42,6 +42,8 @@ from mmrec_lmm.errors import ConfigError, DataError
 from mmrec_lmm.evaluation.metrics import METRICS
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.running import run_folder
+from mmrec_lmm.running.inputs import gather
+from mmrec_lmm.running.provenance import run_id
 from mmrec_lmm.studies.executor import Worker, make_plan
 from mmrec_lmm.studies.file import load_study
 from mmrec_lmm.studies.leaderboard import read_leaderboard
@@ -981,6 +983,40 @@ def test_check_finds_what_changed_on_a_board(world: World, board: Path) -> None:
     bundle.unlink()
     (found,) = check(open_board(board, world.registry), world.registry, data_path=world.data_path)
     assert found.problem == "expected bundle.zip, got none"
+
+
+def test_the_best_setting_of_a_board_is_a_study_whose_runs_are_those_verified(
+    world: World, board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(world, board, world.study)
+    file = tmp_path / "best.yaml"
+    answer = call("best", "-m", "bpr", "-d", "demo", "--board", board, "-o", file)
+    assert answer.code == 0, answer.err
+    assert "verified: recomputed" in file.read_text()
+    plan = make_plan(
+        load_study(file, overrides={"data_path": world.data_path}), world.registry, out=tmp_path / "runs", threads=1
+    )
+    (row,) = (row for row in read_manifest(world.study).rows if row.axes.model == "BPR")
+    names = {run_id(job.spec, gather(job.spec, world.registry), world.registry) for job in plan.jobs.values()}
+    assert names == {*row.runs}
+    answer = call("best", "-m", "VBPR", "-d", "demo", "--board", board)
+    assert (answer.code, "expected a verified row of VBPR, got none" in answer.err) == (2, True)
+    monkeypatch.chdir(tmp_path)
+    assert "expected a board of demo, got none" in call("best", "-m", "BPR", "-d", "demo").err
+    shutil.copytree(board, tmp_path / "boards" / "one")
+    assert call("best", "-m", "BPR", "-d", "demo").out == file.read_text()
+    assert "of toy, got none; there are boards of demo" in call("best", "-m", "BPR", "-d", "toy").err
+    shutil.copytree(board, tmp_path / "boards" / "two")
+    assert "expected one board of demo, got boards/one, boards/two" in call("best", "-m", "BPR", "-d", "demo").err
+
+
+def test_some_rows_of_a_study_are_packed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world.runs.parent)
+    common = ("submit", "small.yaml", "-o", tmp_path / "some.zip", "--data-path", world.data_path, "--where")
+    assert call(*common, "model=Pop").code == 0
+    assert [row.axes.model for row in read_manifest(tmp_path / "some.zip").rows] == ["Pop"]
+    assert "expected a finished row of model VBPR, got none" in call(*common, "model=VBPR").err
+    assert "--where: expected one of model, dataset" in call(*common, "modle=Pop").err
 
 
 def test_two_submissions_of_one_id_and_a_renamed_folder_are_one_message(world: World, board: Path) -> None:

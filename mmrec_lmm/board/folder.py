@@ -139,7 +139,7 @@ class Board:
                 raise Refusal(
                     "protocol",
                     f"{row.key}: expected runs on {keys.dataset} with the split {keys.data[:12]}..., as {BOARD} says, "
-                    "got another data set or split",
+                    "got another data set or split; try `submit --where` to pack some rows of a study",
                 )
             encoder = row.axes.encoder
             if encoder is not None and row.axes.control != "none" and encoder.name not in keys.encoders:

@@ -14,7 +14,7 @@ from ..cache import fingerprint
 from ..config.settings import OF_INPUTS
 from ..disk.folders import scratch_folder
 from ..disk.writing import write_bytes, write_json
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, did_you_mean
 from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.grid import Point, points_of
@@ -24,7 +24,7 @@ from ..studies.executor import Outcome, Plan
 from ..studies.file import winner
 from ..studies.leaderboard import FINISHED, PARTIAL
 from ..typed_json import plain
-from ..types import Axes, EncoderName, RunRecord, RunResult
+from ..types import AXES, Axes, EncoderName, RunRecord, RunResult
 from .bundle import (
     LISTS,
     RUNS,
@@ -70,15 +70,21 @@ def submit_run(folder: Path, registry: Registry, output: Path, *, note: str = ""
     return _pack([row], results, method, registry, output, name=result.run_id, title="", note=note)
 
 
-def submit_study(plan: Plan, registry: Registry, output: Path, *, note: str = "") -> Path:
-    """Pack the finished rows of a study, with all points of their grids. ConfigError if none is finished."""
-    study = plan.study
+def submit_study(
+    plan: Plan, registry: Registry, output: Path, *, where: Mapping[str, str] | None = None, note: str = ""
+) -> Path:
+    """Pack the finished rows of a study that have the values `where` on its axes, with all points of their grids.
+    ConfigError for an unknown axis, or if no such row is finished."""
+    study, where = plan.study, where or {}
+    for axis in where:
+        if axis not in AXES:
+            raise ConfigError(f"--where: expected one of {', '.join(AXES)}, got {axis}{did_you_mean(axis, AXES)}")
     rows: dict[str, tuple[SubmittedRow, tuple[RunResult, ...]]] = {}
     everything = run_folder.list_results(plan.out)
     of_study = {one.run_id for outcome in plan.outcomes() for one in outcome.results if one is not None}
     for outcome in plan.outcomes():
         runs = winner(outcome.cell, outcome.results) if outcome.cell.runs else ()
-        if not runs or outcome.state not in (FINISHED, PARTIAL):
+        if not runs or outcome.state not in (FINISHED, PARTIAL) or not outcome.cell.axes.matches(where):
             continue
         axes = dataclasses.replace(outcome.cell.axes, modalities=runs[0].record.axes.modalities or ())
         earlier = [one for one in everything if _alike(one, runs[0]) and one.run_id not in of_study]
@@ -87,7 +93,8 @@ def submit_study(plan: Plan, registry: Registry, output: Path, *, note: str = ""
         if kept is None or len(kept[1]) < len(runs):
             rows[made.key] = made, runs
     if not rows:
-        raise ConfigError(f"{study.name}: expected a study with a finished row, got none; try `study run` first")
+        such = "".join(f" of {axis} {value}" for axis, value in where.items())
+        raise ConfigError(f"{study.name}: expected a finished row{such}, got none; try `study run` first")
     method = SubmittedMethod(
         tuple(metric.lower() for metric in study.metrics), study.baseline, study.test, study.alpha,
         study.best_within, study.family,

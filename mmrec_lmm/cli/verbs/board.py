@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...board.tiers import NOTHING, TIERS
-from ..parser import add_group, add_verb, as_json, configs_folder, count_or_zero, folder_name, names, runs_folder
+from ..parser import (
+    add_group,
+    add_verb,
+    as_json,
+    condition,
+    configs_folder,
+    count_or_zero,
+    folder_name,
+    names,
+    runs_folder,
+)
 from ..shared import importing, print_json, registry_of, registry_of_run
 
 if TYPE_CHECKING:
@@ -19,6 +29,10 @@ def add(verbs: Verbs) -> None:
     submit = add_verb(verbs, "submit", _submit, "Pack a finished run or study, with all that proves it, as one file.")
     submit.add_argument("what", metavar="WHAT", help="a run's id or folder, or a study's file or name")
     submit.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the file to write")
+    submit.add_argument(
+        "--where", type=condition, action="extend", nargs="+", default=[], metavar="AXIS=VALUE",
+        help="of a study, only rows with these values",
+    )  # fmt: skip
     submit.add_argument("--note", default="", metavar="TEXT", help="a remark for readers")
     submit.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: the study's)")
     configs_folder(submit)
@@ -32,6 +46,14 @@ def add(verbs: Verbs) -> None:
     verify.add_argument("--baseline", metavar="NAME", help="the model beside it in the tier fresh (default: Pop)")
     _how_to_verify(verify)
     as_json(verify)
+
+    best = add_verb(verbs, "best", _best, "Print the best setting of a model on a board, as a study that runs.")
+    best.add_argument("-m", "--model", required=True, metavar="NAME", help="the model")
+    best.add_argument("-d", "--dataset", required=True, type=folder_name, metavar="NAME", help="the data set")
+    best.add_argument(
+        "--board", type=Path, metavar="FOLDER", help="the board (default: that of the data set in boards/)"
+    )
+    best.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
 
     board = add_group(verbs, "board", "Keep a leaderboard of verified bundles in a folder.")
     new = add_verb(board, "new", _new, "Begin a board: write the protocol of a data set as it is here.")
@@ -95,7 +117,8 @@ def _submit(options: argparse.Namespace) -> int:
         opened = open_study(
             options.what, configs=options.configs, out=options.out, plugins=options.plugins, overrides=overrides
         )
-        print(submit_study(*opened.plan(), options.output, note=options.note))
+        where = dict(options.where)
+        print(submit_study(*opened.plan(), options.output, where=where, note=options.note))
         return 0
     options.run = str(find_run(options.out, options.what))
     print(submit_run(Path(options.run), registry_of_run(options), options.output, note=options.note))
@@ -124,6 +147,19 @@ def _verify(options: argparse.Namespace) -> int:
     if found.passed:
         return 0
     return DataError.exit_code if found.tier == NOTHING else 1
+
+
+def _best(options: argparse.Namespace) -> int:
+    with importing():
+        from ...board.best import best, board_of
+    from ...logs import start_log
+    from ..shared import write
+
+    start_log(None, "board", level="ERROR", verbose=False)
+    registry = registry_of(options)
+    model = registry.models.get(options.model).name
+    write(best(board_of(options.of_data, options.board, registry), model, registry), options.output)
+    return 0
 
 
 def _new(options: argparse.Namespace) -> int:
