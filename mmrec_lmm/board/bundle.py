@@ -398,8 +398,8 @@ def check_rows(bundle: Bundle) -> None:
         for result in bundle.results(row):
             record = result.record
             seeds.add(record.seed)
-            axes = {"modalities": record.axes.modalities or (), "split": record.axes.split}
-            own = {"modalities": row.axes.modalities or (), "split": row.axes.split}
+            axes: dict[str, Any] = {"modalities": record.axes.modalities or (), "split": record.axes.split}
+            own: dict[str, Any] = {"modalities": row.axes.modalities or (), "split": row.axes.split}
             for name in ("model", "dataset", "paradigm", "control"):
                 axes[name], own[name] = getattr(record.axes, name), getattr(row.axes, name)
             encoder = row.axes.encoder

@@ -56,19 +56,19 @@ def contrast(one: RunResult, other: RunResult) -> Contrast:
     """Compare two finished runs. DataError names one whose files are missing or damaged."""
     sides = [with_other_seeds(result) for result in (one, other)]
     differences = {kind: lines for kind, lines in _differences(one, other).items() if lines}
-    names = [tuple(run.run_id for run in side) for side in sides]
+    names, others = (tuple(run.run_id for run in side) for side in sides)
     tables = [[run_folder.load_per_user(run.path) for run in side] for side in sides]
     users = [table["test/users"] for side in tables for table in side]
     if one.record.data != other.record.data or any(not np.array_equal(found, users[0]) for found in users):
         why = "they were tested on different splits, so users can't be compared one by one"
-        return Contrast(*names, differences, (), "", why)
+        return Contrast(names, others, differences, (), "", why)
     shared = [name for name in one.test if f"test/{name}" in tables[0][0] and f"test/{name}" in tables[1][0]]
     several = min(map(len, sides)) > 1
     found = []
     for name in shared:
         rows = [np.stack([table[f"test/{name}"] for table in side]) for side in tables]  # (S, U) each
         found.append((rows, paired(rows[1], rows[0], seed_variance(rows) if several else None)))
-    corrected = holm(np.array([difference.p for _, difference in found])) if found else []
+    corrected = holm(np.array([difference.p for _, difference in found]))  # (metrics,)
     numbers = tuple(
         MetricDifference(
             name, float(rows[0].mean()), float(rows[1].mean()), difference.mean, *difference.interval(),
@@ -77,7 +77,9 @@ def contrast(one: RunResult, other: RunResult) -> Contrast:
         for name, (rows, difference), p in zip(shared, found, corrected, strict=True)
     )  # fmt: skip
     noise = "users and seeds" if several else "users alone: one side has a single seed, and another may move it as much"
-    return Contrast(*names, differences, numbers, noise, "" if numbers else "they have no metric of users in common")
+    return Contrast(
+        names, others, differences, numbers, noise, "" if numbers else "they have no metric of users in common"
+    )
 
 
 def with_other_seeds(result: RunResult) -> list[RunResult]:

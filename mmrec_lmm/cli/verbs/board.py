@@ -49,7 +49,9 @@ def add(verbs: Verbs) -> None:
 
     best = add_verb(verbs, "best", _best, "Print the best setting of a model on a board, as a study that runs.")
     best.add_argument("-m", "--model", required=True, metavar="NAME", help="the model")
-    best.add_argument("-d", "--dataset", required=True, type=folder_name, metavar="NAME", help="the data set")
+    best.add_argument(
+        "-d", "--dataset", dest="of_data", required=True, type=folder_name, metavar="NAME", help="the data set"
+    )
     best.add_argument(
         "--board", type=Path, metavar="FOLDER", help="the board (default: that of the data set in boards/)"
     )
