@@ -38,6 +38,7 @@ LAYERS = """
     running
     studies
     report
+    board
     library
     testing
     cli

@@ -54,7 +54,7 @@ def verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str
 
 
 VERBS = dict(verbs(build_parser()))
-GROUPS = ("config", "data", "results", "study", "plugin", "weights")  # verbs that have only verbs of their own
+GROUPS = ("board", "config", "data", "results", "study", "plugin", "weights")  # verbs that have only verbs of their own
 
 
 def document(answer: Answer) -> dict:

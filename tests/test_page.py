@@ -305,6 +305,32 @@ def test_filters_choose_rows_and_a_sent_address_shows_the_same_view(visit: "Call
     assert address(visit(sample)) == "", "what everybody sees needs no address"
 
 
+def test_a_board_says_its_protocol_first_and_filters_by_the_tier_that_rows_reached(
+    visit: "Callable[..., Page]",
+) -> None:
+    tiers = {"Slow": "replayed", "Good": "recomputed", "Poor": "fresh"}
+    attempts = {"runs": 12, "points": 4, "seeds": 3, "earlier": 2, "failed": 0}
+    rows = [
+        replace(one, submission=f"{one.axes.model}-1a", tier=tiers[one.axes.model], attempts=attempts)
+        for one in THREE.rows
+    ]
+    again = replace(rows[0], submission="Slow-2b", tier="recomputed", fresh={"fresh": 0.123, "baseline_here": 0.2})
+    opened = visit(board(*rows, again, head={"protocol": "small, version 1", "seeds": "1, 2"}))
+    assert "Board small." in opened.locator("#how").inner_text()
+    assert opened.locator(".head dd").all_inner_texts() == ["small, version 1", "1, 2"]
+    assert models(opened) == ["Slow", "Slow", "Good", "Poor"], "rows of equal axes are two"
+    assert " ".join(opened.locator("#body tr").first.inner_text().split()).endswith("replayed 14 1.7 min –")
+    opened.select_option("#filter-tier", "replayed")
+    assert models(opened) == ["Slow", "Poor"]
+    assert address(opened) == "#tier=replayed"
+    opened.select_option("#filter-tier", "*")
+    opened.locator("#body .open").nth(1).click()
+    ticket = " ".join(opened.get_by_role("dialog").inner_text().split())
+    assert "id Slow-2b tier recomputed attempts: runs 12" in ticket
+    assert "fresh world: fresh 0.1230 fresh world: baseline here 0.2000" in ticket
+    assert visit(THREE).locator("#filter-tier").is_hidden()
+
+
 def test_an_address_of_names_that_are_gone_is_the_usual_view(visit: "Callable[..., Page]") -> None:
     opened = visit(THREE, "#dataset=gone&model=gone&sort=gone&metric=gone&columns=gone&row=gone")
     assert models(opened) == ["Slow", "Good", "Poor"]

@@ -16,6 +16,7 @@ from ..plugin.specs import EncoderSpec, WeightFile
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     import pandas as pd
 
+    from ..board.verify import Verification
     from ..bridge.checkout import Import
     from ..checking.findings import Report
     from ..checking.probes import Estimate, Probed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..running.grid import Grid, Point
     from ..running.replay import Replay
     from ..running.storage import Stored
+    from ..studies.contrast import Contrast
     from ..studies.estimate import CachedFile, Making, Probe
     from ..studies.executor import Job, Outcome, Record
     from ..studies.leaderboard import Leaderboard
@@ -146,6 +148,50 @@ def replay_text(replay: Replay) -> str:
         f"  {name}: {'not comparable' if value is None else f'differs by {value:.3g} at most'}"
         for name, value in replay.differences.items()
     ]
+    return "\n".join(lines)
+
+
+def contrast_text(found: Contrast) -> str:
+    """What differs between two runs, and their numbers side by side."""
+    lines = [f"one: {', '.join(found.one)}", f"other: {', '.join(found.other)}", ""]
+    for kind, differences in found.differences.items():
+        lines += [f"{kind}: {line}" if line.partition(": ")[0] != kind else line for line in differences]
+    if not found.differences:
+        lines.append("nothing that is recorded differs")
+    if found.why:
+        return "\n".join([*lines, "", f"numbers: {found.why}"])
+    rows = [
+        {
+            "test": one.metric, "one": one.one, "other": one.other, "difference": one.difference, "low": one.low,
+            "high": one.high, "p": one.p, "": "more than noise" if one.exceeds else "",
+        }
+        for one in found.numbers
+    ]  # fmt: skip
+    over = f"other less one, with its 95 % interval; p is corrected over the metrics. The error counts {found.noise}."
+    return "\n".join([*lines, "", table(rows), "", over])
+
+
+def verification_text(found: Verification) -> str:
+    """The tier that a bundle reached, what each tier found, and what stopped it."""
+    lines = [f"{found.name}: {found.tier}, of {found.rows} rows and {found.runs} runs"]
+    if found.replayed:
+        same = sum(one.identical for one in found.replayed.values())
+        largest = max(one.largest for one in found.replayed.values())
+        lines.append(
+            f"  replayed: {same} of {len(found.replayed)} runs identical; means differ by {largest:.2g} at most"
+        )
+    if found.fresh:
+        rows = [
+            {
+                "row": key, "metric": one.metric, "claim": one.claim, "fresh": one.fresh,
+                f"{found.baseline} here": one.baseline_here, f"{found.baseline} fresh": one.baseline_fresh,
+                "chance": one.chance,
+            }
+            for key, one in found.fresh.items()
+        ]  # fmt: skip
+        lines.append(textwrap.indent(f"fresh, seed {found.seed}:\n{table(rows)}", "  "))
+    if found.stopped is not None:
+        lines.append(f"  stopped at {found.stopped.tier} by the check {found.stopped.check}: {found.stopped.reason}")
     return "\n".join(lines)
 
 

@@ -43,8 +43,8 @@ const probability = p => p == null ? NONE : p < 0.0001 ? "< 0.0001" : p.toFixed(
 // Rows, their names and their ranks
 const distinct = values => [...new Set(values)];
 const joined = (values, separator) => values.filter(Boolean).join(separator);
-const keyOf = ({model, dataset, encoder, paradigm, modalities, control, split}) =>
-  joined([model, dataset, encoder || "-", paradigm, modalities.join("+") || "-", control, split], "/");
+const keyOf = ({model, dataset, encoder, paradigm, modalities, control, split, submission}) =>
+  joined([model, dataset, encoder || "-", paradigm, modalities.join("+") || "-", control, split, submission], "/");
 const testedOn = ({dataset, split}) => joined([dataset, split], "/");  // only rows that agree on it can be compared
 const nameOf = row => joined([row.model, row.encoder, row.paradigm, row.control], " · ");
 const rows = board.rows.map((row, order) =>
@@ -53,6 +53,9 @@ const byKey = new Map(rows.map(row => [row.key, row]));
 const datasets = distinct(rows.map(row => row.dataset));
 const paradigms = distinct(rows.filter(row => row.scored).map(row => row.paradigm));
 const controls = distinct(rows.map(row => row.control).filter(Boolean));
+const TIERS = ["reported", "recomputed", "replayed", "fresh"];  // of a board's submissions, from least to most
+const tiers = TIERS.filter(tier => rows.some(row => row.tier === tier));
+const tried = ({attempts}) => attempts && attempts.runs + attempts.earlier;
 const gains = distinct(rows.flatMap(row => Object.keys(row.content_gain)));
 const main = board.ranked_by || board.metrics[0];  // the metric that selected the runs; earlier files lack it
 for (const dataset of datasets) {
@@ -63,7 +66,7 @@ for (const dataset of datasets) {
 
 // The view: what is shown, in which order. The address keeps what differs from the default, for sharing.
 const DEFAULT = {
-  dataset: datasets[0] ?? ANY, model: ANY, encoder: ANY, paradigm: ANY, control: OWN, failed: "",
+  dataset: datasets[0] ?? ANY, model: ANY, encoder: ANY, paradigm: ANY, control: OWN, tier: ANY, failed: "",
   sort: "rank", order: "ascending", metric: main, on: "", row: "",
   columns: board.metrics.filter((metric, place) => place < 4 || metric === main).join(" "),
 };
@@ -74,10 +77,17 @@ const FILTERS = {
   encoder: {label: "Encoder", all: "all encoders", of: row => row.encoder ?? "", names: {"": "none: files or ids"}},
   paradigm: {label: "Paradigm", all: "all paradigms", of: row => row.paradigm},
   control: {label: "Control", all: "with their twins", of: row => row.control ?? OWN, names: {[OWN]: "own features"}},
+  tier: {
+    label: "Tier", all: "all tiers", of: row => row.tier,
+    names: Object.fromEntries(TIERS.map(tier => [tier, tier === TIERS.at(-1) ? tier : `${tier} or more`])),
+    passes: (row, least) => TIERS.indexOf(row.tier) >= TIERS.indexOf(least),
+  },
 };
 for (const filter of Object.values(FILTERS)) filter.options = distinct([ANY, ...rows.map(filter.of)]);
 FILTERS.control.options = distinct([ANY, OWN, ...controls]);
-const leaves = (name, row) => view[name] === ANY || FILTERS[name].of(row) === view[name];
+FILTERS.tier.options = [ANY, ...tiers];
+const leaves = (name, row) => view[name] === ANY
+  || (FILTERS[name].passes?.(row, view[name]) ?? FILTERS[name].of(row) === view[name]);
 const passes = (row, except) => Object.keys(FILTERS).every(name => name === except || leaves(name, row));
 const shownMetrics = () => view.columns.split(" ").filter(Boolean);
 
@@ -186,6 +196,12 @@ const gainColumn = control => ({
 const costColumn = (id, label, format) => ({
   id, label, width: [4, 0.2], number: true, value: row => row[id], cell: row => [format(row[id])],
 });
+const OF_BOARD = tiers.length ? [
+  {id: "tier", label: "Tier", width: [6.4, 0.2], value: row => TIERS.indexOf(row.tier), cell: row => [text(row.tier)],
+    falling: true},
+  {id: "attempts", label: "Attempts", width: [4.2, 0.1], number: true, value: tried,
+    cell: row => [span("value", count(tried(row)))]},
+] : [];
 let columns = [], lines = new Map();
 function line(row) {  // the row's <tr>, made once
   if (lines.has(row)) return lines.get(row);
@@ -214,7 +230,7 @@ function renderHead() {
   lines = new Map();
   columns = [
     ...IDENTITY, ...shownMetrics().map(metricColumn), ...gains.map(gainColumn),
-    costColumn("seconds", "Training", duration), costColumn("memory", "Memory", bytes),
+    ...OF_BOARD, costColumn("seconds", "Training", duration), costColumn("memory", "Memory", bytes),
   ];
   const tracks = columns.map(({width: [least, share]}) => `minmax(${least}rem, ${share}fr)`).join(" ");
   const least = columns.reduce((sum, {width}) => sum + width[0] + 0.85, 0);
@@ -414,6 +430,10 @@ function pairs(mapping) {  // nested mappings become nested lists
     make("dt", null, name), make("dd", null, isMapping(value) ? pairs(value) : said(value)),
   ]));
 }
+const prefixed = (prefix, mapping) =>
+  Object.fromEntries(Object.entries(mapping ?? {}).map(([name, value]) => [prefix + name, value]));
+const freshOf = ({fresh}) => Object.fromEntries(
+  Object.entries(fresh ?? {}).map(([name, value]) => [`fresh world: ${name.replace("_", " ")}`, fixed(value)]));
 function command(line) {
   const code = make("code", null, line);
   const copy = async ({target}) => {
@@ -473,6 +493,8 @@ function ticketOf(row) {
     ...Object.entries(row.twins ?? {}).filter(([, twin]) => marksOf(byKey.get(twin)).length > 0)
       .map(([control, twin]) => soft(`The twin ${control} is ${named(twin)}.`)),
     part("Cost", row.scored && pairs(cost)),
+    part("Submission", row.submission
+      && pairs({id: row.submission, tier: row.tier, ...prefixed("attempts: ", row.attempts), ...freshOf(row)})),
     part("Chosen on validation", pairs(row.parameters)),
     part("Runs", pairs(Object.fromEntries(row.runs.map((run, index) => [`seed ${row.seeds[index] ?? "?"}`, run])))),
     part("Ticket", pairs(Object.fromEntries(entries.filter(([, value]) => !isMapping(value)))), folded),
@@ -505,11 +527,12 @@ function explain() {
   if (known.length) sizes.append(soft("Detectable: the smallest difference that the data set can show."));
   const how = make("div", null,
     board.untested && make("p", {class: "untested"}, board.untested),
-    make("p", null, `Study ${board.study}. `, board.comparisons ? tested : "No row is tested against another."),
+    make("p", null, `${board.head ? "Board" : "Study"} ${board.study}. `, board.comparisons ? tested : "No row is tested against another."),
     soft("Scores are means over users on test, each user averaged over the seeds, with 95 % intervals; "
       + "epoch and grid point are chosen on validation. All results are conditional on one split of the data."),
     rows.some(row => marksOf(row).length > 0) && soft("†: the figure may say more about the training budget or "
       + "the data than about the model, or is compared with one that may; point at it, or open the row, for the reason."),
+    board.head && make("div", {class: "head"}, pairs(board.head)),
     board.notes.length > 0 && make("ul", {class: "notes"}, board.notes.map(note => make("li", null, note))));
   byId("how").append(how, sizes);
   byId("legend").append(
@@ -552,7 +575,8 @@ function filterControl([name, {label, all, names, options}]) {
     if (name === "control") renderHead();  // the scales of the bars depend on it
     render();
   };
-  return make("label", {hidden: name === "control" && !controls.length}, label, make("select",
+  const idle = (name === "control" && !controls.length) || (name === "tier" && !tiers.length);
+  return make("label", {hidden: idle}, label, make("select",
     {id: `filter-${name}`, change: choose},
     options.map(value => option(value, value === ANY ? all : names?.[value] ?? value))));
 }

@@ -20,6 +20,7 @@ from .writers import DASH, MARK, Footnotes, Line, Table, TableCell, as_text, dig
 
 OUTER_AXES = ("dataset", "split")  # outermost in a table
 TABLE_AXES = (*OUTER_AXES, *(axis for axis in AXES if axis not in OUTER_AXES))
+OF_BOARD = ("submission", "tier")  # label the rows of a board, whose axes may repeat
 NONE = "-"  # for an axis on which a row has no value
 
 Published = Callable[[Row], Mapping[str, float]]  # metric -> published figure for a row's combination
@@ -74,7 +75,7 @@ def _kept(rows: Sequence[Row], plan: Layout) -> list[Row]:
 def arrange(board: Leaderboard, rows: Sequence[Row], plan: Layout, published: Published) -> Table:
     """The table of some rows of a leaderboard, in a layout."""
     axes = _axes(plan, rows)
-    order = {axis: _order(axis, rows) for axis in TABLE_AXES} | {"metric": list(board.metrics)}
+    order = {axis: _order(axis, rows) for axis in (*TABLE_AXES, *OF_BOARD)} | {"metric": list(board.metrics)}
     found = {
         (*_labels(row, axes, metric), label(row, plan.across, metric)): (row, metric)
         for row in rows
@@ -260,15 +261,22 @@ def _with_axes(plan: Layout, rows: Sequence[Row]) -> Layout:
 
 
 def _named_axes(rows: Iterable[Row]) -> tuple[str, ...]:
-    """TABLE_AXES, without the split if no row has one."""
-    return TABLE_AXES if any(row.axes.split for row in rows) else tuple(axis for axis in TABLE_AXES if axis != "split")
+    """TABLE_AXES, without the split if no row has one; of a board's rows also OF_BOARD."""
+    rows = list(rows)
+    axes = TABLE_AXES if any(row.axes.split for row in rows) else tuple(axis for axis in TABLE_AXES if axis != "split")
+    return (*axes, *OF_BOARD) if any(row.submission for row in rows) else axes
 
 
 def label(row: Row, axis: str, metric: str = "") -> str:
-    """A row's value on one of TABLE_AXES as text; on the axis "metric", the argument `metric`."""
+    """A row's value on one of TABLE_AXES or OF_BOARD as text; on the axis "metric", the argument `metric`."""
     if axis == "metric":
         return metric
-    return row.axes.value(axis) or NONE
+    return _value(row, axis) or NONE
+
+
+def _value(row: Row, axis: str) -> str | None:
+    value: str | None = getattr(row, axis) if axis in OF_BOARD else row.axes.value(axis)
+    return value
 
 
 def _labels(row: Row, axes: Iterable[str], metric: str = "") -> tuple[str, ...]:
@@ -427,7 +435,7 @@ def efficiency_csv(board: Leaderboard, rows: Sequence[Row]) -> str:
 
 
 def _csv_axes(board: Leaderboard, row: Row) -> dict[str, object]:
-    return {axis: row.axes.value(axis) for axis in _named_axes(board.rows)}
+    return {axis: _value(row, axis) for axis in _named_axes(board.rows)}
 
 
 def _csv_interval(interval: Interval | None, names: Sequence[str] = ("mean", "low", "high")) -> dict[str, object]:
@@ -446,6 +454,7 @@ def _csv_line(
         gains[f"{name}_marks"] = "; ".join(marked.get(row.twins.get(control, ""), ()))
     return {
         **_csv_axes(board, row),
+        **({"attempts": row.attempts["runs"] + row.attempts["earlier"]} if row.attempts else {}),
         "state": row.state,
         "reason": row.reason,
         "metric": metric,

@@ -148,12 +148,13 @@ def changes(record: RunRecord, spec: RunSpec, inputs: Inputs, registry: Registry
 
 def changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys of two resolved runs (`config.json`) whose values differ, in the user's spelling, with both values."""
+    return [_was(f"configuration: {key}", *values) for key, values in differing(then, now).items()]
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The same with the values themselves; None for a key that one of the runs lacks."""
     before, after = dict(_keys(then)), dict(_keys(now))
-    return [
-        _was(f"configuration: {key}", before.get(key), after.get(key))
-        for key in {**before, **after}
-        if before.get(key) != after.get(key)
-    ]
+    return {key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
 
 
 def departure(then: Sequence[EpochReport], now: Sequence[EpochReport]) -> str | None:

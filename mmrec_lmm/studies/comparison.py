@@ -59,11 +59,12 @@ class Entry:
     runs: Sequence[RunResult] = ()
     state: str = FINISHED
     reason: str = ""
+    submission: str = ""  # of a board, whose rows may have the same axes
 
     @property
     def key(self) -> str:
-        """Its name within its study."""
-        return self.axes.key
+        """Its name within its study or board."""
+        return f"{self.axes.key}/{self.submission}" if self.submission else self.axes.key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,7 +411,9 @@ class _Board:
         found: dict[str, int] = {}
         for other, twin in enumerate(self.rows):
             axes = twin.axes
-            own = axes.control is not None and dataclasses.replace(axes, control=None).key == row.key
+            if twin.submission != row.submission:
+                continue
+            own = axes.control is not None and dataclasses.replace(axes, control=None).key == row.axes.key
             shared = axes.control == "none" and axes.encoder is None and axes.paradigm == PRE_TRAINED
             alike = (axes.model, axes.modalities) == (row.axes.model, row.axes.modalities)
             if own or (shared and alike and "none" not in found):
@@ -496,6 +499,7 @@ def _row(entry: Entry) -> Row:
         state=entry.state,
         reason=entry.reason,
         marks=marks_of(runs),
+        submission=entry.submission or None,
     )
     if not runs:
         return row
@@ -552,6 +556,8 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
     alike = [
         place for place in candidates if all(rows[place].axes.value(axis) == row.axes.value(axis) for axis in free)
     ]
+    if len({rows[place].axes for place in alike}) == 1:
+        return alike[0]  # of several submissions of one row, the first
     if len(alike) > 1:
         named = ", ".join(f"{axis} {value}" for axis, value in baseline.items())
         raise ConfigError(
@@ -561,7 +567,7 @@ def _baseline_of(row: Row, rows: Sequence[Row], baseline: Mapping[str, str | Non
     if alike or not {"model", "encoder"} & baseline.keys():
         return next(iter(alike), None)
     without_features = [place for place in candidates if not rows[place].axes.modalities]
-    return without_features[0] if len(without_features) == 1 else None
+    return without_features[0] if len({rows[place].axes for place in without_features}) == 1 else None
 
 
 def _interval(mean: float, means: np.ndarray) -> Interval:

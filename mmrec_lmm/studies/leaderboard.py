@@ -109,11 +109,15 @@ class Row:
     parameters_trained: int | None = None
     cost: Mapping[str, Measured] = field(default_factory=dict)  # by what it is of (costs.py); earlier files have none
     reproducibility: ReproducibilityRecord | None = None  # "ticket" in JSON
+    submission: str | None = field(default=None, metadata=OPTIONAL)  # of a board: which one brought it
+    tier: str | None = field(default=None, metadata=OPTIONAL)  # that its submission was verified to
+    attempts: Mapping[str, int] | None = field(default=None, metadata=OPTIONAL)  # runs that were tried for it, by kind
+    fresh: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)  # its score in a fresh world, and others
 
     @property
     def key(self) -> str:
-        """The row's name within its study."""
-        return self.axes.key
+        """The row's name within its study or board."""
+        return f"{self.axes.key}/{self.submission}" if self.submission else self.axes.key
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class Leaderboard:
     claims: tuple[Claim, ...] = ()  # of finished rows (claims.py)
     claim_comparisons: int = 0  # in the family over which their p was corrected; in the largest of several
     notes: tuple[str, ...] = ()  # for readers: what failed, what differs from the paper
+    head: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)  # of a board: protocol, date, versions
 
     @property
     def main_metric(self) -> str:

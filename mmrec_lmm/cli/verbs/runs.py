@@ -60,6 +60,17 @@ def add(verbs: Verbs) -> None:
     runs_folder(again)
     as_json(again)
 
+    compare = add_verb(
+        verbs,
+        "compare",
+        _compare,
+        "Say what differs between two runs, and if their numbers do by more than noise.",
+    )
+    compare.add_argument("run", metavar="RUN", help="a run's id, the start of one, or its folder")
+    compare.add_argument("other", metavar="OTHER", help="the other run, likewise")
+    runs_folder(compare)
+    as_json(compare)
+
     results = add_group(verbs, "results", "Query, export and index finished runs.")
     index = add_verb(results, "index", _index, "Rebuild the index of finished runs.")
     export = add_verb(results, "export", _export, "Export finished runs as a table, one row per run.")
@@ -174,6 +185,23 @@ def _replay(options: argparse.Namespace) -> int:
     else:
         print(replay_text(found))
     return 0 if found.reproduced else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ...running.run_folder import find_run, load_result
+    from ...studies.contrast import contrast
+    from ...typed_json import plain
+    from ..text import contrast_text
+
+    one, other = (load_result(find_run(options.out, name)) for name in (options.run, options.other))
+    assert one is not None
+    assert other is not None
+    found = contrast(one, other)
+    if options.json:
+        print_json(plain(found))
+    else:
+        print(contrast_text(found))
+    return 0
 
 
 def _index(options: argparse.Namespace) -> int:
