@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..running.replay import Replay
     from ..running.storage import Stored
     from ..studies.estimate import CachedFile, Making, Probe
-    from ..studies.executor import Job, Outcome, Record
+    from ..studies.executor import Job, Outcome, Plan, Record
     from ..studies.leaderboard import Leaderboard
     from ..types import FeatureTable, RunResult
 
@@ -137,6 +137,37 @@ def study_text(outcomes: Sequence[Outcome]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
     return f"{table(rows)}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+
+
+def plan_text(plan: Plan) -> str:
+    """All cells of a study with their states; of a random search also the budget of each model, by its records."""
+    text = study_text(plan.outcomes())
+    if plan.study.search != "random":
+        return text
+    from ..studies.budgets import budgets, verdict
+
+    found = budgets(plan)
+    rows = [
+        {
+            "model": one.model,
+            "cells": one.cells,
+            "trials": one.most if one.fewest == one.most else f"{one.fewest} to {one.most}",
+            "of": one.asked,
+            "failed": one.failed,
+            "earlier": one.earlier,
+        }
+        for one in found
+    ]
+    return f"{text}\n\n{table(rows)}\n\n{verdict(plan, found)}"
+
+
+def shard_text(plan: Plan) -> str:
+    """How many of the study's runs a shard has, and what waits for other shards."""
+    own = len(plan.own)
+    text = f"shard {plan.shard}: {own} of {len(plan.jobs)} runs"
+    if plan.waiting:
+        text += f"; {len(plan.waiting)} wait for winners: once all shards are done, run them again"
+    return text
 
 
 def content_text(board: Leaderboard, out: Path) -> str:
