@@ -17,6 +17,7 @@ from ..plugin.specs import EncoderSpec, WeightFile
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     import pandas as pd
 
+    from ..checking.audit import Audit
     from ..checking.findings import Report
     from ..checking.probes import Estimate, Probed
     from ..config.schema import Key
@@ -612,6 +613,27 @@ def check_text(report: Report) -> str:
             lines += ["", f"{severity} {finding.name}: {finding.counted}"]
             lines += [f"    where: {finding.where}"] if str(finding.where) else []
             lines += [f"    what to do: {finding.cure}"] if finding.cure else []
+    return "\n".join(lines)
+
+
+def audit_text(found: Audit) -> str:
+    """`data audit`: the tests of each file, and what they say."""
+    from ..checking.audit import ALPHA
+
+    pairs = ", ".join(f"{count:,} of {part}" for part, count in found.pairs.items())
+    lines = [f"{found.dataset}: {pairs}; {found.permutations:,} permutations"]
+    if found.unfair:
+        return "\n".join([*lines, f"not judged: {found.unfair}"])
+    for file in found.files:
+        lines += ["", file.name]
+        if file.tests:
+            lines.append(table([{"test": one.name, "excess": one.excess, "p": one.p} for one in file.tests]))
+        verdict = (
+            f"knows {file.leak}" if file.leak else f"not tested: {file.reason}" if file.reason else "nothing shows"
+        )
+        corrected = f": p = {file.p:.3g}, corrected for {len(file.tests)} tests" if file.tests else ""
+        lines.append(f"{verdict}{corrected}")
+    lines += ["", f"An honest file is flagged with a chance of {ALPHA:.0%}; one made from all rows alike isn't seen."]
     return "\n".join(lines)
 
 

@@ -164,7 +164,7 @@ def resolve(
     axes = {name: merge.points[name] for name in merge.axes}
     trials = _trials(axes, request, model, merge) if request.search else None
     sizes = {name: len(values) for name, values in axes.items() if trials is None or name == "seed"}
-    if (count := math.prod([*sizes.values(), len(trials or [()])])) > MOST_RUNS:
+    if (count := math.prod(sizes.values()) * len(trials or (None,))) > MOST_RUNS:
         shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         raise ConfigError(f"{GRID}: expected at most {MOST_RUNS:,} runs, got {count:,} ({shown}); try fewer values")
     origins = {

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..cache import fingerprint
 from ..config.settings import OF_FEATURES, identifying
@@ -93,7 +93,8 @@ class Record:
     point: Mapping[str, Any] | None = dataclasses.field(default=None, metadata=OPTIONAL)
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """One of `count` parts of a study's runs, counted from 1."""
 
     number: int
@@ -161,8 +162,8 @@ class Plan:
         place doesn't depend on which winners are known."""
         if self.shard is None:
             return dict(self.jobs)
-        number, count = self.shard
-        return {key: job for key, job in self.jobs.items() if self.places[key] % count == number - 1}
+        rest, count = self.shard.number - 1, self.shard.count
+        return {key: job for key, job in self.jobs.items() if self.places[key] % count == rest}
 
     def left(self, since: float) -> list[Job]:
         """The plan's own jobs that are not finished and were not tried after `since`."""
