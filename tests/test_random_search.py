@@ -187,6 +187,14 @@ def test_a_search_that_can_not_be_is_refused_with_its_line(
     assert message in str(refused.value)
 
 
+def test_the_documented_search_gives_each_model_its_trials(planted: Registry) -> None:
+    page = Path(__file__).parents[1] / "docs" / "studies.md"
+    section = page.read_text(encoding="utf-8").partition("## Equal budgets")[2]
+    Path("documented.yaml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    found = {cell.axes.model: cell for cell in load_study(Path("documented.yaml")).cells(planted)}
+    assert {model: len(cell.runs) for model, cell in found.items()} == {"VBPR": 24, "LightGCN": 24, "Pop": 3}
+
+
 # Searching
 
 
