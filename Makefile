@@ -6,7 +6,7 @@ READY   = $(VENV)/.ready
 # Files side by side, in a process for each core: a test never shares its file's fixtures with another process.
 PYTEST  = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow test-gpu lint types bench clean
+.PHONY: demo test test-slow test-gpu lint types bench docs clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...")'
@@ -39,6 +39,11 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.encoders
 	$(BIN)/python -m benchmarks.joint
 	$(BIN)/python -m benchmarks.small_runs
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site docs build/site
+	$(BIN)/python docs/site/links.py build/site
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ A command with configuration keys goes the way of a real one until its runs are 
 found as it would be for a user: by the schemas of the model, encoder and paradigm that the command names.
 """
 
+import configparser
 import re
 import shlex
 from collections.abc import Iterator
@@ -147,3 +148,36 @@ def test_a_misspelled_command_would_be_found(command: str, message: str) -> None
 def test_a_misspelled_study_would_be_found() -> None:
     with pytest.raises(Exception, match="paper-tabel3"):
         understand("study run paper-tabel3")
+
+
+# Commands of other programs
+
+
+def texts() -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in [*PAGES, ROOT / "CHANGELOG.md"])
+
+
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"^(?:|.*[`(])make ([a-z-]+)(?=[`\n ,]|$)", texts(), re.MULTILINE)))
+)
+def test_each_documented_target_of_make_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"), sorted(set(re.findall(r"python3? -m ((?:benchmarks|tests)\.[\w.]+)([^`\n;)#]*)", texts())))
+)
+def test_each_documented_module_exists_and_has_the_flags(module: str, flags: str) -> None:
+    path = ROOT / module.replace(".", "/")
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = file.read_text(encoding="utf-8")
+    assert path.is_dir() or "__main__" in source
+    for flag in re.findall(r"--[a-z-]+", flags):
+        assert f'"{flag}"' in source
+
+
+@pytest.mark.parametrize("extra", sorted(set(re.findall(r"(?:mmrec-lmm|'\.)\[([a-z,]+)\]", texts()))))
+def test_each_documented_extra_exists(extra: str) -> None:
+    known = configparser.ConfigParser()
+    known.read(ROOT / "setup.cfg")
+    assert set(extra.split(",")) <= set(known["options.extras_require"])

@@ -228,6 +228,15 @@ def processes(text: str) -> int:
     return _whole(text, 1, 1024)
 
 
+def shard(text: str) -> tuple[int, int]:
+    """I/N: the number of a part, from 1, and the number of parts."""
+    parts = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    number, count = map(int, parts.groups()) if parts else (0, 0)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got {text[:40]!r}; try 1/8")
+    return number, count
+
+
 def _whole(text: str, least: int, most: int) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most:,}, got {text[:40]!r}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
 
     from ..board.verify import Verification
     from ..bridge.checkout import Import
+    from ..checking.audit import Audit
     from ..checking.findings import Report
     from ..checking.probes import Estimate, Probed
     from ..config.schema import Key
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # these take time to import, which would slow down `list`
     from ..running.storage import Stored
     from ..studies.contrast import Contrast
     from ..studies.estimate import CachedFile, Making, Probe
-    from ..studies.executor import Job, Outcome, Record
+    from ..studies.executor import Job, Outcome, Plan, Record
     from ..studies.leaderboard import Leaderboard
     from ..types import FeatureTable, RunResult
 
@@ -225,6 +226,37 @@ def imported_text(found: Import) -> str:
         parts.append(f"configuration: {found.configs}")
     parts.append(f"data sets: {', '.join(found.datasets) or 'none'}")
     return "\n".join(part for part in parts if part)
+
+
+def plan_text(plan: Plan, width: int | None = None) -> str:
+    """`study_text`, and of a random search the budget of each model, by its records."""
+    text = study_text(plan.outcomes(), width)
+    if plan.study.search != "random":
+        return text
+    from ..studies.budgets import budgets, verdict
+
+    found = budgets(plan)
+    rows = [
+        {
+            "model": one.model,
+            "cells": one.cells,
+            "trials": one.most if one.fewest == one.most else f"{one.fewest} to {one.most}",
+            "of": one.asked,
+            "failed": one.failed,
+            "earlier": one.earlier,
+        }
+        for one in found
+    ]
+    return f"{text}\n\n{table(rows)}\n\n{verdict(plan, found)}"
+
+
+def shard_text(plan: Plan) -> str:
+    """How many of the study's runs a shard has, and what waits for other shards."""
+    own = len(plan.own)
+    text = f"shard {plan.shard}: {own} of {len(plan.jobs)} runs"
+    if plan.waiting:
+        text += f"; {len(plan.waiting)} wait for winners: once all shards are done, run them again"
+    return text
 
 
 def content_text(board: Leaderboard, out: Path) -> str:
@@ -658,6 +690,27 @@ def check_text(report: Report) -> str:
             lines += ["", f"{severity} {finding.name}: {finding.counted}"]
             lines += [f"    where: {finding.where}"] if str(finding.where) else []
             lines += [f"    what to do: {finding.cure}"] if finding.cure else []
+    return "\n".join(lines)
+
+
+def audit_text(found: Audit) -> str:
+    """`data audit`: the tests of each file, and what they say."""
+    from ..checking.audit import ALPHA
+
+    pairs = ", ".join(f"{count:,} of {part}" for part, count in found.pairs.items())
+    lines = [f"{found.dataset}: {pairs}; {found.permutations:,} permutations"]
+    if found.unfair:
+        return "\n".join([*lines, f"not judged: {found.unfair}"])
+    for file in found.files:
+        lines += ["", file.name]
+        if file.tests:
+            lines.append(table([{"test": one.name, "excess": one.excess, "p": one.p} for one in file.tests]))
+        verdict = (
+            f"knows {file.leak}" if file.leak else f"not tested: {file.reason}" if file.reason else "nothing shows"
+        )
+        corrected = f": p = {file.p:.3g}, corrected for {len(file.tests)} tests" if file.tests else ""
+        lines.append(f"{verdict}{corrected}")
+    lines += ["", f"An honest file is flagged with a chance of {ALPHA:.0%}; one made from all rows alike isn't seen."]
     return "\n".join(lines)
 
 

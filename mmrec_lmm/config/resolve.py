@@ -30,7 +30,8 @@ from ..plugin.specs import DatasetSpec, EncoderSpec, ModelSpec, ParadigmSpec, Sa
 from ..types import PRE_TRAINED, EncoderName, RunSpec
 from . import yaml_layers
 from .choices import CALLED_ELSEWHERE
-from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of
+from .schema import HOST, Key, Schema, check_settings, describe_type, schema_of, takes_whole
+from .search import Search, Values, draw, make_range
 from .settings import MMREC_UNUSED, OF_SPLIT
 from .yaml_layers import ENCODER, GRID, Layer, Origin, as_yaml
 
@@ -62,7 +63,8 @@ class Value:
 @dataclass(frozen=True)
 class Request:
     """A request as the user typed it. `model` is empty for a verb that needs none (`encode`), `study` is the layer of a
-    study's file, `overrides` holds the raw text of each `--key=value`, or a program's Value in its place."""
+    study's file, `search` draws points of the grid instead of its product, `overrides` holds the raw text of each
+    `--key=value`, or a program's Value in its place."""
 
     model: str
     dataset: str
@@ -75,6 +77,7 @@ class Request:
     grid: str | None = None
     configs: Path | None = None
     study: Layer | None = None
+    search: Search | None = None
     overrides: Mapping[str, str | Value] = field(default_factory=dict)
 
 
@@ -164,9 +167,11 @@ def resolve(
     merge.fail()
 
     axes = {name: merge.points[name] for name in merge.axes}
-    if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
-        sizes = ", ".join(f"{name} {len(values):,}" for name, values in axes.items())
-        raise ConfigError(f"{GRID}: expected at most {MOST_RUNS:,} runs, got {count:,} ({sizes}); try fewer values")
+    trials = _trials(axes, request, model, merge) if request.search else None
+    sizes = {name: len(values) for name, values in axes.items() if trials is None or name == "seed"}
+    if (count := math.prod(sizes.values()) * len(trials or (None,))) > MOST_RUNS:
+        shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        raise ConfigError(f"{GRID}: expected at most {MOST_RUNS:,} runs, got {count:,} ({shown}); try fewer values")
     origins = {
         name: dataclasses.replace(origin, value=merge.points[name] if name in axes else merge.points[name][0])
         for name, origin in merge.origins.items()
@@ -176,8 +181,7 @@ def resolve(
     of_plugins = [spec.configs for spec in (model, encoder, dataset) if spec and spec.configs]
     given = {name: str(origin) for name, origin in origins.items() if not _is_shipped(origin, of_plugins)}
     runs = []
-    for choice in itertools.product(*axes.values()):
-        point = dict(zip(axes, choice, strict=True))
+    for point in _product(axes) if trials is None else _at_seeds(trials, axes):
         values = {name: origin.value for name, origin in origins.items()} | point
         of_sampler = of_samplers.get(values["sampler"].lower())
         run = RunSpec(
@@ -205,6 +209,40 @@ def resolve(
                 if decided.count(decided[0]) == len(decided):
                     origins[name] = dataclasses.replace(origins[name], value=decided[0])
     return Resolved(tuple(runs), origins, axes, merge.unused, notes)
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every point of a grid, the last key fastest."""
+    for choice in itertools.product(*axes.values()):
+        yield dict(zip(axes, choice, strict=True))
+
+
+def _at_seeds(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """The trials at every seed, which is no key of a search."""
+    for seed in axes.get("seed", (None,)):
+        for trial in trials:
+            yield {name: trial.get(name, seed) for name in axes}
+
+
+def _trials(
+    axes: Mapping[str, tuple[Any, ...]], request: Request, model: ModelSpec | None, merge: "_Merge"
+) -> list[dict[str, Any]]:
+    """The points of a random search of a grid's axes; one where there is nothing to search."""
+    search = request.search
+    assert search is not None
+    space: dict[str, Values] = {}
+    try:
+        for name, values in axes.items():
+            if name in search.scales:
+                space[name] = make_range(name, values, takes_whole(merge.keys[name].hint), search.scales[name])
+            elif name != "seed":
+                space[name] = values
+        return draw(space, search, model.name if model else "") if space else [{}]
+    except ConfigValueError as error:
+        place = merge.origins.get(error.key) or (request.study.origin(error.key) if request.study else COMMAND_LINE)
+        merge.problems.append(f"{place}: {error.key}: {error.text}")
+    merge.fail()
+    raise AssertionError
 
 
 def describe(resolved: Resolved) -> str:

@@ -254,6 +254,12 @@ def describe_type(hint: Any) -> str:
     return f"a mapping to {describe_type(args[1])}"
 
 
+def takes_whole(hint: Any) -> bool | None:
+    """True for a type of whole numbers, False for one of numbers, None for any other."""
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return False if float in hints else True if int in hints else None
+
+
 def _choices(hint: Any) -> list[Any]:
     """The values that a Literal, or a type made with one, lists."""
     args = get_args(hint)

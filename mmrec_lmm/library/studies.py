@@ -23,7 +23,7 @@ from ..report.layouts import FORMATS, LAYOUTS
 from ..report.page import page
 from ..report.tables import render, table_rows
 from ..studies import executor
-from ..studies.executor import Call, Job, Outcome, Plan, Record
+from ..studies.executor import Call, Job, Outcome, Plan, Record, Shard
 from ..studies.file import Study as StudyFile
 from ..studies.file import find_study, load_study
 from ..studies.findings import find
@@ -89,8 +89,8 @@ class StudySteps:
         on: str | None = None,
         progress: bool = False,
         on_progress: Callable[[Job, Record], None] | None = None,
-    ) -> list[Outcome]:
-        """Do a plan's jobs, and return every cell with its state."""
+    ) -> Plan:
+        """Do a plan's jobs, and return the plan as it is then."""
         call = self.call
 
         def work(plan: Plan) -> None:
@@ -103,7 +103,7 @@ class StudySteps:
             else:
                 executor.Worker(plan, registry, since=call.since, progress=progress, on_progress=on_progress).work()
 
-        return executor.do_all(call, plan, work).outcomes()
+        return executor.do_all(call, plan, work)
 
     def refuse_torchrun(self) -> None:
         """ConfigError in one of torchrun's processes."""
@@ -112,10 +112,10 @@ class StudySteps:
                 "study run: expected one process, got torchrun; try --jobs N or --on ray to share the runs"
             )
 
-    def from_now(self) -> Self:
-        """The study whose runs that have failed so far will be tried again."""
+    def from_now(self, shard: Shard | None = None) -> Self:
+        """The study whose runs that have failed so far will be tried again, or a shard of it."""
         now = copy.copy(self)
-        now.call = dataclasses.replace(self.call, since=time.time())
+        now.call = dataclasses.replace(self.call, since=time.time(), shard=shard)
         return now
 
     def plan(self) -> tuple[Plan, Registry]:
@@ -134,19 +134,30 @@ class StudySteps:
 class Study(StudySteps):
     """A study: it does its runs, and shows what they found so far."""
 
-    def run(self, jobs: int = 1, *, on: Literal["ray"] | None = None, progress: bool = True) -> Study:
+    def run(
+        self,
+        jobs: int = 1,
+        *,
+        on: Literal["ray"] | None = None,
+        shard: tuple[int, int] | None = None,
+        progress: bool = True,
+    ) -> Study:
         """Do the runs that aren't finished, in `jobs` processes or on a Ray cluster, and return the study. A run that
-        fails is logged, and stays in the study with the reason."""
+        fails is logged, and stays in the study with the reason. `shard=(2, 8)` does the second of eight parts."""
         if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= 1024:
             raise ConfigError(f"jobs: expected a whole number from 1 to 1,024, got {jobs!r}")
         if on not in (None, "ray"):
             raise ConfigError(f"on: expected ray, or None for this machine, got {on!r}")
+        part = None if shard is None else Shard(*shard)
+        if part is not None and not 1 <= part.number <= part.count:
+            raise ConfigError(f"shard: expected (I, N) with I from 1 to N, got {shard!r}; try (1, 8)")
         self.refuse_torchrun()
         elsewhere = jobs > 1 or on is not None
         with as_a_guest(), keep_log(self.call.out / "log", self.name, level=self.call.level):
-            now = self.from_now()
+            now = self.from_now(part)
             plan, registry = now.plan()
-            total, left = len(plan.expected), len(plan.left(now.call.since)) + len(plan.waiting)
+            waiting = 0 if part else len(plan.waiting)
+            total, left = len(plan.own) + waiting, len(plan.left(now.call.since)) + waiting
             with progress_bar(
                 shown=progress and elsewhere, desc=self.name, total=total, initial=total - left, unit="run"
             ) as bar:
@@ -154,11 +165,12 @@ class Study(StudySteps):
                 def on_progress(job: Job, record: Record) -> None:
                     bar.update()
 
-                outcomes = now.do(
+                plan = now.do(
                     plan, registry, jobs=jobs, on=on, progress=progress and not elsewhere, on_progress=on_progress
                 )
+        outcomes = plan.outcomes()
         failed = [outcome for outcome in outcomes if outcome.state not in (FINISHED, NOT_APPLICABLE)]
-        if failed:
+        if failed and not (part and plan.is_done):
             reasons = first_few([f"{one.cell.key} ({one.reason or one.state})" for one in failed], 3)
             logger.warning("%s: %d of %d cells aren't finished: %s", self.name, len(failed), len(outcomes), reasons)
         return self

@@ -10,7 +10,8 @@ reads and computes, its data included. So finished runs are found again without 
 
 Every process goes through the runs that are not settled, ordered by shared inputs, and does each one that no other
 process is doing. It skips what others are making (a run, a feature table, a tuned encoder) and comes back to it later.
-Two commands on one study therefore share its runs; `--jobs` starts several such processes.
+Two commands on one study therefore share its runs; `--jobs` starts several such processes. Machines that share no
+folder take a shard each instead: the runs at every Nth place of the study's file.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ from ..running.provenance import NUMERICS_VERSION, plugin_code
 from ..running.run_folder import has_result, load_result
 from ..running.runner import Interrupted, run
 from ..training import fine_tuning
-from ..typed_json import decode, plain
+from ..typed_json import ADDED, OPTIONAL, decode, plain
 from ..types import Axes, Inputs, RunResult, RunSpec
 from .file import Cell, Study, winner
 from .leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
@@ -78,13 +79,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """The outcome of a run's last try; `at` is its time in seconds since 1970."""
+    """The outcome of a run's last try; `at` is its time in seconds since 1970.
+
+    `cell` and `point` say what was tried, also once the study's file asks for other runs.
+    """
 
     state: str  # FINISHED, FAILED or NOT_APPLICABLE
     run_id: str | None = None
     reason: str = ""
     seconds: float = 0.0
     at: float = 0.0
+    cell: str = dataclasses.field(default="", metadata=ADDED)
+    point: Mapping[str, Any] | None = dataclasses.field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of a study's runs, counted from 1."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,8 @@ class Plan:
     keys: tuple[tuple[str, ...], ...]  # for each cell the keys of its jobs, in the order of its runs
     out: Path
     waiting: Mapping[str, Job] = dataclasses.field(default_factory=dict)  # by key: jobs that can't start yet
+    shard: Shard | None = None  # the jobs to do; None: all
+    places: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of all jobs in the study's file, by key
 
     @property
     def folder(self) -> Path:
@@ -137,9 +156,24 @@ class Plan:
             return None
         return None if record.run_id and not has_result(self.out / record.run_id) else record
 
+    @property
+    def own(self) -> dict[str, Job]:
+        """The jobs of the plan's shard, in order of execution. Shards are disjoint, and together have all jobs: a job's
+        place doesn't depend on which winners are known."""
+        if self.shard is None:
+            return dict(self.jobs)
+        rest, count = self.shard.number - 1, self.shard.count
+        return {key: job for key, job in self.jobs.items() if self.places[key] % count == rest}
+
     def left(self, since: float) -> list[Job]:
-        """The jobs that are not finished and were not tried after `since`."""
-        return [job for job in self.jobs.values() if not is_settled(self.record(job), since)]
+        """The plan's own jobs that are not finished and were not tried after `since`."""
+        return [job for job in self.own.values() if not is_settled(self.record(job), since)]
+
+    @property
+    def is_done(self) -> bool:
+        """True if each of the plan's own jobs is finished, or can't be done."""
+        records = map(self.record, self.own.values())
+        return all(record is not None and record.state in (FINISHED, NOT_APPLICABLE) for record in records)
 
     def outcomes(self) -> list[Outcome]:
         """Every cell with its state and results."""
@@ -181,7 +215,15 @@ class Plan:
         return tuple(results), damaged
 
 
-def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TORCH_THREADS, since: float = 0.0) -> Plan:
+def make_plan(
+    study: Study,
+    registry: Registry,
+    *,
+    out: Path,
+    threads: int = TORCH_THREADS,
+    since: float = 0.0,
+    shard: Shard | None = None,
+) -> Plan:
     """The study's cells and jobs.
 
     A data set that a plugin makes is made now; if a data set can't be read, its runs report it. `threads` is used by
@@ -195,7 +237,9 @@ def make_plan(study: Study, registry: Registry, *, out: Path, threads: int = TOR
         found.append((cell, [_job(cell, spec, registry, stamps) for spec in cell.runs]))
     plan = _plan(study, found, out)
     plan = _seeds_at_winners(plan, since) if study.seeds_at == "winner" else plan
-    return _at_winners(plan, since) if study.controls_at == "winner" else plan
+    plan = _at_winners(plan, since) if study.controls_at == "winner" else plan
+    every = dict.fromkeys(job.key for _, of_cell in found for job in of_cell)
+    return dataclasses.replace(plan, shard=shard, places={key: place for place, key in enumerate(every)})
 
 
 def _plan(study: Study, found: Sequence[tuple[Cell, Sequence[Job]]], out: Path, waiting: Sequence[Job] = ()) -> Plan:
@@ -349,7 +393,7 @@ class Worker:
 
     def work(self, jobs: Iterable[Job] | None = None) -> None:
         """Return when every job is settled, by this process or another. Raises only Interrupted, no run's error."""
-        jobs = list(self.plan.jobs.values() if jobs is None else jobs)
+        jobs = list(self.plan.own.values() if jobs is None else jobs)
         if not (jobs := [job for job in jobs if not self._is_settled(job)]):
             return  # a finished study is read without a lock
         with Claims(self.plan.folder / "runs") as claims:
@@ -371,7 +415,13 @@ class Worker:
             record = self._do(job, claims)
             if record is None:
                 return False
-            record = dataclasses.replace(record, seconds=time.perf_counter() - started, at=time.time())
+            record = dataclasses.replace(
+                record,
+                seconds=time.perf_counter() - started,
+                at=time.time(),
+                cell=job.axes.key,
+                point=plain(job.spec.point),
+            )
             write_json(self.plan.folder / f"{job.key}.json", record)
         finally:
             claims.give_up(_piece(job.key))
@@ -444,11 +494,13 @@ class Call:
     since: float = 0.0
     level: str = "INFO"
     threads: int = TORCH_THREADS
+    shard: Shard | None = None
 
     def plan(self) -> tuple[Plan, Registry]:
         """The plan, and the registry that it uses."""
         registry = load_registry(self.plugins)
-        return make_plan(self.study, registry, out=self.out, threads=self.threads, since=self.since), registry
+        plan = make_plan(self.study, registry, out=self.out, threads=self.threads, since=self.since, shard=self.shard)
+        return plan, registry
 
 
 def do_all(call: Call, plan: Plan, do: Callable[[Plan], None]) -> Plan:

@@ -10,6 +10,8 @@
     for:
       - {encoder: clip, paradigm: ft, set: {ft.learning_rate: 1e-3}}
 
+With `search: random`, a grid is a space of lists and ranges, and every model gets as many points of its own (`trials`).
+
 A cell is one combination of the axes, with or without a control. It has one run for each seed and each point of its
 model's grid. Its winner is the grid point with the best mean over seeds on validation. A cell that can't be run, for
 example because its encoder can't be tuned, stays in the study with the reason.
@@ -22,11 +24,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in, sections
-from ..config.schema import HOST, Key, schema_of
+from ..config.schema import HOST, SEED, Key, Limit, between, schema_of
+from ..config.search import LINEAR, SCALES, Search
 from ..config.yaml_layers import GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
 from ..features.controls import NO_FEATURES, Control
@@ -52,6 +55,9 @@ class StudyKeys:
     seeds: tuple[int, ...] = ()  # empty: the seed of the configuration
     seeds_at: Literal["grid", "winner"] = "grid"  # winner: grids use the first seed, their best points all seeds
     grids: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # model: a published grid, or {key: [values]}
+    search: Literal["grid", "random"] = "grid"  # random: points drawn from each grid, as many for every model
+    trials: int | None = None  # points of a random search, for every model
+    search_seed: int = 0  # other points are drawn with another
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for all cells; may include `preset`
     title: str = ""
     # control runs and slices of every cell
@@ -66,6 +72,8 @@ class StudyKeys:
     alpha: float = 0.05
     best_within: tuple[str, ...] = ("dataset",)  # axes: marks the best among rows that agree on them
     family: tuple[str, ...] = ()  # axes: corrects p among rows that agree on them; empty: among all rows
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"trials": between(1, MOST_RUNS), "search_seed": SEED}
 
 
 @dataclass(frozen=True)
@@ -169,10 +177,39 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
         )
     if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
         problems.append(f"{file.origin('alpha')}: alpha: expected a number between 0 and 1, got {values['alpha']}")
+    problems += _search_problems(file, values)
     parts = tuple(_parts(file, problems))
     if problems:
         raise ConfigError("\n".join(problems))
     return Study(name=path.stem, file=file, parts=parts, configs=configs, overrides=overrides or {}, **values)
+
+
+RANGE = "{from: LOW, to: HIGH, scale: log}"
+
+
+def _search_problems(file: Layer, values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a study's search and the ranges of its grids."""
+    is_random = values.get("search") == "random"
+    if is_random and values.get("trials") is None:
+        yield f"{file.origin('search')}: trials: expected the number of points for every model, got none; try trials: 8"
+    for name in ("trials", "search_seed") if not is_random else ():
+        if values.get(name) is not None:
+            yield f"{file.origin(name)}: {name}: expected search: random with it, got search: grid; try leaving it out"
+    for model, grid in (values.get("grids") or {}).items():
+        for key, given in grid.items() if isinstance(grid, Mapping) else ():
+            if not _is_range(given):
+                continue
+            where = file.origin(f"grids.{model}.{key}")
+            if not is_random:
+                yield f"{where}: {key}: expected a list of values, got a range; try search: random with trials: N"
+            elif given.keys() - {"from", "to", "scale"} or not {"from", "to"} <= given.keys():
+                yield f"{where}: {key}: expected {RANGE}, got {given!r}"
+            elif (scale := given.get("scale", LINEAR)) not in SCALES:
+                yield f"{where}: {key}: scale: expected {' or '.join(SCALES)}, got {scale!r}"
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value.keys() & {"from", "to"})
 
 
 def winner(cell: Cell, results: Sequence[RunResult | None]) -> tuple[RunResult, ...]:
@@ -384,6 +421,7 @@ class _Expansion:
                 grid=grid if isinstance(grid, str) else None,
                 configs=self.study.configs,
                 study=layer,
+                search=self._search(axes.model),
                 overrides=self.study.overrides,
             )
             try:
@@ -468,6 +506,7 @@ class _Expansion:
         for key in axes:
             lines[key] = file.lines.get(f"grids.{model}.{key}", file.lines.get("seeds", 0))
         lines["grid"] = file.lines.get(f"grids.{model}", file.lines.get("grids", 0))
+        lines["trials"] = file.lines.get("trials", 0)
         listed = {key: axis if isinstance(axis, list) else [axis] for key, axis in axes.items()}
         split = {"split": cell.split} if self.study.splits else {}
         return Layer("study", file.source, {**taken.values, **split, **listed, GRID: list(axes)}, lines)
@@ -476,7 +515,19 @@ class _Expansion:
         """The keys that the file gives several values in a model's runs: the seed, and those of its grid."""
         grid = self._grid(model)
         seeds = {"seed": list(self.study.seeds)} if self.study.seeds else {}
-        return {**seeds, **(grid if isinstance(grid, Mapping) else {})}
+        given = grid if isinstance(grid, Mapping) else {}
+        ends = {key: [value["from"], value["to"]] for key, value in given.items() if _is_range(value)}
+        return {**seeds, **given, **ends}
+
+    def _search(self, model: str) -> Search | None:
+        """How points of the model's grid are drawn; None if all are run."""
+        study, grid = self.study, self._grid(model)
+        if study.search != "random":
+            return None
+        assert study.trials is not None
+        given = grid if isinstance(grid, Mapping) else {}
+        scales = {key: str(value.get("scale", LINEAR)) for key, value in given.items() if _is_range(value)}
+        return Search(study.trials, study.search_seed, scales)
 
     def _check_single_values(self, model: str, taken: _Taken) -> None:
         """Note settings of keys that have several values already."""
@@ -539,6 +590,13 @@ class _Expansion:
                 except ConfigError as error:
                     self.problems.append(f"{_at(study.file, key)}: {error}")
         self._check_modalities()
+        for name in study.models if study.search == "random" else ():
+            if self._grid(name) is None:
+                self.problems.append(
+                    f"{_at(study.file, 'models')}: grids: expected one for every model under search: random, got none "
+                    f"for {name}; try grids: {{{name}: {{learning_rate: {RANGE}}}}}, or {{}} where there is nothing to "
+                    "search"
+                )
         for name in study.grids:
             if name.lower() not in map(str.lower, study.models):
                 hint = did_you_mean(name, study.models)

@@ -9,6 +9,7 @@ from ..errors import DataError, NoAccess
 from ..plugin.registry import Registry
 from ..running.run_folder import load_per_user
 from ..running.slices import Slicer
+from .budgets import budgets, verdict
 from .comparison import Entry, Method, compare
 from .executor import Outcome, Plan
 from .file import winner
@@ -42,11 +43,17 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
     )
     slicers = _slicers(outcomes, registry) if study.slices else None
     board = compare([*entries.values()], method, study=study.name, title=study.title, slicers=slicers)
+    if study.search == "random":
+        board = replace(board, notes=(*board.notes, _sentence(verdict(plan, budgets(plan)))))
     try:
         write_json(plan.folder / LEADERBOARD, board.document())
     except NoAccess as error:
         logger.warning("the leaderboard isn't kept: %s", error)
     return board
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _entry(outcome: Outcome) -> Entry:

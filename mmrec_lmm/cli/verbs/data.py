@@ -19,6 +19,7 @@ from ..parser import (
     count,
     count_or_zero,
     data_folder,
+    feature_file,
     folder_name,
     folder_names,
     how_to_print,
@@ -51,6 +52,24 @@ def add(verbs: Verbs) -> None:
     check.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
     check.add_argument("--no-decode", dest="decode", action="store_false", help="don't open images; quicker")
     check.add_argument("--sample", type=count, metavar="N", help="decode N images only, spread over the items")
+    known = add_verb(
+        data, "audit", _audit, "Test whether files of features, graphs or profiles know validation or test.", keys=True
+    )
+    which_data(known)
+    which_split(known)
+    known.add_argument(
+        "--features",
+        type=feature_file,
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE.npy",
+        help="item features (default: the data set's own files)",
+    )
+    for flag, what in (("--graph", "a graph of items, users or both, FILE.npz"), ("--profiles", "users' FILE.npy")):
+        known.add_argument(flag, type=Path, action="append", default=[], metavar="FILE", help=what)
+    known.add_argument("--permutations", type=count, metavar="N", help="draws of the labels (default: 1999)")
+    known.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    known.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (default: stdout)")
     table = add_verb(data, "table", _table, "Print the paper's table 2 of your data sets and encoders.", keys=True)
     table.add_argument(
         "-d",
@@ -234,6 +253,47 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{options.output}: {report.name}: {report.verdict}")
     for finding in report.of("error"):
         raise DataError(f"data set {report.name}: a run would fail: {finding.text}")
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from ...checking.audit import LEAST, PERMUTATIONS, audit, document, pair_times
+    from ...checking.given import given_files
+    from ...data.opening import open_dataset
+    from ..text import audit_text
+
+    options.model = options.encoder = None
+    registry, resolved = runs_of(options)
+    run = resolved.runs[0]
+    dataset = open_dataset(run.dataset, run.settings, registry)
+    features = dict(options.features) if options.features else dict(dataset.feature_files)
+    if options.graph or options.profiles:
+        features = dict(options.features)
+    files = dict(given_files(dataset, features=features, graphs=options.graph, profiles=options.profiles))
+    if not files:
+        raise ConfigError(
+            f"data audit: expected files, got none, and {dataset.name} has no feature files; try --features, --graph "
+            "or --profiles"
+        )
+    permutations = options.permutations or PERMUTATIONS
+    if permutations < LEAST:
+        raise ConfigError(
+            f"--permutations: expected {LEAST} or more, with fewer nothing can be flagged, got {permutations}"
+        )
+    times = pair_times(dataset, run.settings)
+    found = audit(dataset, files, times=times, permutations=permutations)
+    if options.format == "json":
+        write(json.dumps(document(found), indent=2) + "\n", options.output)
+    else:
+        write(audit_text(found) + "\n", options.output)
+    for file in found.files:
+        if file.leak:
+            raise DataError(
+                f"{file.name}: expected a file that knows training rows alone, got one that knows {file.leak} (p = "
+                f"{file.p:.2g}); make it again without those rows"
+            )
+    if found.unfair:
+        raise DataError(f"data audit: expected a split drawn at random within users: {found.unfair}; try --split ratio")
     return 0
 
 

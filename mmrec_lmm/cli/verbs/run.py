@@ -104,7 +104,7 @@ def _demo(options: argparse.Namespace) -> int:
     ).from_now()  # fmt: skip
     plan, registry = study.plan()
     start_log(options.out / "log", study.name, level=study.call.level, verbose=False)
-    outcomes = study.do(plan, registry, progress=True)
+    outcomes = study.do(plan, registry, progress=True).outcomes()
     if any(outcome.state != FINISHED for outcome in outcomes):
         print(study_text(outcomes), file=sys.stderr)
         return 1

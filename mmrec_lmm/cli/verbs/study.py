@@ -7,7 +7,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..parser import add_group, add_verb, as_json, configs_folder, how_to_print, processes, runs_folder, which_layout
+from ..parser import (
+    add_group,
+    add_verb,
+    as_json,
+    configs_folder,
+    how_to_print,
+    processes,
+    runs_folder,
+    shard,
+    which_layout,
+)
 from ..shared import importing, print_json, screen_width, write
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ def add(verbs: Verbs) -> None:
     who = run.add_mutually_exclusive_group()
     who.add_argument("--jobs", type=processes, default=1, metavar="N", help="number of processes that share the runs")
     who.add_argument("--on", choices=("ray",), help="use a Ray cluster: RAY_ADDRESS's, or one started here")
+    run.add_argument("--shard", type=shard, metavar="I/N", help="do only part I of N, as a task of a job array")
     run.add_argument("--dry-run", action="store_true", help="list the runs, and estimate time, memory and disk")
     run.add_argument("--no-probe", action="store_true", help="with --dry-run: skip the estimate, which takes minutes")
     run.add_argument("-v", "--verbose", action="store_true", help="show the log on stderr")
@@ -84,11 +95,11 @@ def _run(options: argparse.Namespace) -> int:
         import_ahead()
     with importing():
         from ...logs import start_log
-        from ...studies.executor import Job, Record
+        from ...studies.executor import Job, Record, Shard
         from ...studies.leaderboard import FINISHED, NOT_APPLICABLE
-        from ..text import job_line, study_text
+        from ..text import job_line, plan_text, shard_text
 
-    study = _study(options).from_now()
+    study = _study(options).from_now(Shard(*options.shard) if options.shard else None)
     study.refuse_torchrun()
     if options.dry_run:
         return _dry_run(options, study)
@@ -99,21 +110,28 @@ def _run(options: argparse.Namespace) -> int:
     def on_progress(job: Job, record: Record) -> None:
         print(f"[{next(done)}] {job_line(job, record)}", file=sys.stderr)
 
-    outcomes = study.do(plan, registry, jobs=options.jobs, on=options.on, progress=True, on_progress=on_progress)
-    if not study.call.study.baseline and all(outcome.cell.axes.modalities != () for outcome in outcomes):
+    plan = study.do(plan, registry, jobs=options.jobs, on=options.on, progress=True, on_progress=on_progress)
+    if not study.call.study.baseline and all(cell.axes.modalities != () for cell in plan.cells):
         print("Nothing will be tested: the study names no baseline and has no ID-only model.\n")
-    print(f"{study_text(outcomes, screen_width())}\n\n{study.folder}/" + (f"  log: {log}" if log else ""))
-    return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in outcomes) else 1
+    print(plan_text(plan, screen_width()))
+    if plan.shard:
+        print(shard_text(plan))
+    print(f"\n{study.folder}/" + (f"  log: {log}" if log else ""))
+    if plan.shard:
+        return 0 if plan.is_done else 1
+    return 0 if all(outcome.state in (FINISHED, NOT_APPLICABLE) for outcome in plan.outcomes()) else 1
 
 
 def _dry_run(options: argparse.Namespace, study: Study) -> int:
     from ...logs import start_log
     from ...studies.estimate import measure, probe, shared_files
-    from ..text import estimate_text, making_line, making_text, probe_line, shared_text, study_text
+    from ..text import estimate_text, making_line, making_text, plan_text, probe_line, shard_text, shared_text
 
     start_log(None, study.name, level="ERROR", verbose=False)  # the runs will warn about their data
     call, (plan, registry) = study.call, study.plan()
-    print(study_text(plan.outcomes(), screen_width()))
+    print(plan_text(plan, screen_width()))
+    if plan.shard:
+        print(shard_text(plan))
     shared = shared_files(plan, registry)
     print(f"\n{shared_text(shared)}")
     if not options.no_probe:
@@ -128,14 +146,14 @@ def _dry_run(options: argparse.Namespace, study: Study) -> int:
 def _status(options: argparse.Namespace) -> int:
     from ...library.studies import outcome_rows
     from ...logs import start_log
-    from ..text import study_text
+    from ..text import plan_text
 
     start_log(None, "study", level="WARNING", verbose=False)
-    outcomes = _study(options).outcomes()
+    plan, _ = _study(options).plan()
     if options.json:
-        print_json(outcome_rows(outcomes))
+        print_json(outcome_rows(plan.outcomes()))
     else:
-        print(study_text(outcomes, screen_width()))
+        print(plan_text(plan, screen_width()))
     return 0
 
 
