@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from ..cache import fingerprint
-from ..config.choices import SplitRule
 from ..config.resolve import Request, Value, resolve_request
 from ..config.settings import OF_INPUTS
-from ..data.splitting import TIMED, draw_labels, hash_labels
+from ..data.opening import split_rule
+from ..data.splitting import Rule, hash_labels, shipped_rule
 from ..errors import ConfigError, DataError, MMRecError
 from ..machine import choose_device
 from ..plugin.registry import Registry
@@ -68,6 +68,7 @@ class Fresh:
 class _Silent:
     """Observers that hear nothing: a verification isn't a run of its user."""
 
+    def notify_start(self, run: RunSpec, folder: Path) -> None: ...
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
     def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
 
@@ -155,7 +156,9 @@ class Trainer:
         run doesn't pass; "" if it does."""
         spec, claimed = self.spec(run), self._bundle.result(run)
         inputs = self.inputs(spec)
-        world = fresh_inputs(inputs, spec.settings.split, seed)
+        if inputs.dataset.timestamps is not None:
+            raise Refusal("fresh", f"{run}: expected a model that reads no times, got {spec.model}, which reads them")
+        world = fresh_inputs(inputs, split_rule(spec.settings, self._registry), seed)
         again = self._run(spec, world, self._scratch / "fresh")
         beside = baseline_spec(spec, baseline, keys, self._registry)
         if not self._registry.models.get(baseline).uses_features:
@@ -177,7 +180,7 @@ class Trainer:
             raise Interrupted("verify: interrupted; nothing of a verification is kept") from None
 
 
-def fresh_inputs(inputs: Inputs, rule: SplitRule | None, seed: int) -> Inputs:
+def fresh_inputs(inputs: Inputs, rule: Rule | None, seed: int) -> Inputs:
     """The same interactions and content under other numbers, in another order and another split, all drawn from a seed.
 
     A rule by time can't be drawn again, and a file's own labels have no rule: the split is then `ratio`.
@@ -189,8 +192,9 @@ def fresh_inputs(inputs: Inputs, rule: SplitRule | None, seed: int) -> Inputs:
     order = rng.permutation(sum(map(len, rows)))
     of_user = users[np.concatenate([one.users for one in rows])][order]  # (N,)
     of_item = items[np.concatenate([one.items for one in rows])][order]
-    rule = _rule(rule)
-    labels = draw_labels(rule, of_user, of_item, None, int(rng.integers(2**31)))
+    if rule is None or rule.needs_times:
+        rule = shipped_rule("ratio")
+    labels = rule.labels(of_user, of_item, None, int(rng.integers(2**31)))
     splits = {split: Interactions(of_user[labels == i], of_item[labels == i]) for i, split in enumerate(SPLITS)}
     trained = np.zeros(old.n_users, dtype=bool)
     trained[splits["train"].users] = True
@@ -200,10 +204,12 @@ def fresh_inputs(inputs: Inputs, rule: SplitRule | None, seed: int) -> Inputs:
         left_out[split] = int((~kept).sum())
         splits[split] = Interactions(splits[split].users[kept], splits[split].items[kept])
         if not kept.any():
-            raise DataError(f"{old.name}: expected rows of {split} in a fresh split by the rule {rule}, got none")
+            raise DataError(f"{old.name}: expected rows of {split} in a fresh split by the rule {rule.name}, got none")
     back = np.argsort(items)  # new id -> old id
     name = fingerprint([old.fingerprint, "fresh", seed])
-    drawn = DrawnSplit(rule, seed, hash_labels(rule, labels), {key: len(one) for key, one in splits.items()}, left_out)
+    drawn = DrawnSplit(
+        rule.name, seed, hash_labels(rule.name, labels), {key: len(one) for key, one in splits.items()}, left_out
+    )
     catalog = old.catalog and dataclasses.replace(
         old.catalog,
         fields={key: tuple(column[item] for item in back) for key, column in old.catalog.fields.items()},
@@ -244,10 +250,6 @@ def baseline_spec(spec: RunSpec, model: str, keys: Mapping[str, object], registr
     shared["metrics"] = tuple(recomputable(spec.settings, registry))  # others need features, which it may not have
     modalities = spec.modalities if registry.models.get(model).uses_features else ()
     return dataclasses.replace(found, settings=dataclasses.replace(found.settings, **shared), modalities=modalities)
-
-
-def _rule(rule: SplitRule | None) -> SplitRule:
-    return "ratio" if rule is None or rule in TIMED else rule
 
 
 def _on_cpu(spec: RunSpec) -> bool:
