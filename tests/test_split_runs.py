@@ -370,7 +370,7 @@ def test_a_split_that_configuration_names_is_that_of_all_cells(plan: Callable[[s
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("splits: [ratio, leave-one]", "mine.yaml:3: splits must be"),
+        ("splits: [ratio, leave-one]", "mine.yaml:3: unknown split leave-one; did you mean leave-one-out?"),
         ("settings: {split: ratio}", "got the axis split; try splits: [ratio] beside settings"),
         (
             "for: [{model: BPR, set: {split: ratio}}]",
