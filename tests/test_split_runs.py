@@ -237,6 +237,41 @@ def test_a_plugins_rule_that_gives_no_labels_is_named(
     assert re.search(message.replace("96 rows", "2,400 rows").replace("96", "2400"), reason)
 
 
+FAULTY = """
+import numpy as np
+
+def unseeded(users, items, times, rng):
+    return np.random.default_rng().integers(0, 3, len(users))
+
+def writes(users, items, times, rng):
+    rng.shuffle(items)
+    return items % 3
+
+def no_test(users, items, times, rng):
+    return items % 2
+
+@hookimpl
+def mmrec_register_splits():
+    return [SplitSpec(rule.__name__, rule) for rule in (unseeded, writes, no_test)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("unseeded", "split unseeded: two draws of one seed differ: draw from `rng` alone"),
+        ("writes", "split writes: it writes into what it gets: copy before changing"),
+        ("no_test", r"split no_test: expected rows of each split, of 2,400 of 200 users, got train .*, test 0"),
+    ],
+)
+def test_the_kit_names_a_faulty_rule(rule: str, message: str, tmp_path: Path) -> None:
+    file = str(plugin(tmp_path / "rules.py", FAULTY))
+    [check] = [one for one in checks_of([file]) if str(one) == f"split {rule}: labels"]
+    state, reason = outcome(check)
+    assert state == "failed"
+    assert re.search(message, reason), reason
+
+
 def test_the_rules_that_ship_pass_the_kit() -> None:
     for check in checks_of(names=SPLIT_RULES):
         assert outcome(check) == ("ok", ""), str(check)
@@ -335,7 +370,7 @@ def test_a_split_that_configuration_names_is_that_of_all_cells(plan: Callable[[s
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("splits: [ratio, leave-one]", "mine.yaml:3: splits must be"),
+        ("splits: [ratio, leave-one]", "mine.yaml:3: unknown split leave-one; did you mean leave-one-out?"),
         ("settings: {split: ratio}", "got the axis split; try splits: [ratio] beside settings"),
         (
             "for: [{model: BPR, set: {split: ratio}}]",

@@ -146,7 +146,7 @@ def which_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="RULE",
-        help="draw the split anew by a rule; `list splits` shows them (default: the labels of the data set's file)",
+        help="draw another split by a rule; `list splits` shows them (default: the labels of the data set's file)",
     )
 
 

@@ -366,7 +366,7 @@ class _Expansion:
         for model, dataset, split, encoder, paradigm in itertools.product(
             dict.fromkeys(map(self._model, study.models)),
             dict.fromkeys(map(self._dataset, study.datasets)),
-            dict.fromkeys(study.splits or (None,)),
+            dict.fromkeys(name and self.registry.splits.get(name).name for name in study.splits or (None,)),
             study.encoders,
             dict.fromkeys(map(self._paradigm, study.paradigms)),
         ):
@@ -582,11 +582,12 @@ class _Expansion:
         for key, specs, names in (
             ("models", registry.models, study.models),
             ("encoders", registry.encoders, encoders),
+            ("splits", registry.splits, [name for name in study.splits if name is not None]),
             ("paradigms", registry.paradigms, [name.partition(":")[0] for name in study.paradigms]),
         ):
             for name in names:
                 try:
-                    specs.load(name, "config")
+                    specs.load(name, "draw" if key == "splits" else "config")
                 except ConfigError as error:
                     self.problems.append(f"{_at(study.file, key)}: {error}")
         self._check_modalities()

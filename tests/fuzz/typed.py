@@ -25,6 +25,7 @@ BASES = {
     "config show": "config show -m VBPR -d toy",
     "list": "list runs",
     "info": "info VBPR",
+    "completion": "completion bash",
     "encode": "encode -d toy --encoder basic",
     "table": "table runs/study/mine/leaderboard.json",
     "paper": "paper --table 3",
