@@ -604,6 +604,12 @@ def test_features_that_a_file_cannot_have_are_said() -> None:
         bridged("vbpr", audio, **SMALL)
 
 
+def test_a_model_file_that_is_given_as_a_plugin_is_sent_on() -> None:
+    answer = call("list", "models", "-p", MODELS / "bpr.py")
+    assert answer.code == 2
+    assert answer.err.endswith(f"; if this is a model file of MMRec's, try -m {MODELS / 'bpr.py'}\n")
+
+
 def test_a_missing_file_and_a_missing_class_of_trains_nothing(data_path: Path, tmp_path: Path) -> None:
     answer = call("run", "-m", "nowhere/freedom.py", "-d", "toy")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
