@@ -257,8 +257,8 @@ def loaded_file(path: Path) -> ModelFile:
 
 
 def _module_name(path: Path) -> str:
-    """Of the file's module, which is unlike all others'."""
-    return f"mmrec_lmm_file_{re.sub('[^0-9A-Za-z_]', '_', path.stem)}_{_digest(bytes(path.resolve()))[:8]}"
+    """Of the file's module, which is unlike all others', also that of the same file as a plugin."""
+    return f"mmrec_lmm_model_file_{re.sub('[^0-9A-Za-z_]', '_', path.stem)}_{_digest(bytes(path.resolve()))[:8]}"
 
 
 _FILE, _PLUGIN = "__mmrec_lmm_model_file__", "__mmrec_lmm_plugin__"  # of the module of a file
