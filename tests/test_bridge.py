@@ -3,7 +3,6 @@
 The files are in `mmrec_checkout`, laid out as MMRec's own. Shapes: U users, I items.
 """
 
-import importlib.util
 import json
 import random
 import shutil
@@ -491,7 +490,7 @@ def test_nothing_outside_sees_what_is_offered_to_a_file() -> None:
         torch.zeros(1).cuda()
 
 
-def test_what_a_file_prints_is_no_result(data_path: Path, tmp_path: Path) -> None:
+def test_what_a_file_prints_goes_to_the_log(data_path: Path, tmp_path: Path) -> None:
     answer = run(write(tmp_path, model_text("print('hello', 3)")), data_path, "--json")
     assert results(answer)
     log = next((data_path.parent / "runs" / "log").glob("*.log")).read_text()
@@ -605,6 +604,12 @@ def test_features_that_a_file_cannot_have_are_said() -> None:
         bridged("vbpr", audio, **SMALL)
 
 
+def test_a_model_file_that_is_given_as_a_plugin_is_sent_on() -> None:
+    answer = call("list", "models", "-p", MODELS / "bpr.py")
+    assert answer.code == 2
+    assert answer.err.endswith(f"; if this is a model file of MMRec's, try -m {MODELS / 'bpr.py'}\n")
+
+
 def test_a_missing_file_and_a_missing_class_of_trains_nothing(data_path: Path, tmp_path: Path) -> None:
     answer = call("run", "-m", "nowhere/freedom.py", "-d", "toy")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
@@ -676,7 +681,7 @@ def test_a_checkout_is_taken_over(tmp_path: Path) -> None:
     assert answer.code == 0, answer.err
     assert "broken.py:1: expected Python" in answer.out
     assert "data sets: toy" in answer.out
-    assert "empty: left out, as there is no empty.inter" in answer.err
+    assert "empty: left out: expected empty.inter there, got none" in answer.err
     assert not (data / "toy" / "image_adj_10_True.pt").exists()
     assert f"next: mmrec-lmm run -m {to}/models/bm3.py -d toy" in answer.err
     assert results(run(to / "models" / "bm3.py", data, "--json"))
@@ -696,9 +701,24 @@ def test_a_checkout_is_taken_over(tmp_path: Path) -> None:
     assert "expected a checkout of MMRec" in nothing.err
 
 
-def test_no_library_of_these_is_replaced_where_it_is_installed() -> None:
-    """The stand-ins are offered only where the library is absent."""
-    assert all((importlib.util.find_spec(name) is None) == (name not in sys.modules) for name in STAND_INS)
+def test_a_library_that_is_installed_is_the_one_that_a_file_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "from torch_scatter import scatter\nself.kind = scatter"
+    assert bridged(write(tmp_path / "one", model_text(lines))).model.kind is scatter
+    (tmp_path / "torch_scatter.py").write_text("scatter = 'the library'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_scatter", raising=False)
+    assert bridged(write(tmp_path / "two", model_text(lines))).model.kind == "the library"
+    monkeypatch.delitem(sys.modules, "torch_scatter")
+
+
+def test_a_file_in_a_folder_below_models_has_the_same_checkout(tmp_path: Path) -> None:
+    lines = "from models.base import word\nfrom .near import other\nself.words = word + other"
+    file = write(tmp_path / "src" / "models" / "mine", model_text(lines))
+    (file.parent / "near.py").write_text("other = 'b'\n")
+    (file.parents[1] / "base.py").write_text("word = 'a'\n")
+    assert bridged(file).model.words == "ab"
 
 
 def test_batches_without_negatives_have_two_rows() -> None:

@@ -224,7 +224,7 @@ class BridgedModel(Recommender):
         if self._values.without_value:
             keys = ", ".join(f"{key} ({self.file.keys.get(key, '?')})" for key in self._values.without_value)
             logger.info("%s reads keys without a value, which are None to it: %s", self.file.path.name, keys)
-        if absent := self._absent(given):
+        if (absent := self._absent(given)) and not self.features.joint:  # whose absent rows stay zeros
             _warn_once(
                 f"{self.file.path.name}: {absent}; MMRec fills such rows with the mean: --missing=mean, if the file's "
                 "arithmetic needs it"

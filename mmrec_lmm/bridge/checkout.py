@@ -46,7 +46,7 @@ class Import:
 def import_checkout(checkout: Path, *, to: Path, data_path: Path, force: bool = False) -> Import:
     """Copy what is in a checkout of MMRec, and load each model file, which executes its code.
 
-    Raises DataError where there is no checkout, ConfigError where `to` exists, unless `force` replaces it. A data set
+    Raises DataError without a checkout, ConfigError where `to` exists, unless `force` replaces it. A data set
     that exists is kept, unless `force` replaces it.
     """
     source = next((place for place in (checkout / "src", checkout) if (place / "models").is_dir()), None)
@@ -93,7 +93,7 @@ def _datasets(source: Path, data_path: Path, notes: list[str], *, force: bool) -
             continue
         place = data_path / folder.name
         if not is_safe_name(folder.name) or not (folder / f"{folder.name}.inter").is_file():
-            notes.append(f"{folder}: left out, as there is no {folder.name}.inter")
+            notes.append(f"{folder}: left out: expected {folder.name}.inter there, got none")
         elif place.exists() and not (force and (place / f"{folder.name}.inter").is_file()):
             notes.append(f"{place} exists and is kept; --force replaces a data set")
         else:

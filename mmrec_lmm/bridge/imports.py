@@ -43,7 +43,8 @@ class ModelImports:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.root = file.parent.parent if file.parent.name == "models" else file.parent  # MMRec's src
+        self.root = next((place.parent for place in file.parents if place.name == "models"), file.parent)  # MMRec's src
+        self.package = ".".join(file.parent.relative_to(self.root).parts) or "models"
         self.modules: dict[str, ModuleType] = {}
         self.read: dict[Path, str] = {}
         self._numpy = _as_it_was(np, _GONE_FROM_NUMPY)
@@ -110,6 +111,8 @@ class ModelImports:
             self.modules[name] = module
         elif path is not None:
             module = self.run(name, path, ModuleType(name), package=_package(name, path))
+        elif self.root.joinpath(*name.split(".")).is_dir():
+            module = self.modules[name] = ModuleType(name)  # a folder without __init__.py
         else:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         if owner is not None:
@@ -117,7 +120,7 @@ class ModelImports:
         return module
 
     def _from_checkout(self, name: str) -> ModuleType | None:
-        """The checkout's own module of a name that is offered here, for what isn't; None if there is no such file."""
+        """The checkout's own module of a name that is offered here, for what isn't; None if it has none."""
         path = self._source(name)
         if path is None:
             return None

@@ -150,12 +150,12 @@ class LightGCN_Encoder(GeneralRecommender):
         entries = torch.stack([rows, columns]).unique(dim=1)
         degrees = torch.bincount(entries[0], minlength=nodes).double() + _EPSILON
         values = degrees[entries[0]].rsqrt() * degrees[entries[1]].rsqrt()
-        return torch.sparse_coo_tensor(entries, values.float(), (nodes, nodes)).coalesce()
+        return _sparse(entries, values.float(), (nodes, nodes)).coalesce()
 
     def sparse_dropout(self, x: Tensor, rate: float, noise_shape: int) -> Tensor:
         kept = torch.rand(noise_shape, device=x.device) >= rate
         values = x._values()[kept] / (1 - rate)
-        return torch.sparse_coo_tensor(x._indices()[:, kept], values, x.shape)
+        return _sparse(x._indices()[:, kept], values, x.shape)
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor]:
         adjacency = self.sparse_norm_adj
@@ -206,7 +206,7 @@ def build_knn_normalized_graph(adj: Tensor, topk: int, is_sparse: bool, norm_typ
     entries, weights = get_sparse_laplacian(
         torch.stack([rows, items.flatten()]), values.flatten(), num_nodes=len(adj), normalization=norm_type
     )
-    return torch.sparse_coo_tensor(entries, weights, adj.shape)
+    return _sparse(entries, weights, adj.shape)
 
 
 def get_sparse_laplacian(
@@ -232,6 +232,10 @@ def get_dense_laplacian(adj: Tensor, normalization: str = "none") -> Tensor:
     if normalization == "rw":
         return _power(degrees, -1.0).unsqueeze(1) * adj
     return adj
+
+
+def _sparse(entries: Tensor, values: Tensor, shape: Any) -> Tensor:
+    return torch.sparse_coo_tensor(entries, values, shape, check_invariants=False)
 
 
 def _power(degrees: Tensor, exponent: float) -> Tensor:

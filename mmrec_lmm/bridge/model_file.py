@@ -79,8 +79,9 @@ class ModelFile:
 
     def execute(self, module: ModuleType) -> None:
         """Run the file's code, and find its model class."""
+        package = self.imports.package
         with self.blaming("import"), process_kept(), running(torch.device("cpu")):
-            self.imports.run(f"models.{self.path.stem}", self.path, module, package="models")
+            self.imports.run(f"{package}.{self.path.stem}", self.path, module, package=package)
         for path in self.imports.read:
             if path != self.path:
                 self._note_keys(path, self._parse(path))
@@ -105,7 +106,7 @@ class ModelFile:
         return tuple(modality for modality, name in FEATURE_NAMES.items() if self.mentions(rf"\b{name}\b"))
 
     def yaml(self) -> Mapping[str, Any]:
-        """The values of the YAML beside the file; none if there is no such file."""
+        """The values of the YAML beside the file; none without such a file."""
         path = yaml_layers.find([self.configs], "model", f"{self.path.stem}.yaml") if self.configs else None
         try:
             return yaml_layers.read(path, "model", sections=()).values if path else {}
@@ -256,8 +257,8 @@ def loaded_file(path: Path) -> ModelFile:
 
 
 def _module_name(path: Path) -> str:
-    """Of the file's module, which is unlike all others'."""
-    return f"mmrec_lmm_file_{re.sub('[^0-9A-Za-z_]', '_', path.stem)}_{_digest(bytes(path.resolve()))[:8]}"
+    """Of the file's module, which is unlike all others', also that of the same file as a plugin."""
+    return f"mmrec_lmm_model_file_{re.sub('[^0-9A-Za-z_]', '_', path.stem)}_{_digest(bytes(path.resolve()))[:8]}"
 
 
 _FILE, _PLUGIN = "__mmrec_lmm_model_file__", "__mmrec_lmm_plugin__"  # of the module of a file

@@ -96,7 +96,9 @@ def refuse_dashes(arguments: Sequence[str]) -> None:
 
 def what_to_run(parser: argparse.ArgumentParser) -> None:
     """Add the flags that define a run."""
-    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="the model; `list models` shows them")
+    parser.add_argument(
+        "-m", "--model", required=True, metavar="NAME", help="the model, or a model file of MMRec's; `list models`"
+    )
     which_data(parser)
     which_split(parser)
     parser.add_argument(

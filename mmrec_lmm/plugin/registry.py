@@ -395,6 +395,8 @@ def _admit(
             manager.unregister(name=candidate.name)
         reason = _reason(error)
         if candidate.asked:
+            if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in ("common", "utils"):
+                reason += f"; if this is a model file of MMRec's, try -m {candidate.name}"
             reads = isinstance(error, PluginError) and _reader(candidate.name)  # the message names the file
             raise PluginError(reason if reads else f"-p {candidate.name}: {reason}") from error
         logger.warning("plugin %s is left out: %s", candidate.name, reason)
