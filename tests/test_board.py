@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from helpers import call, plugin
 
+from mmrec_lmm.board.again import fresh_inputs
 from mmrec_lmm.board.bundle import (
     LISTS,
     MANIFEST,
@@ -648,7 +649,64 @@ def test_a_bundle_of_a_plugin_that_is_not_here_stops_where_it_would_be_trained(
     assert "memo.py" in found.stopped.reason
 
 
-# Files that are no bundle
+def pairs(dataset: Dataset) -> np.ndarray:
+    """All interactions (N, 2)."""
+    splits = (dataset.train, dataset.valid, dataset.test)
+    return np.concatenate([np.stack([rows.users, rows.items], axis=1) for rows in splits])
+
+
+def test_a_fresh_world_is_the_same_one_under_other_numbers(specs: Callable[..., Any], registry: Registry) -> None:
+    """On the checkerboard: even users have the even items, and an item's features tell its color."""
+    (spec,) = specs()
+    inputs = gather(spec, registry)
+    worlds = [fresh_inputs(inputs, rule, seed) for rule, seed in ((None, 1), (None, 1), (None, 2), ("user-time", 3))]
+    one, same, other, _ = worlds
+    assert np.array_equal(pairs(one.dataset), pairs(same.dataset))
+    assert one.dataset.fingerprint == same.dataset.fingerprint != other.dataset.fingerprint
+    assert not np.array_equal(pairs(one.dataset), pairs(other.dataset))
+    for world in worlds:
+        dataset = world.dataset
+        found = pairs(dataset)
+        assert len(found) == len(np.unique(found, axis=0)) == len(pairs(inputs.dataset))
+        assert dataset.split is not None
+        assert dataset.split.rule == "ratio"
+        assert {*found[:, 0].tolist()} == {*range(12)}
+        assert not {*map(tuple, found.tolist())} <= {*map(tuple, pairs(inputs.dataset).tolist())}
+        before, after = inputs.tables["text"], world.tables["text"]
+        assert sorted(map(tuple, after.values.tolist())) == sorted(map(tuple, before.values.tolist()))
+        assert after.fingerprint != before.fingerprint
+        assert dataset.catalog is not None
+        for user in range(12):  # a user's items have one color, in features and in the catalog
+            items = found[found[:, 0] == user, 1]
+            items = items[after.present[items]]
+            assert len(np.unique(after.values[items].argmax(axis=1))) == 1
+            titles = {dataset.catalog.fields["title"][item].split(" ")[0] for item in items}
+            assert len(titles - {""}) == 1
+    cold = fresh_inputs(inputs, "cold-item", 1).dataset
+    assert not {*cold.train.items.tolist()} & {*cold.test.items.tolist()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paradigm", ["ft", "ete"])
+def test_encoders_that_were_tuned_or_trained_are_verified_in_all_tiers(
+    paradigm: str, data_path: Path, tmp_path: Path, registry: Registry
+) -> None:
+    answer = call(
+        "run", "-m", "VBPR", "-d", "toy", "--data-path", data_path, "--out", tmp_path / "runs",
+        "--encoder", "clip:tiny", "--paradigm", paradigm, "--epochs=8", "--embedding_size=4", "--learning_rate=0.1", "--topk=[2,4]",
+        "--valid_metric=Recall@4", "--threads=1", "--json",
+        *(["--ft.epochs=1", "--ft.held_out=0.2"] if paradigm == "ft" else []),
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    run = tmp_path / "runs" / json.loads(answer.out)["run_id"]
+    bundle = submit_run(run, registry, tmp_path / "toy.zip")
+    found = verify(bundle, registry, tier="fresh", data_path=str(data_path), seed=1)
+    assert [one.identical for one in found.replayed.values()] == [True]
+    assert [*found.fresh] == [f"VBPR/toy/clip:tiny/{paradigm}/image+text"]
+    assert found.tier in ("replayed", "fresh"), found.stopped  # twelve users say little
+
+
+# Files that aren't bundles
 
 
 def test_the_same_run_gives_the_same_bytes(world: World, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def verify(
 ) -> Verification:
     """Verify a bundle up to a tier. `seed` repeats an earlier verification; by default it is drawn now.
 
-    `accept` may refuse a bundle that is well-formed. DataError where there is no such file, or the data set isn't here.
+    `accept` may refuse a bundle that is well-formed. DataError where the file is missing, or the data set isn't here.
     """
     found = Verification(
         bundle=read_hash(path) if path.is_file() else "", name=path.name, tier=NOTHING, asked=tier,
