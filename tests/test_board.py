@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from helpers import call, plugin
 
+from mmrec_lmm import __version__
 from mmrec_lmm.board.again import fresh_inputs
 from mmrec_lmm.board.bundle import (
     LISTS,
@@ -582,6 +583,19 @@ def test_a_trick_that_lists_do_not_show_is_stopped_where_the_run_is_made_again(
     found = world.verify(forge(trick, content), "fresh", data_path=world.whole)
     assert found.stopped is not None
     assert (found.tier, found.stopped.tier, found.stopped.check) == ("recomputed", "replayed", REPLAYED[trick]), found
+
+
+@pytest.mark.slow
+def test_code_of_another_version_is_noted_and_the_numbers_decide(
+    world: World, forge: Callable[..., Path], content: Path
+) -> None:
+    def trick(f: Forger) -> None:
+        other_code(f)
+        f.result(lambda result: result["record"]["versions"].update(mmrec_lmm="0.0.9"))
+
+    found = world.verify(forge(trick, content), "replayed", data_path=world.whole)
+    assert (found.tier, found.stopped) == ("replayed", None)
+    assert found.notes == (f"made with mmrec-lmm 0.0.9, trained again with {__version__}",)
 
 
 MEMORIZED = '''

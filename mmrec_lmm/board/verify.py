@@ -61,6 +61,7 @@ class Verification:
     fresh: Mapping[str, Fresh] = field(default_factory=dict)  # by row
     seed: int | None = field(default=None, metadata=OPTIONAL)  # of the fresh world
     baseline: str | None = field(default=None, metadata=OPTIONAL)
+    notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)  # the verifier's
     verified: str = ""  # ISO 8601, UTC
 
@@ -120,7 +121,7 @@ def verify(
                         found = dataclasses.replace(found, fresh={**found.fresh, row.key: one})
                         if reason:
                             raise Refusal("fresh", reason)
-                found = dataclasses.replace(found, tier=at)
+                found = dataclasses.replace(found, tier=at, notes=tuple(trainer.notes))
     except Refusal as refusal:
         return dataclasses.replace(found, stopped=Stop(at, refusal.check, str(refusal)))
     return found
