@@ -27,7 +27,7 @@ from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.inputs import gather, shared_keys
 from ..running.marks import at_chance
-from ..running.provenance import code_hashes, run_id
+from ..running.provenance import code_hashes, plugin_code, run_id, versions
 from ..running.replay import ABSOLUTE, RELATIVE, departure
 from ..running.runner import Interrupted, run
 from ..types import SPLITS, Dataset, DrawnSplit, EpochReport, FeatureTable, Inputs, Interactions, RunResult, RunSpec
@@ -90,6 +90,7 @@ class Trainer:
         self._scratch, self._device, self._progress = scratch, device, progress
         self._inputs: dict[str, Inputs] = {}
         self._baselines: dict[str, RunResult] = {}
+        self.notes: dict[str, None] = {}  # what readers of the verification should know, in order
 
     def spec(self, run: str) -> RunSpec:
         """A run of the bundle as it is trained here. Refusal where a plugin of it isn't here, or has other code."""
@@ -112,7 +113,11 @@ class Trainer:
         features = {name: path if path.is_file() else beside / path.name for name, path in spec.features.items()}
         spec = dataclasses.replace(spec, settings=settings, features=features)
         now = code_hashes(spec, self._registry)
+        then, own = record.versions.get("mmrec_lmm"), versions()["mmrec_lmm"]
         changed = [part for part in now if part != "host" and now[part] != record.code.get(part)]
+        if then != own:  # what comes with another version has other code: the numbers decide
+            self.notes[f"made with mmrec-lmm {then}, trained again with {own}"] = None
+            changed = [part for part in changed if part in plugin_code(spec, self._registry)]
         if changed:
             raise Refusal(
                 "code",

@@ -255,7 +255,7 @@ def load_lists(path: Path) -> tuple[np.ndarray, np.ndarray]:
 @contextmanager
 def opened(path: Path) -> Iterator[Bundle]:
     """The bundle in a file, unpacked for this context. Refusal for one that isn't well-formed, or of a later version;
-    DataError where there is no such file."""
+    DataError where the file is missing."""
     check_file(path, CURE)
     with scratch_folder() as folder:
         digest = read_hash(path)

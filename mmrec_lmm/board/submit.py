@@ -1,7 +1,7 @@
 """Making a bundle of a finished run, or of a study's finished rows.
 
-Paths of this machine are no evidence and aren't published: of an absolute path only its last part is kept. The hash of
-a run's values is made of what remains.
+Where things lay on this machine isn't published: of an absolute path only its last part is kept. The hash of a run's
+values is made of what remains.
 """
 
 import dataclasses

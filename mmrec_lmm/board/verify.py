@@ -61,6 +61,7 @@ class Verification:
     fresh: Mapping[str, Fresh] = field(default_factory=dict)  # by row
     seed: int | None = field(default=None, metadata=OPTIONAL)  # of the fresh world
     baseline: str | None = field(default=None, metadata=OPTIONAL)
+    notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)  # the verifier's
     verified: str = ""  # ISO 8601, UTC
 
@@ -84,7 +85,7 @@ def verify(
 ) -> Verification:
     """Verify a bundle up to a tier. `seed` repeats an earlier verification; by default it is drawn now.
 
-    `accept` may refuse a bundle that is well-formed. DataError where there is no such file, or the data set isn't here.
+    `accept` may refuse a bundle that is well-formed. DataError where the file is missing, or the data set isn't here.
     """
     found = Verification(
         bundle=read_hash(path) if path.is_file() else "", name=path.name, tier=NOTHING, asked=tier,
@@ -120,7 +121,7 @@ def verify(
                         found = dataclasses.replace(found, fresh={**found.fresh, row.key: one})
                         if reason:
                             raise Refusal("fresh", reason)
-                found = dataclasses.replace(found, tier=at)
+                found = dataclasses.replace(found, tier=at, notes=tuple(trainer.notes))
     except Refusal as refusal:
         return dataclasses.replace(found, stopped=Stop(at, refusal.check, str(refusal)))
     return found

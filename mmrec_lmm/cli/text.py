@@ -192,6 +192,7 @@ def verification_text(found: Verification) -> str:
             for key, one in found.fresh.items()
         ]  # fmt: skip
         lines.append(textwrap.indent(f"fresh, seed {found.seed}:\n{table(rows)}", "  "))
+    lines += [f"  note: {note}" for note in found.notes]
     if found.stopped is not None:
         lines.append(f"  stopped at {found.stopped.tier} by the check {found.stopped.check}: {found.stopped.reason}")
     return "\n".join(lines)

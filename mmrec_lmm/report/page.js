@@ -197,7 +197,7 @@ const costColumn = (id, label, format) => ({
   id, label, width: [4, 0.2], number: true, value: row => row[id], cell: row => [format(row[id])],
 });
 const OF_BOARD = tiers.length ? [
-  {id: "tier", label: "Tier", width: [6.4, 0.2], value: row => TIERS.indexOf(row.tier), cell: row => [text(row.tier)],
+  {id: "tier", label: "Tier", width: [5.6, 0.2], value: row => TIERS.indexOf(row.tier), cell: row => [text(row.tier)],
     falling: true},
   {id: "attempts", label: "Attempts", width: [4.2, 0.1], number: true, value: tried,
     cell: row => [span("value", count(tried(row)))]},
