@@ -189,7 +189,7 @@ def pair_scores(side: Side, matrix: Matrix, pairs: Pairs) -> np.ndarray:
 
 def _close(values: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
     """x_a . (sum of x over the others that b has) / their number, of centered rows of length 1."""
-    present = values.any(axis=1)
+    present = np.asarray(values.any(axis=1))
     rows = unit_rows(values - values[present].mean(axis=0)) if present.any() else values
     rows[~present] = 0
     scores = np.full(len(own), np.nan)
