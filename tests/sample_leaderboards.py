@@ -114,6 +114,7 @@ def _row(generator: np.random.Generator, model: tuple[str, float], encoder: str,
             versions={"mmrec_lmm": "0.1.0", "python": "3.11.9", "torch": "2.15.0"},
             device="cpu",
             threads=2,
+            finished="2026-01-31T12:00:00+00:00",
         ),
     )
 

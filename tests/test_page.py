@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -409,6 +410,66 @@ def test_the_page_never_scrolls_sideways(visit: "Callable[..., Page]", width: in
     assert opened.evaluate(
         "document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth"
     )
+
+
+def test_the_head_says_day_seeds_protocol_and_versions(visit: "Callable[..., Page]") -> None:
+    settings = {"valid_metric": "Recall@20", "stopping_step": 20, "epochs": 1000}
+    ticket = replace(
+        record("again", config={"settings": settings}),
+        versions={"torch": "2.15.0"},
+        finished="2026-01-31T23:59:00+00:00",
+    )
+    earlier = replace(ticket, finished="2025-12-01T00:00:00+00:00")
+    rows = [replace(one, reproducibility=said) for one, said in zip(THREE.rows, [earlier, ticket, None], strict=True)]
+    said = visit(replace(THREE, rows=rows)).locator(".head").inner_text()
+    for part in (
+        "2026-01-31",
+        "torch 2.15.0",
+        "Recall@20 on validation selects, patience 20, at most 1,000 epochs",
+        ", ".join(map(str, THREE.rows[0].seeds)),
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(("first", "last"), [(12.0, 14.0), (12.0, 25.0), (70.0, 100.0), (2.0, 90_000.0)])
+def test_the_time_axis_has_ticks_whose_labels_do_not_touch(
+    visit: "Callable[..., Page]", first: float, last: float
+) -> None:
+    opened = visit(board(row("A", 0.3, first), row("B", 0.4, last)), width=390)
+    labels = opened.locator("#plot text[text-anchor=middle]")
+    boxes = sorted(label.bounding_box()["x"] for label in labels.all())
+    widths = [label.bounding_box()["width"] for label in labels.all()]
+    assert len(boxes) >= 2
+    assert all(after - before > max(widths) for before, after in pairwise(boxes))
+    heights = opened.locator("#plot text[text-anchor=end]").all_text_contents()
+    assert len(heights) >= 4  # three ticks and the axis's name
+
+
+WORDS = """cell => {
+  const parts = [], walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    for (const word of node.textContent.matchAll(/\\S+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+      if (lines.size > 1) parts.push(word[0]);
+    }
+  }
+  return parts;
+}"""
+
+
+def test_no_word_is_broken_on_a_phone(visit: "Callable[..., Page]") -> None:
+    one = row("LightGCN", 0.4, 60)
+    axes = replace(
+        one.axes, dataset="ml-latest-small", encoder=EncoderName("cnn_sbert", "projected-lite"), paradigm="ete:last:1"
+    )
+    opened = visit(board(replace(one, axes=axes)), width=360)
+    assert opened.locator("#body td").count() > 6
+    broken = [opened.locator("#body td").nth(place).evaluate(WORDS) for place in range(6)]
+    assert broken == [[]] * 6
+    assert "cnn_sbert:projected-lite" in opened.locator("#body tr").first.inner_text()
 
 
 def test_a_phone_shows_cards_with_labels_and_sorts_by_a_list(visit: "Callable[..., Page]") -> None:

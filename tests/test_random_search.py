@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import Answer, call, plugin, start, wait_until
 
+from mmrec_lmm import study
 from mmrec_lmm.config.search import Range, Search, draw
 from mmrec_lmm.errors import ConfigError, ConfigValueError
 from mmrec_lmm.plugin.registry import Registry, load_registry
@@ -266,6 +267,12 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
     answer = study_call("run", f"--shard={text}")
     assert answer.code == 2
     assert "argument --shard: expected I/N with I from 1 to N, got" in answer.err
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (3, 2), (1,), (1, 2, 3)])
+def test_a_program_is_refused_such_a_shard_too(shard: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"^shard: expected \(I, N\) with I from 1 to N, got "):
+        study("search.yaml", plugins=["planted.py"]).run(shard=shard)
 
 
 @pytest.mark.slow

@@ -148,9 +148,9 @@ class Study(StudySteps):
             raise ConfigError(f"jobs: expected a whole number from 1 to 1,024, got {jobs!r}")
         if on not in (None, "ray"):
             raise ConfigError(f"on: expected ray, or None for this machine, got {on!r}")
-        part = None if shard is None else Shard(*shard)
-        if part is not None and not 1 <= part.number <= part.count:
+        if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1]):
             raise ConfigError(f"shard: expected (I, N) with I from 1 to N, got {shard!r}; try (1, 8)")
+        part = None if shard is None else Shard(*shard)
         self.refuse_torchrun()
         elsewhere = jobs > 1 or on is not None
         with as_a_guest(), keep_log(self.call.out / "log", self.name, level=self.call.level):

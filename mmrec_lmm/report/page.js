@@ -135,7 +135,9 @@ function bar({mean, low, high}, scale, base) {
 }
 
 // The table's columns: sort value, content, and width as [minimum in rem, share of the remaining space]
-const text = value => value || span("soft", NONE);
+const text = value => value ? breakable(String(value)) : span("soft", NONE);
+const breakable = value => make("span", null,  // names break after a sign, and within a word only where none fits
+  value.split(/(?<=[:_/+-])/).flatMap((part, place) => place ? [make("wbr"), part] : [part]));
 const unseen = text => span("unseen", text);
 const star = () => span("star", make("span", {"aria-hidden": "true"}, "★"), unseen(" better than the baseline"));
 // Marks: the result may reflect the training budget more than the model, or is compared with one that may
@@ -290,6 +292,12 @@ const SHAPES = [  // one for each paradigm, drawn around 0, 0
 const TIMES = [  // possible ticks of the time axis, in seconds
   0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000, 86400, 259200, 864000,
 ];
+const BETWEEN = [  // for axes that are shorter
+  ...[0.001, 0.01, 0.1, 1, 10].flatMap(power => [1, 1.5, 2, 3, 4, 5, 6, 8].map(digit => digit * power)),
+  ...[60, 3600].flatMap(unit => [1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50].map(digit => digit * unit)),
+  ...[1, 1.5, 2, 3, 4, 5, 7, 10].map(days => days * 86400),
+].filter((time, place, all) => all.indexOf(time) === place).sort((a, b) => a - b);
+const APART = 46;  // pixels between the ticks of the time axis, for their labels
 const LETTER = 6.3;  // average width of a label's letters, in pixels
 const shape = paradigm => SHAPES[paradigms.indexOf(paradigm) % SHAPES.length]();
 let points = [];
@@ -329,8 +337,11 @@ function renderPlot() {
     svg.append(draw("line", {class: "grid", x1: left, x2: right, y1: y(tick), y2: y(tick)}),
       draw("text", {x: left - 8, y: y(tick) + 4, "text-anchor": "end"}, tick.toFixed(digits)));
   }
-  const times = TIMES.filter(time => Math.log10(time) >= across.low && Math.log10(time) <= across.high);
-  for (const time of times.length ? times : [shown[0].seconds]) {
+  const within = time => Math.log10(time) >= across.low && Math.log10(time) <= across.high;
+  const [coarse, fine] = [TIMES.filter(within), BETWEEN.filter(within)];
+  const times = coarse.length > 2 ? coarse : fine.length > 1 ? fine : distinct([shown[0].seconds, shown.at(-1).seconds]);
+  const apart = times.reduce((kept, time) => kept.length && x(time) - x(kept.at(-1)) < APART ? kept : [...kept, time], []);
+  for (const time of apart) {
     svg.append(draw("line", {class: "grid", x1: x(time), x2: x(time), y1: bottom, y2: bottom + 5}),
       draw("text", {x: x(time), y: bottom + 19, "text-anchor": "middle"}, duration(time)));
   }
@@ -417,7 +428,7 @@ function plainTable(label, head, body) {
   const line = ([name, ...cells]) =>
     make("tr", null, make("th", {scope: "row"}, name), cells.map(cell => make("td", null, cell)));
   return make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": label}, make("table", {class: "plain"},
-    make("thead", null, make("tr", null, head.map(name => make("th", {scope: "col"}, name)))),
+    make("thead", null, make("tr", null, head.map(name => name ? make("th", {scope: "col"}, name) : make("td")))),
     make("tbody", null, body.map(line))));
 }
 function said(value) {
@@ -512,6 +523,22 @@ const TESTS = {
   "t-test": "a paired t-test over users and seeds", "t-test-users": "a paired t-test over users",
   wilcoxon: "Wilcoxon's signed-rank test", permutation: "a paired permutation test",
 };
+function headOf() {  // what the rows have in common, and the day of the last run
+  const tickets = rows.filter(row => row.scored).map(row => row.ticket ?? {});
+  const list = values => {
+    const found = distinct(values.filter(Boolean));
+    return found.slice(0, 2).join("; ") + (found.length > 2 ? "; and others" : "");
+  };
+  const seeds = rows.filter(row => row.scored).map(row => row.seeds.join(", "));
+  const versions = tickets.map(({versions}) => Object.entries(versions ?? {}).map(pair => pair.join(" ")).join(", "));
+  const protocols = tickets.map(({config}) => config?.settings).filter(Boolean).map(settings =>
+    `${settings.valid_metric} on validation selects, patience ${settings.stopping_step}, `
+    + `at most ${count(settings.epochs)} epochs`);
+  const last = tickets.map(({finished}) => finished ?? "").sort().at(-1)?.slice(0, 10);
+  return Object.fromEntries(Object.entries({
+    "last run": last, seeds: list(seeds), protocol: list(protocols), versions: list(versions),
+  }).filter(([, value]) => value));
+}
 function explain() {
   const starred = rows.flatMap(row => Object.values(row.scores)).filter(score => score.star);
   const enough = starred.every(score => score.seeds.length > 2) ? ", with three seeds or more on both sides" : "";
@@ -530,6 +557,7 @@ function explain() {
     make("p", null, `${board.head ? "Board" : "Study"} ${board.study}. `, board.comparisons ? tested : "No row is tested against another."),
     soft("Scores are means over users on test, each user averaged over the seeds, with 95 % intervals; "
       + "epoch and grid point are chosen on validation. All results are conditional on one split of the data."),
+    !board.head && make("div", {class: "head"}, pairs(headOf())),
     rows.some(row => marksOf(row).length > 0) && soft("†: the figure may say more about the training budget or "
       + "the data than about the model, or is compared with one that may; point at it, or open the row, for the reason."),
     board.head && make("div", {class: "head"}, pairs(board.head)),

@@ -525,6 +525,7 @@ def _row(entry: Entry) -> Row:
             device=first.device,
             threads=first.threads,
             plugins=first.plugins,
+            finished=max(record.finished for record in records) or None,
         ),
     )
 

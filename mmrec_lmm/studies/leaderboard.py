@@ -86,6 +86,7 @@ class ReproducibilityRecord:
     device: str
     threads: int
     plugins: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)  # of -p: file or module -> hash of code
+    finished: str | None = field(default=None, metadata=OPTIONAL)  # the end of the last run: ISO 8601, UTC
 
 
 @dataclass(frozen=True)
