@@ -121,7 +121,7 @@ def _sliced(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     axes, parts = _axes(plan, rows), _slices_of(rows)
     lines = []
     for metric in board.metrics:
-        for row in rows:
+        for row in _in_order(rows, axes):
             found = [interval.mean if (interval := row.slices.get(part, {}).get(metric)) else None for part in parts]
             figures = [row.scores[metric].mean, *found]
             mark = bool(row.marks)
@@ -141,7 +141,7 @@ def _efficiency(board: Leaderboard, rows: Sequence[Row], plan: Layout) -> Table:
     """The table of what rows cost: a column for each of COSTS, and of JOINT_COSTS if a row has any."""
     axes, costs, footnotes = _axes(plan, rows), _costs(rows), Footnotes()
     lines = []
-    for row in rows:
+    for row in _in_order(rows, axes):
         reason = "" if row.state == FINISHED else f"{row.state}: {row.reason}" if row.reason else row.state
         missing = dict.fromkeys(JOINT_COSTS, Measured(None, reason or NOT_JOINT))
         found = {**missing, **row.cost}
@@ -251,6 +251,12 @@ def _order(axis: str, rows: Sequence[Row]) -> list[str]:
     """The values of an axis in the order of the study, but with the pre-trained paradigm first."""
     found = dict.fromkeys(label(row, axis) for row in rows)
     return sorted(found, key=lambda value: value != PRE_TRAINED) if axis == "paradigm" else list(found)
+
+
+def _in_order(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:
+    """The rows by the axes that label them, outermost first, so that equal labels are neighbors."""
+    order = {axis: _order(axis, rows) for axis in axes if axis != "metric"}
+    return sorted(rows, key=lambda row: [order[axis].index(label(row, axis)) for axis in order])
 
 
 def _with_axes(plan: Layout, rows: Sequence[Row]) -> Layout:
