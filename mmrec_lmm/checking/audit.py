@@ -7,7 +7,7 @@ graphs), u to the other users of i (profiles, user graphs), or the weight of u-i
 again within each user, many times:
 
 test closer than training         the mean score of test pairs, less that of the user's training pairs; and likewise of
-    (and validation ...)          validation. A file made from training rows fits those better, which is no leak.
+    (and validation ...)          validation. A file made from training rows fits those better, which is fair.
 test unlike validation            the same between the two, in both directions. Also exact for files made from
                                   training rows: these know neither.
 columns follow test counts        the squared covariance of each column with the items' rows in test, less those

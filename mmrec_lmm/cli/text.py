@@ -712,7 +712,10 @@ def audit_text(found: Audit) -> str:
         )
         corrected = f": p = {file.p:.3g}, corrected for {len(file.tests)} tests" if file.tests else ""
         lines.append(f"{verdict}{corrected}")
-    lines += ["", f"An honest file is flagged with a chance of {ALPHA:.0%}; one made from all rows alike isn't seen."]
+    lines += [
+        "",
+        f"An honest file is flagged with a chance of {100 * ALPHA:.0f} %; one made from all rows alike isn't seen.",
+    ]
     return "\n".join(lines)
 
 

@@ -218,7 +218,7 @@ def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _at_seeds(trials: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """The trials at every seed, which is no key of a search."""
+    """The trials at every seed; seeds are not searched."""
     for seed in axes.get("seed", (None,)):
         for trial in trials:
             yield {name: trial.get(name, seed) for name in axes}

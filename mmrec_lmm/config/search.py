@@ -44,7 +44,7 @@ class Range:
 
     def value(self, share: float) -> float:
         """The number at a share from 0 to 1 of the range."""
-        half = 0.5 if self.whole else 0.0  # so that both ends come as often as other numbers
+        half = 0.5 if self.whole else 0.0  # both ends then come as often as other numbers
         low, high = self.low - half, self.high + half
         if self.scale == LOGARITHMIC:
             number = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
