@@ -383,7 +383,7 @@ def test_a_truncated_or_damaged_gzip_file_stops_with_the_line(tmp_path: Path) ->
     ("name", "content", "message"),
     [
         ("reviews_X.json.gz", b"<!DOCTYPE html><html>", r"got a web page"),
-        ("reviews_X.json.gz", gzip.compress(b"<html>404"), r"got a web page"),
+        ("reviews_X.json.gz", gzip.compress(b"<html>404", mtime=0), r"got a web page"),
         ("reviews_X.json", b"version https://git-lfs.github.com/spec/v1", r"git lfs pull"),
         ("reviews_X.json", b"", r"got an empty file"),
         ("reviews_X.json", review("A1", "B1").encode("utf-16"), r"got UTF-16"),
