@@ -428,6 +428,7 @@ def test_special_characters_of_names_are_escaped_in_latex() -> None:
     text = render(board(row(model=NASTY + "é")), format="latex")
     assert r"a\_b \& 50\% \#1 \{x\} \$y \textasciitilde{}z\textasciicircum{} " in text
     assert r"\textless{}i\textgreater{}\textbar{}\textbackslash{}*\texttt{U+00E9}" in text
+    assert "-{}-paradigm=`{}`x'{}'" in render(board(row(model="--paradigm=``x''")), format="latex")
 
 
 def test_html_marks_labels_best_star_and_footnote() -> None:

@@ -4,6 +4,7 @@ Bold, stars, marks and footnotes of a cell look the same in all of them.
 """
 
 import html
+import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -190,8 +191,10 @@ def _width(table: Table) -> int:
 
 
 def _tex(text: str) -> str:
-    """Text escaped for LaTeX; a character that its default fonts may lack is printed as its code point."""
-    return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in printable(text, ""))
+    """Text escaped for LaTeX; a character that its default fonts may lack is printed as its code point. Two hyphens or
+    quotes stay two."""
+    parted = re.sub(r"([-'`])(?=\1)", "\\1\0", printable(text, ""))
+    return "".join(TEX.get(c, c if c.isascii() else rf"\texttt{{U+{ord(c):04X}}}") for c in parted).replace("\0", "{}")
 
 
 def _tex_cell(cell: TableCell, *, italic: bool) -> str:
