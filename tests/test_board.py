@@ -38,6 +38,7 @@ from mmrec_lmm.board.verify import Verification, verify
 from mmrec_lmm.cache import fingerprint
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.opening import open_dataset
+from mmrec_lmm.data.splitting import shipped_rule
 from mmrec_lmm.disk.hashing import read_hash
 from mmrec_lmm.disk.sealed import load_arrays, save_file
 from mmrec_lmm.errors import ConfigError, DataError
@@ -689,7 +690,8 @@ def test_a_fresh_world_is_the_same_one_under_other_numbers(specs: Callable[..., 
     """On the checkerboard: even users have the even items, and an item's features tell its color."""
     (spec,) = specs()
     inputs = gather(spec, registry)
-    worlds = [fresh_inputs(inputs, rule, seed) for rule, seed in ((None, 1), (None, 1), (None, 2), ("user-time", 3))]
+    timed = shipped_rule("user-time")
+    worlds = [fresh_inputs(inputs, rule, seed) for rule, seed in ((None, 1), (None, 1), (None, 2), (timed, 3))]
     one, same, other, _ = worlds
     assert np.array_equal(pairs(one.dataset), pairs(same.dataset))
     assert one.dataset.fingerprint == same.dataset.fingerprint != other.dataset.fingerprint
@@ -712,7 +714,7 @@ def test_a_fresh_world_is_the_same_one_under_other_numbers(specs: Callable[..., 
             assert len(np.unique(after.values[items, 0] > 0)) == 1
             titles = {dataset.catalog.fields["title"][item].split(" ")[0] for item in items}
             assert len(titles - {""}) == 1
-    cold = fresh_inputs(inputs, "cold-item", 1).dataset
+    cold = fresh_inputs(inputs, shipped_rule("cold-item"), 1).dataset
     assert not {*cold.train.items.tolist()} & {*cold.test.items.tolist()}
 
 

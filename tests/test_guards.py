@@ -312,13 +312,19 @@ def test_a_password_in_an_address_is_sent_and_never_logged(
 # Formats that could hold code
 
 
+#: Running the file that its user names is what the bridge is for, and it writes user_graph_dict.npy for such a file.
+OF_BRIDGE = {"mmrec_lmm/bridge/imports.py: exec", "mmrec_lmm/bridge/data_folder.py: np.save"}
+
+
 def test_nothing_is_read_by_a_way_that_could_run_it() -> None:
     """No pickle but torch's restricted reader, no YAML but safe loaders, no arrays of objects, no `eval`."""
     found = []
     for folder in ("mmrec_lmm", "plugins", "data_tools", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(call, ast.Call) and _runs_code(call):
+                if not isinstance(call, ast.Call) or not _runs_code(call):
+                    continue
+                if f"{path.relative_to(ROOT).as_posix()}: {ast.unparse(call.func)}" not in OF_BRIDGE:
                     found.append(f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)[:60]}")
     assert not found
 

@@ -122,6 +122,18 @@ KINDS: Mapping[str, Kind] = {
     ),
     "configuration": Kind(("own/*.yaml",), "yaml", CONFIGURED),
     "studies": Kind(("mine.yaml",), "yaml", STUDY, may_change=("runs/study/*",)),
+    "bundles": Kind(
+        ("mine.zip",), "zip", ("verify mine.zip", "verify mine.zip --tier replayed", "board add board mine.zip"),
+        may_change=("board/*",),
+    ),
+    "boards": Kind(
+        ("board/*.yaml", "board/*/*.json", "board/*/*/*.json", "board/*/*/*.zip"), "bytes",
+        ("board check board", "board build board", "best -d toy -m VBPR --board board"), may_change=("board/*",),
+    ),
+    "model files of MMRec": Kind(
+        ("checkout/src/models/lightgcn.py", "checkout/src/configs/model/*.yaml"), "text",
+        ("run -m checkout/src/models/lightgcn.py -d toy --epochs=1", "import-mmrec checkout --to taken"),
+    ),
     "config.json": Kind(("runs/VBPR-toy-*/config.json",), "json", (*LIST, *LOOK, *STUDY, RUN, TUNED), OWN_RUN),
     "result.json": Kind(("runs/*/result.json",), "json", (*LIST, *LOOK, *STUDY, RUN), OWN_RUN),
     "history": Kind(

@@ -55,8 +55,18 @@ BASES = {
     "embeddings": "embeddings {run} -o vectors.npy",
     "plugin new": "plugin new model Mine",
     "plugin check": "plugin check BPR",
+    "data audit": "data audit -d toy --features image=data/toy/image_feat.npy --permutations 20",
+    "submit": "submit mine.yaml -o bundle.zip",
+    "verify": "verify mine.zip",
+    "board new": "board new other -d toy --name other",
+    "board add": "board add board mine.zip",
+    "board check": "board check board",
+    "board build": "board build board",
+    "best": "best -d toy -m VBPR --board board",
+    "compare": "compare {run} BPR-toy",
+    "import-mmrec": "import-mmrec checkout --to taken",
 }
-MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*")
+MAY_CHANGE = ("data/shop/*", "home/*", "runs/VBPR-toy-*", "runs/BPR-toy-*", "board/*")
 
 
 @dataclass(frozen=True)

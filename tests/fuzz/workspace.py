@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import judge
 
+CHECKOUT = Path(__file__).parents[1] / "mmrec_checkout"
 RUN = "run -m VBPR -d toy --epochs=2 --embedding_size=4"
 ENCODED = f"{RUN} --encoder basic"
 TUNED = f"{RUN} --encoder vlmo:tiny --paradigm ft --ft.epochs=1"
@@ -157,6 +158,11 @@ def make(folder: Path) -> None:
     for command in (RUN, ENCODED, TUNED, "run -m VBPR -d plain --epochs=1 --embedding_size=4", "study run mine.yaml"):
         do(command)
     do("study table mine.yaml")
+    do("submit mine.yaml -o mine.zip")
+    do("board new board -d toy --name mine")
+    do("board add board mine.zip")
+    do("board build board")
+    shutil.copytree(CHECKOUT, folder / "checkout")
     do(STOPPED, code=130, prepare=_stop_after_two_checkpoints)
     do(SHARDED, code=130, prepare=_stop_before_assembling)
     do("results index")
