@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..disk.folders import new_folder
+from ..disk.reading import check_file
 from ..errors import ConfigError, DataError
 from ..plugin.names import is_safe_name
 from .model_file import ModelFile, load, loaded_file
 from .run_values import HOST_KEYS, OVERALL
 
 _PARTS = {"models": "*.py", "common": "*.py", "utils": "*.py", "configs": "*.yaml"}  # of src, and the files copied
+_CURE = "try a checkout that git made"
 _CACHES = (".pt", ".pth", ".ckpt")
 _COMPUTED = frozenset({"device", "model", "dataset", "data_path", "use_gpu", "valid_metric_bigger"})
 
@@ -64,6 +66,7 @@ def import_checkout(checkout: Path, *, to: Path, data_path: Path, force: bool = 
             for file in sorted((source / part).rglob(pattern)):
                 place = building / part / file.relative_to(source / part)
                 place.parent.mkdir(parents=True, exist_ok=True)
+                check_file(file, _CURE)
                 shutil.copyfile(file, place)
     models = tuple(_describe(path) for path in sorted((to / "models").glob("*.py")) if path.name != "__init__.py")
     notes: list[str] = []
