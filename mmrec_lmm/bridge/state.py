@@ -123,7 +123,8 @@ def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
     if isinstance(value, Tensor):
         return bool(mark[1] == value._version) and isinstance(mark[0], weakref.ref) and mark[0]() is value
     if isinstance(value, np.ndarray):
-        return isinstance(mark[0], weakref.ref) and mark[0]() is value and bool(mark[1] == _digest(value))
+        is_it = isinstance(mark[0], weakref.ref) and mark[0]() is value
+        return is_it and bool(mark[1] == _digest(value))
     if type(value) in _KINDS.values():
         entries = _entries(value)
         alike = mark[0] is type(value) and mark[1].keys() == entries.keys()
