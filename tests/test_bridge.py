@@ -20,6 +20,7 @@ from helpers import Answer, call, plugin
 from torch import Tensor
 
 import mmrec_lmm
+from mmrec_lmm.bridge import adapter
 from mmrec_lmm.bridge.data_folder import NEIGHBORS, co_occurrences
 from mmrec_lmm.bridge.stand_ins import STAND_INS, scatter, scatter_max, scatter_softmax, sparsesvd
 from mmrec_lmm.errors import MMRecError, NotApplicable, PluginError, RunError
@@ -493,6 +494,18 @@ def test_a_file_loads_any_object_that_it_cached_itself(tmp_path: Path) -> None:
         bridged(write(tmp_path, model_text(line), "other.py"), {})
 
 
+def test_a_file_that_can_read_rows_of_test_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_warn_once", adapter._warn_once.__wrapped__)
+    lines = "place = config['data_path'] + config['dataset'] + '/'"
+    for ending, said in (("+ config['inter_file_name']", 1), ("+ 'baby.inter'", 1), ("+ 'mine.npy'", 0)):
+        caplog.clear()
+        bridged(write(tmp_path, model_text(f"{lines} {ending}\nself.inter = dataset.inter_matrix()")), {})
+        found = [one.message for one in caplog.records if "the rows of validation and test" in one.message]
+        assert len(found) == said, ending
+
+
 def test_folders_that_a_failed_construction_left_are_removed(tmp_path: Path) -> None:
     lines = """place = os.path.join(config['data_path'] + config['dataset'], 'parts')
 os.makedirs(place, exist_ok=True)
@@ -658,6 +671,8 @@ def test_a_file_that_fails_is_one_message_with_its_line(what: str, tmp_path: Pat
             "return self.users",
             r"mine.py:9: expected a loss of one number, .* of shape \(14, 1\); try its mean",
         ),
+        ("return {'bpr': self.users.mean()}", r"mine.py:9: expected a loss of one number, .* got loss of type dict;"),
+        ("return self.users.mean(), None", r"mine.py:9: expected a loss of one number, .* got loss2 of type NoneType"),
         ("return torch.zeros(())", r"mine.py:9: expected a loss that depends on a parameter, .*--req_training=false"),
     ],
 )
