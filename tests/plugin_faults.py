@@ -144,6 +144,26 @@ class Copies(Sound):
         return {**self.features(), **self.texts}
 
 
+class Guided(Sound):
+    """Features guide the items' vectors in the loss, and have no part in scores."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.users, self.items
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        apart = {
+            name: (table @ self.maps[name].T - self.items).square().mean() for name, table in self.features().items()
+        }
+        return {**super().training_loss(batch), **apart}
+
+
+class Misspells(Sound):
+    """Asks for an attribute that it hasn't; torch raises."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.users, self.item
+
+
 class Neighbors(Sound):
     """Scores a user by who else is in the block."""
 
@@ -191,7 +211,7 @@ class NaNs(Sound):
 
 MODELS = (
     Sound, Counts, Sparse, Means, Peeks, TestGraph, Square, NumpySquare, Noise, Copies, Neighbors, Idle, Forgets,
-    Scoreless, NaNs,
+    Scoreless, NaNs, Guided, Misspells,
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from helpers import Answer, call, plugin
 from torch import Tensor
 
 import mmrec_lmm
+from mmrec_lmm.bridge import adapter
 from mmrec_lmm.bridge.data_folder import NEIGHBORS, co_occurrences
 from mmrec_lmm.bridge.stand_ins import STAND_INS, scatter, scatter_max, scatter_softmax, sparsesvd
 from mmrec_lmm.errors import MMRecError, NotApplicable, PluginError, RunError
@@ -285,6 +286,9 @@ def test_a_study_compares_a_file_with_its_native_twin(data_path: Path, tmp_path:
     assert done.code == 0, done.err
     shown = call("study", "table", file, "-p", plugin, "--out", tmp_path / "runs")
     assert "bpr.py" in shown.out
+    for verb in ("run", "table"):
+        without = call("study", verb, file, "--out", tmp_path / "runs")
+        assert without.err.endswith("try -p mmrec_lmm.bridge:PATH/bpr.py\n"), without.err
 
 
 # Saved state
@@ -346,6 +350,37 @@ def test_sparse_attributes_come_back() -> None:
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.model.pruned.to_dense(), first.model.pruned.to_dense())
     assert second.model.pruned.layout == torch.sparse_coo
+
+
+@pytest.mark.parametrize(
+    ("kept", "read"),
+    [
+        ("(self.users * 1, self.users.detach().to_sparse())", "self.out[0]"),
+        ("[self.users * 1, 3]", "self.out[0]"),
+        ("{'item': 1.5, 'user': self.users * 1}", "self.out['user']"),
+        ("self.users.detach().numpy().copy()", "torch.from_numpy(self.out)"),
+    ],
+)
+def test_what_a_file_keeps_together_is_saved_with_its_weights(kept: str, read: str, tmp_path: Path) -> None:
+    """Scores come from what the last batch left, as a tuple, a list, a dict or an array."""
+    methods = METHODS.replace("        return self.users[interaction[0]].sq", f"        self.out = {kept}\n"
+        "        return self.users[interaction[0]].sq")  # fmt: skip
+    methods = methods.replace("return self.users[interaction[0]] @", f"return {read}[interaction[0]] @")
+    file = write(tmp_path, model_text("self.out = None\nself.fixed = (torch.ones(2), 1)", methods))
+    first, second = bridged(file, {}), bridged(file, {})
+    with torch.no_grad():
+        first.model.users.copy_(torch.arange(N_USERS)[:, None])
+    first.training_loss(BATCH)
+    state = {name: value.clone() for name, value in first.state_dict().items()}
+    assert not [name for name in state if "fixed" in name]
+    with torch.no_grad():
+        first.model.users.zero_()
+    first.training_loss(BATCH)  # a later batch
+    assert (scores_of(first) == 0).all()
+    for model in (first, second):
+        model.load_state_dict(state)
+        assert torch.equal(scores_of(model), torch.arange(N_USERS)[:, None].expand(N_USERS, N_ITEMS).float())
+        assert type(model.model.out) is type(first.model.out)
 
 
 def test_a_large_attribute_is_saved_only_if_scores_depend_on_it(
@@ -429,6 +464,60 @@ def test_joint_features_are_live_where_the_file_reads_them_in_each_step() -> Non
 def test_a_file_that_copies_features_is_not_applicable_to_joint_ones(name: str, keys: Any, said: str) -> None:
     with pytest.raises(NotApplicable, match=said):
         bridged(name, joint=True, **keys).training_loss(BATCH)
+
+
+def test_a_key_without_a_value_is_not_in_the_configuration(tmp_path: Path) -> None:
+    """As in MMRec, where a file's own default then holds."""
+    lines = "self.tau = config['tau'] if 'tau' in config else 0.2\nself.nu = config.final_config_dict.get('nu', 3)"
+    file = write(tmp_path, model_text(lines))
+    assert (bridged(file, {}).model.tau, bridged(file, {}).model.nu) == (0.2, 3)
+    assert bridged(file, {}, tau=0.5).model.tau == 0.5
+    assert bridged(file, {}, tau=0).model.tau == 0
+
+
+CACHED = """place = os.path.join(config['data_path'] + config['dataset'], 'graph.pt')
+if not os.path.exists(place):
+    torch.save({'graph': scipy.sparse.eye(3, format='csr'), 'sizes': np.arange(3)}, place)
+self.cached = torch.load(place)
+"""
+
+
+def test_a_file_loads_any_object_that_it_cached_itself(tmp_path: Path) -> None:
+    """As before torch 2.6; what another program wrote is still read as tensors alone."""
+    head = "import os\nimport numpy as np\nimport scipy.sparse\n"
+    file = write(tmp_path, head + model_text(CACHED))
+    for _ in range(2):
+        assert bridged(file, {}).model.cached["graph"].nnz == 3
+    torch.save({"sizes": np.arange(3)}, tmp_path / "other.pt")
+    line = f"config['data_path']\nself.cached = torch.load({str(tmp_path / 'other.pt')!r})"
+    with pytest.raises(PluginError, match="Weights only load failed"):
+        bridged(write(tmp_path, model_text(line), "other.py"), {})
+
+
+def test_a_file_that_can_read_rows_of_test_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_warn_once", adapter._warn_once.__wrapped__)
+    lines = "place = config['data_path'] + config['dataset'] + '/'"
+    for ending, said in (("+ config['inter_file_name']", 1), ("+ 'baby.inter'", 1), ("+ 'mine.npy'", 0)):
+        caplog.clear()
+        bridged(write(tmp_path, model_text(f"{lines} {ending}\nself.inter = dataset.inter_matrix()")), {})
+        found = [one.message for one in caplog.records if "the rows of validation and test" in one.message]
+        assert len(found) == said, ending
+
+
+def test_folders_that_a_failed_construction_left_are_removed(tmp_path: Path) -> None:
+    lines = """place = os.path.join(config['data_path'] + config['dataset'], 'parts')
+os.makedirs(place, exist_ok=True)
+self.found = os.listdir(place)
+open(os.path.join(place, 'part'), 'w').close()
+if config['stops']:
+    raise ValueError('stopped')
+"""
+    file = write(tmp_path, "import os\n" + model_text(lines))
+    with pytest.raises(PluginError, match="stopped"):
+        bridged(file, {}, stops=True)
+    assert bridged(file, {}, stops=False).model.found == []
 
 
 def test_graph_files_have_the_largest_co_occurrences() -> None:
@@ -560,6 +649,7 @@ CALLS: dict[str, tuple[str, str, type[MMRecError]]] = {
         r"mine.py:4: .*TypeError: .*takes 2 positional arguments but 3 were given",
         PluginError,
     ),
+    "itself": ("self.x = self.y", r"mine.py:8: expected it to be constructed, got AttributeError", PluginError),
     "sizes": ("torch.zeros(2, 3) @ torch.zeros(2, 3)", r"mine.py:8: Mine failed in __init__: RuntimeError", RunError),
     "a loader's method": ("dataset.batches()", r"mine.py:8: .*has, got batches; it has .*inter_matrix", PluginError),
 }
@@ -581,6 +671,8 @@ def test_a_file_that_fails_is_one_message_with_its_line(what: str, tmp_path: Pat
             "return self.users",
             r"mine.py:9: expected a loss of one number, .* of shape \(14, 1\); try its mean",
         ),
+        ("return {'bpr': self.users.mean()}", r"mine.py:9: expected a loss of one number, .* got loss of type dict;"),
+        ("return self.users.mean(), None", r"mine.py:9: expected a loss of one number, .* got loss2 of type NoneType"),
         ("return torch.zeros(())", r"mine.py:9: expected a loss that depends on a parameter, .*--req_training=false"),
     ],
 )

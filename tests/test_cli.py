@@ -625,6 +625,7 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--configs", "nowhere"], "--configs nowhere: expected a folder with one of overall.yaml"),
         ([*RUN, "--device", "toaster"], "device must be auto, cpu, mps, cuda or cuda:N, got 'toaster'"),
         ([*RUN, "-p", "nosuch.py"], "-p nosuch.py: expected a Python file"),
+        (["info", "models/mine.py"], "try `info -p mmrec_lmm.bridge:models/mine.py mine.py` for a model file"),
         (["info", "vbp"], "data set, split or metric, got vbp; did you mean VBPR?"),
         (["encode", "-d", "toy", "--encoder", "basic", "--encoder.txt_dim=9"], "did you mean encoder.text_dim?"),
         (["encode", "-d", "toy", "--encoder", "basic", "--modalities", "audio"], "expected audio features for data"),

@@ -26,6 +26,7 @@ PLANTED = [
     ("NumpySquare", "memory", r"NumpySquare: arrays of numpy take \d+\.\d MB, items x items"),
     ("Noise", "seed", "Noise: parameter users differs between two runs of one seed: draw from torch's default"),
     ("Copies", "live features", "Copies: scores ignore text features that changed: it keeps a copy; .*self.features()"),
+    ("Misspells", "contract", r"Misspells: AttributeError: .* no attribute 'item' \(.*plugin_faults.py:\d+\)"),
     ("Neighbors", "batches", "Neighbors: a user's scores depend on the batch: compute each row"),
     ("Idle", "gradients", "Idle: parameter bias gets no gradient in 3 epochs: use it in training_loss"),
     ("Forgets", "state", "Forgets: training that resumes from a checkpoint ends with other scores.*buffer"),
@@ -58,7 +59,7 @@ def test_a_planted_fault_is_caught_by_name(
     assert re.search(words, reason), reason
 
 
-@pytest.mark.parametrize("model", ["Sound", "Counts"])
+@pytest.mark.parametrize("model", ["Sound", "Guided", "Counts"])
 def test_sound_models_pass_every_check(model: str) -> None:
     found = {name: outcome(check) for (subject, name), check in CHECKS.items() if subject == model}
     assert len(found) == 11

@@ -224,6 +224,11 @@ class BridgedModel(Recommender):
         if self._values.without_value:
             keys = ", ".join(f"{key} ({self.file.keys.get(key, '?')})" for key in self._values.without_value)
             logger.info("%s reads keys without a value, which are None to it: %s", self.file.path.name, keys)
+        if self._folder is not None and self.file.mentions(r"inter_file_name|\.inter['\"]"):
+            _warn_once(
+                f"{self.file.path.name} names the file of interactions, which has the rows of validation and test; "
+                "if it reads them, its results can't be compared; dataset.inter_matrix() has those of training"
+            )
         if (absent := self._absent(given)) and not self.features.joint:  # whose absent rows stay zeros
             _warn_once(
                 f"{self.file.path.name}: {absent}; MMRec fills such rows with the mean: --missing=mean, if the file's "
@@ -256,6 +261,11 @@ class BridgedModel(Recommender):
         names = ["loss"] if not isinstance(loss, tuple | list) else [f"loss{n}" for n in range(1, len(parts) + 1)]
         terms: dict[str, Tensor] = {}
         for name, part in zip(names, parts, strict=True):
+            if not isinstance(part, Tensor | float | int | np.number):
+                raise PluginError(
+                    f"{self._place_of_loss}: expected a loss of one number, or a tuple of such, from "
+                    f"calculate_loss, got {name} of type {type(part).__name__}; try a sum of tensors"
+                )
             term = torch.as_tensor(part, dtype=None if isinstance(part, Tensor) else torch.float32, device=self._device)
             if term.numel() != 1:
                 raise PluginError(

@@ -12,16 +12,20 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..cache import fingerprint, home
 from ..disk.locks import locked
 from ..disk.writing import write_atomic
 from ..types import TrainingData
+from .scope import having
 
 FOLDER = "mmrec"  # in the cache folder
 NEIGHBORS = 200  # of a node in a graph file, at most
@@ -51,13 +55,14 @@ class DataFolder:
             marker = self.path / _BUILDING
             if marker.exists():
                 for path in self.path.iterdir():
-                    path.unlink()
+                    _remove(path)
             marker.touch()
             for modality, name in own.items() if reads_features else ():
                 if modality in self._tables and not (self.path / name).exists():
                     self._save(name, self._tables[modality])
             self._link(source, {*own.values()})
-            yield
+            with having(torch, "load", self._load):
+                yield
             marker.unlink()
 
     def _link(self, source: Path | None, own: set[str]) -> None:
@@ -68,6 +73,12 @@ class DataFolder:
                 continue
             place.unlink(missing_ok=True)
             place.symlink_to(file.resolve())
+
+    def _load(self, f: Any, *arguments: Any, **named: Any) -> Any:
+        """torch.load as it was before 2.6: with any objects, but only from files that the model file's code wrote."""
+        place = Path(f) if isinstance(f, str | PathLike) else None
+        own = place is not None and not place.is_symlink() and place.resolve().is_relative_to(self.path.resolve())
+        return torch.serialization.load(f, *arguments, **({"weights_only": False} if own else {}) | named)
 
     def make_graph(self, name: str, *, of_items: bool) -> None:
         """Write the graph file `name`, unless it is there: {node: [neighbors, counts]} by how often two users share an
@@ -87,6 +98,13 @@ class DataFolder:
                 np.save(file, np.array(content, dtype=object) if pickled else content, allow_pickle=pickled)
 
         write_atomic(self.path / name, write)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        rmtree(path)
+    else:
+        path.unlink()
 
 
 def co_occurrences(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> dict[int, list[list[Any]]]:

@@ -187,7 +187,7 @@ class ModelFile:
                 )
         if isinstance(error, RuntimeError | MemoryError) and doing != "import":
             return RunError(f"{where}: {self.cls.__name__} failed in {doing}: {said}")
-        return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, doing)}, got {said}")
+        return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, f'run {doing}')}, got {said}")
 
     def _place(self, error: BaseException) -> tuple[Path, int, str]:
         """The file, line and its text where the file's code was, when it failed."""
@@ -224,7 +224,7 @@ class ModelFile:
         return f"expected its imports to succeed, got {first_line(error)}"
 
 
-_EXPECTED = {"import": "be imported"}
+_EXPECTED = {"import": "be imported", "__init__": "be constructed"}
 
 
 def load(path: Path) -> ModelPlugin:

@@ -37,13 +37,14 @@ OVERALL: Mapping[str, Any] = {
 
 
 class Config:
-    """`config[key]`: a value, or None for a key without one, as in MMRec. `read` has the keys that were asked for.
+    """`config[key]`: a value, or None for a key without one, as in MMRec, which isn't `in` it. `read` has the keys that
+    were asked for.
 
     `on_read` is called with each key before its value is returned.
     """
 
     def __init__(self, values: Mapping[str, Any], on_read: Callable[[str], None] = lambda key: None) -> None:
-        self.final_config_dict = {key: _as_yaml(value) for key, value in values.items()}
+        self.final_config_dict = {key: _as_yaml(value) for key, value in values.items() if value is not None}
         self.read: dict[str, None] = {}
         self._on_read = on_read
 

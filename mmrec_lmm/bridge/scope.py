@@ -48,11 +48,11 @@ def running(device: torch.device, streams: Streams | None = None, needs: Collect
             stack.enter_context(_drawing(streams))
         if "cuda" in needs and (device.type != "cuda" or (device.index or 0) != torch.cuda.current_device()):
             for owner in (Tensor, nn.Module):
-                stack.enter_context(_having(owner, "cuda", lambda self, *_, **__: self.to(device)))
+                stack.enter_context(having(owner, "cuda", lambda self, *_, **__: self.to(device)))
         if "scipy" in needs and (sparse := sys.modules.get("scipy.sparse")) is not None:
-            stack.enter_context(_having(sparse.dok_matrix, "_update", _update))  # removed in SciPy 1.13
-            stack.enter_context(_having(sparse.spmatrix, "A", property(lambda self: self.toarray())))  # in 1.14
-            stack.enter_context(_having(sparse.spmatrix, "H", property(lambda self: self.conj().T)))
+            stack.enter_context(having(sparse.dok_matrix, "_update", _update))  # removed in SciPy 1.13
+            stack.enter_context(having(sparse.spmatrix, "A", property(lambda self: self.toarray())))  # in 1.14
+            stack.enter_context(having(sparse.spmatrix, "H", property(lambda self: self.conj().T)))
         yield
 
 
@@ -89,7 +89,7 @@ def _drawing(streams: Streams) -> Iterator[None]:
 
 
 @contextmanager
-def _having(owner: Any, name: str, value: Any) -> Iterator[None]:
+def having(owner: Any, name: str, value: Any) -> Iterator[None]:
     """A context in which a class has an attribute; inherited ones show again afterwards."""
     before = vars(owner).get(name, _ABSENT)
     setattr(owner, name, value)

@@ -1,13 +1,16 @@
 """What a model file keeps in plain attributes and changes in training: no buffer, and yet scores may depend on it.
 
-Tensors, dense or sparse, and numbers that changed since construction, under attributes.<module>.<name>. A large tensor
-that scores don't depend on, such as a graph that each epoch builds again, is left out.
+Tensors, dense or sparse, arrays and numbers that changed since construction, under attributes.<module>.<name>; also
+tuples, lists and dicts of these. A large tensor that scores don't depend on, such as a graph that each epoch builds
+again, is left out.
 """
 
+import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,8 @@ from .interface import set_attribute
 _PREFIX = "attributes."
 _OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = "number"  # the last part of a number's name
+_KINDS: Mapping[str, type] = {"tuple": tuple, "list": list, "dict": dict}  # of several, by the name of their parts
+_ENTRIES = 64  # of one that is kept, at most: longer ones are indices or graphs
 LARGE = 2**25  # bytes
 
 
@@ -62,18 +67,38 @@ class Attributes:
                 rest[name] = value
         for attribute, parts in kept.items():
             path, _, name = attribute.rpartition(".")
-            module, value = self._module.get_submodule(path), _value(parts)
-            if isinstance(value, Tensor):
-                now = getattr(module, name, None)
-                value = value.to(now.device if isinstance(now, Tensor) else device)
-            set_attribute(module, name, value)
+            module = self._module.get_submodule(path)
+            now = getattr(module, name, None)
+            place = now.device if isinstance(now, Tensor) else device
+            set_attribute(module, name, _value(parts, place))
         return rest
 
     def _all(self) -> Iterator[tuple[str, nn.Module, str, Any]]:
         for path, module in self._module.named_modules():
             for name, value in vars(module).items():
-                if name not in _OF_MODULES and isinstance(value, Tensor | bool | int | float):
+                if name not in _OF_MODULES and (_is_one(value) or _is_several(value)):
                     yield f"{path}.{name}" if path else name, module, name, value
+
+
+def _is_one(value: Any) -> bool:
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "fib"
+    return is_array or isinstance(value, Tensor | bool | int | float)
+
+
+def _is_several(value: Any) -> bool:
+    """True for a tuple, list or dict of what is kept, with a tensor or an array among it."""
+    if type(value) not in _KINDS.values() or not 0 < len(value) <= _ENTRIES:
+        return False
+    entries = _entries(value)
+    return (
+        all(_is_one(one) for one in entries.values())
+        and any(isinstance(one, Tensor | np.ndarray) for one in entries.values())
+        and all(isinstance(key, str) and key.isidentifier() for key in (value if isinstance(value, dict) else ()))
+    )
+
+
+def _entries(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, dict) else dict(enumerate(value))
 
 
 def _is_large(value: Any) -> bool:
@@ -83,7 +108,13 @@ def _is_large(value: Any) -> bool:
 
 def _mark(value: Any) -> Any:
     """What shows later whether a value is still the same; holds no memory of a tensor."""
-    return (weakref.ref(value), value._version) if isinstance(value, Tensor) else (type(value), value)
+    if isinstance(value, Tensor):
+        return weakref.ref(value), value._version
+    if isinstance(value, np.ndarray):
+        return weakref.ref(value), _digest(value)
+    if type(value) in _KINDS.values():
+        return type(value), {key: _mark(one) for key, one in _entries(value).items()}
+    return type(value), value
 
 
 def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
@@ -91,10 +122,28 @@ def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
         return False
     if isinstance(value, Tensor):
         return bool(mark[1] == value._version) and isinstance(mark[0], weakref.ref) and mark[0]() is value
+    if isinstance(value, np.ndarray):
+        is_it = isinstance(mark[0], weakref.ref) and mark[0]() is value
+        return is_it and bool(mark[1] == _digest(value))
+    if type(value) in _KINDS.values():
+        entries = _entries(value)
+        alike = mark[0] is type(value) and mark[1].keys() == entries.keys()
+        return alike and all(_is_same(one, mark[1][key]) for key, one in entries.items())
     return bool(mark == (type(value), value))
 
 
+def _digest(value: np.ndarray) -> bytes:
+    return hashlib.blake2b(value.tobytes()).digest()
+
+
 def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
+    if type(value) in _KINDS.values():
+        for key, one in _entries(value).items():
+            yield from ((f"{type(value).__name__}/{key}/{part}", tensor) for part, tensor in _parts(one))
+        return
+    if isinstance(value, np.ndarray):
+        yield "array", torch.from_numpy(value.copy())
+        return
     if not isinstance(value, Tensor):
         dtype = torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float64
         yield _NUMBER, torch.tensor(value, dtype=dtype)
@@ -112,9 +161,23 @@ def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
     yield "size", size
 
 
-def _value(parts: Mapping[str, Tensor]) -> Any:
+def _value(parts: Mapping[str, Tensor], device: torch.device) -> Any:
+    if kind := _KINDS.get(next(iter(parts)).partition("/")[0]):
+        grouped: dict[str, dict[str, Tensor]] = {}
+        for name, part in parts.items():
+            _, key, rest = name.split("/")
+            grouped.setdefault(key, {})[rest] = part
+        if kind is dict:
+            return {key: _value(inner, device) for key, inner in grouped.items()}
+        return kind(_value(grouped[key], device) for key in sorted(grouped, key=int))
     if _NUMBER in parts:
         return parts[_NUMBER].item()
+    if "array" in parts:
+        return parts["array"].cpu().numpy().copy()
+    return _tensor(parts).to(device)
+
+
+def _tensor(parts: Mapping[str, Tensor]) -> Tensor:
     if "tensor" in parts:
         return parts["tensor"].clone()
     size, parts = parts["size"].tolist(), {name: part.clone() for name, part in parts.items()}

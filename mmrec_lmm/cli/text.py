@@ -556,6 +556,12 @@ def info_text(registry: Registry, name: str) -> str:
     parts = [_info(registry, kind, specs, name) for kind, specs in kinds.items() if name in specs]
     if not parts:
         known = [known for specs in kinds.values() for known in specs.names()]
+        if name.endswith(".py"):
+            file = name.rpartition("/")[2]
+            raise ConfigError(
+                f"info: expected the name of a model, got the file {name}; "
+                f"try `info -p mmrec_lmm.bridge:{name} {file}` for a model file of MMRec's, which executes it"
+            )
         raise ConfigError(
             f"info: expected the name of a model, sampler, encoder, paradigm, data set, split or metric, got {name}"
             f"{did_you_mean(name, known) or '; try `list models` and the like'}"

@@ -134,6 +134,11 @@ class NamedSpecs(Generic[Spec]):
     def _offer(self, name: str) -> tuple[Spec, str]:
         offers = self._offers.get(name.lower())
         if offers is None:
+            if self.kind == "model" and name.endswith(".py"):
+                raise ConfigError(
+                    f"unknown model {name}; a model file of MMRec's is known by its path, which executes it: try "
+                    f"-p mmrec_lmm.bridge:PATH/{Path(name).name}"
+                )
             hint = did_you_mean(name, self.names()) or ";"
             known = ", ".join(self.names()) or "none"
             raise ConfigError(f"unknown {self.kind} {name}{hint} known: {known}{self._withheld}")

@@ -8,7 +8,7 @@ import os
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +266,13 @@ def live_features(registry: Registry, name: str, owner: str) -> None:
     for modality in MODALITIES:
         built = model.build(data, joint=True)
         before = scores_of(built)
-        values = built.features()[modality].detach()
-        built.features.refresh(modality, torch.arange(data.n_items), values.flip(0) + 1)
+        values = built.features()[modality].detach().flip(0) + 1
+        built.features.refresh(modality, torch.arange(data.n_items), values)
+        tables = checkerboard_features(data.n_items)
+        tables[modality] = replace(tables[modality], values=values.numpy())
+        made = model.build(data, tables=tables, joint=True)
+        if torch.equal(scores_of(made), before):
+            continue  # scores don't depend on them, as where the loss alone reads them
         if torch.equal(scores_of(built), before):
             raise Fault(
                 f"{owner}: scores ignore {modality} features that changed: it keeps a copy; keep `features` in "

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, NotApplicable, did_you_mean
@@ -140,13 +141,25 @@ def outcome(check: Check) -> tuple[str, str]:
     except AssertionError as fault:
         return "failed", " ".join(str(fault).split())
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.filename}:{last.lineno}"
+        where = _place(error)
         return (
             "failed",
             f"{check.kind} {check.subject}: {type(error).__name__}: {' '.join(str(error).split())} ({where})",
         )
     return "ok", ""
+
+
+def _place(error: Exception) -> str:
+    """The last file and line outside the host and installed libraries; the last of all if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    host = str(Path(__file__).resolve().parents[1])
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith((host, "<")) and "site-packages" not in Path(frame.filename).parts
+    ]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 @contextmanager
