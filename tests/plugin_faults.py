@@ -72,6 +72,48 @@ class Sparse(Sound):
         self.register_buffer("graph", graph.coalesce())
 
 
+class Rows(Sparse):
+    """Keeps its graph as a sparse buffer of another layout."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: NoConfig) -> None:
+        super().__init__(data, features, config)
+        self.register_buffer("graph", self.graph.to_sparse_csr(), persistent=False)
+
+
+class Drops(Sound):
+    """Drops out in evaluation, too."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users, nn.functional.dropout(items, 0.5)
+
+
+class Several(Sound):
+    """Reads several negatives, or one."""
+
+    def others(self, items: Tensor, batch: Batch) -> Tensor:
+        return items[batch.negatives.reshape(len(batch.users), -1)]  # (B, N, 4)
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        users, items = self.vectors()
+        liked = (users[batch.users] * items[batch.positives]).sum(1, keepdim=True)  # (B, 1)
+        other = (self.others(items, batch) @ users[batch.users].unsqueeze(2)).squeeze(2)  # (B, N)
+        return {"bpr": nn.functional.softplus(other - liked).mean()}
+
+
+class Broadcasts(Several):
+    """Scores the one negative of each row for every row."""
+
+    def others(self, items: Tensor, batch: Batch) -> Tensor:
+        return items[batch.negatives]
+
+
+class TakesOne(Several):
+    """Says that it reads several negatives, and reads one."""
+
+    training_loss = Sound.training_loss
+
+
 class Means(Sound):
     """Divides by the number of items that have a modality."""
 
@@ -190,7 +232,8 @@ class NaNs(Sound):
 
 
 MODELS = (
-    Sound, Counts, Sparse, Means, Peeks, TestGraph, Square, NumpySquare, Noise, Copies, Neighbors, Idle, Forgets,
+    Sound, Counts, Sparse, Rows, Drops, Several, Broadcasts, TakesOne, Means, Peeks, TestGraph,
+    Square, NumpySquare, Noise, Copies, Neighbors, Idle, Forgets,
     Scoreless, NaNs,
 )  # fmt: skip
 
@@ -313,9 +356,14 @@ class Drawless(Sampler):
 SAMPLERS = (Any, Careless, Unseeded, Turns, Outside, Narrow, Searches, Spares, Dense, Drawless)
 
 
+def _spec(model: type[Recommender]) -> ModelSpec:
+    negatives = "several" if issubclass(model, Several) else "one"
+    return ModelSpec(model.__name__, cls=model, uses_features=model is not Counts, negatives=negatives)
+
+
 @hookimpl
 def mmrec_register_models() -> list[ModelSpec]:
-    return [ModelSpec(model.__name__, cls=model, uses_features=model is not Counts) for model in MODELS]
+    return [_spec(model) for model in MODELS]
 
 
 @hookimpl

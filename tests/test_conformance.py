@@ -19,6 +19,16 @@ CHECKS = {(check.subject, check.name): check for check in checks_of([FAULTS])}
 
 PLANTED = [
     ("Sparse", "state", "Sparse: graph: expected a dense tensor .*, got sparse_coo; try .*persistent=False"),
+    ("Drops", "contract", "Drops: scoring twice gives two answers: draw noise and dropout in training alone"),
+    ("Drops", "state", "Drops: scoring twice gives two answers"),
+    ("Drops", "batches", "Drops: scoring twice gives two answers"),
+    ("Drops", "training rows", "Drops: scoring twice gives two answers"),
+    ("Broadcasts", "contract", r"Broadcasts: negatives=.several.: expected the same loss .* \(B,\) and \(B, 1\), got"),
+    (
+        "TakesOne",
+        "contract",
+        r"TakesOne: negatives=.several.: expected a loss .* shape \(B, 2\), got RuntimeError: .*negatives=.one.",
+    ),
     ("Means", "modalities", "Means: loss term bpr is nan where no item has image.*features.present"),
     ("Peeks", "training rows", "Peeks: parameter users changes with the rows of validation and test: build it from"),
     ("TestGraph", "training rows", "TestGraph: buffer graph changes with the rows of validation and test: build it"),
@@ -58,7 +68,7 @@ def test_a_planted_fault_is_caught_by_name(
     assert re.search(words, reason), reason
 
 
-@pytest.mark.parametrize("model", ["Sound", "Counts"])
+@pytest.mark.parametrize("model", ["Sound", "Counts", "Rows", "Several"])
 def test_sound_models_pass_every_check(model: str) -> None:
     found = {name: outcome(check) for (subject, name), check in CHECKS.items() if subject == model}
     assert len(found) == 11
@@ -131,3 +141,12 @@ def test_a_check_that_raises_names_the_place(tmp_path: Path) -> None:
     state, reason = outcome(Check("model", "X", "seed", broken))
     assert state == "failed"
     assert reason.startswith(f"model X: ValueError: no way ({__file__}:")
+
+
+def test_a_long_error_is_cut_before_its_place() -> None:
+    def broken() -> None:
+        raise NotImplementedError("no backend " * 1000)
+
+    _, reason = outcome(Check("model", "X", "seed", broken))
+    assert re.fullmatch(rf"model X: NotImplementedError: (no backend )+\.\.\. \({__file__}:\d+\)", reason)
+    assert len(reason) < 500 + len(__file__)
