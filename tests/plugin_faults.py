@@ -1,4 +1,5 @@
-"""A plugin for tests: models, metrics and samplers that each break one rule; Sound, Counts and Any break none."""
+"""A plugin for tests: models, encoders, metrics and samplers that each break one rule; some break
+none, such as Sound, Counts and Any."""
 
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mmrec_lmm.api import (
     Batch,
     DotProduct,
+    EncoderSpec,
     ItemFeatures,
     MetricSpec,
     ModelSpec,
@@ -22,6 +24,7 @@ from mmrec_lmm.api import (
     hookimpl,
 )
 from mmrec_lmm.plugin.specs import NoConfig
+from mmrec_lmm.testing import TinyEncoder
 
 
 class Sound(DotProduct):
@@ -353,6 +356,15 @@ class Drawless(Sampler):
     """Defines no draw."""
 
 
+class Entangled(TinyEncoder):
+    """Draws the weights of one modality after those of the other, where it has both."""
+
+    def __init__(self, config: NoConfig, modalities: tuple[str, ...]) -> None:
+        super().__init__(config, modalities)
+        widths = {"image": 3, "text": 1}
+        self.layers = nn.ModuleDict({modality: nn.Linear(widths[modality], 4) for modality in modalities})
+
+
 SAMPLERS = (Any, Careless, Unseeded, Turns, Outside, Narrow, Searches, Spares, Dense, Drawless)
 
 
@@ -375,6 +387,14 @@ def mmrec_register_metrics() -> list[MetricSpec]:
         MetricSpec("EmptyLists", empty_lists, context=True),
         MetricSpec("AllRanks", all_ranks, context=True, per_user=False),
         MetricSpec("OneForAll", one_for_all, context=True),
+    ]
+
+
+@hookimpl
+def mmrec_register_encoders() -> list[EncoderSpec]:
+    return [
+        EncoderSpec(cls.__name__.lower(), cls, NoConfig, ("image", "text"), lambda config, modality: "random")
+        for cls in (TinyEncoder, Entangled)
     ]
 
 

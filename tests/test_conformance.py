@@ -41,6 +41,11 @@ PLANTED = [
     ("Forgets", "state", "Forgets: training that resumes from a checkpoint ends with other scores.*buffer"),
     ("Scoreless", "whole", "Scoreless: expected a class that defines scorer, got one that lacks it; try DotProduct"),
     ("NaNs", "contract", "NaNs: a score isn't finite"),
+    (
+        "entangled",
+        "alone",
+        "entangled: expected the same text features from an encoder of text alone as .* generator of",
+    ),
     ("MeanOfAll", "values", r"MeanOfAll: expected one number for each of 40 users, \(40,\), at 1, got float64 \(\)"),
     ("FirstRanks", "values", "FirstRanks: its value at 1 depends on later ranks"),
     ("ReadsFeatures", "lists", r'ReadsFeatures: it reads ranked.features: its spec needs needs=\("features",\)'),
@@ -75,6 +80,11 @@ def test_sound_models_pass_every_check(model: str) -> None:
     assert [one for one in found.items() if one[1][0] == "failed"] == []
     assert found["gradients"][0] == ("n/a" if model == "Counts" else "ok")
     assert found["run"][0] == found["state"][0] == found["memory"][0] == "ok"
+
+
+def test_a_sound_encoder_passes_every_check() -> None:
+    found = {name: outcome(check) for (subject, name), check in CHECKS.items() if subject == "tinyencoder"}
+    assert found == dict.fromkeys(["contract", "preparation", "rows", "alone", "declared"], ("ok", ""))
 
 
 def test_a_sound_sampler_passes_every_check_and_a_careless_one_promises_nothing() -> None:
