@@ -1,4 +1,5 @@
-"""A plugin for tests: models, metrics and samplers that each break one rule; Sound, Counts and Any break none."""
+"""A plugin for tests: models, encoders, metrics and samplers that each break one rule; some break
+none, such as Sound, Counts and Any."""
 
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mmrec_lmm.api import (
     Batch,
     DotProduct,
+    EncoderSpec,
     ItemFeatures,
     MetricSpec,
     ModelSpec,
@@ -22,6 +24,7 @@ from mmrec_lmm.api import (
     hookimpl,
 )
 from mmrec_lmm.plugin.specs import NoConfig
+from mmrec_lmm.testing import TinyEncoder
 
 
 class Sound(DotProduct):
@@ -70,6 +73,48 @@ class Sparse(Sound):
         edges = torch.tensor(np.stack([data.train.users, data.train.items]))
         graph = torch.sparse_coo_tensor(edges, torch.ones(edges.shape[1]), (data.n_users, data.n_items))
         self.register_buffer("graph", graph.coalesce())
+
+
+class Rows(Sparse):
+    """Keeps its graph as a sparse buffer of another layout."""
+
+    def __init__(self, data: TrainingData, features: ItemFeatures, config: NoConfig) -> None:
+        super().__init__(data, features, config)
+        self.register_buffer("graph", self.graph.to_sparse_csr(), persistent=False)
+
+
+class Drops(Sound):
+    """Drops out in evaluation, too."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = super().vectors()
+        return users, nn.functional.dropout(items, 0.5)
+
+
+class Several(Sound):
+    """Reads several negatives, or one."""
+
+    def others(self, items: Tensor, batch: Batch) -> Tensor:
+        return items[batch.negatives.reshape(len(batch.users), -1)]  # (B, N, 4)
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        users, items = self.vectors()
+        liked = (users[batch.users] * items[batch.positives]).sum(1, keepdim=True)  # (B, 1)
+        other = (self.others(items, batch) @ users[batch.users].unsqueeze(2)).squeeze(2)  # (B, N)
+        return {"bpr": nn.functional.softplus(other - liked).mean()}
+
+
+class Broadcasts(Several):
+    """Scores the one negative of each row for every row."""
+
+    def others(self, items: Tensor, batch: Batch) -> Tensor:
+        return items[batch.negatives]
+
+
+class TakesOne(Several):
+    """Says that it reads several negatives, and reads one."""
+
+    training_loss = Sound.training_loss
 
 
 class Means(Sound):
@@ -210,8 +255,8 @@ class NaNs(Sound):
 
 
 MODELS = (
-    Sound, Counts, Sparse, Means, Peeks, TestGraph, Square, NumpySquare, Noise, Copies, Neighbors, Idle, Forgets,
-    Scoreless, NaNs, Guided, Misspells,
+    Sound, Counts, Sparse, Rows, Drops, Several, Broadcasts, TakesOne, Means, Peeks, TestGraph, Square, NumpySquare,
+    Noise, Copies, Neighbors, Idle, Forgets, Scoreless, NaNs, Guided, Misspells,
 )  # fmt: skip
 
 
@@ -330,12 +375,26 @@ class Drawless(Sampler):
     """Defines no draw."""
 
 
+class Entangled(TinyEncoder):
+    """Draws the weights of one modality after those of the other, where it has both."""
+
+    def __init__(self, config: NoConfig, modalities: tuple[str, ...]) -> None:
+        super().__init__(config, modalities)
+        widths = {"image": 3, "text": 1}
+        self.layers = nn.ModuleDict({modality: nn.Linear(widths[modality], 4) for modality in modalities})
+
+
 SAMPLERS = (Any, Careless, Unseeded, Turns, Outside, Narrow, Searches, Spares, Dense, Drawless)
+
+
+def _spec(model: type[Recommender]) -> ModelSpec:
+    negatives = "several" if issubclass(model, Several) else "one"
+    return ModelSpec(model.__name__, cls=model, uses_features=model is not Counts, negatives=negatives)
 
 
 @hookimpl
 def mmrec_register_models() -> list[ModelSpec]:
-    return [ModelSpec(model.__name__, cls=model, uses_features=model is not Counts) for model in MODELS]
+    return [_spec(model) for model in MODELS]
 
 
 @hookimpl
@@ -347,6 +406,14 @@ def mmrec_register_metrics() -> list[MetricSpec]:
         MetricSpec("EmptyLists", empty_lists, context=True),
         MetricSpec("AllRanks", all_ranks, context=True, per_user=False),
         MetricSpec("OneForAll", one_for_all, context=True),
+    ]
+
+
+@hookimpl
+def mmrec_register_encoders() -> list[EncoderSpec]:
+    return [
+        EncoderSpec(cls.__name__.lower(), cls, NoConfig, ("image", "text"), lambda config, modality: "random")
+        for cls in (TinyEncoder, Entangled)
     ]
 
 

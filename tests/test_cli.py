@@ -417,6 +417,7 @@ def test_info_tells_keys_with_type_and_default_as_one_would_type_them() -> None:
     assert re.search(r"^  --reg_weight=0.1 +a number$", answer.out, re.MULTILINE)
     assert "plugin: mmrec-lmm:models" in answer.out
     assert "--encoder.ngrams=[3, 4, 5] " in call("info", "basic").out
+    assert "--popularity.power=0.75 " in call("info", "popularity").out
     assert call("info", "recall").out.startswith("metric Recall: ")
 
 

@@ -19,6 +19,16 @@ CHECKS = {(check.subject, check.name): check for check in checks_of([FAULTS])}
 
 PLANTED = [
     ("Sparse", "state", "Sparse: graph: expected a dense tensor .*, got sparse_coo; try .*persistent=False"),
+    ("Drops", "contract", "Drops: scoring twice gives two answers: draw noise and dropout in training alone"),
+    ("Drops", "state", "Drops: scoring twice gives two answers"),
+    ("Drops", "batches", "Drops: scoring twice gives two answers"),
+    ("Drops", "training rows", "Drops: scoring twice gives two answers"),
+    ("Broadcasts", "contract", r"Broadcasts: negatives=.several.: expected the same loss .* \(B,\) and \(B, 1\), got"),
+    (
+        "TakesOne",
+        "contract",
+        r"TakesOne: negatives=.several.: expected a loss .* shape \(B, 2\), got RuntimeError: .*negatives=.one.",
+    ),
     ("Means", "modalities", "Means: loss term bpr is nan where no item has image.*features.present"),
     ("Peeks", "training rows", "Peeks: parameter users changes with the rows of validation and test: build it from"),
     ("TestGraph", "training rows", "TestGraph: buffer graph changes with the rows of validation and test: build it"),
@@ -32,6 +42,11 @@ PLANTED = [
     ("Forgets", "state", "Forgets: training that resumes from a checkpoint ends with other scores.*buffer"),
     ("Scoreless", "whole", "Scoreless: expected a class that defines scorer, got one that lacks it; try DotProduct"),
     ("NaNs", "contract", "NaNs: a score isn't finite"),
+    (
+        "entangled",
+        "alone",
+        "entangled: expected the same text features from an encoder of text alone as .* generator of",
+    ),
     ("MeanOfAll", "values", r"MeanOfAll: expected one number for each of 40 users, \(40,\), at 1, got float64 \(\)"),
     ("FirstRanks", "values", "FirstRanks: its value at 1 depends on later ranks"),
     ("ReadsFeatures", "lists", r'ReadsFeatures: it reads ranked.features: its spec needs needs=\("features",\)'),
@@ -59,13 +74,18 @@ def test_a_planted_fault_is_caught_by_name(
     assert re.search(words, reason), reason
 
 
-@pytest.mark.parametrize("model", ["Sound", "Guided", "Counts"])
+@pytest.mark.parametrize("model", ["Sound", "Guided", "Counts", "Rows", "Several"])
 def test_sound_models_pass_every_check(model: str) -> None:
     found = {name: outcome(check) for (subject, name), check in CHECKS.items() if subject == model}
     assert len(found) == 11
     assert [one for one in found.items() if one[1][0] == "failed"] == []
     assert found["gradients"][0] == ("n/a" if model == "Counts" else "ok")
     assert found["run"][0] == found["state"][0] == found["memory"][0] == "ok"
+
+
+def test_a_sound_encoder_passes_every_check() -> None:
+    found = {name: outcome(check) for (subject, name), check in CHECKS.items() if subject == "tinyencoder"}
+    assert found == dict.fromkeys(["contract", "preparation", "rows", "alone", "declared"], ("ok", ""))
 
 
 def test_a_sound_sampler_passes_every_check_and_a_careless_one_promises_nothing() -> None:
@@ -132,3 +152,12 @@ def test_a_check_that_raises_names_the_place(tmp_path: Path) -> None:
     state, reason = outcome(Check("model", "X", "seed", broken))
     assert state == "failed"
     assert reason.startswith(f"model X: ValueError: no way ({__file__}:")
+
+
+def test_a_long_error_is_cut_before_its_place() -> None:
+    def broken() -> None:
+        raise NotImplementedError("no backend " * 1000)
+
+    _, reason = outcome(Check("model", "X", "seed", broken))
+    assert re.fullmatch(rf"model X: NotImplementedError: (no backend )+\.\.\. \({__file__}:\d+\)", reason)
+    assert len(reason) < 500 + len(__file__)

@@ -158,6 +158,10 @@ WRONG = {
     "spec": (HEAD + MODELS.format("MetricSpec('m', print)"), "list of ModelSpec, got one with MetricSpec("),
     "bare": (HEAD + MODELS.replace("[{}]", "ModelSpec('M', dict, dict)"), "list of ModelSpec, got ModelSpec("),
     "name": (registers("../up"), "and _ . : + -, got '../up'"),
+    "negatives": (
+        HEAD + MODELS.format("ModelSpec('M', 'nowhere:Model', negatives='many')"),
+        "model M: negatives: expected one, several or none, got 'many'",
+    ),
     "future": ("MMREC_LMM_API = 99\n" + registers("Future"), "MMREC_LMM_API: expected version 1 of the plugin API"),
 }  # fmt: skip
 

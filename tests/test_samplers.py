@@ -179,6 +179,7 @@ def test_samplers_are_an_axis_of_a_grid(specs: Specs) -> None:
     [
         ({"sampler": "popularty"}, "command line: unknown sampler popularty; did you mean popularity?"),
         ({"popularity.power": "1"}, "unknown key popularity.power: it belongs to sampler: popularity"),
+        ({"sampler": "popularity", "power": "1"}, "unknown key power; did you mean popularity.power?"),
         ({"sampler": "popularity", "popularity.power": "-1"}, "popularity.power must be at least 0"),
         ({"n_negatives": "0"}, "n_negatives must be from 1 to 1,000"),
     ],

@@ -755,7 +755,8 @@ def _info(registry: Registry, kind: str, specs: NamedSpecs[Any], name: str) -> s
             lines.append(f"file {file.name}: {path or missing}")
     lines.append(f"plugin: {specs.provider(name)}")
     if hasattr(spec, "config"):
-        prefix = {"encoder": "encoder.", "paradigm": f"{spec.name}."}.get(kind, "")
+        section = f"{spec.name}."
+        prefix = {"encoder": "encoder.", "paradigm": section, "sampler": section}.get(kind, "")
         config = specs.load(name, "config")
         keys = schema_of(config, f"{kind} {spec.name}", prefix=prefix).keys if config else {}
         lines += ["keys:" if keys else "keys: none", *map(_key_line, keys.values())]

@@ -477,6 +477,8 @@ class _Merge:
             reason = f"; did you mean {meant}?"
         elif modality := re.fullmatch(r"(\w+)_feature_file", name):
             reason = f"; for another modality than image and text, try --features {modality[1]}=FILE.npy"
+        elif len(ends := [key for key in self.keys if key.endswith(f".{shown}")]) == 1:
+            reason = f"; did you mean {ends[0].removeprefix(layer.prefix)}?"
         else:
             reason = did_you_mean(shown, (key.removeprefix(layer.prefix) for key in self.keys))
         what = f"{GRID} names the unknown key" if in_grid else "unknown key"

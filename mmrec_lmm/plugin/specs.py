@@ -8,11 +8,14 @@ plugins then imports none of them.
 from __future__ import annotations
 
 import importlib
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import PluginError
 
 if TYPE_CHECKING:
     from ..types import Dataset
@@ -45,6 +48,12 @@ class ModelSpec:
     negatives: Literal["one", "several", "none"] = "one"  # per positive; several: also one; none: it reads none
     file_stem: str = ""
     reads_timestamps: bool | Callable[[Any], bool] | str = False  # of TrainingData; or says so of a configuration
+
+    def __post_init__(self) -> None:
+        if self.negatives not in ("one", "several", "none"):
+            raise PluginError(
+                f"model {self.name}: negatives: expected one, several or none, got {reprlib.repr(self.negatives)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def run(
     device = prepare_machine(spec.settings)
     folder = out / run_id(spec, inputs, registry)
     run_folder.complete_run(folder)
-    if (finished := _finished(folder, force, spec, registry)) is not None:  # read without a lock
+    if (finished := _finished(folder, force, spec, registry, quiet=True)) is not None:  # read without a lock
         return as_stored(finished, spec, registry)
     with run_folder.claimed(folder) as claim_again:
         if (finished := _finished(folder, force, spec, registry)) is not None:  # by another process meanwhile
@@ -192,17 +192,17 @@ def run(
     return result
 
 
-def _finished(folder: Path, force: bool, spec: RunSpec, registry: Registry) -> RunResult | None:
+def _finished(folder: Path, force: bool, spec: RunSpec, registry: Registry, *, quiet: bool = False) -> RunResult | None:
     """The result in a run's folder, unless it is to be made again: by `force`, or as the code of a plugin that doesn't
-    come with mmrec-lmm changed. What a kill left there is removed."""
+    come with mmrec-lmm changed, which is logged unless `quiet`. What a kill left there is removed."""
     result = None if force else run_folder.load_result(folder)
     if result is None:
         return None
     then, now = result.record.code, plugin_code(spec, registry)
     if changed := [part for part in now if part in then and now[part] != then[part]]:
-        logger.warning(
-            "%s: the code of its %s changed since its result was made: it is run again", folder.name, _and(changed)
-        )
+        if not quiet:
+            said = "%s: the code of its %s changed since its result was made: it is run again"
+            logger.warning(said, folder.name, _and(changed))
         return None
     run_folder.tidy(folder)
     return result

@@ -6,6 +6,7 @@ Shapes: U users, I items, B batch.
 import contextlib
 import os
 import tempfile
+import textwrap
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from ..training.loop import TrainingState, Validation
 from ..training.resume import check_storable, load_checkpoint, load_weights, save_checkpoint, save_weights
 from ..training.trainer import Trainer, TrainerNumbers
 from ..types import FeatureTable, Interactions, TrainingData
-from . import MODALITIES, batch_of, check_model, checkerboard, checkerboard_features, days, scores_of
+from . import MODALITIES, _check_steady, batch_of, check_model, checkerboard, checkerboard_features, days, scores_of
 from .conformance import Fault
 
 _EPOCHS = 3
@@ -79,6 +80,37 @@ def contract(registry: Registry, name: str, owner: str) -> None:
     model = _model(registry, name, owner)
     for modalities in (MODALITIES, *((modality,) for modality in MODALITIES)) if model.uses_features else (MODALITIES,):
         check_model(model.cls, model.config, modalities=modalities)
+    if registry.models.get(name).negatives == "several":
+        _check_several(model)
+
+
+def _check_several(model: _Model) -> None:
+    """Raise Fault unless the loss takes two negatives per positive, and one in each of the two shapes alike."""
+    data, _ = checkerboard()
+    batch = batch_of(data)
+
+    def loss(negatives: Tensor) -> Tensor:
+        built = model.build(data).train()
+        built.on_epoch_start(0)
+        shape = "(B,)" if negatives.ndim == 1 else f"(B, {negatives.shape[1]})"
+        try:
+            terms = built.training_loss(replace(batch, negatives=negatives))
+        except Exception as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+            raise Fault(
+                f'{model.owner}: negatives="several": expected a loss from negatives of shape {shape}, got {reason}; '
+                'try batch.negatives.reshape(len(batch.users), -1), or negatives="one"'
+            ) from error
+        return torch.stack([*terms.values()]).sum()
+
+    if not loss(torch.stack([batch.negatives, batch.positives], dim=1)).isfinite():
+        raise Fault(f'{model.owner}: negatives="several": expected a finite loss from negatives of shape (B, 2)')
+    one, as_column = loss(batch.negatives), loss(batch.negatives.unsqueeze(1))
+    if not torch.allclose(one, as_column, rtol=1e-3):
+        raise Fault(
+            f'{model.owner}: negatives="several": expected the same loss from negatives of shape (B,) and (B, 1), got '
+            f"{one.item():.4g} and {as_column.item():.4g}; try batch.negatives.reshape(len(batch.users), -1)"
+        )
 
 
 def gradients(registry: Registry, name: str, owner: str) -> None:
@@ -175,6 +207,7 @@ def batches(registry: Registry, name: str, owner: str) -> None:
                     f"{owner}: scorer returns {tuple(found.shape)} for {len(users)} users: return (len(users), n_items)"
                 )
             if not torch.allclose(found, scores[users], rtol=1e-4, atol=1e-5):
+                _check_steady(built)
                 raise Fault(
                     f"{owner}: a user's scores depend on the batch: compute each row from that user's vector alone, "
                     "without a mean, a norm or a softmax over users, and index by the ids that scorer gets"
@@ -334,6 +367,7 @@ def _trained(model: _Model, data: TrainingData) -> Recommender:
 
 def _same_scores(one: Recommender, other: Recommender, fault: str) -> None:
     if not torch.equal(scores_of(one), scores_of(other)):
+        _check_steady(one)
         raise Fault(fault)
 
 
@@ -342,11 +376,11 @@ def _compare(one: Recommender, other: Recommender, fault: str) -> None:
     for what, tensors in (("buffer", one.named_buffers()), ("parameter", one.named_parameters())):
         of_other = dict(other.named_buffers() if what == "buffer" else other.named_parameters())
         for key, tensor in tensors:
-            dense, again = (value.to_dense() if value.is_sparse else value for value in (tensor, of_other[key]))
+            pair = (tensor, of_other[key])
+            dense, again = (value if value.layout == torch.strided else value.to_dense() for value in pair)
             if dense.shape != again.shape or not torch.equal(dense, again):
                 raise Fault(fault.format(f"{what} {key}"))
-    if not torch.equal(scores_of(one), scores_of(other)):
-        raise Fault(fault.format("a score"))
+    _same_scores(one, other, fault.format("a score"))
 
 
 @contextlib.contextmanager

@@ -97,6 +97,30 @@ def rows(registry: Registry, name: str, owner: str) -> None:
             )
 
 
+def alone(registry: Registry, name: str, owner: str) -> None:
+    """Built for one modality, it gives it the features that it has beside the others: `pt` encodes each modality by
+    itself, `ft` and `ete` train on all, and both must start from the same weights."""
+    encoder, config, wanted = _encoder(registry, name)
+    if len(wanted) < 2:
+        raise NotApplicable("it encodes one modality")
+
+    def encoded(encoder: ItemEncoder) -> Mapping[str, Tensor]:
+        prepared = [encoder.prepare(item) for item in _ITEMS]
+        with torch.inference_mode():
+            return encoder(pad_and_stack(prepared, padding=encoder.padding, encoder=name))
+
+    beside = encoded(encoder)
+    for modality in wanted:
+        torch.manual_seed(0)
+        single = encoded(registry.encoders.load(name, "cls")(config, (modality,)).eval())[modality]
+        if single.shape != beside[modality].shape or not torch.allclose(single, beside[modality], rtol=1e-4, atol=1e-5):
+            raise Fault(
+                f"{owner}: expected the same {modality} features from an encoder of {modality} alone as from one of "
+                f"{', '.join(wanted)}, got others: draw the random weights of each modality from a generator of its "
+                "own, as in nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))"
+            )
+
+
 def declared(registry: Registry, name: str, owner: str) -> None:
     """The spec's dims are the encoder's at default settings, and what identifies weights is the same at each call."""
     spec = registry.encoders.get(name)
@@ -204,7 +228,13 @@ def observed(registry: Registry, name: str, owner: str) -> None:
 
 
 CHECKS: Mapping[str, Mapping[str, Callable[[Registry, str, str], None]]] = {
-    "encoder": {"contract": encoder_contract, "preparation": preparation, "rows": rows, "declared": declared},
+    "encoder": {
+        "contract": encoder_contract,
+        "preparation": preparation,
+        "rows": rows,
+        "alone": alone,
+        "declared": declared,
+    },
     "metric": checks_of_metrics.CHECKS,
     "sampler": checks_of_samplers.CHECKS,
     "dataset": {"made": dataset_made},

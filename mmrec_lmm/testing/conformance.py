@@ -11,6 +11,7 @@ Shapes: U users, I items, B batch.
 
 import os
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ KINDS = {
     "metric": "mmrec_register_metrics",
     "sampler": "mmrec_register_samplers",
 }
+_LONGEST = 400  # characters of what an unexpected error says: torch lists all its backends
 OBSERVERS = ("mmrec_run_started", "mmrec_epoch_finished", "mmrec_run_finished")
 
 
@@ -144,7 +146,8 @@ def outcome(check: Check) -> tuple[str, str]:
         where = _place(error)
         return (
             "failed",
-            f"{check.kind} {check.subject}: {type(error).__name__}: {' '.join(str(error).split())} ({where})",
+            f"{check.kind} {check.subject}: {type(error).__name__}: "
+            f"{textwrap.shorten(str(error), _LONGEST, placeholder=' ...')} ({where})",
         )
     return "ok", ""
 

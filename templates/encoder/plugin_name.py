@@ -62,6 +62,7 @@ def mmrec_register_encoders() -> list[EncoderSpec]:
             config=PluginNameConfig,
             modalities=("image", "text"),
             weights_id=weights_id,
+            version=1,  # raise it with each change of what features are
             summary="colors and letters",
         )
     ]
