@@ -1,5 +1,6 @@
 """The registry: real entry points in a temporary folder, real modules, and each way in which a plugin can be wrong."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -53,6 +54,27 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 def info(registry: Registry, name: str) -> PluginInfo:
     return next(plugin for plugin in registry.plugins if plugin.name == name)
+
+
+@pytest.mark.parametrize("is_edited", [True, False])
+def test_the_code_of_an_encoder_names_features_where_it_is_installed_to_be_edited(
+    install: Callable[..., str], tmp_path: Path, is_edited: bool
+) -> None:
+    source = (
+        "from mmrec_lmm.api import EncoderSpec, hookimpl\n@hookimpl\ndef mmrec_register_encoders():\n"
+        "    return [EncoderSpec('Seen', cls='nowhere:Encoder', config=dict, modalities=('text',), weights_id=str)]\n"
+    )
+    install("test-edited", source)
+    about = {"url": "file:///somewhere", "dir_info": {"editable": True} if is_edited else {}}
+    (tmp_path / "site/test_edited-1.0.dist-info/direct_url.json").write_text(json.dumps(about))
+    codes = []
+    for text in (source, source + "# changed\n", source):
+        (tmp_path / "site/test_edited.py").write_text(text)
+        codes.append(load_registry().encoders.get("Seen").code)
+    assert codes[0] == codes[2]
+    assert (codes[0] != codes[1]) is is_edited
+    assert all(codes) is is_edited
+    assert not load_registry().encoders.get("basic").code
 
 
 def test_an_installed_plugins_model_is_found_whatever_its_names_case(install: Callable[..., str]) -> None:

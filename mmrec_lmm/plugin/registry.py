@@ -22,6 +22,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import re
@@ -250,6 +251,7 @@ class _Candidate:
     source: str = ""  # of -p: the file's whole path, or the module's name
     distribution: str | None = None
     version: str | None = None
+    edited: str = ""  # the package or module of one that is installed to be edited, but for mmrec-lmm's own
 
 
 def _installed() -> list[_Candidate]:
@@ -268,9 +270,19 @@ def _installed() -> list[_Candidate]:
                 aliases=frozenset({_plain(name), distribution, _plain(entry.name)}),
                 distribution=distribution,
                 version=entry.dist.version if entry.dist else None,
+                edited=entry.module.partition(".")[0] if distribution != "mmrec-lmm" and _is_edited(entry.dist) else "",
             )
         )
     return sorted(candidates, key=lambda candidate: candidate.name)
+
+
+def _is_edited(distribution: importlib.metadata.Distribution | None) -> bool:
+    """True for one that `pip install -e` installed (PEP 610)."""
+    try:
+        about = json.loads((distribution and distribution.read_text("direct_url.json")) or "{}")
+        return about.get("dir_info", {}).get("editable") is True
+    except (ValueError, AttributeError, OSError):
+        return False
 
 
 def _extra(value: str) -> _Candidate:
@@ -298,7 +310,7 @@ def _read_by(reader: str, path: Path) -> object:
 
 
 def source_hash(source: str) -> str | None:
-    """The hash of the code of a plugin of -p, a file or a module: of a package, that of the files in its folder. None
+    """The hash of the code of a plugin, a file or a module: of a package, that of all files below its folder. None
     if there is none."""
     if reader := _reader(source):
         source = source.removeprefix(f"{reader}:")
@@ -308,7 +320,7 @@ def source_hash(source: str) -> str | None:
             if source.endswith(".py")
             else Path((importlib.util.find_spec(source) or _NOWHERE).origin or "")
         )
-        paths = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+        paths = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
         digests = [hashlib.sha256(each.read_bytes()).hexdigest() for each in paths]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     except (OSError, TypeError, ImportError, ValueError):
@@ -388,8 +400,9 @@ def _admit(
         _check_hooks(manager, plugin)
         hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or ())
         given = {hook: _specs(manager, candidate.name, hook) for hook in hooks if hook in REGISTERS}
-        if candidate.asked and "mmrec_register_encoders" in given:
-            code = source_hash(candidate.source) or ""
+        changing = candidate.source if candidate.asked else candidate.edited
+        if changing and "mmrec_register_encoders" in given:
+            code = source_hash(changing) or ""
             given["mmrec_register_encoders"] = [
                 dataclasses.replace(spec, code=code)
                 for spec in given["mmrec_register_encoders"]
