@@ -111,9 +111,7 @@ class EncoderSpec:
     fetch: Callable[[Any, str], None] | str | None = None  # None: `weights_id` has brought all
     modalities_of: Callable[[Any], Sequence[str]] | str | None = None  # None: each configuration encodes `modalities`
     streams: Literal["dual", "unified", ""] = ""  # two towers trained to agree, or one model of both; "": neither
-    code: str = (
-        ""  # set by the host for one of -p or pip install -e: the hash of its code, which names features
-    )
+    code: str = ""  # set by the host for one of -p or pip install -e: the hash of its code, which names features
 
     def encodes(self, config: Any) -> tuple[str, ...]:
         """The modalities that an encoder of this configuration encodes."""
