@@ -146,7 +146,8 @@ class Board:
                 raise Refusal(
                     "protocol",
                     f"{row.key}: expected an encoder whose training data {BOARD} declares "
-                    f"({', '.join(keys.encoders) or 'none yet'}), got {encoder}; try encoders: {{{encoder.name}: ...}}",
+                    f"({', '.join(keys.encoders) or 'none yet'}), got {encoder}; try "
+                    f"encoders: {{{encoder.name}: 'what trained it'}} there",
                 )
             for run in row.runs:
                 settings = run_folder.load_settings(bundle.run(run))
@@ -254,6 +255,7 @@ def new_board(
     text = (
         "# A board: `mmrec-lmm board add FOLDER BUNDLE`, then `mmrec-lmm board build FOLDER`. The keys are in\n"
         "# docs/board.md. After the first submission, what decides may not change: that is another board.\n"
+        "# Rows of an encoder are refused until `encoders` says what trained it: {clip: 400 million pairs}.\n"
     )
     return write_bytes(path, (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
 
@@ -424,6 +426,10 @@ def _faults(keys: BoardKeys, file: yaml_layers.Layer, registry: Registry) -> Ite
             HOST.keys[name].read(value)
             continue
         yield f"{file.origin(f'settings.{name}')}: settings: {name}: expected a value of that key, got {value!r}"
+    for name, declared in keys.encoders.items():
+        if declared in (None, "", "...", "what trained it"):
+            where = file.origin(f"encoders.{name}")
+            yield f"{where}: encoders: {name}: expected the data that trained it, got {declared!r}"
     model = keys.baseline.get("model")
     if not isinstance(model, str) or model not in registry.models:
         known = ", ".join(registry.models.names())
