@@ -1193,6 +1193,24 @@ def test_an_empty_board_is_not_built_and_a_board_is_begun_once(world: World, boa
     assert "expected a folder without a board" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("Recal@20", "expected METRIC@K, got Recal@20; did you mean Recall?"),
+        ("Recall", "expected METRIC@K, got Recall"),
+        ("AUC@20", "expected metrics that lists give, got AUC@20"),
+    ],
+)
+def test_a_board_of_metrics_that_it_could_not_show_is_not_begun(
+    metric: str, words: str, world: World, tmp_path: Path
+) -> None:
+    more = ("--metrics", f"NDCG@20,{metric}", "--data-path", world.data_path)
+    answer = call("board", "new", tmp_path / "b", "-d", "demo", "--name", "b", *more)
+    assert answer.code == 2
+    assert f"--metrics: {words}" in answer.err
+    assert not (tmp_path / "b").exists()
+
+
 def test_tiers_are_a_choice_of_the_command_line() -> None:
     assert call("verify", "x.zip", "--tier", "gold").code == 2
     assert TIERS == ("reported", "recomputed", "replayed", "fresh")

@@ -232,6 +232,8 @@ def new_board(
         raise ConfigError(f"{path}: expected a folder without a board, got one that has it; try another")
     if not is_safe_name(name):
         raise ConfigError(f"--name: expected {NAME_RULE}, got {name!r}")
+    for fault in _metric_faults(metrics, registry):
+        raise ConfigError(f"--metrics: {fault}")
     keys = {"split": split, "data_path": data_path}
     given = {key: Value(value) for key, value in keys.items() if value is not None}
     model = registry.models.get(baseline).name
@@ -434,15 +436,17 @@ def _faults(keys: BoardKeys, file: yaml_layers.Layer, registry: Registry) -> Ite
     if not isinstance(model, str) or model not in registry.models:
         known = ", ".join(registry.models.names())
         yield f"{file.origin('baseline')}: baseline: model: expected one of {known}, got {model}"
-    for metric in (*keys.metrics, keys.valid_metric):
+    for fault in _metric_faults((*keys.metrics, keys.valid_metric), registry):
+        yield f"{file.origin('metrics')}: metrics: {fault}"
+
+
+def _metric_faults(metrics: Sequence[str], registry: Registry) -> Iterator[str]:
+    for metric in metrics:
         name, _, k = metric.partition("@")
         if name not in registry.metrics or not k.isdecimal():
-            yield (
-                f"{file.origin('metrics')}: metrics: expected METRIC@K, got {metric}"
-                f"{did_you_mean(name, registry.metrics.names())}"
-            )
+            yield f"expected METRIC@K, got {metric}{did_you_mean(name, registry.metrics.names())}"
         elif registry.metrics.get(name).needs:
-            yield f"{file.origin('metrics')}: metrics: expected metrics that lists give, got {metric}, which needs more"
+            yield f"expected metrics that lists give, got {metric}, which needs more"
 
 
 def _is_required(one: "dataclasses.Field[Any]") -> bool:
