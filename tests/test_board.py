@@ -37,6 +37,7 @@ from mmrec_lmm.board.submit import submit_run, submit_study, with_scores
 from mmrec_lmm.board.tiers import NOTHING, TIERS
 from mmrec_lmm.board.verify import Verification, verify
 from mmrec_lmm.cache import fingerprint
+from mmrec_lmm.cli.text import verification_text
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.opening import open_dataset
 from mmrec_lmm.disk.hashing import read_hash
@@ -928,6 +929,14 @@ def test_the_command_prints_the_tier_and_the_code_says_if_it_was_reached(
     assert answer.code == 1
     document = json.loads(answer.out)
     assert (document["tier"], document["passed"], document["stopped"]["check"]) == ("reported", False, "mask")
+
+
+def test_the_first_line_of_a_verification_counts_what_was_read(world: World, tmp_path: Path) -> None:
+    found = dataclasses.replace(verify(world.study, world.registry, data_path=world.data_path), rows=1, runs=1)
+    assert verification_text(found) == "small: recomputed, of 1 row and 1 run"
+    (tmp_path / "cut.zip").write_bytes(world.study.read_bytes()[:500])
+    answer = call("verify", tmp_path / "cut.zip")
+    assert (answer.code, answer.out.splitlines()[0]) == (4, "cut.zip: nothing")
 
 
 def test_the_seed_of_a_recorded_fresh_world_can_be_given_again(
