@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import secrets
 import shutil
 import warnings
 import zipfile
@@ -36,6 +37,7 @@ from mmrec_lmm.board.submit import submit_run, submit_study, with_scores
 from mmrec_lmm.board.tiers import NOTHING, TIERS
 from mmrec_lmm.board.verify import Verification, verify
 from mmrec_lmm.cache import fingerprint
+from mmrec_lmm.cli.text import verification_text
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.opening import open_dataset
 from mmrec_lmm.data.splitting import shipped_rule
@@ -931,6 +933,37 @@ def test_the_command_prints_the_tier_and_the_code_says_if_it_was_reached(
     assert (document["tier"], document["passed"], document["stopped"]["check"]) == ("reported", False, "mask")
 
 
+def test_the_first_line_of_a_verification_counts_what_was_read(world: World, tmp_path: Path) -> None:
+    found = dataclasses.replace(verify(world.study, world.registry, data_path=world.data_path), rows=1, runs=1)
+    assert verification_text(found) == "small: recomputed, of 1 row and 1 run"
+    (tmp_path / "cut.zip").write_bytes(world.study.read_bytes()[:500])
+    answer = call("verify", tmp_path / "cut.zip")
+    assert (answer.code, answer.out.splitlines()[0]) == (4, "cut.zip: nothing")
+
+
+def test_the_seed_of_a_recorded_fresh_world_can_be_given_again(
+    world: World, board: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = 2**62 - 1
+    monkeypatch.setattr(secrets, "randbits", lambda bits: 2**bits - 1)
+    drawn = call("verify", world.study, "--tier", "fresh", "--data-path", world.data_path, "--json")
+    assert json.loads(drawn.out)["seed"] == largest
+    answer = call("verify", world.study, "--seed", largest, "--data-path", world.data_path)
+    assert (answer.code, answer.out) == (0, "small: recomputed, of 2 rows and 4 runs\n"), answer.err
+    assert call("board", "add", board, world.study, "--seed", largest, "--data-path", world.data_path).code == 0
+    assert call("verify", world.study, "--seed", largest + 1, "--data-path", world.data_path).code == 2
+
+
+@pytest.mark.parametrize("tier", ["recomputed", "replayed"])
+def test_a_device_that_is_not_here_is_the_verifiers_fault(world: World, board: Path, tier: str) -> None:
+    more = ("--tier", tier, "--device", "tpu", "--data-path", world.data_path)
+    for words in (("verify", world.study), ("board", "add", board, world.study)):
+        answer = call(*words, *more)
+        assert (answer.code, answer.out) == (2, "")
+        assert "device: expected one of this machine, got tpu" in answer.err
+    assert not list((board / SUBMISSIONS).glob("*"))
+
+
 def test_the_commands_pack_a_run_and_a_study(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world.runs.parent)
     answer = call("submit", better(world).name, "-o", tmp_path / "run.zip")
@@ -938,6 +971,10 @@ def test_the_commands_pack_a_run_and_a_study(world: World, tmp_path: Path, monke
     assert len(read_manifest(tmp_path / "run.zip").run_ids) == 2  # both seeds
     answer = call("submit", "small.yaml", "-o", tmp_path / "study.zip", "--data-path", world.data_path)
     assert answer.code == 0, answer.err
+    answer = call("submit", better(world).name, "--where", "model=Pop", "-o", tmp_path / "no.zip")
+    assert answer.code == 2
+    assert "--where: expected a study, whose rows it picks, got BPR" in answer.err
+    assert not (tmp_path / "no.zip").exists()
     answer = call("submit", "nothing", "-o", tmp_path / "no.zip")
     assert answer.code == 4
     assert "nothing: expected a finished run in runs, got none of that name" in answer.err
@@ -1146,6 +1183,8 @@ def test_faults_of_board_yaml_are_named_with_their_line(world: World, board: Pat
         ("- Recall@20", "- Recal@20", "metrics: expected METRIC@K, got Recal@20; did you mean Recall?"),
         ("- Recall@20", "- AUC@20", "metrics: expected metrics that lists give, got AUC@20"),
         ("mask_valid_in_test: false", "mask_valid: false", "settings: unknown key mask_valid"),
+        ("encoders: {}", "encoders: {basic: ...}", "encoders: basic: expected the data that trained it, got '...'"),
+        ("encoders: {}", "encoders: {basic: }", "encoders: basic: expected the data that trained it, got None"),
         ("name: demo-own\n", "", "name: expected a value, got none"),
     ):
         assert old in text
@@ -1163,6 +1202,24 @@ def test_an_empty_board_is_not_built_and_a_board_is_begun_once(world: World, boa
     answer = call("board", "new", board, "-d", "demo", "--name", "b", "--data-path", world.data_path)
     assert answer.code == 2
     assert "expected a folder without a board" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("Recal@20", "expected METRIC@K, got Recal@20; did you mean Recall?"),
+        ("Recall", "expected METRIC@K, got Recall"),
+        ("AUC@20", "expected metrics that lists give, got AUC@20"),
+    ],
+)
+def test_a_board_of_metrics_that_it_could_not_show_is_not_begun(
+    metric: str, words: str, world: World, tmp_path: Path
+) -> None:
+    more = ("--metrics", f"NDCG@20,{metric}", "--data-path", world.data_path)
+    answer = call("board", "new", tmp_path / "b", "-d", "demo", "--name", "b", *more)
+    assert answer.code == 2
+    assert f"--metrics: {words}" in answer.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_tiers_are_a_choice_of_the_command_line() -> None:

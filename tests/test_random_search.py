@@ -188,6 +188,21 @@ def test_a_search_that_can_not_be_is_refused_with_its_line(
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": "search: randon"}, "search must be one of grid, random, got 'randon'; did you mean random?"),
+        ({"search": "serch: random"}, "unknown key serch; did you mean search?"),
+        ({"trials": "trials: 0"}, "trials must be from 1 to 100,000, got 0"),
+    ],
+)
+def test_a_misspelled_search_is_one_message(planted: Registry, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        cells(planted, **changes)
+    assert str(refused.value).endswith(message)
+    assert "\n" not in str(refused.value)
+
+
 def test_the_documented_search_gives_each_model_its_trials(planted: Registry) -> None:
     page = Path(__file__).parents[1] / "docs" / "studies.md"
     section = page.read_text(encoding="utf-8").partition("## Equal budgets")[2]

@@ -146,7 +146,8 @@ class Board:
                 raise Refusal(
                     "protocol",
                     f"{row.key}: expected an encoder whose training data {BOARD} declares "
-                    f"({', '.join(keys.encoders) or 'none yet'}), got {encoder}; try encoders: {{{encoder.name}: ...}}",
+                    f"({', '.join(keys.encoders) or 'none yet'}), got {encoder}; try "
+                    f"encoders: {{{encoder.name}: 'what trained it'}} there",
                 )
             for run in row.runs:
                 settings = run_folder.load_settings(bundle.run(run))
@@ -231,6 +232,8 @@ def new_board(
         raise ConfigError(f"{path}: expected a folder without a board, got one that has it; try another")
     if not is_safe_name(name):
         raise ConfigError(f"--name: expected {NAME_RULE}, got {name!r}")
+    for fault in _metric_faults(metrics, registry):
+        raise ConfigError(f"--metrics: {fault}")
     keys = {"split": split, "data_path": data_path}
     given = {key: Value(value) for key, value in keys.items() if value is not None}
     model = registry.models.get(baseline).name
@@ -254,6 +257,7 @@ def new_board(
     text = (
         "# A board: `mmrec-lmm board add FOLDER BUNDLE`, then `mmrec-lmm board build FOLDER`. The keys are in\n"
         "# docs/board.md. After the first submission, what decides may not change: that is another board.\n"
+        "# Rows of an encoder are refused until `encoders` says what trained it: {clip: 400 million pairs}.\n"
     )
     return write_bytes(path, (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
 
@@ -424,19 +428,25 @@ def _faults(keys: BoardKeys, file: yaml_layers.Layer, registry: Registry) -> Ite
             HOST.keys[name].read(value)
             continue
         yield f"{file.origin(f'settings.{name}')}: settings: {name}: expected a value of that key, got {value!r}"
+    for name, declared in keys.encoders.items():
+        if declared in (None, "", "...", "what trained it"):
+            where = file.origin(f"encoders.{name}")
+            yield f"{where}: encoders: {name}: expected the data that trained it, got {declared!r}"
     model = keys.baseline.get("model")
     if not isinstance(model, str) or model not in registry.models:
         known = ", ".join(registry.models.names())
         yield f"{file.origin('baseline')}: baseline: model: expected one of {known}, got {model}"
-    for metric in (*keys.metrics, keys.valid_metric):
+    for fault in _metric_faults((*keys.metrics, keys.valid_metric), registry):
+        yield f"{file.origin('metrics')}: metrics: {fault}"
+
+
+def _metric_faults(metrics: Sequence[str], registry: Registry) -> Iterator[str]:
+    for metric in metrics:
         name, _, k = metric.partition("@")
         if name not in registry.metrics or not k.isdecimal():
-            yield (
-                f"{file.origin('metrics')}: metrics: expected METRIC@K, got {metric}"
-                f"{did_you_mean(name, registry.metrics.names())}"
-            )
+            yield f"expected METRIC@K, got {metric}{did_you_mean(name, registry.metrics.names())}"
         elif registry.metrics.get(name).needs:
-            yield f"{file.origin('metrics')}: metrics: expected metrics that lists give, got {metric}, which needs more"
+            yield f"expected metrics that lists give, got {metric}, which needs more"
 
 
 def _is_required(one: "dataclasses.Field[Any]") -> bool:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..config.settings import Settings
 from ..disk.folders import scratch_folder
 from ..disk.hashing import read_hash
 from ..errors import DataError, MMRecError, RunError
+from ..machine import choose_device
 from ..plugin.registry import Registry
 from ..running.provenance import versions
 from ..running.runner import Interrupted
@@ -92,6 +94,8 @@ def verify(
         versions=versions(), verified=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     wanted = TIERS[: TIERS.index(tier) + 1]
+    if device is not None:
+        choose_device(Settings(device=device))  # ConfigError: the verifier's own fault isn't the bundle's
     at = wanted[0]
     try:
         with opened(path) as bundle, scratch_folder() as scratch:

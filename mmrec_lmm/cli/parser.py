@@ -225,6 +225,11 @@ def count_or_zero(text: str) -> int:
     return _whole(text, 0, LARGEST)
 
 
+def world_seed(text: str) -> int:
+    """The seed of a fresh world: `verify` draws one of up to 62 bits."""
+    return _whole(text, 0, 2**62 - 1)
+
+
 def processes(text: str) -> int:
     """Processes or connections that are open at once."""
     return _whole(text, 1, 1024)
@@ -240,7 +245,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def _whole(text: str, least: int, most: int) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+    if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most:,}, got {text[:40]!r}")
     return int(text)
 

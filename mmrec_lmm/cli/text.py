@@ -175,7 +175,10 @@ def contrast_text(found: Contrast) -> str:
 
 def verification_text(found: Verification) -> str:
     """The tier that a bundle reached, what each tier found, and what stopped it."""
-    lines = [f"{found.name}: {found.tier}, of {found.rows} rows and {found.runs} runs"]
+    counts = " and ".join(
+        f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((found.rows, "row"), (found.runs, "run"))
+    )
+    lines = [f"{found.name}: {found.tier}" + (f", of {counts}" if found.rows else "")]
     if found.replayed:
         same = sum(one.identical for one in found.replayed.values())
         largest = max(one.largest for one in found.replayed.values())

@@ -153,8 +153,11 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
     schema = schema_of(StudyKeys, "a study").keys
     problems: list[str] = []
     values = {name: _read(schema[name], value, file, problems) for name, value in file.values.items() if name in schema}
+    is_search_known = values.get("search", "grid") is not None
     for name in file.values.keys() - schema.keys() - {FOR}:
-        problems.append(f"{file.origin(name)}: unknown key {name}{did_you_mean(name, [*schema, FOR])}")
+        hint = did_you_mean(name, [*schema, FOR])
+        problems.append(f"{file.origin(name)}: unknown key {name}{hint}")
+        is_search_known = is_search_known and "did you mean search?" not in hint
     for name in ("models", "datasets"):
         if not file.values.get(name):
             problems.append(f"{path}: {name}: expected at least one, got none; try {name}: [NAME]")
@@ -177,7 +180,7 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
         )
     if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
         problems.append(f"{file.origin('alpha')}: alpha: expected a number between 0 and 1, got {values['alpha']}")
-    problems += _search_problems(file, values)
+    problems += _search_problems(file, values) if is_search_known else ()  # a misspelled one is one message
     parts = tuple(_parts(file, problems))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -190,7 +193,7 @@ RANGE = "{from: LOW, to: HIGH, scale: log}"
 def _search_problems(file: Layer, values: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a study's search and the ranges of its grids."""
     is_random = values.get("search") == "random"
-    if is_random and values.get("trials") is None:
+    if is_random and file.values.get("trials") is None:
         yield f"{file.origin('search')}: trials: expected the number of points for every model, got none; try trials: 8"
     for name in ("trials", "search_seed") if not is_random else ():
         if values.get(name) is not None:

@@ -14,10 +14,10 @@ from ..parser import (
     as_json,
     condition,
     configs_folder,
-    count_or_zero,
     folder_name,
     names,
     runs_folder,
+    world_seed,
 )
 from ..shared import importing, print_json, registry_of, registry_of_run
 
@@ -92,7 +92,7 @@ def _which_board(parser: argparse.ArgumentParser) -> None:
 def _how_to_verify(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a verification."""
     parser.add_argument(
-        "--seed", type=count_or_zero, metavar="N", help="of the fresh world, to repeat one (default: drawn now)"
+        "--seed", type=world_seed, metavar="N", help="of the fresh world, to repeat one (default: drawn now)"
     )
     parser.add_argument("--data-path", metavar="DIR", help="folder of data sets (default: data)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: the run's)")
@@ -122,6 +122,8 @@ def _submit(options: argparse.Namespace) -> int:
         where = dict(options.where)
         print(submit_study(*opened.plan(), options.output, where=where, note=options.note))
         return 0
+    if options.where:
+        raise ConfigError(f"--where: expected a study, whose rows it picks, got {options.what}; try it without --where")
     options.run = str(find_run(options.out, options.what))
     print(submit_run(Path(options.run), registry_of_run(options), options.output, note=options.note))
     return 0
