@@ -28,7 +28,8 @@ class Public(SphinxDirective):
 
 
 def _own(thing: object, module: ModuleType) -> bool:
-    return inspect.isroutine(thing) and thing.__module__.startswith(module.__name__) and thing.__name__[0] != "_"
+    is_code = inspect.isroutine(thing) or inspect.isclass(thing)
+    return is_code and thing.__module__.startswith(module.__name__) and thing.__name__[0] != "_"
 
 
 def _lines(module: str, name: str, thing: object) -> Iterator[str]:
