@@ -121,6 +121,15 @@ def test_the_command_checks_a_file_and_a_name_and_says_how_many_failed() -> None
     assert "did you mean Recall?" in call("plugin", "check", "recal").err
 
 
+def test_a_new_plugin_has_a_name_that_no_other_of_its_kind_has(tmp_path: Path) -> None:
+    for name, kind in (("vbpr", "model"), ("recall", "metric"), ("random", "model")):
+        found = call("plugin", "new", kind, name, "-o", tmp_path / name)
+        assert found.code == 2
+        assert f"error: {name}: expected the name of a new {kind if name != 'random' else 'module'}" in found.err
+    assert not [*tmp_path.iterdir()]
+    assert call("plugin", "new", "observer", "vbpr", "-o", tmp_path / "vbpr").code == 0
+
+
 def test_a_plugin_that_cant_be_loaded_is_an_error_of_the_check(tmp_path: Path) -> None:
     broken = plugin(tmp_path / "newer.py", "MMREC_LMM_API = 99\n")
     with pytest.raises(PluginError, match=r"newer.py: MMREC_LMM_API: expected version 1 .*, got 99; try upgrading"):

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import ConfigError
 from ...plugin.templates import KINDS
 from ..parser import add_group, add_verb, as_json
-from ..shared import importing, print_json
+from ..shared import importing, print_json, registry_of
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -30,6 +31,12 @@ def add(verbs: Verbs) -> None:
 def _new(options: argparse.Namespace) -> int:
     from ...plugin.templates import write_plugin
 
+    specs = getattr(registry_of(options), f"{options.kind}s", ())  # observers have no names
+    if options.name in specs:
+        raise ConfigError(
+            f"{options.name}: expected the name of a new {options.kind}, got that of one of "
+            f"{specs.provider(options.name)}; try My{options.name}"
+        )
     folder = write_plugin(options.kind, options.name, options.output)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
