@@ -129,11 +129,11 @@ def _dry_run(options: argparse.Namespace, study: Study) -> int:
 
     start_log(None, study.name, level="ERROR", verbose=False)  # the runs will warn about their data
     call, (plan, registry) = study.call, study.plan()
-    print(plan_text(plan, screen_width()))
+    print(plan_text(plan, screen_width()), flush=True)  # probes take minutes
     if plan.shard:
         print(shard_text(plan))
     shared = shared_files(plan, registry)
-    print(f"\n{shared_text(shared)}")
+    print(f"\n{shared_text(shared)}", flush=True)
     if not options.no_probe:
         makings = measure(shared, plan, call, on_progress=lambda found: print(making_line(found), file=sys.stderr))
         if makings:
