@@ -539,7 +539,8 @@ def test_what_we_wrote_has_one_reader() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if reading.search(path.read_text(encoding="utf-8").replace("_load_file(", ""))
     }
-    assert found <= READERS | {"mmrec_lmm/report/paper/__init__.py"}, found - READERS  # the paper's own table
+    others = {"mmrec_lmm/report/paper/__init__.py", "mmrec_lmm/plugin/registry.py"}  # the paper; what pip wrote
+    assert found <= READERS | others, found - READERS
 
 
 # Arrays

@@ -281,7 +281,7 @@ def _is_edited(distribution: importlib.metadata.Distribution | None) -> bool:
     try:
         about = json.loads((distribution and distribution.read_text("direct_url.json")) or "{}")
         return about.get("dir_info", {}).get("editable") is True
-    except (ValueError, AttributeError, OSError):
+    except (ValueError, AttributeError, OSError, RecursionError):
         return False
 
 

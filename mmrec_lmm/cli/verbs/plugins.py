@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...plugin.templates import KINDS
@@ -31,7 +31,7 @@ def add(verbs: Verbs) -> None:
 def _new(options: argparse.Namespace) -> int:
     from ...plugin.templates import write_plugin
 
-    specs = getattr(registry_of(options), f"{options.kind}s", ())  # observers have no names
+    specs: Any = getattr(registry_of(options), f"{options.kind}s", ())  # observers have no names
     if options.name in specs:
         raise ConfigError(
             f"{options.name}: expected the name of a new {options.kind}, got that of one of "
