@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import call, plugin
+from sample_leaderboards import leaderboard as sample
 
 from mmrec_lmm import __version__
 from mmrec_lmm.board.again import fresh_inputs
@@ -32,7 +33,7 @@ from mmrec_lmm.board.bundle import (
     save_lists,
 )
 from mmrec_lmm.board.folder import BOARD, BUNDLE, SUBMISSION, SUBMISSIONS, VERIFICATION, add, check, open_board
-from mmrec_lmm.board.site import CHANGES, LEADERBOARD, PAGE, build
+from mmrec_lmm.board.site import CHANGES, LEADERBOARD, PAGE, build, differences
 from mmrec_lmm.board.submit import submit_run, submit_study, with_scores
 from mmrec_lmm.board.tiers import NOTHING, TIERS
 from mmrec_lmm.board.verify import Verification, verify
@@ -346,6 +347,28 @@ def cut_history(f: Forger) -> None:
     f.result(lambda result: result.update(epochs=result["epochs"] - 1))
 
 
+def endless_history(f: Forger) -> None:
+    """More epochs than a list of their numbers would fit into memory."""
+    f.result(lambda result: result.update(epochs=2**40))
+
+
+def no_history(f: Forger) -> None:
+    f.result(lambda result: result.update(epochs=0, best_epoch=-1, stopped="epochs"))
+    f.history(lambda lines: lines.clear())
+
+
+def one_number_as_lists(f: Forger) -> None:
+    users, _ = load_lists(f.path(LISTS))
+    save_file({"users": users, "items": np.array(3, np.uint8)}, f.path(LISTS))
+
+
+def point_with_its_seed(f: Forger) -> None:
+    """A point that no grid has, as seeds are no part of one."""
+    f.row["parameters"]["seed"] = 1
+    for attempt in f.row["attempts"]:
+        attempt["parameters"]["seed"] = 1
+
+
 def epochs_left_out(f: Forger) -> None:
     f.history(lambda lines: lines.pop(1))
 
@@ -446,6 +469,10 @@ RECOMPUTED = {  # trick -> the check that stops it, before anything is trained
     epoch_chosen_on_test: "history",
     epoch_chosen_on_test_with_its_numbers: "history",
     cut_history: "history",
+    endless_history: "history",
+    no_history: "history",
+    one_number_as_lists: "lists",
+    point_with_its_seed: "attempts",
     epochs_left_out: "history",
     point_chosen_on_test: "selection",
     worst_seed_left_out: "seeds",
@@ -682,6 +709,46 @@ def test_a_bundle_of_a_plugin_that_is_not_here_stops_where_it_would_be_trained(
     assert "memo.py" in found.stopped.reason
 
 
+SAMPLER = '''
+import torch
+
+class Even(Sampler):
+    redraws = True
+
+    def draw(self, users, generator):
+        return torch.randint(self.data.n_items, users.shape, generator=generator) // 2 * 2
+
+@hookimpl
+def mmrec_register_samplers():
+    return [SamplerSpec("even", Even)]
+'''
+
+
+def test_the_sampler_of_a_plugin_is_among_the_plugins_of_a_bundle(world: World, tmp_path: Path) -> None:
+    file = plugin(tmp_path / "even.py", SAMPLER)
+    keys = ("--data-path", world.data_path, "--epochs=1", "--threads=1", "--topk=[20]")
+    answer = call("run", "-p", file, "-m", "BPR", "--sampler", "even", "-d", "demo", "--out", tmp_path, *keys, "--json")
+    assert answer.code == 0, answer.err
+    registry = load_registry([str(file)])
+    bundle = submit_run(tmp_path / json.loads(answer.out)["run_id"], registry, tmp_path / "even.zip")
+    named = {one.part: one.name for one in read_manifest(bundle).plugins}
+    assert named == {"host": "mmrec-lmm", "model": "mmrec-lmm:models", "sampler": "even.py"}
+
+
+def test_a_run_that_another_kind_of_metric_selects_is_not_compared_in_a_fresh_world(
+    world: World, tmp_path: Path
+) -> None:
+    keys = ("--data-path", world.data_path, "--threads=1", "--topk=[20]", "--metrics=[Recall,Coverage]")
+    more = ("--out", tmp_path, "--valid_metric=Coverage@20", "--json")
+    answer = call("run", "-m", "Pop", "-d", "demo", *keys, *more)
+    assert answer.code == 0, answer.err
+    bundle = submit_run(tmp_path / json.loads(answer.out)["run_id"], world.registry, tmp_path / "pop.zip")
+    found = world.verify(bundle, "fresh")
+    assert found.stopped is not None
+    assert (found.tier, found.stopped.check) == ("replayed", "fresh")
+    assert "expected a metric of each user that lists give as the one that selects, got Coverage@20" in str(found)
+
+
 def pairs(dataset: Dataset) -> np.ndarray:
     """All interactions (N, 2)."""
     splits = (dataset.train, dataset.valid, dataset.test)
@@ -904,6 +971,14 @@ def test_a_file_that_comes_twice_and_one_that_is_larger_than_it_says_are_refused
         pass
 
 
+def test_a_bundle_packed_by_another_method_is_refused(world: World, tmp_path: Path) -> None:
+    with zipfile.ZipFile(world.study) as old, zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_LZMA) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(Refusal, match="expected it packed by deflate, or not packed"), opened(tmp_path / "b.zip"):
+        pass
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_truncated_bundle_is_one_message(share: float, world: World, tmp_path: Path) -> None:
     content = world.study.read_bytes()
@@ -1082,6 +1157,27 @@ def test_a_run_of_another_protocol_is_refused(world: World, board: Path) -> None
             put(world, board, world.study)
 
 
+def test_a_board_takes_its_settings_as_configuration_does(world: World, board: Path) -> None:
+    text = (board / BOARD).read_text().replace("mask_valid_in_test: false", "mask_valid_in_test: 'no'\n  topk: ['10', 20]")
+    (board / BOARD).write_text(text)
+    put(world, board, world.study)
+
+
+def test_damaged_settings_in_a_bundle_are_its_own_fault(
+    world: World, board: Path, forge: Callable[..., Path]
+) -> None:
+    bundle = forge(lambda f: f.config(lambda config: config["settings"].update(topk="x")))
+    with pytest.raises(Refusal, match=r"check record of the tier reported stops it: BPR-demo-\w+: config.json: settings"):
+        put(world, board, bundle)
+
+
+def test_what_changed_on_a_board_is_said_in_the_order_of_its_rows() -> None:
+    board = sample()
+    gone = [line.removeprefix("gone: ") for line in differences(board, dataclasses.replace(board, rows=[]), [])]
+    assert gone == [row.key for row in board.rows]
+    assert len(gone) > 5
+
+
 def test_a_changed_protocol_is_another_board(world: World, board: Path) -> None:
     put(world, board, world.study)
     text = (board / BOARD).read_text()
@@ -1178,6 +1274,7 @@ def test_faults_of_board_yaml_are_named_with_their_line(world: World, board: Pat
     for old, new, words in (
         ("tier: recomputed", "teir: fresh", "unknown key teir; did you mean tier?"),
         ("tier: recomputed", "tier: gold", "tier must be one of"),
+        ("tier: recomputed", "alpha: 5", "alpha must be a number between 0 and 1, got 5"),
         ("version: 1", "version: 0", "version: expected 1 or more, got 0"),
         ("model: Pop", "model: Popp", "baseline: model: expected one of"),
         ("- Recall@20", "- Recal@20", "metrics: expected METRIC@K, got Recal@20; did you mean Recall?"),

@@ -29,8 +29,8 @@ from ..running.inputs import gather, shared_keys
 from ..running.marks import at_chance
 from ..running.provenance import code_hashes, plugin_code, run_id, versions
 from ..running.replay import ABSOLUTE, RELATIVE, departure
-from ..running.runner import Interrupted, run
-from ..types import SPLITS, Dataset, DrawnSplit, EpochReport, FeatureTable, Inputs, Interactions, RunResult, RunSpec
+from ..running.runner import Interrupted, Unobserved, run
+from ..types import SPLITS, Dataset, DrawnSplit, FeatureTable, Inputs, Interactions, RunResult, RunSpec
 from .bundle import LISTS, Bundle, Refusal, load_lists
 from .recompute import Data, recomputable
 
@@ -63,14 +63,6 @@ class Fresh:
     fresh_lead: float
     error: float  # standard error of the difference of the two leads, over users
     seconds: float
-
-
-class _Silent:
-    """Observers that hear nothing: a verification isn't a run of its user."""
-
-    def notify_start(self, run: RunSpec, folder: Path) -> None: ...
-    def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
-    def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
 
 
 class Trainer:
@@ -160,6 +152,12 @@ class Trainer:
         """Train a run and the baseline, with configuration `keys`, in the fresh world of a seed. Also returns why the
         run doesn't pass; "" if it does."""
         spec, claimed = self.spec(run), self._bundle.result(run)
+        metric = spec.settings.valid_metric
+        selects = self._registry.metrics.get(metric.partition("@")[0])
+        if selects.needs or not selects.per_user:
+            raise Refusal(
+                "fresh", f"{run}: expected a metric of each user that lists give as the one that selects, got {metric}"
+            )
         inputs = self.inputs(spec)
         if inputs.dataset.timestamps is not None:
             raise Refusal("fresh", f"{run}: expected a model that reads no times, got {spec.model}, which reads them")
@@ -169,7 +167,7 @@ class Trainer:
         if not self._registry.models.get(baseline).uses_features:
             inputs, world = dataclasses.replace(inputs, tables={}), dataclasses.replace(world, tables={})
         here, there = self._baseline(beside, inputs), self._baseline(beside, world)
-        found = _leads(claimed, self._bundle.run(run), again, here, there, spec.settings.valid_metric.lower())
+        found = _leads(claimed, self._bundle.run(run), again, here, there, metric.lower())
         return found, _judged(run, claimed, again, found)
 
     def _baseline(self, spec: RunSpec, inputs: Inputs) -> RunResult:
@@ -180,7 +178,7 @@ class Trainer:
 
     def _run(self, spec: RunSpec, inputs: Inputs, out: Path) -> RunResult:
         try:
-            return run(spec, self._registry, inputs=inputs, out=out, observers=_Silent(), progress=self._progress)
+            return run(spec, self._registry, inputs=inputs, out=out, observers=Unobserved(), progress=self._progress)
         except Interrupted:
             raise Interrupted("verify: interrupted; nothing of a verification is kept") from None
 
@@ -211,7 +209,6 @@ def fresh_inputs(inputs: Inputs, rule: Rule | None, seed: int) -> Inputs:
         if not kept.any():
             raise DataError(f"{old.name}: expected rows of {split} in a fresh split by the rule {rule.name}, got none")
     back = np.argsort(items)  # new id -> old id
-    name = fingerprint([old.fingerprint, "fresh", seed])
     drawn = DrawnSplit(
         rule.name, seed, hash_labels(rule.name, labels), {key: len(one) for key, one in splits.items()}, left_out
     )
@@ -231,7 +228,7 @@ def fresh_inputs(inputs: Inputs, rule: Rule | None, seed: int) -> Inputs:
         test=splits["test"],
         catalog=catalog,
         feature_files={},
-        fingerprint=name,
+        fingerprint=fingerprint([old.fingerprint, "fresh", seed]),
         split=drawn,
     )
     tables = {

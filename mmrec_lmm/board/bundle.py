@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..config.settings import Settings
 from ..disk.folders import scratch_folder
 from ..disk.hashing import read_hash
 from ..disk.reading import check_file, read_json
@@ -136,7 +137,7 @@ class SubmittedPlugin:
 
     name: str
     version: str | None
-    part: str  # model, encoder, paradigm, metric NAME
+    part: str  # host, model, encoder, paradigm, sampler, metric NAME
     code: str
 
 
@@ -192,6 +193,16 @@ class Bundle:
         """The result of one of its runs. Refusal where it doesn't fit its folder and configuration."""
         return _read_result(self.run(run_id))
 
+    def settings(self, run_id: str) -> Settings:
+        """The host's settings of one of its runs. Refusal where its configuration is damaged."""
+        folder = self.run(run_id)
+        try:
+            settings = run_folder.load_settings(folder)
+        except DataError as error:
+            raise Refusal("record", f"{run_id}: {_without(str(error), folder)}") from None
+        assert settings is not None
+        return settings
+
     def results(self, row: SubmittedRow) -> tuple[RunResult, ...]:
         """The results of a row's runs."""
         return tuple(self.result(run) for run in row.runs)
@@ -239,9 +250,9 @@ def load_lists(path: Path) -> tuple[np.ndarray, np.ndarray]:
         users, planes = arrays["users"], arrays["items"]
     except (DataError, OSError, KeyError) as error:
         raise Refusal("lists", f"{_shown(path)}: expected users and items, got a damaged file ({error})") from None
-    if users.ndim != 1 or users.dtype != np.int64 or planes.dtype != np.uint8 or not 1 <= len(planes) <= 4:
+    if (users.ndim, planes.ndim) != (1, 3) or users.dtype != np.int64 or planes.dtype != np.uint8:
         raise Refusal("lists", f"{_shown(path)}: expected users (U,) and items (P, U, K), got {planes.shape}")
-    if planes.ndim != 3 or planes.shape[1] != len(users):
+    if planes.shape[1] != len(users) or not 1 <= len(planes) <= 4:
         raise Refusal("lists", f"{_shown(path)}: expected a list for each of {len(users)} users, got {planes.shape}")
     ids = np.zeros(planes.shape[1:], np.int64)
     for place in range(len(planes)):  # at most four
@@ -311,6 +322,12 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     if len(set(names)) < len(names):
         (twice, _), *_ = Counter(names).most_common(1)
         raise Refusal("archive", f"{path}: expected each file once, got {twice} twice; {CURE}")
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refusal(
+                "archive",
+                f"{path}: {member.filename}: expected it packed by deflate, or not packed, got another method; {CURE}",
+            )
     if MANIFEST not in names:
         raise Refusal("archive", f"{path}: expected {MANIFEST} in it, got an archive of other files; {CURE}")
     largest = max(members, key=lambda member: member.file_size)

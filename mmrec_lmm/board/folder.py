@@ -16,14 +16,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
 from ..cache import fingerprint
 from ..config import yaml_layers
 from ..config.resolve import Request, Value, resolve_request
-from ..config.schema import HOST, schema_of
+from ..config.schema import HOST, SIGNIFICANCE, Limit, schema_of
 from ..data.opening import open_dataset
 from ..disk.folders import new_folder, restore_folder
 from ..disk.hashing import read_hash
@@ -33,7 +33,6 @@ from ..disk.writing import write_bytes, write_json
 from ..errors import ConfigError, DataError, did_you_mean
 from ..plugin.names import NAME_RULE, is_safe_name
 from ..plugin.registry import Registry
-from ..running import run_folder
 from ..typed_json import OPTIONAL, decode, plain
 from .bundle import Bundle, Refusal
 from .tiers import TIERS
@@ -61,6 +60,8 @@ class BoardKeys:
     test: Literal["t-test", "t-test-users", "wilcoxon", "permutation"] = "t-test"
     alpha: float = 0.05
     encoders: Mapping[str, Any] = field(default_factory=dict)  # encoder -> the data that trained it, as declared
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"alpha": SIGNIFICANCE}
 
 
 #: Keys that may change without another protocol.
@@ -150,12 +151,11 @@ class Board:
                     f"encoders: {{{encoder.name}: 'what trained it'}} there",
                 )
             for run in row.runs:
-                settings = run_folder.load_settings(bundle.run(run))
-                assert settings is not None
+                settings = bundle.settings(run)
                 wanted = {"valid_metric": keys.valid_metric, **keys.settings}
                 for name, value in wanted.items():
-                    own = plain(getattr(settings, name))
-                    same = own == plain(value) if name != "valid_metric" else str(own).lower() == str(value).lower()
+                    own, due = (plain(HOST.keys[name].read(one)) for one in (getattr(settings, name), value))
+                    same = own == due if name != "valid_metric" else str(own).lower() == str(due).lower()
                     if not same:
                         raise Refusal(
                             "protocol", f"{row.key}: {run}: {name}: expected {value}, as {BOARD} says, got {own}"
@@ -306,8 +306,8 @@ def add(
                 f"{found.stopped.reason}",
             )
         submission = Submission(
-            id=f"{found.name}-{digest[:8]}",
-            bundle=digest,
+            id=f"{found.name}-{found.bundle[:8]}",
+            bundle=found.bundle,
             added=found.verified,
             protocol=board.protocol,
             supersedes=supersedes,

@@ -10,7 +10,6 @@ Shapes: U evaluated users, K listed items, I items.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,15 +40,6 @@ class Data:
         self._registry, self._data_path = registry, data_path
         self._known: dict[str, Dataset] = {}
 
-    def settings(self, folder: Path) -> Settings:
-        """The host's settings of an unpacked run, with the verifier's folder of data sets."""
-        try:
-            settings = run_folder.load_settings(folder)
-        except DataError as error:
-            raise Refusal("record", f"{folder.name}: {error}") from None
-        assert settings is not None
-        return self.here(settings)
-
     def here(self, settings: Settings) -> Settings:
         """The settings with the verifier's folder of data sets."""
         return dataclasses.replace(settings, data_path=self._data_path or Settings().data_path)
@@ -69,7 +59,7 @@ def recompute(bundle: Bundle, data: Data, registry: Registry) -> None:
     for row in bundle.manifest.rows:
         for run in row.runs:
             results[run] = recompute_run(bundle, run, data, registry)
-        _check_selection(bundle, row, [results[run] for run in row.runs], data)
+        _check_selection(bundle, row, [results[run] for run in row.runs])
     _check_plugins(bundle, results)
     _check_scores(bundle, results, registry)
 
@@ -77,7 +67,7 @@ def recompute(bundle: Bundle, data: Data, registry: Registry) -> None:
 def recompute_run(bundle: Bundle, run: str, data: Data, registry: Registry) -> RunResult:
     """Make the numbers of one run again, and return its result."""
     folder, result = bundle.run(run), bundle.result(run)
-    settings = data.settings(folder)
+    settings = data.here(bundle.settings(run))
     if result.record.config != fingerprint(result.record.resolved):
         raise Refusal("configuration", f"{run}: expected the hash of its configuration in its record, got another")
     dataset = data.of(result.record.axes.dataset, settings)
@@ -92,7 +82,7 @@ def recompute_run(bundle: Bundle, run: str, data: Data, registry: Registry) -> R
         history = run_folder.load_history(folder)
     except DataError as error:
         raise Refusal("record", f"{run}: {str(error).removesuffix(f'; {run_folder.CURE}')}") from None
-    _check_test(run, folder, result, per_user, dataset, settings, registry)
+    _check_test(run, load_lists(folder / LISTS), result, per_user, dataset, settings, registry)
     _check_validation(run, result, per_user, dataset, settings)
     _check_history(run, result, history, settings, len(dataset.train))
     return result
@@ -148,15 +138,15 @@ def check_lists(run: str, users: np.ndarray, items: np.ndarray, dataset: Dataset
 
 def _check_test(
     run: str,
-    folder: Path,
+    lists: tuple[np.ndarray, np.ndarray],
     result: RunResult,
     per_user: Mapping[str, np.ndarray],
     dataset: Dataset,
     settings: Settings,
     registry: Registry,
 ) -> None:
-    """Make the metrics of test again, by user and as means."""
-    users, items = load_lists(folder / LISTS)
+    """Make the metrics of test again from users (U,) and their lists (U, K), by user and as means."""
+    users, items = lists
     evaluator = check_lists(run, users, items, dataset, settings)
     ranking = evaluator.ranking(torch.from_numpy(items))
     measures = Measures(
@@ -261,7 +251,7 @@ def _check_history(
     if metric not in result.valid:
         refuse(f"the metric {metric}, which selects epochs, among its own", ", ".join(result.valid))
     last = result.epochs - (result.stopped == "diverged")  # the epoch that diverged has no report
-    if [report.epoch for report in history] != list(range(last)):
+    if len(history) != last or any(report.epoch != at for at, report in enumerate(history)):
         refuse(f"{last} epochs in its history, from 0", f"{len(history)}, or others")
     if result.stopped == "untrained":
         if history:
@@ -269,7 +259,7 @@ def _check_history(
         return
     due = [epoch for epoch in range(last) if (epoch + 1) % settings.eval_step == 0 or epoch + 1 == settings.epochs]
     evaluated = {report.epoch: report.valid for report in history if report.valid is not None}
-    if sorted(evaluated) != due:
+    if sorted(evaluated) != due or not due:
         refuse(f"an evaluation after every {settings.eval_step} epochs", f"{len(evaluated)} of {len(due)}")
     best, score = -1, -math.inf
     for epoch, values in evaluated.items():
@@ -320,9 +310,11 @@ def _check_end(run: str, result: RunResult, evaluated: Mapping[int, Any], settin
         )
 
 
-def _check_selection(bundle: Bundle, row: SubmittedRow, results: Sequence[RunResult], data: Data) -> None:
+def _check_selection(bundle: Bundle, row: SubmittedRow, results: Sequence[RunResult]) -> None:
     """Check that the row is the point of its grid that is best on validation, by its attempts."""
     key = row.key
+    if any("seed" in parameters for parameters in (row.parameters, *(one.parameters for one in row.attempts))):
+        raise Refusal("attempts", f"{key}: expected points of a grid without their seed, got one with it")
     by_run = {one.run: one for one in row.attempts}
     if len(by_run) < len(row.attempts):
         raise Refusal("attempts", f"{key}: expected each attempt once, got some twice")
@@ -338,7 +330,7 @@ def _check_selection(bundle: Bundle, row: SubmittedRow, results: Sequence[RunRes
         if own.parameters != row.parameters:
             raise Refusal("attempts", f"{key}: expected runs of the point {dict(row.parameters)}, got {own.parameters}")
         _check_point(key, result, row.parameters)
-    metric = data.settings(bundle.run(results[0].run_id)).valid_metric.lower()
+    metric = bundle.settings(results[0].run_id).valid_metric.lower()
     grid = [
         dataclasses.replace(
             results[0],
@@ -370,8 +362,9 @@ def _check_selection(bundle: Bundle, row: SubmittedRow, results: Sequence[RunRes
 def _check_point(key: str, result: RunResult, parameters: Mapping[str, Any]) -> None:
     """Check that a run has the values of its point."""
     resolved = result.record.resolved or {}
-    own: dict[str, Any] = {**resolved["settings"]}
+    own: dict[str, Any] = {}
     for section, prefix in (
+        ("settings", ""),
         ("model_config", ""),
         ("encoder_config", "encoder."),
         ("paradigm_config", f"{resolved.get('paradigm')}."),

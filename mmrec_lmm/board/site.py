@@ -141,7 +141,7 @@ def differences(last: Leaderboard | None, now: Leaderboard, everything: list[Ent
     by = {one.submission.supersedes: one.submission.id for one in everything if one.submission.supersedes}
     old = {row.key: row for row in last.rows}
     lines = [f"new: {key}, {_at(rank)}" for key, rank in after.items() if key not in before]
-    for key in before.keys() - after.keys():
+    for key in [key for key in before if key not in after]:
         submission = old[key].submission or ""
         lines.append(f"gone: {key}" + (f", superseded by {by[submission]}" if submission in by else ""))
     lines += [

@@ -332,4 +332,7 @@ def _provider(part: str, record: RunRecord, registry: Registry) -> str:
         return registry.encoders.provider(record.axes.encoder.name)
     if part == "paradigm":
         return registry.paradigms.provider(record.axes.paradigm.partition(":")[0])
+    if part == "sampler":
+        assert record.resolved is not None
+        return registry.samplers.provider(record.resolved["settings"]["sampler"])
     return registry.metrics.provider(part.partition(" ")[2])

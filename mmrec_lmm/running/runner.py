@@ -137,6 +137,14 @@ class Observers(Protocol):
     def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
 
 
+class Unobserved:
+    """Observers in place of the registry's plugins, which aren't notified: the run isn't one of its user's."""
+
+    def notify_start(self, run: RunSpec, folder: Path) -> None: ...
+    def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None: ...
+    def notify_run(self, run: RunSpec, result: RunResult) -> None: ...
+
+
 def run(
     spec: RunSpec,
     registry: Registry,

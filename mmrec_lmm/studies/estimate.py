@@ -35,10 +35,10 @@ from ..machine import choose_device, cpu_threads
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
 from ..running.inputs import cached_files, gather, open_for
-from ..running.runner import run
+from ..running.runner import Unobserved, run
 from ..training.fine_tuning import PAIR
 from ..typed_json import decode
-from ..types import EpochReport, FeatureTable, Inputs, RunResult, RunSpec
+from ..types import EpochReport, FeatureTable, Inputs, RunSpec
 from .executor import MEMORY, Call, Job, Plan
 from .leaderboard import FINISHED
 
@@ -259,14 +259,14 @@ def _probe(plan: Plan, registry: Registry, folder: Path, key: str) -> Cost:
     """Measure a run of a few epochs."""
     spec = plan.expected[key].spec
     few = dataclasses.replace(spec.settings, epochs=EPOCHS, stopping_step=EPOCHS, eval_step=1)
-    watched = _Watched()
+    epochs = _Epochs()
     inputs = _inputs(spec, registry)
     result = run(
-        dataclasses.replace(spec, settings=few), registry, inputs=inputs, observers=watched, out=folder / "runs"
+        dataclasses.replace(spec, settings=few), registry, inputs=inputs, observers=epochs, out=folder / "runs"
     )
-    last = watched.epochs[-1]  # the first one also loads and allocates
+    last = epochs.reports[-1] if epochs.reports else None  # the first one also loads; a model may train none
     return Cost(
-        seconds_per_epoch=last.train_seconds + last.valid_seconds / spec.settings.eval_step,
+        seconds_per_epoch=last.train_seconds + last.valid_seconds / spec.settings.eval_step if last else 0.0,
         memory=result.record.peak_memory_bytes,
         disk=sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file()),
     )
@@ -313,20 +313,14 @@ def _encoding_step(encoder: ItemEncoder, modality: str, settings: Settings, devi
     return lambda batch: model.fetched(model(batch))
 
 
-class _Watched:
-    """The observer of a probe, in place of the plugins': they aren't notified of probes."""
+class _Epochs(Unobserved):
+    """The epochs of a probe."""
 
     def __init__(self) -> None:
-        self.epochs: list[EpochReport] = []
-
-    def notify_start(self, run: RunSpec, folder: Path) -> None:
-        pass
+        self.reports: list[EpochReport] = []
 
     def notify_epoch(self, run: RunSpec, epoch: EpochReport) -> None:
-        self.epochs.append(epoch)
-
-    def notify_run(self, run: RunSpec, result: RunResult) -> None:
-        pass
+        self.reports.append(epoch)
 
 
 def _inputs(spec: RunSpec, registry: Registry) -> Inputs:

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in, sections
-from ..config.schema import HOST, SEED, Key, Limit, between, schema_of
+from ..config.schema import HOST, SEED, SIGNIFICANCE, Key, Limit, between, schema_of
 from ..config.search import LINEAR, SCALES, Search
 from ..config.yaml_layers import GRID, Layer
 from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
@@ -40,6 +40,7 @@ from ..running.inputs import check_applicable, declared_modalities
 from ..types import AXES, PRE_TRAINED, Axes, EncoderName, RunResult, RunSpec
 
 FOR, SET = "for", "set"
+NO_KEYS = frozenset({"preset", "modalities"})  # in settings and `set`, but no configuration keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,9 @@ class StudyKeys:
     best_within: tuple[str, ...] = ("dataset",)  # axes: marks the best among rows that agree on them
     family: tuple[str, ...] = ()  # axes: corrects p among rows that agree on them; empty: among all rows
 
-    LIMITS: ClassVar[Mapping[str, Limit]] = {"trials": between(1, MOST_RUNS), "search_seed": SEED}
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "trials": between(1, MOST_RUNS), "search_seed": SEED, "alpha": SIGNIFICANCE,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
     problems: list[str] = []
     values = {name: _read(schema[name], value, file, problems) for name, value in file.values.items() if name in schema}
     is_search_known = values.get("search", "grid") is not None
-    for name in file.values.keys() - schema.keys() - {FOR}:
+    for name in [name for name in file.values if name not in {*schema, FOR}]:
         hint = did_you_mean(name, [*schema, FOR])
         problems.append(f"{file.origin(name)}: unknown key {name}{hint}")
         is_search_known = is_search_known and "did you mean search?" not in hint
@@ -178,8 +181,6 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
             f"{file.origin(f'settings.{axis}')}: settings: expected configuration keys, got the axis {axis}; "
             f"try {instead} beside settings"
         )
-    if not 0 < (values.get("alpha") or StudyKeys.alpha) < 1:
-        problems.append(f"{file.origin('alpha')}: alpha: expected a number between 0 and 1, got {values['alpha']}")
     problems += _search_problems(file, values) if is_search_known else ()  # a misspelled one is one message
     parts = tuple(_parts(file, problems))
     if problems:
@@ -492,7 +493,7 @@ class _Expansion:
             preset = settings.get("preset", preset)
             if "preset" in settings and "preset" in where:
                 lines["preset"] = where["preset"]
-            for key in settings.keys() - {"preset", "modalities"}:
+            for key in [key for key in settings if key not in NO_KEYS]:
                 if key in mine or key not in self._all_keys:  # configuration reports the keys that no cell has
                     values[key] = settings[key]
                     if key in mine:
@@ -647,7 +648,7 @@ class _Expansion:
                 )
         for place, settings, prefix, who in said:
             if place is None or place in selecting:
-                for key in settings.keys() - {"preset", "modalities"}:
+                for key in [key for key in settings if key not in NO_KEYS]:
                     if (place, key) not in read:
                         self.problems.append(
                             f"{_at(study.file, f'{prefix}.{key}')}: {key}: expected a key that {who} reads, got one "
