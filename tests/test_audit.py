@@ -180,6 +180,10 @@ def test_a_split_that_follows_time_or_popularity_is_not_judged(made: World) -> N
         (("--graph", "bad.npz"), "bad.npz: expected a graph as scipy.sparse.save_npz writes it, got "),
         (("--graph", "cut.npz"), "cut.npz: expected a graph as scipy.sparse.save_npz writes it, got "),
         (
+            ("--graph", "locked.npz"),
+            "locked.npz: expected a graph as scipy.sparse.save_npz writes it, got File 'format",
+        ),
+        (
             ("--graph", "arrays.npz"),
             "arrays.npz: expected a graph as scipy.sparse.save_npz writes it, got an archive of x",
         ),
@@ -197,6 +201,11 @@ def test_a_file_that_can_not_be_audited_is_refused_by_name(made: World, flag: tu
     Path("bad.npz").write_bytes(b"not an archive")
     sparse.save_npz("shape.npz", sparse.csr_array(np.eye(3)))
     Path("cut.npz").write_bytes(Path("shape.npz").read_bytes()[:-40])
+    locked = Path("shape.npz").read_bytes()
+    for head, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag of an encrypted file
+        parts = locked.split(head)
+        locked = head.join([parts[0], *(part[: at - 4] + b"\1" + part[at - 3 :] for part in parts[1:])])
+    Path("locked.npz").write_bytes(locked)
     np.savez("arrays.npz", x=np.eye(3))
     np.save("few.npy", np.eye(3))
     np.save("nan.npy", np.full((300, 2), np.nan))

@@ -183,7 +183,7 @@ def test_where_no_image_comes_the_rest_is_ready_and_the_message_says_so(pictures
     answer = call("data", "get", "baby", "--accept-terms", "--mirror", pictures.url)
     assert answer.code == 4
     assert "data/baby: the data set is ready but for its images: " in answer.err
-    assert "Later: mmrec-lmm data images baby --data-path data; without them: data get --no-images" in answer.err
+    assert "Later: mmrec-lmm data images baby; without them: data get --no-images" in answer.err
     assert call("data", "check", "-d", "baby").code == 0
 
 

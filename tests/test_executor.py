@@ -19,7 +19,7 @@ from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.disk.locks import Claims
 from mmrec_lmm.errors import NotApplicable
 from mmrec_lmm.plugin.registry import Registry
-from mmrec_lmm.studies import executor
+from mmrec_lmm.studies import estimate, executor
 from mmrec_lmm.studies.executor import Job, Plan, Record, Worker, make_plan
 from mmrec_lmm.studies.file import load_study, winner
 from mmrec_lmm.studies.leaderboard import FAILED, FINISHED, NOT_APPLICABLE, PARTIAL, PENDING
@@ -552,6 +552,14 @@ def test_the_estimate_tells_what_tuning_takes_and_why_it_can_not_tell() -> None:
     assert len(re.findall(r"^(image|text) of toy by clip:tiny, tuned +15 .* 1 +0\.\d$", answer.out, re.MULTILINE)) == 2
     assert "encoding and tuning: at most 0 minutes with --jobs 1" in answer.out
     assert "clip on toy, ft" in answer.out
+
+
+def test_the_probe_of_a_model_that_is_not_trained_has_no_epoch(plan: Callable[..., Plan], registry: Registry) -> None:
+    Path("small.yaml").write_text("{models: [Pop, BPR], datasets: toy, settings: {epochs: 9, threads: 1}}")
+    made = plan()
+    costs = [estimate._probe(made, registry, Path("probes"), key) for key in made.jobs]
+    assert costs[0].seconds_per_epoch == 0 < costs[1].seconds_per_epoch
+    assert costs[0].disk > 0
 
 
 def test_a_study_under_torchrun_is_refused_before_its_processes_wait_for_each_other(

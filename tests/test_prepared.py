@@ -1,5 +1,6 @@
 """Prepared items: what an encoder's `prepare` made once comes back for any items, and only for what it was made of."""
 
+import errno
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from mmrec_lmm.data import items as items_module
 from mmrec_lmm.data.images import UnreadableImage, decode_image, read_image
 from mmrec_lmm.data.items import item_texts, pad_and_stack
 from mmrec_lmm.data.loading import load_dataset
+from mmrec_lmm.disk import writing
 from mmrec_lmm.errors import DataError, PluginError
 from mmrec_lmm.features import prepared as prepared_module
 from mmrec_lmm.features.prepared import PreparedItems, ahead, prepared_items
@@ -141,9 +143,17 @@ def test_items_are_prepared_again_when_other_decoders_can_read_them_and_only_the
         patch.setattr(prepared_module, "decoders", lambda: "other")
         assert prepare(toy(), encoder).unreadable == {4}
         assert encoder.calls == 0
+        patch.setattr(prepared_module, "decoders", lambda: "third")
+        patch.setattr(writing, "_make_empty", refused)  # to note it
+        assert prepare(toy(), encoder).unreadable == {4}
     items = prepare(toy())
     assert not items.unreadable
     assert items.batch(np.array([4]))["pixels"].any()
+
+
+def refused(path: Path) -> int:
+    """The system refuses the file."""
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
 def without_decoder(path: Path) -> Callable[..., Any]:

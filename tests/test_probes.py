@@ -253,6 +253,10 @@ def test_cka_reads_the_items_that_have_both_and_says_why_it_is_none() -> None:
     assert few == Skipped("4 of 12 items have image and text: CKA needs 5")
     alike = cka(features(np.full((12, 3), 0.1)), features(text, "text"))
     assert alike == Skipped("all items have the same image features")
+    for rows in (np.eye(12), np.eye(12)[:, :1]):  # one number per item, and all but one alike
+        found = cka(features(rows), features(text, "text"))
+        assert isinstance(found, Skipped)
+        assert "make CKA or its interval 0 / 0" in found.reason
 
 
 # The command

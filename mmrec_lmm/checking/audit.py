@@ -40,6 +40,7 @@ from ..data.loading import time_column
 from ..data.splitting import TEST, TRAIN, VALID
 from ..data.tables import first_cells, read_integers
 from ..errors import DataError
+from ..typed_json import plain
 from ..types import Dataset
 from .probes import unit_rows
 
@@ -423,7 +424,5 @@ def pair_times(dataset: Dataset, settings: Settings) -> np.ndarray | None:
 
 def document(found: Audit) -> dict[str, Any]:
     """The audit as JSON can hold it, with the p and the leak of each file."""
-    from ..typed_json import plain
-
     files = [{**plain(one), "p": one.p, "leak": one.leak} for one in found.files]
     return {**plain(found), "files": files}

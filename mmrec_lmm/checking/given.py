@@ -62,7 +62,7 @@ def read_graph(path: Path) -> sparse.csr_array:
         if sum(sizes.values()) > LARGEST_GRAPH:
             raise DataError(f"{expected}, of at most {LARGEST_GRAPH >> 30} GiB, got {sum(sizes.values()) >> 30} GiB")
         found = sparse.csr_array(sparse.load_npz(path))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{expected}, got {first_line(error)}; {CURE}") from None
     if found.dtype.kind not in "fiub" or not np.isfinite(found.data).all():
         raise DataError(f"{path}: expected finite numbers as weights, got NaN, infinity or {found.dtype}")

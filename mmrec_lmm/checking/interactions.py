@@ -309,7 +309,7 @@ def times(path: Path, settings: Settings, now: float) -> tuple[Times | None, lis
             finding(
                 "equal-times",
                 "all times are equal, so they order nothing",
-                units == units,
+                np.ones(len(found), dtype=bool),
                 "another column may hold the times: --TIME_FIELD=COLUMN",
             )
         )

@@ -256,18 +256,24 @@ def cka(one: FeatureTable, other: FeatureTable) -> Similarity | Skipped:
     constant = [table.modality for table in (one, other) if (table.values[both] == table.values[both][0]).all()]
     if constant:
         return Skipped(f"all items have the same {constant[0]} features")
-    return Similarity(n, linear_cka(one.values[both], other.values[both]))
+    found = linear_cka(one.values[both], other.values[both])
+    if not np.isfinite([found.value, found.low, found.high]).all():
+        return Skipped("rows that are all equally far apart, or all but one alike, make CKA or its interval 0 / 0")
+    return Similarity(n, found)
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> Estimate:
-    """The debiased linear CKA of rows (n, p) and (n, q), n > 4, not all equal; its interval is the jackknife's.
+    """The debiased linear CKA of rows (n, p) and (n, q), n > 4, not all equal; its interval is the jackknife's. NaN
+    where a HSIC of either with itself isn't above 0.
 
     HSIC(K, L) = [tr(KL) + (1'K1)(1'L1) / ((n-1)(n-2)) - 2/(n-2) 1'KL1] / (n(n-3)) of K = XX' and L = YY' without their
     diagonals, and CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)). Moving or scaling all rows changes nothing.
     """
     x, y = _centered(x), _centered(y)
     cross, own_x, own_y = _hsic(x, y), _hsic(x, x), _hsic(y, y)
-    values = cross / np.sqrt(own_x * own_y)  # (n + 1,)
+    is_defined = np.minimum(own_x, own_y) > 1e-12  # of rows of length about 1; less is rounding
+    length = np.sqrt(np.abs(own_x * own_y))
+    values = np.divide(cross, length, out=np.full(len(cross), np.nan), where=is_defined)  # (n + 1,)
     value, without = float(values[0]), values[1:]
     n = len(x)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())

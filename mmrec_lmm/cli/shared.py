@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,11 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     for note in resolved.notes:
         print(f"note: {note}", file=sys.stderr)
     return registry, resolved
+
+
+def flag_for(flag: str, path: Path, default: str) -> str:
+    """A flag with its path, as a shell reads it, behind a blank; "" for the path that the flag has by default."""
+    return "" if path == Path(default) else f" {flag} {shlex.quote(str(path))}"
 
 
 def screen_width() -> int | None:

@@ -48,7 +48,7 @@ from ..disk.sealed import DamagedFile, load_tensors
 from ..disk.temporaries import remove
 from ..disk.writing import write_memo
 from ..distributed import broadcast, is_first_process, join, processes
-from ..errors import ConfigError, DataError, MMRecError, PluginError, RunError
+from ..errors import ConfigError, DataError, MMRecError, NoAccess, PluginError, RunError
 from ..logs import progress_bar
 from ..plugin.contracts import ItemEncoder
 from ..plugin.registry import Registry
@@ -219,7 +219,7 @@ def _tried_again(
             table = FeatureTable(table.modality, values, present, _fingerprint(path, unreadable))
         tried = (decoders(),) if readable else (*header.decoders, decoders())
         header = dataclasses.replace(header, fingerprint=table.fingerprint, unreadable=unreadable, decoders=tried)
-        with suppress(OSError):  # a cache that can't be written to
+        with suppress(OSError, RunError, NoAccess):  # a cache that is full, or can't be written to
             save_table(path, table, encoder=header.encoder, unreadable=unreadable, decoders=tried)
     return table, header
 

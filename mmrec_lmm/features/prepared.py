@@ -33,7 +33,7 @@ from ..disk.folders import new_folder
 from ..disk.hashing import read_hash
 from ..disk.reading import read_json
 from ..disk.writing import write_json
-from ..errors import DataError, MMRecError, PluginError
+from ..errors import DataError, MMRecError, NoAccess, PluginError, RunError
 from ..machine import precision, to_device
 from ..plugin.contracts import ItemEncoder
 from ..plugin.specs import EncoderSpec
@@ -167,7 +167,7 @@ def _why_again(folder: Path, items: "_Items") -> str:
         if not all(items.read(item)[1] for item in about.unreadable):
             return f"{decoders()} can read images that couldn't be read"
         about = dataclasses.replace(about, decoders=(*about.decoders, decoders()))
-        with contextlib.suppress(OSError):  # a cache that can't be written to
+        with contextlib.suppress(OSError, RunError, NoAccess):  # a cache that is full, or can't be written to
             write_json(folder / ABOUT, about)
     return ""
 
@@ -287,9 +287,9 @@ def _write(
         table = np.full((len(known), lengths.max()), padding.get(key, 0), dtype=known[0].dtype)  # (I, L)
         for row, ids in zip(table, known, strict=True):
             row[: len(ids)] = ids
-        for name, array in ((f"{key}.npy", table), (f"lengths/{key}.npy", lengths)):
-            np.save(folder / name, array)
-            hashes[name] = read_hash(folder / name)
+        for file_name, array in ((f"{key}.npy", table), (f"lengths/{key}.npy", lengths)):
+            np.save(folder / file_name, array)
+            hashes[file_name] = read_hash(folder / file_name)
     return hashes, tuple(np.flatnonzero(unreadable).tolist())
 
 

@@ -368,7 +368,7 @@ def _blocked(extra: Sequence[str], candidates: Sequence[_Candidate]) -> frozense
     names += [value.removeprefix("no:") for value in extra if value.startswith("no:")]
     blocked = {_plain(name): name.strip() for name in names if name.strip()}
     aliases = {alias for candidate in candidates for alias in candidate.aliases}
-    for unknown in blocked.keys() - aliases:
+    for unknown in [name for name in blocked if name not in aliases]:
         hint = did_you_mean(unknown, aliases)
         logger.warning("no plugin is called %s, so blocking it does nothing%s", blocked[unknown], hint)
     return frozenset(blocked)

@@ -92,7 +92,7 @@ class Making:
 class Cost:
     """The measured cost of a run of a few epochs."""
 
-    seconds_per_epoch: float = 0.0
+    seconds_per_epoch: float = 0.0  # 0 of a model that isn't trained
     memory: int = 0  # bytes, the peak of the process
     disk: int = 0  # bytes of one run's folder
 
@@ -190,13 +190,14 @@ def probe(
         known = lengths.get(spec.model)
         answer = _alone(_probe, Cost, call, jobs[0].key)
         cost, reason = (Cost(), answer) if isinstance(answer, str) else (answer, "")
+        trains = cost.seconds_per_epoch > 0
         found.append(
             Probe(
                 title=jobs[0].title,
                 keys=tuple(job.key for job in jobs),
                 cost=cost,
-                epochs=float(np.mean(known)) if known else spec.settings.epochs,
-                at_most=not known,
+                epochs=float(np.mean(known)) if known else spec.settings.epochs if trains else 0,
+                at_most=not known and trains,
                 reason=reason,
             )
         )

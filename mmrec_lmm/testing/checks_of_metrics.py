@@ -24,15 +24,16 @@ def values(registry: Registry, name: str, owner: str) -> None:
     if spec.context:
         raise NotApplicable("it takes whole lists")
     rng = np.random.default_rng(0)
-    hits = rng.random((40, 12)) < 0.3  # (U, K)
+    hits = rng.random((_USERS, _RANKS)) < 0.3  # (U, K)
     hits[0], hits[1] = False, True
-    positives = hits.sum(axis=1).clip(1) + rng.integers(0, 3, 40)  # (U,)
-    for k in (1, 5, 12):
+    positives = hits.sum(axis=1).clip(1) + rng.integers(0, 3, _USERS)  # (U,)
+    for k in (1, 5, _RANKS):
         before = hits.copy()
         found = np.asarray(function(hits, positives, k))
-        if found.shape != (40,) or found.dtype.kind not in "fiub":
+        if found.shape != (_USERS,) or found.dtype.kind not in "fiub":
             raise Fault(
-                f"{owner}: expected one number for each of 40 users, (40,), at {k}, got {found.dtype} {found.shape}: "
+                f"{owner}: expected one number for each of {_USERS} users, {(_USERS,)}, at {k}, got {found.dtype} "
+                f"{found.shape}: "
                 "reduce over ranks (axis=1), not over users"
             )
         if not np.isfinite(found).all():

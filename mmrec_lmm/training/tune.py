@@ -105,8 +105,8 @@ def choose(encoder: ItemEncoder, options: Options, objective: Objective, *, owne
                 f"{owner}.tune: expected an encoder whose towers may be trained for {options.tune}, got one whose "
                 f"towers are frozen{f' by encoder.{key}; try --encoder.{key}=true, or' if key else '; try'} full"
             )
-        choose = _choose_lora if options.tune == LORA else _choose_last
-        choice = choose(encoder, options, objective, batch, owner)
+        choose_part = _choose_lora if options.tune == LORA else _choose_last
+        choice = choose_part(encoder, options, objective, batch, owner)
     if all(any(fnmatchcase(name, pattern) for pattern in options.freeze) for name in choice.names):
         raise ConfigError(
             f"{owner}.freeze: expected patterns that leave a parameter of {options.tune} to train, got "
@@ -118,7 +118,8 @@ def choose(encoder: ItemEncoder, options: Options, objective: Objective, *, owne
 class TrainedPart:
     """The part of an encoder that is trained, which this sets up: `requires_grad` is true for it alone.
 
-    `seed` is that of each A of lora; `section` is for messages. The encoder may move to another device later.
+    `seed` is that of each A of lora; `owner`, the encoder and the section, begins messages. The encoder may move to
+    another device later.
     """
 
     def __init__(

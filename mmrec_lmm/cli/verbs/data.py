@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from ..parser import (
     which_data,
     which_split,
 )
-from ..shared import runs_of, write
+from ..shared import flag_for, runs_of, write
 from ..text import check_text
 from .images import add_images
 
@@ -225,7 +224,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     folder = options.data_path / "demo"
     make(folder, seed=SEED if options.seed is None else options.seed, force=options.force)
-    print(f"{folder} is ready; try: mmrec-lmm run -m VBPR -d demo --data-path {options.data_path}")
+    print(f"{folder} is ready; try: mmrec-lmm run -m VBPR -d demo{flag_for('--data-path', options.data_path, 'data')}")
     return 0
 
 
@@ -262,6 +261,11 @@ def _audit(options: argparse.Namespace) -> int:
     from ...data.opening import open_dataset
     from ..text import audit_text
 
+    permutations = options.permutations or PERMUTATIONS
+    if permutations < LEAST:
+        raise ConfigError(
+            f"--permutations: expected {LEAST} or more, with fewer nothing can be flagged, got {permutations}"
+        )
     options.model = options.encoder = None
     registry, resolved = runs_of(options)
     run = resolved.runs[0]
@@ -274,11 +278,6 @@ def _audit(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"data audit: expected files, got none, and {dataset.name} has no feature files; try --features, --graph "
             "or --profiles"
-        )
-    permutations = options.permutations or PERMUTATIONS
-    if permutations < LEAST:
-        raise ConfigError(
-            f"--permutations: expected {LEAST} or more, with fewer nothing can be flagged, got {permutations}"
         )
     times = pair_times(dataset, run.settings)
     found = audit(dataset, files, times=times, permutations=permutations)
@@ -401,8 +400,8 @@ def _download_images(folder: Path, data_path: Path) -> int:
         report = download_images(folder)
     except MMRecError as error:
         raise type(error)(
-            f"{folder}: the data set is ready but for its images: {error}. Later: mmrec-lmm data images {folder.name} "
-            f"--data-path {data_path}; without them: data get --no-images"
+            f"{folder}: the data set is ready but for its images: {error}. Later: mmrec-lmm data images {folder.name}"
+            f"{flag_for('--data-path', data_path, 'data')}; without them: data get --no-images"
         ) from None
     print(report)
     return report.new + report.kept
@@ -442,7 +441,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _next_step(report: Report, data_path: Path) -> str:
     """The commands to type once a data set is made: to get its images where it has only addresses, else a run."""
-    where = report.name if data_path == Path("data") else f"{report.name} --data-path {shlex.quote(str(data_path))}"
+    where = f"{report.name}{flag_for('--data-path', data_path, 'data')}"
     if report.image_urls and not report.images:
         return f"next: mmrec-lmm data images {where}  (fetches the images of {report.image_urls:,} items)"
     model, content = "VBPR", {"image": report.images, "text": any(report.texts.values())}

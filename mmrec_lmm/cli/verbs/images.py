@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ..parser import add_verb, count, data_folder, folder_name, processes
+from ..shared import flag_for
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -78,5 +79,5 @@ def _images(options: argparse.Namespace) -> int:
     print(report)
     if report.missing:
         print(f"warning: {sum(report.missing.values()):,} items have no image; runs continue without", file=sys.stderr)
-    print(f"next: mmrec-lmm data check -d {options.name} --data-path {options.data_path}")
+    print(f"next: mmrec-lmm data check -d {options.name}{flag_for('--data-path', options.data_path, 'data')}")
     return 0

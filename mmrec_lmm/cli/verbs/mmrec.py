@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..parser import add_verb, as_json, data_folder
-from ..shared import importing, print_json
+from ..shared import flag_for, importing, print_json
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -47,6 +47,6 @@ def _import(options: argparse.Namespace) -> int:
     model = next((one.path for one in found.models if not one.error), None)
     if model is not None:
         dataset = found.datasets[0] if found.datasets else "NAME"
-        where = "" if options.data_path == Path("data") else f" --data-path {shlex.quote(str(options.data_path))}"
+        where = flag_for("--data-path", options.data_path, "data")
         print(f"next: mmrec-lmm run -m {shlex.quote(model)} -d {dataset}{where}", file=sys.stderr)
     return 0

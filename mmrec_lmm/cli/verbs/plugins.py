@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def _new(options: argparse.Namespace) -> int:
         if path.is_file():
             print(path)
     print(
-        f"next: cd {folder} && pip install --no-deps --no-build-isolation -e . && pytest",
+        f"next: cd {shlex.quote(str(folder))} && pip install --no-deps --no-build-isolation -e . && pytest",
         file=sys.stderr,
     )
     return 0

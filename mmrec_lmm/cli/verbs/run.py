@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config.choices import PROTOCOLS
 from ..parser import add_verb, as_json, runs_folder, what_to_run
-from ..shared import importing, print_json, runs_of
+from ..shared import flag_for, importing, print_json, runs_of
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -82,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(run_text(grid.best) if len(resolved.runs) == 1 else grid_text(grid, first.settings.valid_metric))
         print(f"\n{grid.best.path}/" + (f"  log: {log}" if log else ""))
-        where = "" if options.out == Path("runs") else f" --out {shlex.quote(str(options.out))}"
+        where = flag_for("--out", options.out, "runs")
         print(f"next: mmrec-lmm recommend {grid.best.run_id}{where} --users ID,ID,...")
     if options.plots:
         plots.run_plots(grid.best.path, options.plots)
