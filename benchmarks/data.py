@@ -11,7 +11,6 @@ pool; a line has some 900 bytes, as there.
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import tempfile
 import threading
@@ -123,8 +122,11 @@ class Watch:
 
 def _family() -> list[str]:
     """This process and its children, by id."""
-    children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-    return ["self", *itertools.chain.from_iterable(children)]
+    found = ["self"]
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found += path.read_text().split()
+    return found
 
 
 def _own_memory(process: str) -> int:

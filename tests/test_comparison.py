@@ -524,6 +524,21 @@ def test_an_earlier_leaderboard_is_still_read(make: Make) -> None:
     assert [row.twins for row in found.rows] == [{}, {}]
 
 
+@pytest.mark.parametrize("content", [None, "{", '{"settings": {"epochs": -1}}'])
+def test_a_damaged_configuration_costs_nothing_that_the_record_has(make: Make, content: str | None) -> None:
+    entry = make([[0, 1.0], [1, 1]], valid_metric="NDCG@20")
+    for run in entry.runs:
+        path = run.path / run_folder.CONFIG
+        path.unlink() if content is None else path.write_text(content)
+    resolved = {"model": "VBPR", "settings": {"valid_metric": "NDCG@20", **SETTINGS}}
+    runs = [dataclasses.replace(run, record=dataclasses.replace(run.record, resolved=resolved)) for run in entry.runs]
+    found = board(dataclasses.replace(entry, runs=runs), metrics=["Recall@20", "NDCG@20"])
+    assert found.ranked_by == "ndcg@20"
+    if content:  # of an earlier run, whose record has no copy
+        with pytest.raises(DataError, match=run_folder.CONFIG):
+            board(entry)
+
+
 # What can't be compared
 
 

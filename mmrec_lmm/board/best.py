@@ -4,7 +4,6 @@ The file has the row's axes and seeds, and each key whose value differs from wha
 are those that the board verified: they have the same names.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..config.resolve import Request, resolve_request
-from ..config.settings import Settings
+from ..config.settings import OF_NO_NUMBER
 from ..errors import ConfigError, did_you_mean
 from ..plugin.registry import Registry
 from ..running.replay import differing
@@ -22,8 +21,6 @@ from .bundle import SubmittedRow, opened
 from .folder import BOARD, Board, Entered, check_whole, open_board
 
 _AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "features", "control", "point", "seed", "split")
-#: Keys that say where and how, and change no number.
-_LEFT_OUT = {one.name for one in dataclasses.fields(Settings) if one.metadata.get("decides") in ("place", "nothing")}
 
 
 def board_of(dataset: str, folder: Path | None, registry: Registry) -> Board:
@@ -104,4 +101,4 @@ def _keys(row: SubmittedRow, result: RunResult, registry: Registry) -> Mapping[s
     here = plain(resolve_request(request, registry).runs[0])
     assert result.record.resolved is not None
     found = differing(here, result.record.resolved)
-    return {name: value for name, (_, value) in found.items() if name not in {*_AXES, *_LEFT_OUT}}
+    return {name: value for name, (_, value) in found.items() if name not in {*_AXES, *OF_NO_NUMBER}}

@@ -18,11 +18,10 @@ from ..formatting import first_few
 from ..plugin.registry import Registry
 from ..report.page import page
 from ..report.tables import render
-from ..studies.comparison import Entry, Method, compare
+from ..studies.comparison import Entry, Method, compare, smaller_is_better
 from ..studies.leaderboard import Leaderboard, Row, from_document
 from .bundle import SubmittedRow, opened
 from .folder import BUNDLE, SITE, SUBMISSIONS, Board, Entered, check_protocol, check_whole
-from .submit import smaller_is_better
 
 PAGE, LEADERBOARD, CHANGES = "index.html", "leaderboard.json", "changes.md"
 FRESH = ("fresh", "claim", "baseline_fresh", "baseline_here", "chance")  # of what a fresh run gave, for readers

@@ -19,7 +19,7 @@ from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.grid import Point, points_of
 from ..running.replay import differing
-from ..studies.comparison import Entry, Method, compare
+from ..studies.comparison import Entry, Method, compare, smaller_is_better
 from ..studies.executor import Outcome, Plan
 from ..studies.file import winner
 from ..studies.leaderboard import FINISHED, PARTIAL
@@ -119,11 +119,6 @@ def method_of(method: SubmittedMethod, registry: Registry) -> Method:
         family=method.family,
         smaller=smaller_is_better(registry),
     )
-
-
-def smaller_is_better(registry: Registry) -> frozenset[str]:
-    """The metrics, in lower case, of which smaller values are better."""
-    return frozenset(metric.name.lower() for metric in registry.metrics if not metric.larger_is_better)
 
 
 def best_of(points: Sequence[Point], own: Point, metric: str) -> Point:

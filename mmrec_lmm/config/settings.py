@@ -104,6 +104,7 @@ IF_SET = _that_decide("training, if set")  # part of a run's id unless it has it
 OF_INPUTS = _that_decide(
     "place", "reading", "splitting", "shaping", "shaping, if set"
 )  # a run's inputs depend on these alone
+OF_NO_NUMBER = _that_decide("place", "nothing")  # they say where and how, and change no number
 OF_SPLIT = _that_decide("splitting")
 OF_FEATURES = _that_decide("shaping") | _SHAPING_IF_SET
 

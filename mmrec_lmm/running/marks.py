@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..features.controls import NO_FEATURES
 from ..features.files import scarcity
 from ..types import Chance, RunResult
-from .run_folder import load_settings
+from .run_folder import settings_of
 
 UNTRAINED = "not trained"
 FIRST = "best epoch is the first evaluated"
@@ -52,7 +52,7 @@ def _epoch_mark(result: RunResult) -> str:
     """The mark for the position of the best epoch; empty if it is between the first and the last."""
     if result.stopped == "untrained":
         return UNTRAINED
-    settings = load_settings(result.path)
+    settings = settings_of(result)
     epochs, every = (settings.epochs, settings.eval_step) if settings is not None else (result.epochs, 1)
     evaluated = result.epochs // every + (result.epochs == epochs and epochs % every > 0)
     if evaluated > 1 and result.best_epoch == min(every, epochs) - 1:

@@ -30,7 +30,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -213,10 +213,28 @@ def load_settings(folder: Path) -> Settings | None:
     path = folder / CONFIG
     if not is_there(path, CURE):
         return None
-    config = read_json(path, cure=CURE)
+    return _settings(read_json(path, cure=CURE), f"{path}: settings")
+
+
+def settings_of(result: RunResult) -> Settings | None:
+    """The host's settings of a finished run: of `config.json`, or of its record where that is missing or damaged."""
+    resolved = result.record.resolved
+    try:
+        found = load_settings(result.path)
+    except DataError:
+        if resolved is None:
+            raise
+        found = None
+    if found is None and resolved is not None:
+        return _settings(resolved, f"{result.path / RESULT}: record.resolved.settings")
+    return found
+
+
+def _settings(config: Any, where: str) -> Settings:
+    """Of the configuration of a run the host's settings, without keys that this version doesn't know."""
     settings = config.get("settings") if isinstance(config, dict) else None
     known = {name: value for name, value in settings.items() if name in HOST.keys} if isinstance(settings, dict) else {}
-    return _section(HOST, BEFORE | known, f"{path}: settings")
+    return cast(Settings, _section(HOST, BEFORE | known, where))
 
 
 def save_result(folder: Path, result: RunResult) -> None:

@@ -35,6 +35,7 @@ from ..evaluation.statistics import (
     user_differences,
     wilcoxon,
 )
+from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.marks import marks_of
 from ..running.slices import Slicer
@@ -110,6 +111,11 @@ class Method:
         for axis in (*self.baseline, *self.best_within, *self.family):
             if axis not in AXES:
                 raise ConfigError(f"axis: expected one of {', '.join(AXES)}, got {axis}{did_you_mean(axis, AXES)}")
+
+
+def smaller_is_better(registry: Registry) -> frozenset[str]:
+    """The metrics, in lower case, of which smaller values are better."""
+    return frozenset(metric.name.lower() for metric in registry.metrics if not metric.larger_is_better)
 
 
 def compare(
@@ -218,7 +224,7 @@ def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, l
 
 
 def _valid_metric(run: RunResult) -> str:
-    settings = run_folder.load_settings(run.path)
+    settings = run_folder.settings_of(run)
     return settings.valid_metric.lower() if settings is not None else ""
 
 

@@ -5,12 +5,12 @@ seeds. Users are compared one by one, as in a study's table (statistics.py).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..config.settings import Settings
+from ..config.settings import OF_NO_NUMBER
 from ..config.yaml_layers import as_yaml
 from ..errors import DataError
 from ..evaluation.statistics import holm, paired, seed_variance
@@ -20,7 +20,6 @@ from ..typed_json import plain
 from ..types import RunResult
 
 ALPHA = 0.05
-_PLACES = {setting.name for setting in fields(Settings) if setting.metadata.get("decides") in ("place", "nothing")}
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _differences(one: RunResult, other: RunResult) -> dict[str, list[str]]:
 def _configured(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ, but for the seed, places, and what changes no number."""
     found = differing(then, now).items()
-    return [_shown(name, *values) for name, values in found if name not in {"seed", "point", *_PLACES}]
+    return [_shown(name, *values) for name, values in found if name not in {"seed", "point", *OF_NO_NUMBER}]
 
 
 def _shown(name: str, one: Any, other: Any) -> str:

@@ -7,10 +7,10 @@ from ..data.opening import open_dataset
 from ..disk.writing import write_json
 from ..errors import DataError, NoAccess
 from ..plugin.registry import Registry
-from ..running.run_folder import load_per_user
+from ..running.run_folder import load_per_user, settings_of
 from ..running.slices import Slicer
 from .budgets import budgets, verdict
-from .comparison import Entry, Method, compare
+from .comparison import Entry, Method, compare, smaller_is_better
 from .executor import Outcome, Plan
 from .file import winner
 from .leaderboard import FAILED, Leaderboard
@@ -39,7 +39,7 @@ def find(plan: Plan, registry: Registry) -> Leaderboard:
         best_within=study.best_within,
         family=study.family,
         streams={encoder.name: encoder.streams for encoder in registry.encoders if encoder.streams},
-        smaller=frozenset(metric.name.lower() for metric in registry.metrics if not metric.larger_is_better),
+        smaller=smaller_is_better(registry),
     )
     slicers = _slicers(outcomes, registry) if study.slices else None
     board = compare([*entries.values()], method, study=study.name, title=study.title, slicers=slicers)
@@ -57,13 +57,15 @@ def _sentence(text: str) -> str:
 
 
 def _entry(outcome: Outcome) -> Entry:
-    """The winner of a cell. One whose numbers by user can't be read is failed, with the reason: other rows go on."""
+    """The winner of a cell. One whose settings or numbers by user can't be read is failed, with the reason: other rows
+    go on."""
     cell = outcome.cell
     runs = winner(cell, outcome.results) if cell.runs else ()
     axes = replace(cell.axes, modalities=runs[0].record.axes.modalities) if runs else cell.axes
     try:
         for run in runs:
             load_per_user(run.path)
+            settings_of(run)
     except DataError as error:
         return Entry(axes, state=FAILED, reason=str(error))
     return Entry(axes, runs=runs, state=outcome.state, reason=outcome.reason)
