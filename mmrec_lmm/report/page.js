@@ -418,7 +418,7 @@ function walk(event) {  // keys move between points, as the Tab key stops at the
   if (to === points[at] && ["Enter", " "].includes(event.key)) openTicket(to.row);
 }
 
-// The ticket: all details of one row
+// The ticket: all details of one row, in the dialog; its reproducibility record is the key `ticket` of the JSON
 const isMapping = value => value !== null && typeof value === "object" && !Array.isArray(value);
 const part = (title, ...content) => content.some(Boolean) && [make("h3", null, title), ...content.flat()];
 const twoLines = (interval, format) =>
@@ -508,7 +508,7 @@ function ticketOf(row) {
       && pairs({id: row.submission, tier: row.tier, ...prefixed("attempts: ", row.attempts), ...freshOf(row)})),
     part("Chosen on validation", pairs(row.parameters)),
     part("Runs", pairs(Object.fromEntries(row.runs.map((run, index) => [`seed ${row.seeds[index] ?? "?"}`, run])))),
-    part("Ticket", pairs(Object.fromEntries(entries.filter(([, value]) => !isMapping(value)))), folded),
+    part("Reproducibility record", pairs(Object.fromEntries(entries.filter(([, value]) => !isMapping(value)))), folded),
   ].flat().filter(Boolean);
 }
 function openTicket(row) {
