@@ -1276,6 +1276,16 @@ def test_faults_of_board_yaml_are_named_with_their_line(world: World, board: Pat
         ("tier: recomputed", "alpha: 5", "alpha must be a number between 0 and 1, got 5"),
         ("version: 1", "version: 0", "version: expected 1 or more, got 0"),
         ("model: Pop", "model: Popp", "baseline: model: expected one of"),
+        (
+            "model: Pop",
+            "model: BPR\n  embeding_size: 4",
+            "baseline: unknown key embeding_size; did you mean embedding_",
+        ),
+        (
+            "model: Pop",
+            "model: BPR\n  n_negatives: [1, 2]",
+            "baseline: expected one value of each key, got a grid of 2",
+        ),
         ("- Recall@20", "- Recal@20", "metrics: expected METRIC@K, got Recal@20; did you mean Recall?"),
         ("- Recall@20", "- AUC@20", "metrics: expected metrics that lists give, got AUC@20"),
         ("mask_valid_in_test: false", "mask_valid: false", "settings: unknown key mask_valid"),

@@ -436,6 +436,15 @@ def _faults(keys: BoardKeys, file: yaml_layers.Layer, registry: Registry) -> Ite
     if not isinstance(model, str) or model not in registry.models:
         known = ", ".join(registry.models.names())
         yield f"{file.origin('baseline')}: baseline: model: expected one of {known}, got {model}"
+    else:
+        own = {name: Value(value) for name, value in keys.baseline.items() if name != "model"}
+        try:
+            runs = resolve_request(Request(model, keys.dataset, overrides=own), registry).runs
+            fault = "" if len(runs) == 1 else f"expected one value of each key, got a grid of {len(runs)} points"
+        except ConfigError as error:
+            fault = str(error).removeprefix("command line: ")
+        if fault:
+            yield f"{file.origin('baseline')}: baseline: {fault}"
     for fault in _metric_faults((*keys.metrics, keys.valid_metric), registry):
         yield f"{file.origin('metrics')}: metrics: {fault}"
 

@@ -169,11 +169,13 @@ def load_study(path: Path, *, configs: Path | None = None, overrides: Mapping[st
             if axis not in AXES:
                 hint = did_you_mean(axis, AXES) or f"; try {', '.join(AXES)}"
                 problems.append(f"{file.origin(name)}: {name}: expected an axis, got {axis}{hint}")
-    for what, name in (("the file's name", path.stem), *(("datasets", name) for name in values.get("datasets") or ())):
-        if not is_safe_name(name):
-            problems.append(
-                f"{file.origin('datasets')}: {what}: expected a name of {NAME_RULE}, got {name!r}; rename it"
-            )
+    named = [(f"{path}: the file's name", path.stem)]
+    named += [(f"{file.origin('datasets')}: datasets", name) for name in values.get("datasets") or ()]
+    problems += [
+        f"{where}: expected a name of {NAME_RULE}, got {name!r}; rename it"
+        for where, name in named
+        if not is_safe_name(name)
+    ]
     values["settings"] = values.get("settings") or {}
     for axis in sorted({"modalities", "split"} & values["settings"].keys()):
         instead = "it" if axis == "modalities" else f"splits: [{values['settings'][axis]}]"
