@@ -12,18 +12,19 @@ changed protocol is another board: what was submitted under one protocol can't b
 
 import contextlib
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
 from ..cache import fingerprint
 from ..config import yaml_layers
 from ..config.resolve import Request, Value, resolve_request
-from ..config.schema import HOST, schema_of
+from ..config.schema import DIFFERENT_METRICS, HOST, Limit, schema_of
 from ..data.opening import open_dataset
 from ..disk.folders import new_folder, restore_folder
 from ..disk.hashing import read_hash
@@ -61,6 +62,11 @@ class BoardKeys:
     test: Literal["t-test", "t-test-users", "wilcoxon", "permutation"] = "t-test"
     alpha: float = 0.05
     encoders: Mapping[str, Any] = field(default_factory=dict)  # encoder -> the data that trained it, as declared
+
+    LIMITS: ClassVar[Mapping[str, Limit]] = {
+        "metrics": DIFFERENT_METRICS,
+        "alpha": Limit("above 0 and below 1", lambda alpha: 0 < alpha < 1),
+    }
 
 
 #: Keys that may change without another protocol.
@@ -153,9 +159,9 @@ class Board:
                 settings = run_folder.load_settings(bundle.run(run))
                 assert settings is not None
                 wanted = {"valid_metric": keys.valid_metric, **keys.settings}
-                for name, value in wanted.items():
-                    own = plain(getattr(settings, name))
-                    same = own == plain(value) if name != "valid_metric" else str(own).lower() == str(value).lower()
+                for name, given in wanted.items():
+                    own, value = plain(getattr(settings, name)), plain(HOST.keys[name].read(given))
+                    same = own == value if name != "valid_metric" else str(own).lower() == str(value).lower()
                     if not same:
                         raise Refusal(
                             "protocol", f"{row.key}: {run}: {name}: expected {value}, as {BOARD} says, got {own}"
@@ -443,7 +449,7 @@ def _faults(keys: BoardKeys, file: yaml_layers.Layer, registry: Registry) -> Ite
 def _metric_faults(metrics: Sequence[str], registry: Registry) -> Iterator[str]:
     for metric in metrics:
         name, _, k = metric.partition("@")
-        if name not in registry.metrics or not k.isdecimal():
+        if name not in registry.metrics or not re.fullmatch("[1-9][0-9]{0,8}", k):
             yield f"expected METRIC@K, got {metric}{did_you_mean(name, registry.metrics.names())}"
         elif registry.metrics.get(name).needs:
             yield f"expected metrics that lists give, got {metric}, which needs more"

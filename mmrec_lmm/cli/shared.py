@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..config.resolve import Resolved
@@ -50,7 +52,7 @@ def registry_of_run(options: argparse.Namespace) -> Registry:
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
     from ..bridge import with_model_file
-    from ..library.request import request_of, resolve_runs
+    from ..library.request import one_of_each, request_of, resolve_runs
 
     model, options.plugins = with_model_file(options.model or "", options.plugins)
     registry = registry_of(options)
@@ -61,14 +63,24 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     request = request_of(
         model,
         options.dataset,
-        features=dict(typed.get("features", [])),
-        keys={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+        features=once("--features", typed.get("features", [])),
+        keys=one_of_each({key: value for key, value in flags.items() if value is not None}, options.overrides),
         **{name: typed.get(name) for name in names},
     )
     resolved = resolve_runs(request, registry)
     for note in resolved.notes:
         print(f"note: {note}", file=sys.stderr)
     return registry, resolved
+
+
+def once(flag: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a flag that may be repeated, by key. ConfigError for a key that comes twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"{flag}: {key}: expected one value, got {found[key]} and {value}; try one")
+        found[key] = value
+    return found
 
 
 def screen_width() -> int | None:
