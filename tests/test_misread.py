@@ -28,6 +28,7 @@ from mmrec_lmm.library.runs import run as run_from_python
 from mmrec_lmm.plugin.registry import Registry, load_registry
 from mmrec_lmm.running import run_folder, runner
 from mmrec_lmm.running.grid import run_grid
+from mmrec_lmm.running.replay import differing
 from mmrec_lmm.studies.contrast import with_other_seeds
 from mmrec_lmm.studies.file import load_study
 from mmrec_lmm.types import EncoderName, RunResult, RunSpec
@@ -104,6 +105,13 @@ def test_a_bundle_that_pools_runs_of_other_configurations_is_refused(
         assert (stopped.tier, stopped.check) == ("recomputed", "rows")
         assert f"differ in the seed alone, got {other.run_id} with another {what} than" in stopped.reason
         other.path.rename(tmp_path / other.run_id)  # the next one is alone with `own`
+
+
+def test_anybodys_configuration_is_compared() -> None:
+    odd = {"settings": 3, "model_config": [1], "paradigm": None}
+    assert differing(odd, {"settings": {"seed": 1}, "model_config": None, "paradigm": "pt"}).keys() == {
+        "settings", "model_config", "paradigm", "seed",
+    }  # fmt: skip
 
 
 def test_the_best_study_reads_the_files_of_its_row_or_says_that_it_can_not(
@@ -334,6 +342,10 @@ def test_a_board_says_one_thing(registry: Registry, tmp_path: Path, data_path: P
         tmp_path, registry, name="toys", dataset="toy", split=None, data_path=str(data_path), baseline="Pop",
         metrics=["Recall@20"],
     )  # fmt: skip
+    again = ("board", "new", tmp_path / "b", "-d", "toy", "--name", "b", "--metrics", "Recall@20,recall@20")
+    refused(
+        call(*again), "--metrics: expected different metrics, at least one, got Recall@20, recall@20; try each once"
+    )
     text = (tmp_path / BOARD).read_text()
     for change, words in (
         ("alpha: 5", "alpha must be above 0 and below 1, got 5"),

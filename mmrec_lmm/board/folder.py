@@ -240,6 +240,8 @@ def new_board(
         raise ConfigError(f"--name: expected {NAME_RULE}, got {name!r}")
     for fault in _metric_faults(metrics, registry):
         raise ConfigError(f"--metrics: {fault}")
+    if not DIFFERENT_METRICS.holds(metrics):
+        raise ConfigError(f"--metrics: expected {DIFFERENT_METRICS.text}, got {', '.join(metrics)}; try each once")
     keys = {"split": split, "data_path": data_path}
     given = {key: Value(value) for key, value in keys.items() if value is not None}
     model = registry.models.get(baseline).name
