@@ -74,7 +74,7 @@ def strangers(made: Callable[..., RunResult], data_path: Path) -> tuple[RunResul
     return own, other, others
 
 
-def test_runs_of_other_features_or_code_are_no_seeds_of_a_run(
+def test_runs_of_other_features_or_code_do_not_count_as_seeds_of_a_run(
     strangers: tuple[RunResult, RunResult, list[RunResult]], registry: Registry, tmp_path: Path, data_path: Path
 ) -> None:
     own, other, others = strangers
@@ -264,7 +264,7 @@ def test_a_typed_text_keeps_what_yaml_would_take_for_a_comment(registry: Registr
 
 
 @pytest.mark.parametrize("value", ["recall@2０", "recall@٢0"])
-def test_digits_of_other_scripts_are_no_cutoff(value: str, registry: Registry) -> None:
+def test_digits_of_other_scripts_make_no_cutoff(value: str, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="valid_metric must be METRIC@K"):
         resolved(registry, valid_metric=value)
 
