@@ -97,14 +97,19 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
 
 
 def check_features(model: Recommender, owner: str) -> None:
-    """Raise PluginError if a model has written into frozen features: on the CPU they are the arrays of the run's
-    inputs, which other runs read."""
+    """Raise PluginError if a model has written into frozen features, or trains them in place: on the CPU they are the
+    arrays of the run's inputs, which other runs read."""
     tables = {} if model.features.joint else model.features()
-    written = [name for name, table in tables.items() if table.device.type == "cpu" and table._version]
-    if written:
+    of_cpu = {name: table for name, table in tables.items() if table.device.type == "cpu" and table.numel()}
+    places = {table.untyped_storage().data_ptr(): name for name, table in of_cpu.items()}
+    odd = {name: f"a change of {name}" for name, table in of_cpu.items() if table._version}
+    for parameter, values in model.named_parameters():
+        if values.requires_grad and (name := places.get(values.untyped_storage().data_ptr())):
+            odd[name] = f"the parameter {parameter}, which trains {name} in place"
+    for name, got in odd.items():
         raise PluginError(
-            f"{owner}: expected it to leave the item features as they are, got a change of {', '.join(written)}; try "
-            f"features()[{written[0]!r}].clone() for a copy that trains, or is changed"
+            f"{owner}: expected it to leave the item features as they are, got {got}; try "
+            f"features()[{name!r}].clone() for a copy"
         )
 
 
