@@ -504,6 +504,15 @@ def test_rows_rank_by_the_metric_that_selected_their_runs(make: Make) -> None:
     )
 
 
+def test_rows_never_rank_by_a_metric_of_which_smaller_is_better_while_there_is_another(make: Make) -> None:
+    entries = [make(noise(k), encoder=f"e{k}", valid_metric="MRR@20") for k in range(2)]
+    both = {"metrics": ["Recall@20", "NDCG@20"], "baseline": {"encoder": "e0"}}
+    found = board(*entries, **both, smaller=frozenset({"recall"}))
+    assert found.main_metric == "ndcg@20"
+    assert any(note.endswith("rows rank by ndcg@20.") for note in found.notes)
+    assert board(*entries, **both).main_metric == METRIC
+
+
 def test_a_row_has_the_marks_of_its_runs(make: Make) -> None:
     first = {"best_epoch": 0}
     marked, fine = board(make(noise(1), run=first), make(noise(2), encoder="a")).rows

@@ -260,7 +260,7 @@ def mmrec_register_splits():
     ("rule", "message"),
     [
         ("unseeded", "split unseeded: two draws of one seed differ: draw from `rng` alone"),
-        ("writes", "split writes: it writes into what it gets: copy before changing"),
+        ("writes", "split writes: expected it to leave its arguments as they are, got a change; try a copy"),
         ("no_test", r"split no_test: expected rows of each split, of 2,400 of 200 users, got train .*, test 0"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..config.resolve import Request, resolve_request
-from ..config.settings import OF_NO_NUMBER
+from ..config.settings import OF_FILES, OF_NO_NUMBER
 from ..errors import ConfigError, did_you_mean
 from ..plugin.registry import Registry
 from ..running.replay import differing
@@ -21,6 +21,7 @@ from .bundle import SubmittedRow, opened
 from .folder import BOARD, Board, Entered, check_whole, open_board
 
 _AXES = ("model", "dataset", "encoder", "paradigm", "modalities", "features", "control", "point", "seed", "split")
+_LEFT_OUT = OF_NO_NUMBER - OF_FILES  # keys that say where and how, and change no number
 
 
 def board_of(dataset: str, folder: Path | None, registry: Registry) -> Board:
@@ -45,7 +46,7 @@ def board_of(dataset: str, folder: Path | None, registry: Registry) -> Board:
 
 def best(board: Board, model: str, registry: Registry) -> str:
     """The text of the study of the row of `model` with the highest `valid_metric` on test among those whose
-    verification nothing stopped. ConfigError if there is none."""
+    verification nothing stopped. ConfigError if there is none, or if it has features of files that no study names."""
     metric = board.keys.valid_metric.lower()
     name = registry.models.get(model).name
     found: list[tuple[float, Entered, SubmittedRow, RunResult]] = []
@@ -62,6 +63,12 @@ def best(board: Board, model: str, registry: Registry) -> str:
     if not found:
         raise ConfigError(f"{board.folder}: expected a verified row of {name}, got none; try another model, or board")
     score, one, row, result = max(found, key=lambda each: each[0])
+    if files := (result.record.resolved or {}).get("features"):
+        flags = " ".join(f"--features {modality}={name}" for modality, name in files.items())
+        raise ConfigError(
+            f"{board.folder}: {one.submission.id}: expected a row that a study can make, got one with {flags}, which "
+            f"no study has; try `mmrec-lmm run` with the values in runs/{result.run_id}/config.json of {one.bundle}"
+        )
     seeds = sorted({attempt.seed for attempt in row.attempts if attempt.run in row.runs})
     return study_text(
         row,
@@ -101,4 +108,4 @@ def _keys(row: SubmittedRow, result: RunResult, registry: Registry) -> Mapping[s
     here = plain(resolve_request(request, registry).runs[0])
     assert result.record.resolved is not None
     found = differing(here, result.record.resolved)
-    return {name: value for name, (_, value) in found.items() if name not in {*_AXES, *OF_NO_NUMBER}}
+    return {name: value for name, (_, value) in found.items() if name not in {*_AXES, *_LEFT_OUT}}

@@ -18,7 +18,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..config.settings import Settings
+from ..config.settings import OF_NO_NUMBER, Settings
 from ..disk.folders import scratch_folder
 from ..disk.hashing import read_hash
 from ..disk.reading import check_file, read_json
@@ -35,6 +35,7 @@ from ..disk.writing import write_json, write_output_by
 from ..errors import DataError
 from ..plugin.names import NAME_RULE, is_safe_name
 from ..running import run_folder
+from ..running.replay import differing
 from ..studies.leaderboard import Score
 from ..typed_json import FLAT, OPTIONAL, check_finite, decode, plain
 from ..types import Axes, DrawnSplit, RunResult
@@ -433,6 +434,19 @@ def check_rows(bundle: Bundle) -> None:
                 )
         if len(seeds) < len(row.runs):
             raise Refusal("rows", f"{where}: {row.key}: expected a run of each seed, got two of one seed")
+
+
+def beside_the_seed(one: RunResult, other: RunResult, *, but: Collection[str] = ()) -> str:
+    """The first key of configuration, `but` for some, or part of the inputs in which two runs differ beside the seed;
+    "" if there is none. Files count by their content."""
+    found = differing(one.record.resolved or {}, other.record.resolved or {}).keys()
+    keys = sorted(found - {"seed", "point", *OF_NO_NUMBER, *but})
+    then, now = (
+        {part: sorted(files.values()) for part, files in run.record.files.items() if part != "data"}
+        for run in (one, other)
+    )
+    parts = sorted(part for part in {**then, **now} if then.get(part) != now.get(part))
+    return next(iter([*keys, *(f"file of {part} features" for part in parts)]), "")
 
 
 def variant_of(result: RunResult) -> str:

@@ -12,6 +12,7 @@ changed protocol is another board: what was submitted under one protocol can't b
 
 import contextlib
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ import yaml
 from ..cache import fingerprint
 from ..config import yaml_layers
 from ..config.resolve import Request, Value, resolve_request
-from ..config.schema import HOST, SIGNIFICANCE, Limit, schema_of
+from ..config.schema import DIFFERENT_METRICS, HOST, SIGNIFICANCE, Limit, schema_of
 from ..data.opening import open_dataset
 from ..disk.folders import new_folder, restore_folder
 from ..disk.hashing import read_hash
@@ -61,7 +62,7 @@ class BoardKeys:
     alpha: float = 0.05
     encoders: Mapping[str, Any] = field(default_factory=dict)  # encoder -> the data that trained it, as declared
 
-    LIMITS: ClassVar[Mapping[str, Limit]] = {"alpha": SIGNIFICANCE}
+    LIMITS: ClassVar[Mapping[str, Limit]] = {"metrics": DIFFERENT_METRICS, "alpha": SIGNIFICANCE}
 
 
 #: Keys that may change without another protocol.
@@ -234,6 +235,8 @@ def new_board(
         raise ConfigError(f"--name: expected {NAME_RULE}, got {name!r}")
     for fault in _metric_faults(metrics, registry):
         raise ConfigError(f"--metrics: {fault}")
+    if not DIFFERENT_METRICS.holds(metrics):
+        raise ConfigError(f"--metrics: expected {DIFFERENT_METRICS.text}, got {', '.join(metrics)}; try each once")
     keys = {"split": split, "data_path": data_path}
     given = {key: Value(value) for key, value in keys.items() if value is not None}
     model = registry.models.get(baseline).name
@@ -452,7 +455,7 @@ def _faults(keys: BoardKeys, file: yaml_layers.Layer, registry: Registry) -> Ite
 def _metric_faults(metrics: Sequence[str], registry: Registry) -> Iterator[str]:
     for metric in metrics:
         name, _, k = metric.partition("@")
-        if name not in registry.metrics or not k.isdecimal():
+        if name not in registry.metrics or not re.fullmatch("[1-9][0-9]{0,8}", k):
             yield f"expected METRIC@K, got {metric}{did_you_mean(name, registry.metrics.names())}"
         elif registry.metrics.get(name).needs:
             yield f"expected metrics that lists give, got {metric}, which needs more"

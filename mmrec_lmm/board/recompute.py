@@ -27,7 +27,7 @@ from ..running import run_folder
 from ..running.grid import points_of
 from ..running.runner import evaluator_of, of_some_users
 from ..types import PRE_TRAINED, Dataset, EpochReport, RunResult
-from .bundle import LISTS, Bundle, Refusal, SubmittedRow, load_lists
+from .bundle import LISTS, Bundle, Refusal, SubmittedRow, beside_the_seed, load_lists
 from .submit import best_of, with_scores
 
 CLOSE = 1e-9  # of numbers that the same arithmetic makes of the same lists
@@ -311,10 +311,18 @@ def _check_end(run: str, result: RunResult, evaluated: Mapping[int, Any], settin
 
 
 def _check_selection(bundle: Bundle, row: SubmittedRow, results: Sequence[RunResult]) -> None:
-    """Check that the row is the point of its grid that is best on validation, by its attempts."""
+    """Check that the row's runs differ in the seed alone, and that it is the point of its grid that is best on
+    validation, by its attempts."""
     key = row.key
     if any("seed" in parameters for parameters in (row.parameters, *(one.parameters for one in row.attempts))):
         raise Refusal("attempts", f"{key}: expected points of a grid without their seed, got one with it")
+    for result in results:
+        if odd := beside_the_seed(results[0], result):
+            raise Refusal(
+                "rows",
+                f"{key}: expected runs that differ in the seed alone, got {result.run_id} with another {odd} than "
+                f"{results[0].run_id}",
+            )
     by_run = {one.run: one for one in row.attempts}
     if len(by_run) < len(row.attempts):
         raise Refusal("attempts", f"{key}: expected each attempt once, got some twice")

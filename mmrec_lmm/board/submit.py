@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import fingerprint
-from ..config.settings import OF_INPUTS
 from ..disk.folders import scratch_folder
 from ..disk.writing import write_bytes, write_json
 from ..errors import ConfigError, DataError, did_you_mean
 from ..plugin.registry import Registry
 from ..running import run_folder
 from ..running.grid import Point, points_of
-from ..running.replay import differing
+from ..running.provenance import plugin_code_of
 from ..studies.comparison import Entry, Method, compare, smaller_is_better
 from ..studies.executor import Outcome, Plan
 from ..studies.file import winner
@@ -35,12 +34,11 @@ from .bundle import (
     SubmittedMethod,
     SubmittedPlugin,
     SubmittedRow,
+    beside_the_seed,
     pack,
     save_lists,
     variant_of,
 )
-
-_NOT_NAMING = {"seed", "point", *OF_INPUTS}  # keys in which points of one grid may differ beside its axes
 
 
 def submit_run(folder: Path, registry: Registry, output: Path, *, note: str = "") -> Path:
@@ -86,7 +84,8 @@ def submit_study(
         runs = winner(outcome.cell, outcome.results) if outcome.cell.runs else ()
         if not runs or outcome.state not in (FINISHED, PARTIAL) or not outcome.cell.axes.matches(where):
             continue
-        axes = dataclasses.replace(outcome.cell.axes, modalities=runs[0].record.axes.modalities or ())
+        own = runs[0].record.axes  # settings may choose a paradigm's variant
+        axes = dataclasses.replace(outcome.cell.axes, modalities=own.modalities or (), paradigm=own.paradigm)
         earlier = [one for one in everything if _alike(one, runs[0]) and one.run_id not in of_study]
         made = _row(axes, runs, points_of([one for one in outcome.results if one]), earlier, _failed(plan, outcome))
         kept = rows.get(made.key)
@@ -282,12 +281,14 @@ def _alike(one: RunResult, other: RunResult) -> bool:
 
 
 def _is_point(one: RunResult, result: RunResult) -> bool:
-    """True if a run is a point of another's grid, or that run: it differs in the grid's axes and the seed alone."""
-    if one.record.resolved is None or result.record.resolved is None:
+    """True if a run is a point of another's grid, or that run: it differs in the grid's axes and the seed alone.
+    Runs of other features, or of other code, are other methods."""
+    then, now = result.record, one.record
+    if now.resolved is None or then.resolved is None:
         return one.run_id == result.run_id
-    axes = {*result.parameters} | _NOT_NAMING
-    keys = differing(result.record.resolved, one.record.resolved).keys()
-    return one.parameters.keys() - {"seed"} == result.parameters.keys() - {"seed"} and keys <= axes
+    same_code = (then.numerics_version, plugin_code_of(then)) == (now.numerics_version, plugin_code_of(now))
+    same_grid = one.parameters.keys() - {"seed"} == result.parameters.keys() - {"seed"}
+    return same_code and same_grid and not beside_the_seed(result, one, but=result.parameters)
 
 
 def _without_seed(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..disk.folders import new_folder
 from ..disk.reading import check_file
 from ..errors import ConfigError, DataError
+from ..formatting import first_few
 from ..plugin.names import is_safe_name
 from .model_file import ModelFile, load, loaded_file
 from .run_values import HOST_KEYS, OVERALL
@@ -104,4 +105,6 @@ def _datasets(source: Path, data_path: Path, notes: list[str], *, force: bool) -
                 for file in sorted(folder.iterdir()):
                     if file.is_file() and file.suffix not in _CACHES and "graph_dict" not in file.name:
                         shutil.copyfile(file, building / file.name)
+            if inner := [path.name for path in sorted(folder.iterdir()) if path.is_dir()]:
+                notes.append(f"{folder}: left out: expected files alone, got the folder {first_few(inner)}; copy it")
             yield folder.name

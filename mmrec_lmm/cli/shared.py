@@ -6,10 +6,12 @@ import argparse
 import gc
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..config.resolve import Resolved
@@ -51,7 +53,7 @@ def registry_of_run(options: argparse.Namespace) -> Registry:
 def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     """The registry, and the runs that the flags describe. Prints notes on stderr."""
     from ..bridge import with_model_file
-    from ..library.request import request_of, resolve_runs
+    from ..library.request import one_of_each, request_of, resolve_runs
 
     model, options.plugins = with_model_file(options.model or "", options.plugins)
     registry = registry_of(options)
@@ -62,8 +64,8 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
     request = request_of(
         model,
         options.dataset,
-        features=dict(typed.get("features", [])),
-        keys={**{key: value for key, value in flags.items() if value is not None}, **options.overrides},
+        features=once("--features", typed.get("features", [])),
+        keys=one_of_each({key: value for key, value in flags.items() if value is not None}, options.overrides),
         **{name: typed.get(name) for name in names},
     )
     resolved = resolve_runs(request, registry)
@@ -75,6 +77,16 @@ def runs_of(options: argparse.Namespace) -> tuple[Registry, Resolved]:
 def flag_for(flag: str, path: Path, default: str) -> str:
     """A flag with its path, as a shell reads it, behind a blank; "" for the path that the flag has by default."""
     return "" if path == Path(default) else f" {flag} {shlex.quote(str(path))}"
+
+
+def once(flag: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a flag that may be repeated, by key. ConfigError for a key that comes twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"{flag}: {key}: expected one value, got {found[key]} and {value}; try one")
+        found[key] = value
+    return found
 
 
 def screen_width() -> int | None:

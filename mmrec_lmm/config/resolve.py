@@ -540,7 +540,10 @@ def _given(value: "str | Value", key: Key | None) -> Any:
 
 
 def _typed(text: str, key: Key | None) -> Any:
-    """The typed text, read as YAML, or unread if only that fits its key: a file may be called 123."""
+    """The typed text, read as YAML, or unread if only that fits its key: a file may be called 123. An empty text isn't
+    null, as of an unset variable of the shell: nobody means the default."""
+    if not text:
+        return text
     try:
         value = yaml_layers.parse(text)
     except yaml_layers.TooMany:
@@ -549,6 +552,8 @@ def _typed(text: str, key: Key | None) -> Any:
         return text
     if value == "" and text.strip("'\" "):  # | and > begin a block of text in YAML
         return text
+    if isinstance(value, str) and text.lstrip()[:1] not in ("'", '"'):  # its blanks count, and # begins no comment
+        return text if key is None or key.fits(text) else text.strip()
     return text if key and not key.is_axis(value) and not key.fits(value) and key.fits(text) else value
 
 

@@ -288,6 +288,9 @@ def _type_depth(hint: Any) -> int:
 
 LONGEST_LIST = 1_000_000  # of recommended items
 SEED = Limit("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)  # NumPy's range
+DIFFERENT_METRICS = Limit(
+    "different metrics, at least one", lambda names: names and len({name.lower() for name in names}) == len(names)
+)
 _INSIDE = Limit(f"{PATH_RULE}, that of the data set", is_within)
 _LIMITS: Mapping[str, Limit] = {
     "inter_file_name": _INSIDE,
@@ -321,12 +324,12 @@ _LIMITS: Mapping[str, Limit] = {
         f"different numbers from 1 to {LONGEST_LIST:,}",
         lambda topk: topk and 1 <= min(topk) <= max(topk) <= LONGEST_LIST and len(set(topk)) == len(topk),
     ),
-    "metrics": Limit(
-        "different metrics, at least one", lambda names: names and len({name.lower() for name in names}) == len(names)
+    "metrics": DIFFERENT_METRICS,
+    "valid_metric": Limit(
+        "METRIC@K, such as Recall@20", lambda text: re.fullmatch(r"\w+@[1-9][0-9]*", text) is not None
     ),
-    "valid_metric": Limit("METRIC@K, such as Recall@20", lambda text: re.fullmatch(r"\w+@[1-9]\d*", text) is not None),
     "device": Limit(
-        "auto, cpu, mps, cuda or cuda:N", lambda text: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text) is not None
+        "auto, cpu, mps, cuda or cuda:N", lambda text: re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text) is not None
     ),
     "state": Limit("a log level, such as INFO", lambda text: text.upper() in logging.getLevelNamesMapping()),
 }

@@ -104,8 +104,10 @@ IF_SET = _that_decide("training, if set")  # part of a run's id unless it has it
 OF_INPUTS = _that_decide(
     "place", "reading", "splitting", "shaping", "shaping, if set"
 )  # a run's inputs depend on these alone
-OF_NO_NUMBER = _that_decide("place", "nothing")  # they say where and how, and change no number
 OF_SPLIT = _that_decide("splitting")
+#: Settings that say where inputs are, or how they are computed: no number depends on them, but on the inputs' content.
+OF_NO_NUMBER = _that_decide("place", "nothing")
+OF_FILES = frozenset({"inter_file_name", "vision_feature_file", "text_feature_file"})  # those that name the inputs
 OF_FEATURES = _that_decide("shaping") | _SHAPING_IF_SET
 
 

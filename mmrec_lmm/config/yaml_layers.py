@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..disk.reading import read_file
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, ConfigValueError, DataError
 from ..typed_json import INT64
 
 ENCODER = "encoder"  # the section of an encoder's keys; each paradigm has one of its own name, all else is flat
@@ -176,15 +176,30 @@ def read(path: Path, name: str, *, prefix: str = "", sections: Collection[str]) 
         raise ConfigError(f"{path}: expected `key: value` lines, got {str(content)[:40]!r}")
 
     lines = {key if key == GRID else prefix + key: line for key, line in _lines(node)}
-    values: dict[str, Any] = {}
+    if prefix:
+        values = {key if key == GRID else f"{prefix}{key}": value for key, value in content.items()}
+        return Layer(name, str(path), values, lines, prefix)
     for key, value in content.items():
-        if key not in sections or prefix:
-            values[key if key == GRID else f"{prefix}{key}"] = value
-        elif value is None or isinstance(value, dict):
-            values |= {f"{key}.{inner}": inner_value for inner, inner_value in (value or {}).items()}
-        else:
+        if key in sections and not isinstance(value, dict | None):
             raise ConfigError(f"{path}:{lines[key]}: {key}: expected a section with keys of its own, got {value!r}")
-    return Layer(name, str(path), values, lines, prefix)
+    try:
+        return Layer(name, str(path), flat(content, sections), lines)
+    except ConfigValueError as error:
+        raise ConfigError(f"{path}:{lines.get(error.key, '?')}: {error.key}: {error.text}") from None
+
+
+def flat(values: Mapping[Any, Any], sections: Collection[str]) -> dict[str, Any]:
+    """The values with the keys of sections under their full names: {ft: {epochs: 2}} becomes {ft.epochs: 2}.
+    ConfigValueError for a key that is given both ways."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = name in sections and isinstance(value, dict | None)
+        own = {f"{name}.{key}": inner for key, inner in (value or {}).items()} if is_section else {str(name): value}
+        for key in own:
+            if key in found:
+                raise ConfigValueError(key, "expected one value, got one in its section and another beside it; try one")
+        found |= own
+    return found
 
 
 def _lines(node: yaml.Node | None, outer: str = "") -> Iterator[tuple[str, int]]:

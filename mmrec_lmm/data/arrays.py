@@ -5,13 +5,15 @@ whose loading would run code.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 
 from ..disk.reading import check_file
-from ..errors import DataError
+from ..errors import DataError, PluginError
 from ..formatting import first_line, foreign
 
 CURE = "copy or download it again"
@@ -70,6 +72,26 @@ def read_header(
     if needed > found:
         raise damaged(path, f"its header promises {needed:,} bytes of numbers, it has {found:,}", cure)
     return shape, by_columns, dtype
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array as a plugin gets it: a view that refuses changes, as others read the same numbers."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@contextmanager
+def blaming_changes(owner: str) -> Iterator[None]:
+    """A context for a plugin's code: a change of an array that is `read_only` is its fault."""
+    try:
+        yield
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise PluginError(
+            f"{owner}: expected it to leave its arguments as they are, got a change; try a copy"
+        ) from error
 
 
 def damaged(path: Path, reason: str, cure: str = CURE) -> DataError:

@@ -9,6 +9,7 @@ largest id + 1, and a gap is an error, since row i of every feature file must be
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,15 +57,19 @@ def load_dataset(
 
     notes = _odd_times(times, inter, settings) if times is not None else []
     notes += _unnamed_images(folder, catalog, name) if catalog is not None else []
+    if settings.split is None and settings.split_seed:
+        notes.append(f"split_seed: {settings.split_seed} draws nothing: without --split the file's own labels are used")
     if rule is not None:
         labels = rule.labels(users, items, times, settings.split_seed)
     splits = {split: Interactions(users[labels == i], items[labels == i]) for i, split in enumerate(SPLITS)}
     has_history = np.zeros(n_users, dtype=bool)
     has_history[splits["train"].users] = True
     left_out: dict[str, int] = {}
-    if settings.filter_out_cod_start_users:
-        for split in ("valid", "test"):
-            kept = has_history[splits[split].users]
+    strangers = False  # are users measured who have no training row
+    for split in ("valid", "test"):
+        kept = has_history[splits[split].users]
+        strangers |= not kept.all()
+        if settings.filter_out_cod_start_users:
             if not kept.all():
                 left_out |= {"users": int(np.sum(~has_history)), split: int(np.sum(~kept))}
                 notes.append(
@@ -80,7 +85,9 @@ def load_dataset(
             )
     notes += _repeated(splits, n_items)
 
-    fingerprinted = [inter_hash, n_users, n_items]
+    fingerprinted = [inter_hash, n_users, n_items, *_unusual(inter, settings)]
+    if strangers and not settings.filter_out_cod_start_users:
+        fingerprinted.append("users without a training row are measured")
     drawn = None
     if rule is not None:
         sizes = {split: len(rows) for split, rows in splits.items()}
@@ -102,6 +109,21 @@ def load_dataset(
         timestamps=in_seconds(times)[labels == TRAIN] if times is not None and times_for else None,
         id_files={kind: folder / file for kind, (file, *_) in MAPPINGS.items() if is_there(folder / file)},
     )
+
+
+def _unusual(path: Path, settings: Settings) -> list[Any]:
+    """The part of a fingerprint for columns other than the usual ones: one file may hold several splits, or several
+    numberings of its users. Empty for a file as MMRec has it, whatever its header adds to the names."""
+    names = {
+        "userID": settings.USER_ID_FIELD, "itemID": settings.ITEM_ID_FIELD,
+        **({} if settings.split else {"x_label": settings.inter_splitting_label}),
+    }  # fmt: skip
+    if names.items() <= {"userID": "userID", "itemID": "itemID", "x_label": "x_label"}.items():
+        return []
+    header = first_cells(path, separator=settings.field_separator)
+    read = {usual: column_name(name, usual, header) for usual, name in names.items()}
+    others = {usual: name for usual, name in read.items() if name != usual and (usual in header or usual == "x_label")}
+    return [others] if others else []
 
 
 def inter_file(folder: Path, name: str, settings: Settings) -> Path:
@@ -133,6 +155,7 @@ def read_interactions(
     ]
     columns += [] if settings.split else [settings.inter_splitting_label]
     timed = [time_column(path, header, settings, times_for)] if times_for else []
+    _require_apart(path, columns)
     table = read_integers(
         path,
         [*columns, *timed],
@@ -158,6 +181,16 @@ def read_interactions(
     return users, items, labels, times[0] if timed else None
 
 
+def _require_apart(path: Path, columns: Sequence[str]) -> None:
+    """DataError where two of the columns for users, items and labels are one."""
+    for place, column in enumerate(columns):
+        if column in columns[:place]:
+            raise DataError(
+                f"{path}: expected columns of their own for users, items and labels, got {column} for two of them; "
+                "try other values of USER_ID_FIELD, ITEM_ID_FIELD or inter_splitting_label"
+            )
+
+
 def time_column(path: Path, header: Sequence[str], settings: Settings, reader: str) -> str:
     """The header's name of the column of times; in either, `timestamp:float` may stand for `timestamp`. `reader` says
     who needs them, for DataError."""
@@ -175,7 +208,12 @@ def time_column(path: Path, header: Sequence[str], settings: Settings, reader: s
 
 
 def _odd_times(times: np.ndarray, path: Path, settings: Settings) -> list[str]:
-    """A note on times that are too small beside the others. DataError for times in several units."""
+    """A note on times that are all equal, or too small beside the others. DataError for times in several units."""
+    if len(times) > 1 and times.min() == times.max():
+        return [
+            f"{settings.TIME_FIELD}: all times are equal ({times[0]}), so they order nothing, and which rows are a "
+            "user's last is drawn at random; is it another column? --TIME_FIELD=COLUMN names one"
+        ]
     units = time_units(times)
     found = np.unique(units[units >= 0])
     if len(found) > 1:

@@ -126,6 +126,7 @@ class Checked(Sampler):
         if self._pairs is None:
             return items
         rows = self._owned(users, items)
+        items = items.clone() if len(rows) else items  # which may be a part of the sampler's own memory
         for _ in range(TRIES - 1):
             if not len(rows):
                 return items
@@ -140,7 +141,13 @@ class Checked(Sampler):
         return items
 
     def _proposed(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        before = users._version
         items = self._sampler.draw(users, generator)
+        if users._version != before:
+            raise PluginError(
+                f"{self._name}: expected draw to leave the users of the training rows as they are, got a change; try "
+                "users.clone()"
+            )
         if not isinstance(items, Tensor) or items.dtype != torch.int64 or items.shape != users.shape:
             got = f"{items.dtype} {tuple(items.shape)}" if isinstance(items, Tensor) else type(items).__name__
             raise PluginError(f"{self._name}: expected items int64 ({len(users)},) from draw, got {got}")

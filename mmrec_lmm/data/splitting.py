@@ -16,6 +16,7 @@ import numpy as np
 from ..cache import fingerprint
 from ..config.choices import SPLIT_RULES, SplitRule
 from ..errors import PluginError
+from .arrays import blaming_changes, read_only
 
 TRAIN, VALID, TEST = 0, 1, 2  # MMRec's x_label
 TIMED: frozenset[SplitRule] = frozenset({"leave-one-out", "user-time", "global-time"})  # rules that need times
@@ -41,7 +42,9 @@ class Rule:
         `users`, `items` (N,) are internal ids; `times` (N,) numbers of any unit, where the rule needs them. PluginError
         for what isn't labels.
         """
-        found = np.asarray(self.draw(users, items, times if self.needs_times else None, np.random.default_rng(seed)))
+        read = read_only(times) if self.needs_times and times is not None else None
+        with blaming_changes(self.owner):
+            found = np.asarray(self.draw(read_only(users), read_only(items), read, np.random.default_rng(seed)))
         if found.shape != users.shape or found.dtype.kind not in "iu":
             raise PluginError(
                 f"{self.owner}: expected a whole number for each of {len(users):,} rows, {users.shape}, got "

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..data.arrays import blaming_changes, read_only
 from ..data.sampling import distinct
 from ..errors import PluginError
 from ..plugin.registry import NamedSpecs
@@ -44,16 +45,18 @@ class Measures:
         """
         ranked: RankedLists | None = None
         found = {}
+        hits, positives, items = map(read_only, (ranking.hits, ranking.n_positives, ranking.items))
         for name in self.names:
             spec, function = self.specs.get(name), self.specs.load(name, "fn")
             if spec.context and ranked is None:
                 ranked = RankedLists(
-                    ranking.users, ranking.items, ranking.hits, ranking.n_positives, self._popularity, self.n_users,
-                    np.ones(self.n_items, dtype=bool) if ranking.among is None else ranking.among, self.features,
-                    ranking.places,
+                    read_only(ranking.users), items, hits, positives, read_only(self._popularity), self.n_users,
+                    np.ones(self.n_items, dtype=bool) if ranking.among is None else read_only(ranking.among),
+                    self.features, ranking.places,
                 )  # fmt: skip
             for k in cutoffs:
-                made = function(ranked, k) if spec.context else function(ranking.hits, ranking.n_positives, k)
+                with blaming_changes(self._who(spec)):
+                    made = function(ranked, k) if spec.context else function(hits, positives, k)
                 found[f"{spec.name.lower()}@{k}"] = self._checked(spec, made, len(ranking.users), k)
         return found
 

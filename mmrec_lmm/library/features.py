@@ -11,7 +11,16 @@ from ..data.opening import open_dataset
 from ..plugin.registry import Registry, load_registry
 from ..running.inputs import encode_dataset
 from ..types import FeatureTable, RunSpec
-from .request import StrPath, as_a_guest, refuse_torchrun, request_of, resolve_runs, values_of
+from .request import (
+    StrPath,
+    as_a_guest,
+    one_of_each,
+    only_encoding,
+    refuse_torchrun,
+    request_of,
+    resolve_runs,
+    values_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +50,14 @@ def encode(
     given = {name: value for name, value in flags.items() if value is not None}
     request = request_of(
         "", dataset, encoder=encoder, paradigm=paradigm, modalities=modalities, features=features, configs=configs,
-        keys=values_of({**given, **(settings or {}), **keys}),
+        keys=values_of(one_of_each(given, settings or {}, keys)),
     )  # fmt: skip
     resolved = resolve_runs(request, registry)
+    spec = only_encoding(resolved)
     with as_a_guest():
         for note in resolved.notes:
             logger.warning("%s", note)
-        return encode_dataset(resolved.runs[0], registry, progress=progress, force=force)
+        return encode_dataset(spec, registry, progress=progress, force=force)
 
 
 def probed(spec: RunSpec, tables: Mapping[str, FeatureTable], registry: Registry) -> Probed:

@@ -6,18 +6,20 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..config.resolve import Request, Resolved, Value, resolve_request
+from ..config.settings import OF_INPUTS
 from ..distributed import processes
 from ..errors import ConfigError
 from ..plugin.registry import Registry
-from ..types import PRE_TRAINED, EncoderName
+from ..types import PRE_TRAINED, EncoderName, RunSpec
 
 StrPath = str | os.PathLike[str]
+_Value = TypeVar("_Value")
 
 
 def resolve_runs(request: Request, registry: Registry) -> Resolved:
@@ -29,6 +31,35 @@ def resolve_runs(request: Request, registry: Registry) -> Resolved:
         except ConfigError as error:
             raise ConfigError(f"{resolved.origins['metrics']}: {error}") from None
     return resolved
+
+
+def only_encoding(resolved: Resolved) -> RunSpec:
+    """The run whose features are asked for. ConfigError for lists of values that would give several encodings; those
+    of other keys, such as a grid's seeds, change none."""
+    made = {
+        repr((run.encoder_config, run.paradigm_config, [getattr(run.settings, name) for name in sorted(OF_INPUTS)]))
+        for run in resolved.runs
+    }
+    if len(made) > 1:
+        several = {name: values for name, values in resolved.axes.items() if len(values) > 1}
+        axes = ", ".join(f"{name} ({len(values)} values)" for name, values in several.items())
+        raise ConfigError(f"encode: expected one value of each key, got {axes}; try a command for each value")
+    return resolved.runs[0]
+
+
+def one_of_each(*sources: Mapping[str, _Value]) -> dict[str, _Value]:
+    """The values of all sources, by key. ConfigError for a key that two of them give."""
+    found: dict[str, _Value] = {}
+    for source in sources:
+        if twice := found.keys() & source.keys():
+            key = min(twice)
+            raise ConfigError(f"{key}: expected one value, got {_shown(found[key])} and {_shown(source[key])}; try one")
+        found |= source
+    return found
+
+
+def _shown(value: Any) -> str:
+    return repr(value.value if isinstance(value, Value) else value)[:80]
 
 
 def unread_keys(resolved: Resolved) -> list[str]:
@@ -60,7 +91,7 @@ def request_of(
         model=model,
         dataset=dataset,
         encoder=None if encoder is None else EncoderName.typed(encoder),
-        paradigm=paradigm or PRE_TRAINED,
+        paradigm=PRE_TRAINED if paradigm is None else paradigm,
         modalities=None if names is None else tuple(name.strip() for name in names),
         features={modality: Path(path) for modality, path in (features or {}).items()},
         control=control,

@@ -28,7 +28,16 @@ from ..running.marks import marks
 from ..running.plugins import plugins_of
 from ..running.recommend import KINDS, Trained, embeddings, open_run, recommendations
 from ..types import RunRecord, RunResult
-from .request import StrPath, as_a_guest, refuse_torchrun, request_of, resolve_runs, unread_keys, values_of
+from .request import (
+    StrPath,
+    as_a_guest,
+    one_of_each,
+    refuse_torchrun,
+    request_of,
+    resolve_runs,
+    unread_keys,
+    values_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -417,7 +426,7 @@ def _made(
 def _keys(settings: Mapping[str, Any] | None, keys: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
     """All configuration keys that a call gives."""
     flags = {"encoder.weights" if name == "weights" else name: flag for name, flag in flags.items() if flag is not None}
-    return values_of({**flags, **(settings or {}), **keys})
+    return values_of(one_of_each(flags, settings or {}, keys))
 
 
 def _text(value: Any) -> str:

@@ -309,6 +309,11 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
     missing = [modality for modality in wanted if modality not in available]
     if missing or not wanted:
         raise NotApplicable(_no_features(spec, dataset, missing, available, registry))
+    if unused := [modality for modality in spec.features if modality not in wanted]:
+        raise ConfigError(
+            f"--features: expected modalities that the run has ({', '.join(wanted)}), got {', '.join(unused)}; try "
+            "--modalities with them, or leaving them out"
+        )
     ready = {modality: files[modality] for modality in wanted if modality in files}
     to_encode = tuple(modality for modality in wanted if modality not in files)
     if any(modality != "image" for modality in to_encode):
@@ -335,6 +340,15 @@ def _note_skipped_fields(spec: RunSpec, dataset: Dataset) -> None:
     lacking = [field for field in _lacking_fields(spec, dataset) if field not in Settings().text_fields]
     if lacking:
         logger.info("text_fields: %s skipped, as the catalog of %s lacks them", ", ".join(lacking), dataset.name)
+    there = {} if dataset.catalog is None else {field.lower(): field for field in dataset.catalog.fields}
+    meant = [there[field.lower()] for field in _lacking_fields(spec, dataset) if field.lower() in there]
+    if meant:
+        fields = ", ".join(there.get(field.lower(), field) for field in spec.settings.text_fields)
+        logger.warning(
+            "text_fields: the columns %s of the catalog of %s aren't read, as their names are written otherwise; try "
+            "--text_fields='[%s]'",
+            ", ".join(meant), dataset.name, fields,
+        )  # fmt: skip
 
 
 def _lacking_fields(spec: RunSpec, dataset: Dataset) -> list[str]:

@@ -78,6 +78,12 @@ def plugin_code(spec: RunSpec, registry: Registry) -> dict[str, str]:
     return _hashes({**classes, **_beside_the_model(spec, registry)})
 
 
+def plugin_code_of(record: RunRecord) -> dict[str, str]:
+    """The hashes of `plugin_code`, as a record has them: runs that differ there are of two methods."""
+    shipped = {"host", "encoder"} | ({"model"} if record.plugin.startswith("mmrec-lmm:") else set())
+    return {part: code for part, code in record.code.items() if part not in shipped}
+
+
 def _beside_the_model(spec: RunSpec, registry: Registry) -> dict[str, Any]:
     """A run's paradigm, sampler and metrics that don't come with mmrec-lmm: by part, the class or function."""
     parts: dict[str, tuple[NamedSpecs[Any], str, str]] = {

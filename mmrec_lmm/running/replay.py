@@ -225,18 +225,21 @@ def _changed_files(record: RunRecord, inputs: Inputs, part: str) -> str:
 
 
 def _keys(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keys of a resolved run in the user's spelling, with values: seed, reg_weight, encoder.variant, ft.epochs."""
+    """The keys of a resolved run in the user's spelling, with values: seed, reg_weight, encoder.variant, ft.epochs. It
+    may be anybody's: what should be a section and isn't is a key."""
+    settings = resolved.get("settings")
+    sampler = settings.get("sampler") if isinstance(settings, Mapping) else None
     sections = {
         "settings": "",
         "model_config": "",
         "encoder_config": "encoder.",
         "paradigm_config": f"{resolved.get('paradigm')}.",
-        "sampler_config": f"{resolved.get('settings', {}).get('sampler')}.",
+        "sampler_config": f"{sampler}.",
     }
     for name, value in resolved.items():
-        if name in sections and value is not None:
+        if name in sections and isinstance(value, Mapping):
             yield from ((f"{sections[name]}{key}", held) for key, held in value.items())
-        elif name not in sections:
+        elif name not in sections or value is not None:
             yield name, value
 
 

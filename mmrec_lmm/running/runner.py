@@ -6,7 +6,9 @@ A grid (grid.py) does the same for each of its points, and gathers inputs once f
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +17,9 @@ import numpy as np
 import torch
 
 from ..config.settings import Settings
+from ..data.arrays import blaming_changes, read_only
 from ..data.sampling import Checked, TrainingRows, Uniform
-from ..errors import RunError, TrainingDiverged
+from ..errors import PluginError, RunError, TrainingDiverged
 from ..evaluation.measures import Measures, means
 from ..evaluation.ranking import Evaluator, Ranking
 from ..logs import log_epoch, metric_line, progress_bar
@@ -86,15 +89,43 @@ def build_model(spec: RunSpec, inputs: Inputs, registry: Registry, device: torch
     model_class = registry.models.load(spec.model, "cls")
     check_model_class(model_class, owner=owner)
     data = training_data(dataset)
-    with OneAllocation(f"model {spec.model}"):
+    with OneAllocation(f"model {spec.model}"), blaming_changes(owner), _sharing_arrays():
         model: Recommender = model_class.for_run(spec, data, features, device)
     check_storable(model.state_dict(), owner=owner)
+    check_features(model, owner)
     return model.to(device)
+
+
+def check_features(model: Recommender, owner: str) -> None:
+    """Raise PluginError if a model has written into frozen features, or trains them in place: on the CPU they are the
+    arrays of the run's inputs, which other runs read."""
+    tables = {} if model.features.joint else model.features()
+    of_cpu = {name: table for name, table in tables.items() if table.device.type == "cpu" and table.numel()}
+    places = {table.untyped_storage().data_ptr(): name for name, table in of_cpu.items()}
+    odd = {name: f"a change of {name}" for name, table in of_cpu.items() if table._version}
+    for parameter, values in model.named_parameters():
+        if values.requires_grad and (name := places.get(values.untyped_storage().data_ptr())):
+            odd[name] = f"the parameter {parameter}, which trains {name} in place"
+    for name, got in odd.items():
+        raise PluginError(
+            f"{owner}: expected it to leave the item features as they are, got {got}; try "
+            f"features()[{name!r}].clone() for a copy"
+        )
 
 
 def training_data(dataset: Dataset) -> TrainingData:
     """What a model and a sampler may see of a data set."""
-    return TrainingData(dataset.n_users, dataset.n_items, dataset.train, dataset.timestamps)
+    train = Interactions(read_only(dataset.train.users), read_only(dataset.train.items))
+    times = None if dataset.timestamps is None else read_only(dataset.timestamps)
+    return TrainingData(dataset.n_users, dataset.n_items, train, times)
+
+
+@contextmanager
+def _sharing_arrays() -> Iterator[None]:
+    """A context in which torch doesn't warn of a tensor that shares memory with an array which is read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        yield
 
 
 def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: torch.device) -> TrainingRows:
@@ -107,8 +138,9 @@ def training_rows(spec: RunSpec, dataset: Dataset, registry: Registry, device: t
         owner = f"plugin {registry.samplers.provider(sampler.name)}: sampler {sampler.name}"
         sampler_class = registry.samplers.load(sampler.name, "cls")
         check_sampler_class(sampler_class, owner=owner)
-        made = sampler_class(data, spec.sampler_config)
-        if not isinstance(made, Uniform):
+        with blaming_changes(owner), _sharing_arrays():
+            made = sampler_class(data, spec.sampler_config)
+        if type(made) is not Uniform:
             made = Checked(made, data, name=owner)
     count = settings.n_negatives if made else 0
     return TrainingRows(
@@ -277,6 +309,7 @@ def train(
     ):
 
         def on_epoch(report: EpochReport) -> None:
+            check_features(model, _owner(spec, registry))
             score = None if report.valid is None else report.valid[settings.valid_metric.lower()]
             test = watch_test(model, watched, measures, settings) if watched and report.valid else None
             log_epoch(report, model=spec.model, score=score, test=test)

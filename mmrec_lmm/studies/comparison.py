@@ -134,7 +134,7 @@ def compare(
     of a data set were tested on different users.
     """
     method.check()
-    ranked_by, notes = _ranked_by(entries, method.names)
+    ranked_by, notes = _ranked_by(entries, method)
     method, baseline_notes = _with_baseline(method, entries, study)
     boards = _boards(entries, method, load)
     comparisons = [found for board in boards for found in board.comparisons(method.baseline, method.family)]
@@ -208,13 +208,16 @@ def _in_words(baseline: Mapping[str, str | None]) -> str:
     return ", ".join(f"{axis} {value or '-'}" for axis, value in baseline.items())
 
 
-def _ranked_by(entries: Sequence[Entry], metrics: Sequence[str]) -> tuple[str, list[str]]:
-    """The metric that ranks rows: the one that selected their runs, else the first metric and a note that says so."""
+def _ranked_by(entries: Sequence[Entry], method: Method) -> tuple[str, list[str]]:
+    """The metric that ranks rows, the largest first: the one that selected their runs, else the first metric of which
+    larger is better, and a note that says so."""
+    metrics = method.names
+    first = next((metric for metric in metrics if method.sign(metric) > 0), metrics[0])
     selected = Counter(metric for entry in entries if entry.runs and (metric := _valid_metric(entry.runs[0])))
     if not selected:
-        return metrics[0], []
+        return first, []
     (most, _), *others = selected.most_common()
-    ranked_by = most if most in metrics else metrics[0]
+    ranked_by = most if most in metrics else first
     if ranked_by == most and not others:
         return ranked_by, []
     total = selected.total()

@@ -1,7 +1,7 @@
 """Two runs side by side: what differs between them, and whether their numbers differ by more than noise.
 
-A run stands for its configuration: runs in the same folder that differ from it in the seed alone count as its other
-seeds. Users are compared one by one, as in a study's table (statistics.py).
+A run stands for its configuration and code: runs in the same folder that differ from it in the seed alone count as its
+other seeds. Users are compared one by one, as in a study's table (statistics.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from ..config.yaml_layers import as_yaml
 from ..errors import DataError
 from ..evaluation.statistics import holm, paired, seed_variance
 from ..running import run_folder
+from ..running.provenance import plugin_code_of
 from ..running.replay import differing
 from ..typed_json import plain
-from ..types import RunResult
+from ..types import RunRecord, RunResult
 
 ALPHA = 0.05
 
@@ -82,19 +83,25 @@ def contrast(one: RunResult, other: RunResult) -> Contrast:
 
 
 def with_other_seeds(result: RunResult) -> list[RunResult]:
-    """The runs of one configuration, by seed: a run, and those beside it that differ in the seed alone."""
-    resolved = result.record.resolved
+    """The runs of one configuration and code, by seed: a run, and those beside it that differ in the seed alone."""
+    record = result.record
+    resolved = record.resolved
     if resolved is None:
         raise DataError(
             f"{result.path}: expected a run that recorded its configuration, got one of an earlier version; "
             f"{run_folder.CURE}"
         )
-    found = {result.record.seed: result}
+    found = {record.seed: result}
     for run in run_folder.list_results(result.path.parent):
         same = run.record.resolved is not None and not _configured(resolved, run.record.resolved)
-        if same and (run.record.data, run.record.features) == (result.record.data, result.record.features):
+        if same and _made_of(run.record) == _made_of(record):
             found.setdefault(run.record.seed, run)
     return [found[seed] for seed in sorted(found)]
+
+
+def _made_of(record: RunRecord) -> tuple[Any, ...]:
+    """All that decides a run's numbers, beside its configuration."""
+    return record.data, record.features, record.numerics_version, plugin_code_of(record)
 
 
 def _differences(one: RunResult, other: RunResult) -> dict[str, list[str]]:

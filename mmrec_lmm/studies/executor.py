@@ -415,6 +415,8 @@ class Worker:
             record = self._do(job, claims)
             if record is None:
                 return False
+            if record.state == FAILED:
+                self._gathered = {}  # which a faulty plugin may have changed
             record = dataclasses.replace(
                 record,
                 seconds=time.perf_counter() - started,

@@ -28,10 +28,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..config import yaml_layers
 from ..config.resolve import MOST_RUNS, Request, Value, resolve_request, schema_in, sections
-from ..config.schema import HOST, SEED, SIGNIFICANCE, Key, Limit, between, schema_of
+from ..config.schema import DIFFERENT_METRICS, HOST, SEED, SIGNIFICANCE, Key, Limit, between, schema_of
 from ..config.search import LINEAR, SCALES, Search
 from ..config.yaml_layers import GRID, Layer
-from ..errors import ConfigError, NotApplicable, PluginError, did_you_mean
+from ..errors import ConfigError, ConfigValueError, NotApplicable, PluginError, did_you_mean
 from ..features.controls import NO_FEATURES, Control
 from ..plugin.names import NAME_RULE, is_safe_name
 from ..plugin.registry import Registry
@@ -75,7 +75,7 @@ class StudyKeys:
     family: tuple[str, ...] = ()  # axes: corrects p among rows that agree on them; empty: among all rows
 
     LIMITS: ClassVar[Mapping[str, Limit]] = {
-        "trials": between(1, MOST_RUNS), "search_seed": SEED, "alpha": SIGNIFICANCE,
+        "trials": between(1, MOST_RUNS), "search_seed": SEED, "metrics": DIFFERENT_METRICS, "alpha": SIGNIFICANCE,
     }  # fmt: skip
 
 
@@ -286,15 +286,12 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _flat(values: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
-    """The values with the keys of sections under their full names: {ft: {epochs: 2}} becomes {ft.epochs: 2}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in sections and isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
+def _flat(file: Layer, where: str, values: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
+    """The values with the keys of sections under their full names. ConfigError names the place of one given twice."""
+    try:
+        return yaml_layers.flat(values, sections)
+    except ConfigValueError as error:
+        raise ConfigError(f"{_at(file, f'{where}.{error.key}')}: {error.key}: {error.text}") from None
 
 
 def _at(file: Layer, name: str) -> str:
@@ -320,8 +317,12 @@ class _Expansion:
 
     def __init__(self, study: Study, registry: Registry) -> None:
         known = sections(registry)
-        parts = tuple(dataclasses.replace(part, settings=_flat(part.settings, known)) for part in study.parts)
-        self.study = dataclasses.replace(study, settings=_flat(study.settings, known), parts=parts)
+        parts = tuple(
+            dataclasses.replace(part, settings=_flat(study.file, f"{FOR}.{place}.{SET}", part.settings, known))
+            for place, part in enumerate(study.parts)
+        )
+        settings = _flat(study.file, "settings", study.settings, known)
+        self.study = dataclasses.replace(study, settings=settings, parts=parts)
         self.registry = registry
         self.problems: list[str] = []
         self._keys: dict[tuple[str | None, ...], set[str]] = {}
@@ -604,7 +605,12 @@ class _Expansion:
                     f"for {name}; try grids: {{{name}: {{learning_rate: {RANGE}}}}}, or {{}} where there is nothing to "
                     "search"
                 )
-        for name in study.grids:
+        for place, name in enumerate(study.grids):
+            if name.lower() in map(str.lower, [*study.grids][:place]):
+                self.problems.append(
+                    f"{_at(study.file, f'grids.{name}')}: grids: expected one for each model, got two for {name}; try "
+                    "one"
+                )
             if name.lower() not in map(str.lower, study.models):
                 hint = did_you_mean(name, study.models)
                 self.problems.append(

@@ -19,7 +19,7 @@ from ..parser import (
     runs_folder,
     world_seed,
 )
-from ..shared import importing, print_json, registry_of, registry_of_run
+from ..shared import importing, once, print_json, registry_of, registry_of_run
 
 if TYPE_CHECKING:
     from ..parser import Verbs
@@ -119,7 +119,7 @@ def _submit(options: argparse.Namespace) -> int:
         opened = open_study(
             options.what, configs=options.configs, out=options.out, plugins=options.plugins, overrides=overrides
         )
-        where = dict(options.where)
+        where = once("--where", options.where)
         print(submit_study(*opened.plan(), options.output, where=where, note=options.note))
         return 0
     if options.where:

@@ -27,7 +27,7 @@ from ..parser import (
     which_data,
     which_split,
 )
-from ..shared import flag_for, runs_of, write
+from ..shared import flag_for, once, runs_of, write
 from ..text import check_text
 from .images import add_images
 
@@ -270,9 +270,8 @@ def _audit(options: argparse.Namespace) -> int:
     registry, resolved = runs_of(options)
     run = resolved.runs[0]
     dataset = open_dataset(run.dataset, run.settings, registry)
-    features = dict(options.features) if options.features else dict(dataset.feature_files)
-    if options.graph or options.profiles:
-        features = dict(options.features)
+    given = once("--features", options.features)
+    features = given if given or options.graph or options.profiles else dict(dataset.feature_files)
     files = dict(given_files(dataset, features=features, graphs=options.graph, profiles=options.profiles))
     if not files:
         raise ConfigError(

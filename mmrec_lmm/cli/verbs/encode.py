@@ -47,14 +47,15 @@ def _encode(options: argparse.Namespace) -> int:
     from ...distributed import is_first_process
     from ...features.files import export_table
     from ...library.features import probed
+    from ...library.request import only_encoding
     from ...logs import start_log
     from ...running.inputs import encode_dataset
     from ..text import encoded_rows, encoded_text, probed_text
 
     options.model = None
     registry, resolved = runs_of(options)
+    spec = only_encoding(resolved)
     start_log(None, "encode", level="INFO" if is_first_process() else "ERROR", verbose=True)
-    spec = resolved.runs[0]
     tables = encode_dataset(spec, registry, progress=True, force=options.force)
     if not is_first_process():
         return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ..parser import add_group, add_verb, as_json, condition, count, runs_folder, users
-from ..shared import print_json, registry_of_run
+from ..shared import once, print_json, registry_of_run
 
 if TYPE_CHECKING:
     from ...running.recommend import Trained
@@ -219,7 +219,7 @@ def _export(options: argparse.Namespace) -> int:
     from ...running.index import as_csv, as_jsonl, find_runs
 
     start_log(None, "results", level="WARNING", verbose=False)
-    rows = find_runs(options.out, dict(options.where))
+    rows = find_runs(options.out, once("--where", options.where))
     text = as_csv(rows) if options.format == "csv" else as_jsonl(rows)
     if options.file:
         write_output(options.file, text.encode())
