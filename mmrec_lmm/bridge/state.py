@@ -102,8 +102,10 @@ def _entries(value: Any) -> Mapping[Any, Any]:
 
 
 def _is_large(value: Any) -> bool:
-    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-    return is_dense and value.numel() * value.element_size() > LARGE
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return (
+        is_dense and (value.is_floating_point() or value.is_complex()) and value.numel() * value.element_size() > LARGE
+    )
 
 
 def _mark(value: Any) -> Any:
@@ -149,6 +151,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
         yield _NUMBER, torch.tensor(value, dtype=dtype)
         return
     value = value.detach()
+    if value.is_complex():  # which no file of weights holds
+        yield "complex", torch.view_as_real(value.to_dense().resolve_conj()).clone()
+        return
     if value.layout == torch.strided:
         yield "tensor", value.clone(memory_format=torch.contiguous_format)  # it may be a view of another
         return
@@ -180,6 +185,8 @@ def _value(parts: Mapping[str, Tensor], device: torch.device) -> Any:
 def _tensor(parts: Mapping[str, Tensor]) -> Tensor:
     if "tensor" in parts:
         return parts["tensor"].clone()
+    if "complex" in parts:
+        return torch.view_as_complex(parts["complex"].clone())
     size, parts = parts["size"].tolist(), {name: part.clone() for name, part in parts.items()}
     if "crow" in parts:
         return torch.sparse_csr_tensor(parts["crow"], parts["col"], parts["values"], size, check_invariants=False)
