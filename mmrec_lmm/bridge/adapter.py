@@ -120,11 +120,11 @@ class BridgedModel(Recommender):
 
     def scorer(self) -> Scorer:
         def score(users: Tensor) -> Tensor:
-            with self._code("full_sort_predict"):
+            with self._code("full_sort_predict", Streams(self._settings.seed)), self._same_draws():
                 scores = self.model.full_sort_predict([users.clone(), self._seen.of(users)])
                 return self._checked_scores(scores, len(users))
 
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []), torch.no_grad():
+        with torch.no_grad():
             self._attributes.try_large(lambda: score(torch.zeros(1, dtype=torch.long, device=self._device)))
         return score
 
@@ -264,12 +264,23 @@ class BridgedModel(Recommender):
     # In training
 
     @contextmanager
-    def _code(self, doing: str) -> Iterator[None]:
+    def _code(self, doing: str, streams: Streams | None = None) -> Iterator[None]:
         """The context in which the file's code runs."""
         with (
             self.file.blaming(doing, config=self._values, missing=self._missing),
-            running(self._device, self._streams, self.file.needs),
+            running(self._device, streams or self._streams, self.file.needs),
         ):
+            yield
+
+    @contextmanager
+    def _same_draws(self) -> Iterator[None]:
+        """A context in which torch draws the same numbers each time: a file whose scores are random, as of a
+        variational model or by Gumbel noise, has the same ones for all users, and again from saved weights."""
+        is_cuda = self._device.type == "cuda"
+        with torch.random.fork_rng([self._device] if is_cuda else []):
+            torch.default_generator.manual_seed(self._settings.seed)
+            if is_cuda:
+                torch.cuda.default_generators[self._device.index or 0].manual_seed(self._settings.seed)
             yield
 
     def _terms(self, loss: Any) -> dict[str, Tensor]:

@@ -38,7 +38,11 @@ from .stand_ins import STAND_INS
 FEATURE_NAMES = {"image": "v_feat", "text": "t_feat"}  # by modality
 _CONFIGS = {"config", "cfg", "conf", "configs", "final_config_dict"}  # names of the configuration in model files
 _ALWAYS = ("is_multimodal_model", "end2end", "use_neg_sampling", "use_full_sampling", "req_training")  # the host's part
-_PACKAGES = {"sklearn": "scikit-learn", "torch_sparse": "torch-sparse", "yaml": "PyYAML", "PIL": "pillow"}
+_PACKAGES = {  # what pip installs; of some only a source is published, which is built beside the installed torch
+    "sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "faiss": "faiss-cpu", "cv2": "opencv-python-headless",
+    "torch_scatter": "--no-build-isolation torch-scatter", "torch_sparse": "--no-build-isolation torch-sparse",
+    "torch_cluster": "--no-build-isolation torch-cluster",
+}  # fmt: skip
 
 
 class ModelPlugin:
@@ -189,10 +193,15 @@ class ModelFile:
                 f"{where}: expected {flags}, got none; try --features {wanted[0]}=FILE.npy, or an --encoder and "
                 "--modalities that have them"
             )
+        library = re.match(r"module '(\w+)[\w.]*' has no attribute", str(error))
+        if library is not None and library[1] in STAND_INS and library[1] not in sys.modules:
+            return PluginError(f"{where}: {self._more_of(library[1], error)}")
         without = tuple(config.without_value) if config is not None else ()
+        without = tuple(sorted(without, key=lambda key: not re.search(rf"\b{re.escape(key)}\b", text)))  # stable
         keys = ", ".join(f"{key} ({self.keys.get(key, 'read there')})" for key in without)
         if "None" in str(error) and without:
-            flag = f"--{without[0]}=VALUE, or " if without[0] in self.keys else ""
+            named = next((key for key in without if key in self.keys and key.isidentifier()), None)
+            flag = f"--{named}=VALUE, or " if named else ""
             return PluginError(
                 f"{where}: expected a value of {keys}, got none, which is None to the file; try {flag}"
                 f"a file configs/model/{self.path.stem}.yaml ({said})"
@@ -203,9 +212,20 @@ class ModelFile:
         if isinstance(error, FileNotFoundError):
             own = config is not None and str(error.filename).startswith(str(config.final_config_dict.get("data_path")))
             cure = "; try putting it into the data set's folder" if own else "; try the folder that its path starts at"
+        elif isinstance(error, AttributeError) and (set_there := self._set_by_own_base(error)):
+            cure = f"; {set_there} sets it, which isn't used here: try setting it in the file"
         elif without and isinstance(error, AttributeError | NameError | KeyError):
             cure = f"; it got no value of {keys}, which may be why"
         return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, f'run {doing}')}, got {said}{cure}")
+
+    def _set_by_own_base(self, error: AttributeError) -> Path | None:
+        """The checkout's own base class's file, if it sets the attribute that `error` lacks."""
+        path = self.imports.root / "common" / "abstract_recommender.py"
+        lacking = re.search(r"no attribute '(\w+)'", str(error))
+        if lacking is None or not path.is_file():
+            return None
+        found = re.search(rf"\bself\.{lacking[1]}\b[^=\n]*=", path.read_text(encoding="utf-8", errors="replace"))
+        return path if found else None
 
     def _guarding(self, error: BaseException, missing: Iterable[str]) -> tuple[str, ...]:
         """The missing modalities under whose `if self.v_feat is not None:` the name is set that `error` lacks."""
@@ -218,6 +238,12 @@ class ModelFile:
                 test = ast.unparse(node.test)
                 found += [modality for modality in missing if re.search(rf"\b{FEATURE_NAMES[modality]}\b", test)]
         return tuple(dict.fromkeys(found))
+
+    def _more_of(self, top: str, error: Exception) -> str:
+        return (
+            f"expected a part of {top} that is offered where it isn't installed, got more ({first_line(error)}); try "
+            f"pip install {_PACKAGES.get(top, top)}"
+        )
 
     def _place(self, error: BaseException) -> tuple[Path, int, str]:
         """The file, line and its text where the file's code was, when it failed."""
@@ -245,10 +271,7 @@ class ModelFile:
                 f"{self.imports.root.joinpath(*name.split('.'))}.py"
             )
         if top in STAND_INS and top not in sys.modules:
-            return (
-                f"expected a part of {top} that is offered where it isn't installed, got more "
-                f"({first_line(error)}); try pip install {top}"
-            )
+            return self._more_of(top, error)
         if isinstance(error, ModuleNotFoundError):
             return (
                 f"expected the package {top}, which it imports, got none; try pip install {_PACKAGES.get(top, top)}, "

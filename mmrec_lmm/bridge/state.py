@@ -102,16 +102,15 @@ def _entries(value: Any) -> Mapping[Any, Any]:
 
 
 def _is_large(value: Any) -> bool:
-    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
-    return (
-        is_dense and (value.is_floating_point() or value.is_complex()) and value.numel() * value.element_size() > LARGE
-    )
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.numel() * value.element_size() <= LARGE:
+        return False
+    return value.is_floating_point() or value.is_complex()
 
 
 def _mark(value: Any) -> Any:
     """What shows later whether a value is still the same; holds no memory of a tensor."""
     if isinstance(value, Tensor):
-        return weakref.ref(value), value._version
+        return weakref.ref(value), (value._version, _address(value))
     if isinstance(value, np.ndarray):
         return weakref.ref(value), _digest(value)
     if type(value) in _KINDS.values():
@@ -119,11 +118,17 @@ def _mark(value: Any) -> Any:
     return type(value), value
 
 
+def _address(value: Tensor) -> int:
+    """Of its numbers: `x.data = y` changes that alone."""
+    return value.data_ptr() if value.layout == torch.strided else 0
+
+
 def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
     if mark is None:
         return False
     if isinstance(value, Tensor):
-        return bool(mark[1] == value._version) and isinstance(mark[0], weakref.ref) and mark[0]() is value
+        is_it = isinstance(mark[0], weakref.ref) and mark[0]() is value
+        return is_it and bool(mark[1] == (value._version, _address(value)))
     if isinstance(value, np.ndarray):
         is_it = isinstance(mark[0], weakref.ref) and mark[0]() is value
         return is_it and bool(mark[1] == _digest(value))
