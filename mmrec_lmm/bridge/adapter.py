@@ -152,7 +152,10 @@ class BridgedModel(Recommender):
 
     def _add_late(self, state: Mapping[str, Any]) -> None:
         """Make room for what the file registers later than in its constructor."""
-        for name in state.keys() - super().state_dict().keys():
+        own = super().state_dict()
+        for name in state:
+            if name in own or not name.startswith("model."):
+                continue
             path, _, last = name.rpartition(".")
             with suppress(AttributeError):  # of a module that isn't there, which load_state_dict says
                 module = self.get_submodule(path)

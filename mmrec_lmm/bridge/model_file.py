@@ -89,7 +89,7 @@ class ModelFile:
             self.imports.run(f"{package}.{self.path.stem}", self.path, module, package=package)
         for cls in self.imports.classes():
             if issubclass(cls, nn.Module) and cls.__setattr__ is nn.Module.__setattr__:
-                cls.__setattr__ = set_attribute  # type: ignore[assignment]
+                type.__setattr__(cls, "__setattr__", set_attribute)
         for path in self.imports.read:
             if path != self.path:
                 self._note_keys(path, self._parse(path))
