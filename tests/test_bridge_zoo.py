@@ -21,19 +21,20 @@ from mmrec_lmm.bridge.scope import process_kept, running
 from mmrec_lmm.errors import MMRecError, NotApplicable, PluginError
 from mmrec_lmm.testing import scores_of
 
+SMALL = {"embedding_size": 4}
 KEYS: dict[str, dict[str, Any]] = {
-    "attention": {},
-    "duo": {"knn_k": 3},
-    "variational": {"beta": 0.1},
-    "hypergraph": {"n_ui_layers": 2, "hyper_num": 3, "keep_rate": 0.5},
+    "attention": SMALL,
+    "duo": {**SMALL, "knn_k": 3},
+    "variational": {**SMALL, "beta": 0.1},
+    "hypergraph": {**SMALL, "n_ui_layers": 2, "hyper_num": 3, "keep_rate": 0.5},
     "itemknn": {"knn_k": 3, "shrink": 10, "req_training": False},
-    "momentum": {"momentum": 0.9, "n_layers": 2},
-    "spectral": {"n_layers": 2, "own_dropout": 0.1},
+    "momentum": {**SMALL, "momentum": 0.9, "n_layers": 2},
+    "spectral": {**SMALL, "n_layers": 2, "own_dropout": 0.1},
 }
 
 
 def of_zoo(name: str) -> Any:
-    return bridged(name, embedding_size=4, **KEYS[name])
+    return bridged(name, **KEYS[name])
 
 
 def train(model: Any, steps: int = 3) -> None:

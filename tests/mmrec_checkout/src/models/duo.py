@@ -12,7 +12,7 @@ from common.abstract_recommender import GeneralRecommender
 
 class Users(nn.Module):
     def forward(self, features, graph, weights):
-        return torch.matmul(weights.unsqueeze(1), features[graph]).squeeze(1)
+        return torch.matmul(weights.unsqueeze(1), features[torch.tensor(graph)]).squeeze(1)
 
 
 class DUO(GeneralRecommender):
