@@ -239,7 +239,7 @@ class ModelFile:
                 found += [modality for modality in missing if re.search(rf"\b{FEATURE_NAMES[modality]}\b", test)]
         return tuple(dict.fromkeys(found))
 
-    def _more_of(self, top: str, error: Exception) -> str:
+    def _more_of(self, top: str, error: BaseException) -> str:
         return (
             f"expected a part of {top} that is offered where it isn't installed, got more ({first_line(error)}); try "
             f"pip install {_PACKAGES.get(top, top)}"
