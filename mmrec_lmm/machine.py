@@ -133,7 +133,8 @@ class OneAllocation(TorchFunctionMode):
     def _check(self, size: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         shape = [length for length in size if isinstance(length, int)]
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        needed = math.prod(shape) * dtype.itemsize
+        size_of_one = getattr(dtype, "itemsize", 1 if dtype is bool else 8)  # torch takes Python's types, too
+        needed = math.prod(shape) * size_of_one
         if needed < _NEVER_TOO_LARGE or kwargs.get("device") not in (None, "cpu", torch.device("cpu")):
             return
         free = available_memory()

@@ -775,7 +775,7 @@ def test_a_checkout_is_taken_over(tmp_path: Path) -> None:
     assert "data sets: toy" in answer.out
     assert "empty: left out: expected empty.inter there, got none" in answer.err
     assert not (data / "toy" / "image_adj_10_True.pt").exists()
-    assert f"next: mmrec-lmm run -m {to}/models/bm3.py -d toy" in answer.err
+    assert f"next: mmrec-lmm run -m {to}/models/{NAMES[0]}.py -d toy" in answer.err
     assert results(run(to / "models" / "bm3.py", data, "--json"))
     again = call("import-mmrec", checkout, "--to", to, "--data-path", data)
     assert again.code == 2
@@ -783,6 +783,7 @@ def test_a_checkout_is_taken_over(tmp_path: Path) -> None:
     forced = call("import-mmrec", checkout, "--to", to, "--data-path", data, "--force", "--json")
     found = json.loads(forced.out)
     assert {Path(one["path"]).stem: one["features"] for one in found["models"]}["vbpr"] == ["image", "text"]
+    assert [Path(one["path"]).stem for one in found["models"] if one["error"]] == ["broken"]
     (to / "mine.txt").touch()
     kept = call("import-mmrec", checkout, "--to", to, "--data-path", data, "--force")
     assert kept.code == 2

@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,11 +70,12 @@ class BridgedModel(Recommender):
         given = self._given_features() if own.get("is_multimodal_model", True) and not own.get("end2end") else {}
         dataset = run.dataset if run is not None else "data"
         reads_folder = self.file.mentions("data_path")
-        self._folder = DataFolder(data, given, self.file.code, dataset) if reads_folder else None
+        self._folder = DataFolder(data, given, self.file.code, dataset, self._device) if reads_folder else None
         self._values = Config(self._config_values(own, dataset), self._on_read)
         self._missing = [modality for modality in FEATURE_NAMES if modality not in given]
         loader = TrainingLoader(data, self._values, given)
         with self._data_folder(dataset), process_kept(), self._code("__init__"):
+            self._make_named_graphs()
             self.model = self.file.cls(self._values, loader).to(self._device)
         for module in self.model.modules():  # a sparse buffer can't be saved as one
             for name, buffer in [*module._buffers.items()]:
@@ -119,11 +120,11 @@ class BridgedModel(Recommender):
 
     def scorer(self) -> Scorer:
         def score(users: Tensor) -> Tensor:
-            with self._code("full_sort_predict"):
+            with self._code("full_sort_predict", Streams(self._settings.seed)), self._same_draws():
                 scores = self.model.full_sort_predict([users.clone(), self._seen.of(users)])
-            return torch.as_tensor(scores, device=self._device)  # (B, I)
+                return self._checked_scores(scores, len(users))
 
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []), torch.no_grad():
+        with torch.no_grad():
             self._attributes.try_large(lambda: score(torch.zeros(1, dtype=torch.long, device=self._device)))
         return score
 
@@ -146,7 +147,20 @@ class BridgedModel(Recommender):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         rest = self._attributes.restore(state_dict, self._device)
+        self._add_late(rest)
         return super().load_state_dict(rest, strict=strict, assign=assign)
+
+    def _add_late(self, state: Mapping[str, Any]) -> None:
+        """Make room for what the file registers later than in its constructor."""
+        own = super().state_dict()
+        for name in state:
+            if name in own or not name.startswith("model."):
+                continue
+            path, _, last = name.rpartition(".")
+            with suppress(AttributeError):  # of a module that isn't there, which load_state_dict says
+                module = self.get_submodule(path)
+                vars(module).pop(last, None), module._parameters.pop(last, None)  # such as None
+                module.register_buffer(last, torch.zeros_like(state[name], device=self._device))
 
     # Construction
 
@@ -184,6 +198,12 @@ class BridgedModel(Recommender):
             "use_gpu": self._device.type == "cuda",
             "valid_metric_bigger": True,
         }
+
+    def _make_named_graphs(self) -> None:
+        """Make the graph files whose names are in the file's own strings."""
+        if self._folder is not None:
+            for name in self.file.in_strings(r"\b(?:user|item)_graph_dict\w*\.npy"):
+                self._folder.make_graph(name, of_items=name.startswith("item"))
 
     def _on_read(self, key: str) -> None:
         """Make a graph file when the file asks for its name."""
@@ -247,12 +267,23 @@ class BridgedModel(Recommender):
     # In training
 
     @contextmanager
-    def _code(self, doing: str) -> Iterator[None]:
+    def _code(self, doing: str, streams: Streams | None = None) -> Iterator[None]:
         """The context in which the file's code runs."""
         with (
             self.file.blaming(doing, config=self._values, missing=self._missing),
-            running(self._device, self._streams, self.file.needs),
+            running(self._device, streams or self._streams, self.file.needs),
         ):
+            yield
+
+    @contextmanager
+    def _same_draws(self) -> Iterator[None]:
+        """A context in which torch draws the same numbers each time: a file whose scores are random, as of a
+        variational model or by Gumbel noise, has the same ones for all users, and again from saved weights."""
+        is_cuda = self._device.type == "cuda"
+        with torch.random.fork_rng([self._device] if is_cuda else []):
+            torch.default_generator.manual_seed(self._settings.seed)
+            if is_cuda:
+                torch.cuda.default_generators[self._device.index or 0].manual_seed(self._settings.seed)
             yield
 
     def _terms(self, loss: Any) -> dict[str, Tensor]:
@@ -305,10 +336,26 @@ class BridgedModel(Recommender):
                     "them, got one that uses only what was made of them at construction; try --paradigm pt or ft"
                 )
 
+    def _checked_scores(self, scores: Any, n_users: int) -> Tensor:
+        """Scores (B, I) on the run's device; PluginError with the line of full_sort_predict for others."""
+        is_array = isinstance(scores, Tensor | np.ndarray)
+        if is_array and n_users == 1 and tuple(scores.shape) == (self.n_items,):  # squeezed
+            scores = scores[None]
+        if not is_array or tuple(scores.shape) != (n_users, self.n_items):
+            raise PluginError(
+                f"{self._place_of('full_sort_predict')}: expected scores ({n_users}, {self.n_items}) of users and all "
+                f"items from full_sort_predict, got {tuple(scores.shape) if is_array else type(scores).__name__}; try "
+                "a row for each user"
+            )
+        return torch.as_tensor(scores, device=self._device)
+
     @property
     def _place_of_loss(self) -> str:
-        """The file and line of calculate_loss."""
-        code = getattr(vars(self.file.cls).get("calculate_loss"), "__code__", None)
+        return self._place_of("calculate_loss")
+
+    def _place_of(self, method: str) -> str:
+        """The file and line of a method."""
+        code = getattr(getattr(self.file.cls, method, None), "__code__", None)
         return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else str(self.file.path)
 
 

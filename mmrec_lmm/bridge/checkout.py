@@ -1,12 +1,15 @@
 """`import-mmrec`: a checkout's models, configuration and data, copied to where runs look for them.
 
-<to>/models/*.py  common/  utils/     the model files, and the modules beside them that they may import
+<to>/models/*.py  common/  utils/     the model files, and the modules beside them that they may import; also others
 <to>/configs/                         YAML, which a run of a file there finds by itself
 <data path>/<data set>/               interactions, feature files, tables; no caches of models
 """
 
+import ast
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,24 +58,47 @@ def import_checkout(checkout: Path, *, to: Path, data_path: Path, force: bool = 
     source = next((place for place in (checkout / "src", checkout) if (place / "models").is_dir()), None)
     if source is None:
         raise DataError(f"{checkout}: expected a checkout of MMRec, with src/models, got none; try its top folder")
-    others = (
-        {path.name for path in to.iterdir()} - _PARTS.keys() if to.is_dir() else {to.name} if to.exists() else set()
-    )
+    parts = {**_PARTS, **dict.fromkeys(_imported(source), "*.py")}
+    others = {path.name for path in to.iterdir()} - parts.keys() if to.is_dir() else {to.name} if to.exists() else set()
     if others or (to.exists() and not force):
         got = f"one with {min(others)}" if others else "one that exists"
         cure = "try another --to" if others else "try --force, which replaces it, or another --to"
         raise ConfigError(f"{to}: expected a new folder for models and configs, got {got}; {cure}")
     with new_folder(to) as building:
-        for part, pattern in _PARTS.items():
-            for file in sorted((source / part).rglob(pattern)):
-                place = building / part / file.relative_to(source / part)
-                place.parent.mkdir(parents=True, exist_ok=True)
+        for part, pattern in parts.items():
+            place = source / part
+            for file in [place] if place.is_file() else sorted(place.rglob(pattern)):
+                copy = building / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
                 check_file(file, _CURE)
-                shutil.copyfile(file, place)
+                shutil.copyfile(file, copy)
     models = tuple(_describe(path) for path in sorted((to / "models").glob("*.py")) if path.name != "__init__.py")
     notes: list[str] = []
     datasets = tuple(_datasets(checkout / "data", data_path, notes, force=force))
     return Import(models, str(to / "configs") if (to / "configs").is_dir() else None, datasets, tuple(notes))
+
+
+def _imported(source: Path) -> list[str]:
+    """What else of src the model files import: folders, and files."""
+    files = [file for part in ("models", "common", "utils") for file in sorted((source / part).rglob("*.py"))]
+    found: dict[str, None] = {}
+    while files:
+        for top in _tops(files.pop()):
+            place = next((place for place in (source / f"{top}.py", source / top) if place.exists()), None)
+            if place is not None and place.name not in {*found, *_PARTS} and top not in sys.stdlib_module_names:
+                found[place.name] = None
+                files += sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    return list(found)
+
+
+def _tops(file: Path) -> set[str]:
+    """The first parts of the names that a file imports; none of one that isn't Python."""
+    with suppress(SyntaxError, ValueError, OSError):
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        return {name.partition(".")[0] for name in names} - {""}
+    return set()
 
 
 def _describe(path: Path) -> ImportedModel:

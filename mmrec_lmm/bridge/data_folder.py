@@ -36,12 +36,15 @@ _BLOCK = 2048  # rows of co-occurrences at once
 class DataFolder:
     """The folder of one data set for one file's code and one set of features."""
 
-    def __init__(self, data: TrainingData, features: Mapping[str, Tensor], code: str, dataset: str) -> None:
+    def __init__(
+        self, data: TrainingData, features: Mapping[str, Tensor], code: str, dataset: str, device: torch.device
+    ) -> None:
         tables = {modality: table.detach().cpu().numpy() for modality, table in features.items()}
         of_data = [data.n_users, data.n_items, data.train.users, data.train.items]
-        self.root = home() / FOLDER / fingerprint([of_data, tables, code])[:16]
+        kind = [device.type] if device.type != "cpu" else []  # a saved graph is loaded to where it was
+        self.root = home() / FOLDER / fingerprint([of_data, tables, code, *kind])[:16]
         self.path = self.root / dataset
-        self._data, self._tables = data, tables
+        self._data, self._tables, self._device = data, tables, device
 
     @contextmanager
     def constructing(self, source: Path | None, own: Mapping[str, str], *, reads_features: bool) -> Iterator[None]:
@@ -75,10 +78,17 @@ class DataFolder:
             place.symlink_to(file.resolve())
 
     def _load(self, f: Any, *arguments: Any, **named: Any) -> Any:
-        """torch.load as it was before 2.6: with any objects, but only from files that the model file's code wrote."""
+        """torch.load as it was before 2.6: with any objects, but only from files that the model file's code wrote.
+        What was on a GPU is loaded to the run's device."""
         place = Path(f) if isinstance(f, str | PathLike) else None
         own = place is not None and not place.is_symlink() and place.resolve().is_relative_to(self.path.resolve())
-        return torch.serialization.load(f, *arguments, **({"weights_only": False} if own else {}) | named)
+        as_before = {"weights_only": False} | ({} if arguments else {"map_location": self._place}) if own else {}
+        return torch.serialization.load(f, *arguments, **as_before | named)
+
+    def _place(self, storage: Any, location: str) -> Any:
+        return torch.serialization.default_restore_location(
+            storage, location if location == "cpu" else str(self._device)
+        )
 
     def make_graph(self, name: str, *, of_items: bool) -> None:
         """Write the graph file `name`, unless it is there: {node: [neighbors, counts]} by how often two users share an

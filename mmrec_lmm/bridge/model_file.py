@@ -10,7 +10,7 @@ import keyword
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -30,15 +30,19 @@ from ..plugin.registry import FILE_CODE
 from ..plugin.specs import ModelSpec
 from . import model_name
 from .imports import ModelImports, offered_names
-from .interface import AbstractRecommender
+from .interface import AbstractRecommender, set_attribute
 from .run_values import OVERALL
 from .scope import NEEDS, process_kept, running
 from .stand_ins import STAND_INS
 
 FEATURE_NAMES = {"image": "v_feat", "text": "t_feat"}  # by modality
-_CONFIGS = {"config", "cfg", "conf", "configs"}  # names of the configuration object in model files
+_CONFIGS = {"config", "cfg", "conf", "configs", "final_config_dict"}  # names of the configuration in model files
 _ALWAYS = ("is_multimodal_model", "end2end", "use_neg_sampling", "use_full_sampling", "req_training")  # the host's part
-_PACKAGES = {"sklearn": "scikit-learn", "torch_sparse": "torch-sparse", "yaml": "PyYAML", "PIL": "pillow"}
+_PACKAGES = {  # what pip installs; of some only a source is published, which is built beside the installed torch
+    "sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "faiss": "faiss-cpu", "cv2": "opencv-python-headless",
+    "torch_scatter": "--no-build-isolation torch-scatter", "torch_sparse": "--no-build-isolation torch-sparse",
+    "torch_cluster": "--no-build-isolation torch-cluster",
+}  # fmt: skip
 
 
 class ModelPlugin:
@@ -80,8 +84,12 @@ class ModelFile:
     def execute(self, module: ModuleType) -> None:
         """Run the file's code, and find its model class."""
         package = self.imports.package
-        with self.blaming("import"), process_kept(), running(torch.device("cpu")):
+        at_import = NEEDS.keys() - {"device"}  # which isn't known yet
+        with self.blaming("import"), process_kept(), running(torch.device("cpu"), needs=at_import):
             self.imports.run(f"{package}.{self.path.stem}", self.path, module, package=package)
+        for cls in self.imports.classes():
+            if issubclass(cls, nn.Module) and cls.__setattr__ is nn.Module.__setattr__:
+                type.__setattr__(cls, "__setattr__", set_attribute)
         for path in self.imports.read:
             if path != self.path:
                 self._note_keys(path, self._parse(path))
@@ -94,6 +102,12 @@ class ModelFile:
         """True if the text of the file, or of what it imports from its checkout, has a match."""
         files = {self.path, *self.imports.read}
         return any(re.search(pattern, path.read_text(encoding="utf-8", errors="replace")) for path in files)
+
+    def in_strings(self, pattern: str) -> list[str]:
+        """The matches in the strings of the file, and of what it imports from its checkout; comments have none."""
+        trees = [ast.parse(path.read_bytes()) for path in {self.path, *self.imports.read}]
+        values = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        return sorted({found for one in values if isinstance(one, str) for found in re.findall(pattern, one)})
 
     @functools.cached_property
     def needs(self) -> frozenset[str]:
@@ -167,27 +181,69 @@ class ModelFile:
             return PluginError(f"{where}: expected Python, got a syntax error: {error.msg}")
         if isinstance(error, ImportError):
             return PluginError(f"{where}: {self._not_imported(error)}")
-        if re.search(r"CUDA|NVIDIA|torch\.cuda\.", str(error)) and not isinstance(error, torch.OutOfMemoryError):
+        if re.search(r"CUDA|NVIDIA|torch\.cuda\.", str(error)) and not torch.cuda.is_available():
             return NotApplicable(
                 f"{where}: expected a GPU, which it asks for by name, got none ({first_line(error)}); try a machine "
                 "with one and --device cuda"
             )
-        if "None" in str(error):
-            if missing and "feat" in text:
-                flags = " and ".join(f"{modality} features ({FEATURE_NAMES[modality]})" for modality in missing)
-                return NotApplicable(
-                    f"{where}: expected {flags}, got none; try --features {missing[0]}=FILE.npy, or an --encoder and "
-                    "--modalities that have them"
-                )
-            if config is not None and config.without_value:
-                places = [f"{key} ({self.keys.get(key, 'read there')})" for key in config.without_value]
-                return PluginError(
-                    f"{where}: expected a value of {', '.join(places)}, got none, which is None to the file; try "
-                    f"--{config.without_value[0]}=VALUE, or a file configs/model/{self.path.stem}.yaml ({said})"
-                )
+        wanted = missing if "None" in str(error) and "feat" in text else self._guarding(error, missing)
+        if wanted:
+            flags = " and ".join(f"{modality} features ({FEATURE_NAMES[modality]})" for modality in wanted)
+            return NotApplicable(
+                f"{where}: expected {flags}, got none; try --features {wanted[0]}=FILE.npy, or an --encoder and "
+                "--modalities that have them"
+            )
+        library = re.match(r"module '(\w+)[\w.]*' has no attribute", str(error))
+        if library is not None and library[1] in STAND_INS and library[1] not in sys.modules:
+            return PluginError(f"{where}: {self._more_of(library[1], error)}")
+        without = tuple(config.without_value) if config is not None else ()
+        without = tuple(sorted(without, key=lambda key: not re.search(rf"\b{re.escape(key)}\b", text)))  # stable
+        keys = ", ".join(f"{key} ({self.keys.get(key, 'read there')})" for key in without)
+        if "None" in str(error) and without:
+            named = next((key for key in without if key in self.keys and key.isidentifier()), None)
+            flag = f"--{named}=VALUE, or " if named else ""
+            return PluginError(
+                f"{where}: expected a value of {keys}, got none, which is None to the file; try {flag}"
+                f"a file configs/model/{self.path.stem}.yaml ({said})"
+            )
         if isinstance(error, RuntimeError | MemoryError) and doing != "import":
             return RunError(f"{where}: {self.cls.__name__} failed in {doing}: {said}")
-        return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, f'run {doing}')}, got {said}")
+        cure = ""
+        if isinstance(error, FileNotFoundError):
+            own = config is not None and str(error.filename).startswith(str(config.final_config_dict.get("data_path")))
+            cure = "; try putting it into the data set's folder" if own else "; try the folder that its path starts at"
+        elif isinstance(error, AttributeError) and (set_there := self._set_by_own_base(error)):
+            cure = f"; {set_there} sets it, which isn't used here: try setting it in the file"
+        elif without and isinstance(error, AttributeError | NameError | KeyError):
+            cure = f"; it got no value of {keys}, which may be why"
+        return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, f'run {doing}')}, got {said}{cure}")
+
+    def _set_by_own_base(self, error: AttributeError) -> Path | None:
+        """The checkout's own base class's file, if it sets the attribute that `error` lacks."""
+        path = self.imports.root / "common" / "abstract_recommender.py"
+        lacking = re.search(r"no attribute '(\w+)'", str(error))
+        if lacking is None or not path.is_file():
+            return None
+        found = re.search(rf"\bself\.{lacking[1]}\b[^=\n]*=", path.read_text(encoding="utf-8", errors="replace"))
+        return path if found else None
+
+    def _guarding(self, error: BaseException, missing: Iterable[str]) -> tuple[str, ...]:
+        """The missing modalities under whose `if self.v_feat is not None:` the name is set that `error` lacks."""
+        if not isinstance(error, AttributeError | NameError):
+            return ()
+        lacking = set(re.findall(r"'(\w+)'", str(error)))
+        found = []
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.If) and lacking & set(_names_set(node.body)):
+                test = ast.unparse(node.test)
+                found += [modality for modality in missing if re.search(rf"\b{FEATURE_NAMES[modality]}\b", test)]
+        return tuple(dict.fromkeys(found))
+
+    def _more_of(self, top: str, error: BaseException) -> str:
+        return (
+            f"expected a part of {top} that is offered where it isn't installed, got more ({first_line(error)}); try "
+            f"pip install {_PACKAGES.get(top, top)}"
+        )
 
     def _place(self, error: BaseException) -> tuple[Path, int, str]:
         """The file, line and its text where the file's code was, when it failed."""
@@ -215,13 +271,21 @@ class ModelFile:
                 f"{self.imports.root.joinpath(*name.split('.'))}.py"
             )
         if top in STAND_INS and top not in sys.modules:
-            return (
-                f"expected a part of {top} that is offered where it isn't installed, got more "
-                f"({first_line(error)}); try pip install {top}"
-            )
+            return self._more_of(top, error)
         if isinstance(error, ModuleNotFoundError):
-            return f"expected the package {top}, which it imports, got none; try pip install {_PACKAGES.get(top, top)}"
+            return (
+                f"expected the package {top}, which it imports, got none; try pip install {_PACKAGES.get(top, top)}, "
+                f"or put it into {self.imports.root} if it is a module of the file's author"
+            )
         return f"expected its imports to succeed, got {first_line(error)}"
+
+
+def _names_set(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    """The variables and attributes that statements set."""
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield node.id if isinstance(node, ast.Name) else node.attr
 
 
 _EXPECTED = {"import": "be imported", "__init__": "be constructed"}
@@ -242,9 +306,11 @@ def load(path: Path) -> ModelPlugin:
         file.execute(module)
         plugin = ModelPlugin(_spec(file, module))
     except BaseException:
-        del sys.modules[name]
+        file.imports.leave()
+        sys.modules.pop(name, None)
         if known is not None:
             sys.modules[name] = known
+            loaded_file(path).imports.enter()
         raise
     vars(module).update({FILE_CODE: file.code, _FILE: file, _PLUGIN: plugin})
     return plugin
@@ -321,18 +387,38 @@ def _is_model(cls: type) -> bool:
 
 def _keys_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """The keys that a module's code reads of its configuration, with their lines, in order."""
+    names, looped = {*_CONFIGS, *_first_parameters(tree)}, dict(_loops(tree))
     for node in ast.walk(tree):
         key: ast.expr | None = None
-        if isinstance(node, ast.Subscript) and _is_config(node.value):
+        if isinstance(node, ast.Subscript) and _is_one_of(node.value, names):
             key = node.slice
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
-            key = node.args[0] if node.args and _is_config(node.func.value) else None
+            key = node.args[0] if node.args and _is_one_of(node.func.value, names) else None
         elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
-            key = node.left if _is_config(node.comparators[0]) else None
-        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            key = node.left if _is_one_of(node.comparators[0], names) else None
+        if isinstance(key, ast.Name):
+            yield from ((one, key.lineno) for one in looped.get(key.id, ()))
+        elif isinstance(key, ast.Constant) and isinstance(key.value, str):
             yield key.value, key.lineno
 
 
-def _is_config(node: ast.expr) -> bool:
+def _is_one_of(node: ast.expr, names: Collection[str]) -> bool:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return name in _CONFIGS
+    return name in names
+
+
+def _first_parameters(tree: ast.AST) -> Iterator[str]:
+    """What constructors of two arguments call the first: a model's is the configuration."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__" and len(node.args.args) == 3:
+            yield node.args.args[1].arg
+
+
+def _loops(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
+    """Variables that run through strings, such as `for key in ("knn_k", "dropout")`, with these."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.For | ast.comprehension) or not isinstance(node.target, ast.Name):
+            continue
+        parts = node.iter.elts if isinstance(node.iter, ast.Tuple | ast.List) else []
+        if strings := [one.value for one in parts if isinstance(one, ast.Constant) and isinstance(one.value, str)]:
+            yield node.target.id, strings

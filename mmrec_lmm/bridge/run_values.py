@@ -3,13 +3,16 @@
 Shapes: U users, I items, N interactions.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..data.sampling import TrainingRows
 from ..types import TrainingData
 
 #: MMRec's keys that are settings of the host's; its other settings have no meaning to a model file.
@@ -53,6 +56,12 @@ class Config:
         self._on_read(key)
         return self.final_config_dict.get(key)
 
+    def __deepcopy__(self, memo: Any) -> "Config":
+        """Values of its own, for a part of the model; what is read of it is read of this one too."""
+        found = copy.copy(self)
+        found.final_config_dict = copy.deepcopy(self.final_config_dict, memo)
+        return found
+
     def __setitem__(self, key: str, value: Any) -> None:
         self.final_config_dict[key] = value
 
@@ -87,6 +96,7 @@ class TrainingTable:
         self.user_num, self.item_num, self.inter_num = data.n_users, data.n_items, len(data.train)
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.dataset_name = config["dataset"]
+        self.sparsity = 1 - self.inter_num / (self.user_num * self.item_num)
         self._train = data.train
 
     def get_user_num(self) -> int:
@@ -116,10 +126,23 @@ class TrainingLoader:
         self.config, self.features = config, features
         self.dataset = TrainingTable(data, config)
         self.batch_size, self.device = config["train_batch_size"], config["device"]
-        self._train = data.train
+        self.sparsity = self.dataset.sparsity
+        self._data, self._train = data, data.train
+        self._passes = 0
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """An epoch's batches (3, B), (2, B) without negatives, as `calculate_loss` gets them; other ones each time."""
+        negatives = 1 if self.config["use_neg_sampling"] else 0
+        rows = TrainingRows(
+            self._train, self._data.n_users, self.batch_size, self.config["device"], n_negatives=negatives
+        )
+        generator = torch.Generator().manual_seed(self.config["seed"] + self._passes)
+        self._passes += 1
+        for batch in rows.epoch(generator):
+            yield torch.stack([batch.users, batch.positives, *([batch.negatives] if negatives else [])])
 
     def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
         """The training rows as a SciPy matrix (U, I) of float64 ones; rows that occur twice add up in csr."""
@@ -136,18 +159,41 @@ class TrainingLoader:
     @cached_property
     def history_items_per_u(self) -> dict[int, set[int]]:
         """The training items of each user who has any."""
-        order = np.argsort(self._train.users, kind="stable")
-        users, starts = np.unique(self._train.users[order], return_index=True)
-        parts = np.split(self._train.items[order], starts[1:])
-        return {int(user): set(items.tolist()) for user, items in zip(users, parts, strict=True)}
+        return _grouped(self._train.users, self._train.items)
+
+    @cached_property
+    def history_users_per_i(self) -> dict[int, set[int]]:
+        """The training users of each item that has any."""
+        return _grouped(self._train.items, self._train.users)
 
     @cached_property
     def all_items(self) -> list[int]:
         """The items that occur in training."""
         return [int(item) for item in np.unique(self._train.items)]
 
+    @cached_property
+    def all_uids(self) -> np.ndarray:
+        """The users who occur in training."""
+        return np.unique(self._train.users)
+
+    @property
+    def all_items_set(self) -> set[int]:
+        return set(self.all_items)
+
+    @property
+    def all_users_set(self) -> set[int]:
+        return set(self.all_uids.tolist())
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"expected what a loader of training rows has, got {name}; it has {_public(self)}")
+
+
+def _grouped(keys: np.ndarray, values: np.ndarray) -> dict[int, set[int]]:
+    """The distinct `values` (N,) of each of the `keys` (N,)."""
+    order = np.argsort(keys, kind="stable")
+    found, starts = np.unique(keys[order], return_index=True)
+    parts = np.split(values[order], starts[1:])
+    return {int(key): set(part.tolist()) for key, part in zip(found, parts, strict=True)}
 
 
 def _public(thing: Any) -> str:

@@ -37,7 +37,12 @@ def _states(seed: int) -> tuple[Any, Any]:
 
 
 #: What a file's text has if its code needs a part of `running`; each part costs time in every step.
-NEEDS = {"random": r"random|LightGCN_Encoder|sklearn", "cuda": r"\bcuda\b", "scipy": r"\b_update\(|\.[AH]\b"}
+NEEDS = {
+    "random": r"random|LightGCN_Encoder|sklearn",
+    "cuda": r"\bcuda\b",
+    "device": r"\bis_available\b",
+    "scipy": r"\b_update\(|\.[AH]\b",
+}
 
 
 @contextmanager
@@ -49,6 +54,8 @@ def running(device: torch.device, streams: Streams | None = None, needs: Collect
         if "cuda" in needs and (device.type != "cuda" or (device.index or 0) != torch.cuda.current_device()):
             for owner in (Tensor, nn.Module):
                 stack.enter_context(having(owner, "cuda", lambda self, *_, **__: self.to(device)))
+        if "device" in needs and device.type != "cuda" and torch.cuda.is_available():
+            stack.enter_context(having(torch.cuda, "is_available", lambda: False))  # to a file that asks for a device
         if "scipy" in needs and (sparse := sys.modules.get("scipy.sparse")) is not None:
             stack.enter_context(having(sparse.dok_matrix, "_update", _update))  # removed in SciPy 1.13
             stack.enter_context(having(sparse.spmatrix, "A", property(lambda self: self.toarray())))  # in 1.14
@@ -62,6 +69,8 @@ def process_kept() -> Iterator[None]:
     torch's switches."""
     path, environment = list(sys.path), dict(os.environ)
     anomaly, dtype, threads = torch.is_anomaly_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    cudnn, flags = torch.backends.cudnn, ("deterministic", "benchmark", "enabled")
+    before = {flag: getattr(cudnn, flag) for flag in flags}
     with warnings.catch_warnings(), np.errstate():
         try:
             yield
@@ -73,6 +82,8 @@ def process_kept() -> Iterator[None]:
             torch.autograd.set_detect_anomaly(anomaly)
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
+            for flag, value in before.items():
+                setattr(cudnn, flag, value)
 
 
 @contextmanager

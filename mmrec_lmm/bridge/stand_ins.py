@@ -32,13 +32,19 @@ def scatter(
     if reduce not in _REDUCE:
         raise ValueError(f"reduce: expected one of {', '.join(_REDUCE)}, got {reduce!r}")
     dim = dim % src.dim()
+    size = list(src.shape)
+    size[dim] = dim_size if dim_size is not None else int(index.max()) + 1 if index.numel() else 0
+    if index.dim() == 1 and out is None and reduce in ("sum", "add", "mean"):  # several times as quick
+        total = src.new_zeros(size).index_add(dim, index, src)
+        if reduce != "mean":
+            return total
+        counts = torch.bincount(index, minlength=size[dim]).clamp_(min=1).to(src.dtype)
+        return total / counts.view([-1 if place == dim else 1 for place in range(src.dim())])
     if index.dim() == 1 and src.dim() > 1:
         index = index.view([-1 if place == dim else 1 for place in range(src.dim())])
     index = index.expand_as(src)
     if out is not None:
         return out.scatter_reduce_(dim, index, src, reduce=_REDUCE[reduce])
-    size = list(src.shape)
-    size[dim] = dim_size if dim_size is not None else int(index.max()) + 1 if index.numel() else 0
     return src.new_zeros(size).scatter_reduce(dim, index, src, reduce=_REDUCE[reduce], include_self=False)
 
 
@@ -130,6 +136,9 @@ class MessagePassing(nn.Module):
             return function(*first, **given)
 
         return call(self.update, (call(self.aggregate, (call(self.message),)),))
+
+    def reset_parameters(self) -> None:
+        """There are none here; layers call it before they set their own."""
 
     def _dim(self, part: Tensor) -> int:
         return self.node_dim if part.dim() > 1 else 0

@@ -102,14 +102,15 @@ def _entries(value: Any) -> Mapping[Any, Any]:
 
 
 def _is_large(value: Any) -> bool:
-    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-    return is_dense and value.numel() * value.element_size() > LARGE
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.numel() * value.element_size() <= LARGE:
+        return False
+    return value.is_floating_point() or value.is_complex()
 
 
 def _mark(value: Any) -> Any:
     """What shows later whether a value is still the same; holds no memory of a tensor."""
     if isinstance(value, Tensor):
-        return weakref.ref(value), value._version
+        return weakref.ref(value), (value._version, _address(value))
     if isinstance(value, np.ndarray):
         return weakref.ref(value), _digest(value)
     if type(value) in _KINDS.values():
@@ -117,11 +118,17 @@ def _mark(value: Any) -> Any:
     return type(value), value
 
 
+def _address(value: Tensor) -> int:
+    """Of its numbers: `x.data = y` changes that alone."""
+    return value.data_ptr() if value.layout == torch.strided else 0
+
+
 def _is_same(value: Any, mark: tuple[Any, Any] | None) -> bool:
     if mark is None:
         return False
     if isinstance(value, Tensor):
-        return bool(mark[1] == value._version) and isinstance(mark[0], weakref.ref) and mark[0]() is value
+        is_it = isinstance(mark[0], weakref.ref) and mark[0]() is value
+        return is_it and bool(mark[1] == (value._version, _address(value)))
     if isinstance(value, np.ndarray):
         is_it = isinstance(mark[0], weakref.ref) and mark[0]() is value
         return is_it and bool(mark[1] == _digest(value))
@@ -149,6 +156,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Tensor]]:
         yield _NUMBER, torch.tensor(value, dtype=dtype)
         return
     value = value.detach()
+    if value.is_complex():  # which no file of weights holds
+        yield "complex", torch.view_as_real(value.to_dense().resolve_conj()).clone()
+        return
     if value.layout == torch.strided:
         yield "tensor", value.clone(memory_format=torch.contiguous_format)  # it may be a view of another
         return
@@ -180,6 +190,8 @@ def _value(parts: Mapping[str, Tensor], device: torch.device) -> Any:
 def _tensor(parts: Mapping[str, Tensor]) -> Tensor:
     if "tensor" in parts:
         return parts["tensor"].clone()
+    if "complex" in parts:
+        return torch.view_as_complex(parts["complex"].clone())
     size, parts = parts["size"].tolist(), {name: part.clone() for name, part in parts.items()}
     if "crow" in parts:
         return torch.sparse_csr_tensor(parts["crow"], parts["col"], parts["values"], size, check_invariants=False)
