@@ -404,3 +404,17 @@ def test_a_direction_without_differences_becomes_zero_and_no_items_are_no_error(
     assert not files.whitened(same).values.any()
     nothing = FeatureTable("text", np.zeros((3, 2), np.float32), np.zeros(3, bool), "raw")
     assert not files.whitened(nothing).values.any()
+
+
+def test_modalities_of_unequal_length_are_named_by_the_mean_over_present_items():
+    def table(modality, lengths):
+        values = np.outer(lengths, [0.6, 0.8]).astype(np.float32)
+        return FeatureTable(modality, values, np.array(lengths) > 0, modality)
+
+    image, text = table("image", [10, 0, 30]), table("text", [3, 3, 3])
+    said = files.unequal_lengths([image, text])
+    assert said.startswith("mean length of feature vectors: image 20, text 3; ")
+    assert "--normalize=unit" in said
+    unit = [files.normalized(each, "unit") for each in (image, text)]
+    for equal in ([image], [image, table("text", [4, 5, 6])], [image, table("text", [0, 0, 0])], unit, []):
+        assert files.unequal_lengths(equal) == ""

@@ -8,7 +8,7 @@ import pytest
 from mmrec_lmm.cache import fingerprint
 from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.errors import ConfigError, NotApplicable
-from mmrec_lmm.features.files import whitened
+from mmrec_lmm.features.files import normalized, whitened
 from mmrec_lmm.machine import choose_device
 from mmrec_lmm.plugin.registry import Registry
 from mmrec_lmm.running import inputs
@@ -60,14 +60,6 @@ def test_files_are_normalized_before_absent_items_get_the_mean_and_before_contro
     np.testing.assert_allclose(all_gather(filled, registry), np.where(present[:, None], scaled, mean), atol=1e-6)
     [constant] = specs(normalize="unit", control="constant")
     np.testing.assert_allclose(all_gather(constant, registry), np.outer(present, mean), atol=1e-6)
-
-
-def test_what_an_encoder_makes_is_not_normalized_and_the_log_says_so(specs, registry, caplog):
-    [plain], [scaled] = specs(encoder="basic"), specs(encoder="basic", normalize="standard")
-    before, after = (inputs.gather(spec, registry).tables["text"] for spec in (plain, scaled))
-    assert before.fingerprint == after.fingerprint
-    np.testing.assert_array_equal(before.values, after.values)
-    assert "normalize: standard has no effect: it is for feature files, and this run reads none" in caplog.text
 
 
 def test_runs_of_unlike_seeds_share_a_constant_and_not_a_draw(specs, registry):
@@ -159,6 +151,24 @@ def test_where_a_key_was_set_is_no_part_of_a_run(specs):
     assert "text_fields" not in typed.given
     assert fingerprint(typed) == fingerprint(default)
     assert typed == default
+
+
+def test_features_of_files_and_encoders_are_scaled_but_for_those_that_are_trained(specs, registry, caplog):
+    for encoder in (None, "basic"):
+        [plain], [unit] = specs(encoder=encoder), specs(encoder=encoder, normalize="unit")
+        raw, made = inputs.gather(plain, registry).tables, inputs.gather(unit, registry).tables
+        for modality, table in made.items():
+            expected = normalized(raw[modality], "unit")
+            assert table.fingerprint == expected.fingerprint != raw[modality].fingerprint
+            np.testing.assert_array_equal(table.values, expected.values)
+            assert (table.seconds, table.parameters) == (raw[modality].seconds, raw[modality].parameters)
+    assert "no effect" not in caplog.text
+    [plain], [joint] = specs(encoder="basic", paradigm="ete"), specs(encoder="basic", paradigm="ete", normalize="unit")
+    raw, made = inputs.gather(plain, registry).tables, inputs.gather(joint, registry).tables
+    assert {name: table.fingerprint for name, table in made.items()} == {
+        name: table.fingerprint for name, table in raw.items()
+    }
+    assert "normalize: unit has no effect on image and text, which ete trains" in caplog.text
 
 
 def test_features_of_files_and_encoders_are_whitened_and_a_joint_paradigm_refuses(specs, registry):

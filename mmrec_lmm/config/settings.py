@@ -51,8 +51,8 @@ class Settings:
     text_fields: tuple[str, ...] = shaping(("title", "brand", "categories", "description"))  # joined for encoders
     image_background: Background = shaping("white")  # noqa: RUF009 - of transparent images; none drops transparency
     missing: Literal["zero", "mean"] = shaping("zero")  # features of absent items; MMRec fills with the mean
-    normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of feature files; MMRec: as they are
-    whiten: bool = shaping_if_set(False)  # features of files and encoders: columns uncorrelated, of deviation 1
+    normalize: Literal["none", "unit", "centered", "standard"] = shaping("none")  # of features; MMRec: as they are
+    whiten: bool = shaping_if_set(False)  # columns of features uncorrelated, of deviation 1
 
     # training
     seed: int = 999

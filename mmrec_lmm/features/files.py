@@ -9,7 +9,7 @@ Shapes: I items, D feature width.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
@@ -33,6 +33,7 @@ from .controls import CONTROLS
 
 ABSENT_WIDTH = 64  # of the tables of `absent_table`
 NORMALIZATIONS = ("none", "unit", "centered", "standard")
+UNEQUAL = 5  # one modality's vectors are so many times as long as another's
 ROUNDING = 1e-6  # of a number's size: more than float32's rounding error in a difference of equal numbers
 SAME_DIRECTION = 0.9  # mean cosine to the mean row: four fifths of a row's squared length are then common to all
 UNEQUAL_LENGTHS = 10.0  # 95th over 5th percentile: items' shares in a gradient then differ a hundredfold
@@ -228,6 +229,22 @@ def scarcity(modality: str, present: int, n_items: int) -> str:
     return f"most items lack {modality}: {present:,} of {n_items:,} have it" if 2 * present < n_items else ""
 
 
+def unequal_lengths(tables: Iterable[FeatureTable]) -> str:
+    """What to say where the vectors of one modality are UNEQUAL times as long as another's or longer; else empty."""
+    lengths = {}
+    for table in tables:
+        rows = np.linalg.norm(table.values[table.present].astype(np.float64), axis=1)  # (P,)
+        if rows.any():
+            lengths[table.modality] = rows[rows > 0].mean()
+    if not lengths or max(lengths.values()) < UNEQUAL * min(lengths.values()):
+        return ""
+    said = ", ".join(f"{modality} {length:.3g}" for modality, length in lengths.items())
+    return (
+        f"mean length of feature vectors: {said}; a model that puts modalities side by side, such as VBPR, hears the "
+        "longer; --normalize=unit makes them equal"
+    )
+
+
 def normalized(table: FeatureTable, how: str) -> FeatureTable:
     """The table on a common scale (`normalize`); absent items stay zero.
 
@@ -250,7 +267,7 @@ def normalized(table: FeatureTable, how: str) -> FeatureTable:
         rows = np.where(real, rows, 0.0) / np.where(real, scale, 1.0)
     values = np.zeros(table.values.shape, np.float32)
     values[table.present] = rows
-    return FeatureTable(table.modality, values, table.present, fingerprint([table.fingerprint, how]))
+    return replace(table, values=values, fingerprint=fingerprint([table.fingerprint, how]))
 
 
 def whitened(table: FeatureTable) -> FeatureTable:

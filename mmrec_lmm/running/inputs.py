@@ -26,6 +26,7 @@ from ..features.files import (
     normalized,
     read_feature_file,
     scarcity,
+    unequal_lengths,
     whitened,
 )
 from ..machine import choose_device, cpu_threads, encode_batch, loader_processes
@@ -54,6 +55,8 @@ def gather(spec: RunSpec, registry: Registry, *, progress: bool = False) -> Inpu
     tables = dict(features)
     if spec.control != NO_FEATURES:
         _warn_of_scarcity(tables)
+        if said := unequal_lengths(tables.values()):
+            logger.info("%s", said)
     if spec.control == NO_FEATURES and settings.missing == "mean":
         logger.info("missing: mean has no effect under --control none, where all items lack all modalities")
     encoder_seconds = sum(table.seconds for table in tables.values()) + (tuned.seconds if tuned else 0.0)
@@ -241,8 +244,8 @@ def feature_tables(
     feature files.
 
     A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
-    `joint` only if it is named there. Tables from files are scaled by `normalize`; with `force`, those of the encoder
-    are made again. All are whitened if `whiten` says so.
+    `joint` only if it is named there. Tables are scaled by `normalize` unless the paradigm trains them, and whitened if
+    `whiten` says so; with `force`, those of the encoder are made again.
     """
     whiten = whitened if spec.settings.whiten else lambda table: table
     files, to_encode = _wanted(spec, dataset, registry)
@@ -250,8 +253,11 @@ def feature_tables(
         yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
         return
     how = spec.settings.normalize
-    if how != "none" and not files:
-        logger.warning("normalize: %s has no effect: it is for feature files, and this run reads none", how)
+    of_encoder = "none" if registry.paradigms.get(spec.paradigm).joint else how
+    if of_encoder != how and to_encode:
+        trained = " and ".join(to_encode)
+        logger.warning("normalize: %s has no effect on %s, which %s trains: it is for features that stay as they are",
+                       how, trained, spec.paradigm)  # fmt: skip
     for modality, file in files.items():
         table = read_feature_file(file, modality=modality, n_items=dataset.n_items)
         yield modality, whiten(normalized(table, how))
@@ -279,7 +285,7 @@ def feature_tables(
                 ),
                 tuned=tuned,
             )
-        yield from ((modality, whiten(table)) for modality, table in tables.items())
+        yield from ((modality, whiten(normalized(table, of_encoder))) for modality, table in tables.items())
 
 
 @contextmanager
