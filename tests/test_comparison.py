@@ -508,6 +508,7 @@ def test_rows_never_rank_by_a_metric_of_which_smaller_is_better_while_there_is_a
     entries = [make(noise(k), encoder=f"e{k}", valid_metric="MRR@20") for k in range(2)]
     both = {"metrics": ["Recall@20", "NDCG@20"], "baseline": {"encoder": "e0"}}
     found = board(*entries, **both, smaller=frozenset({"recall"}))
+    assert (found.smaller, found.sign("recall@20"), found.sign("ndcg@20")) == (("recall@20",), -1, 1)
     assert found.main_metric == "ndcg@20"
     assert any(note.endswith("rows rank by ndcg@20.") for note in found.notes)
     assert board(*entries, **both).main_metric == METRIC

@@ -385,6 +385,18 @@ def test_the_front_is_what_no_row_betters_at_its_cost(visit: "Callable[..., Page
     assert opened.locator(".point").count() == 3
 
 
+def test_rank_and_front_take_smaller_values_of_a_metric_that_is_better_so(visit: "Callable[..., Page]") -> None:
+    gini = [replace(one, scores={"gini@20": one.scores["recall@20"]}) for one in THREE.rows]
+    opened = visit(board(*gini, metrics=("gini@20",), smaller=("gini@20",)))
+    names = [point.get_attribute("aria-label") for point in opened.locator(".point.on-front").all()]
+    assert names == [
+        "Good · basic · pt: gini@20 0.3000, 10 s, on the front",
+        "Poor · basic · pt: gini@20 0.1000, 20 s, on the front",
+    ]
+    assert opened.locator("#body .rank").all_inner_texts() == ["1", "2", "3"]
+    assert opened.locator("#body tr").first.inner_text().split()[1] == "Poor"
+
+
 def test_points_are_reached_by_arrows_linked_with_their_rows_and_opened(visit: "Callable[..., Page]") -> None:
     opened = visit(THREE)
     opened.locator(".point[tabindex='0']").focus()

@@ -165,7 +165,7 @@ def _ranks(board: Leaderboard) -> dict[str, int | None]:
     """The rank of each row by the main metric; None of a control run."""
     metric = board.main_metric
     own = [row for row in board.rows if row.axes.control is None and metric in row.scores]
-    ordered = sorted(own, key=lambda row: -row.scores[metric].mean)
+    ordered = sorted(own, key=lambda row: -board.sign(metric) * row.scores[metric].mean)
     ranks: dict[str, int | None] = {row.key: None for row in board.rows}
     return ranks | {row.key: place for place, row in enumerate(ordered, start=1)}
 

@@ -58,9 +58,10 @@ const tiers = TIERS.filter(tier => rows.some(row => row.tier === tier));
 const tried = ({attempts}) => attempts && attempts.runs + attempts.earlier;
 const gains = distinct(rows.flatMap(row => Object.keys(row.content_gain)));
 const main = board.ranked_by || board.metrics[0];  // the metric that selected the runs; earlier files lack it
+const sign = metric => (board.smaller ?? []).includes(metric) ? -1 : 1;  // 1: larger values are better
 for (const dataset of datasets) {
   rows.filter(row => row.dataset === dataset && row.scores[main] && !row.control)
-    .sort((a, b) => b.scores[main].mean - a.scores[main].mean)
+    .sort((a, b) => sign(main) * (b.scores[main].mean - a.scores[main].mean))
     .forEach((row, index) => { row.rank = index + 1; });
 }
 
@@ -303,10 +304,10 @@ const shape = paradigm => SHAPES[paradigms.indexOf(paradigm) % SHAPES.length]();
 let points = [];
 function renderPlot() {
   const dataset = view.dataset !== ANY ? view.dataset : view.on || datasets[0], metric = view.metric;
-  const quality = row => row.scores[metric]?.mean;
+  const quality = row => row.scores[metric]?.mean, better = row => sign(metric) * quality(row);
   const shown = rows
     .filter(row => row.dataset === dataset && passes(row, "dataset") && quality(row) != null && row.seconds > 0)
-    .sort((a, b) => a.seconds - b.seconds || quality(b) - quality(a));
+    .sort((a, b) => a.seconds - b.seconds || better(b) - better(a));
   byId("on").value = dataset;
   byId("plot").replaceChildren();
   points = [];
@@ -349,7 +350,7 @@ function renderPlot() {
     draw("text", {x: right, y: height - 4, "text-anchor": "end"}, "training time, log scale"));
 
   const front = [];
-  for (const row of shown) if (!front.length || quality(row) > quality(front.at(-1))) front.push(row);
+  for (const row of shown) if (!front.length || better(row) > better(front.at(-1))) front.push(row);
   const stairs = front.map(row => `H${x(row.seconds)}V${y(quality(row))}`).join("");
   svg.append(draw("path", {class: "front", d: `M${x(front[0].seconds)} ${y(quality(front[0]))}${stairs}H${right}`}));
 

@@ -149,6 +149,7 @@ def compare(
         test=method.test,
         alpha=method.alpha,
         ranked_by=ranked_by,
+        smaller=tuple(metric for metric in method.names if method.sign(metric) < 0) or None,
         baseline=_in_words(method.baseline),
         untested="" if families else f"Nothing was tested: {_why_untested(entries, comparisons, method.baseline)}.",
         comparisons=max(families.values(), default=0),

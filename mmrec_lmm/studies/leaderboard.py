@@ -143,6 +143,11 @@ class Leaderboard:
     claim_comparisons: int = 0  # in the family over which their p was corrected; in the largest of several
     notes: tuple[str, ...] = ()  # for readers: what failed, what differs from the paper
     head: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)  # of a board: protocol, date, versions
+    smaller: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)  # metrics of which smaller is better
+
+    def sign(self, metric: str) -> int:
+        """1 if larger values of the metric are better, -1 if smaller ones are."""
+        return -1 if metric in (self.smaller or ()) else 1
 
     @property
     def main_metric(self) -> str:
