@@ -1273,7 +1273,7 @@ def test_faults_of_board_yaml_are_named_with_their_line(world: World, board: Pat
     for old, new, words in (
         ("tier: recomputed", "teir: fresh", "unknown key teir; did you mean tier?"),
         ("tier: recomputed", "tier: gold", "tier must be one of"),
-        ("tier: recomputed", "alpha: 5", "alpha must be a number between 0 and 1, got 5"),
+        ("tier: recomputed", "alpha: 5", "alpha must be above 0 and below 1, got 5"),
         ("version: 1", "version: 0", "version: expected 1 or more, got 0"),
         ("model: Pop", "model: Popp", "baseline: model: expected one of"),
         (

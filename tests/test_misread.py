@@ -324,8 +324,8 @@ STUDY = "models: [VBPR, BPR]\ndatasets: [toy]\nparadigms: [pt, ft]\nencoders: ['
         ),
         ("metrics: [Recall@20, recall@20]", "metrics must be different metrics, at least one"),
         ("metrics: []", "metrics must be different metrics, at least one"),
-        ("alpha: 0", "alpha: expected a number between 0 and 1, got 0"),
-        ("alpha: 5", "alpha: expected a number between 0 and 1, got 5"),
+        ("alpha: 0", "alpha must be above 0 and below 1, got 0"),
+        ("alpha: 5", "alpha must be above 0 and below 1, got 5"),
     ],
 )
 def test_a_study_says_one_thing(text: str, words: str, registry: Registry, tmp_path: Path) -> None:

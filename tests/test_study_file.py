@@ -273,8 +273,8 @@ def test_a_published_grid_is_asked_for_by_name(tmp_path: Path, registry: Registr
                 "mine.yaml:4: slices: expected runs that save their lists, got save_recommended_topk: false; try ",
             ],
         ),
-        ("{models: VBPR, datasets: toy, alpha: 5}", ["mine.yaml:1: alpha must be a number between 0 and 1, got 5"]),
-        ("{models: VBPR, datasets: toy, alpha: 0}", ["mine.yaml:1: alpha must be a number between 0 and 1, got 0"]),
+        ("{models: VBPR, datasets: toy, alpha: 5}", ["mine.yaml:1: alpha must be above 0 and below 1, got 5"]),
+        ("{models: VBPR, datasets: toy, alpha: 0}", ["mine.yaml:1: alpha must be above 0 and below 1, got 0"]),
         (
             "models: VBPR\ndatasets: toy\nsettings: {modalities: text}",
             ["mine.yaml:3: settings: expected configuration keys, got the axis modalities; try it beside settings"],

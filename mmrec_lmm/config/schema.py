@@ -70,7 +70,7 @@ SIZE = between(1, 2**20)  # a vector's length, a graph's neighbors
 LAYERS = between(0, 1000)
 WEIGHT = Limit("at least 0 and finite", lambda value: 0 <= value < math.inf)  # of a loss or a penalty
 RATE = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)  # of dropout
-SIGNIFICANCE = Limit("a number between 0 and 1", lambda alpha: 0 < alpha < 1)  # below which p is significant
+SIGNIFICANCE = Limit("above 0 and below 1", lambda alpha: 0 < alpha < 1)  # below which p is significant
 
 
 @dataclass(frozen=True)
