@@ -23,6 +23,11 @@ def first_few(names: Collection[Any], most: int = 5) -> str:
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed
 
 
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 #: How files of other kinds begin, and what they are called. The formats define these bytes.
 _BEGINNINGS: Sequence[tuple[bytes, str]] = (
     (b"version https://git-lfs", "a pointer of Git LFS; run `git lfs pull` where it came from"),

@@ -505,6 +505,13 @@ def finish(process: "subprocess.Popen[str]") -> Answer:
 # What a study would take
 
 
+def test_one_cell_and_one_run_are_counted_in_the_singular() -> None:
+    Path("small.yaml").write_text("{models: BPR, datasets: toy, seeds: [1], settings: {epochs: 1}}")
+    assert "\n1 cell: 1 pending; 0 of 1 run is done" in call("study", "run", "small.yaml", "--dry-run", "--no-probe").out
+    assert call("study", "run", "small.yaml").code == 0
+    assert "\n1 cell: 1 finished; 1 of 1 run is done" in call("study", "status", "small.yaml").out
+
+
 def test_a_dry_run_lists_cells_and_artifacts_and_does_nothing() -> None:
     Path("small.yaml").write_text(SMALL.replace("[basic, null]", '["clip:tiny", basic]') + "paradigms: [pt, ft]\n")
     assert call("encode", "-d", "toy", "--encoder", "basic").code == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.yaml_layers import as_yaml
 from ..errors import ConfigError, did_you_mean
-from ..formatting import aligned
+from ..formatting import aligned, counted
 from ..plugin.specs import EncoderSpec, WeightFile
 
 if TYPE_CHECKING:  # these take time to import, which would slow down `list`
@@ -175,9 +175,7 @@ def contrast_text(found: Contrast) -> str:
 
 def verification_text(found: Verification) -> str:
     """The tier that a bundle reached, what each tier found, and what stopped it."""
-    counts = " and ".join(
-        f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((found.rows, "row"), (found.runs, "run"))
-    )
+    counts = f"{counted(found.rows, 'row')} and {counted(found.runs, 'run')}"
     lines = [f"{found.name}: {found.tier}" + (f", of {counts}" if found.rows else "")]
     if found.replayed:
         same = sum(one.identical for one in found.replayed.values())
@@ -209,7 +207,8 @@ def study_text(outcomes: Sequence[Outcome], width: int | None = None) -> str:
     states = [row["state"] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, runs = sum(row["done"] for row in rows), sum(row["runs"] for row in rows)
-    return f"{table(fitted(rows, width))}\n\n{len(rows)} cells: {counts}; {done} of {runs} runs are done"
+    of_runs = f"{done} of {counted(runs, 'run')} {'is' if 1 in (done, runs) else 'are'} done"
+    return f"{table(fitted(rows, width))}\n\n{counted(len(rows), 'cell')}: {counts}; {of_runs}"
 
 
 def imported_text(found: Import) -> str:
