@@ -363,7 +363,7 @@ def one_number_as_lists(f: Forger) -> None:
 
 
 def point_with_its_seed(f: Forger) -> None:
-    """A point that no grid has, as seeds are no part of one."""
+    """A point with a seed, which no grid has."""
     f.row["parameters"]["seed"] = 1
     for attempt in f.row["attempts"]:
         attempt["parameters"]["seed"] = 1

@@ -507,7 +507,8 @@ def finish(process: "subprocess.Popen[str]") -> Answer:
 
 def test_one_cell_and_one_run_are_counted_in_the_singular() -> None:
     Path("small.yaml").write_text("{models: BPR, datasets: toy, seeds: [1], settings: {epochs: 1}}")
-    assert "\n1 cell: 1 pending; 0 of 1 run is done" in call("study", "run", "small.yaml", "--dry-run", "--no-probe").out
+    planned = call("study", "run", "small.yaml", "--dry-run", "--no-probe").out
+    assert "\n1 cell: 1 pending; 0 of 1 run is done" in planned
     assert call("study", "run", "small.yaml").code == 0
     assert "\n1 cell: 1 finished; 1 of 1 run is done" in call("study", "status", "small.yaml").out
 
