@@ -20,7 +20,7 @@ from fuzz.workspace import Workspace, wrongs
 def test_damaged_files_and_odd_values_are_refused_or_taken_and_harm_nothing(tmp_path: Path) -> None:
     judge.import_all()
     workspace, report = Workspace(tmp_path), Report()
-    for number in range(150):
+    for number in range(100):
         try_input(1, number, workspace, report)
         workspace.restore()
     assert not report.faults, report.summary()
