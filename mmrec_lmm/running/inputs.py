@@ -343,11 +343,12 @@ def check_text_fields(spec: RunSpec, dataset: Dataset) -> None:
 
 def _note_skipped_fields(spec: RunSpec, dataset: Dataset) -> None:
     """Log the text fields of a shipped file that the catalog lacks, but for those of the default."""
-    lacking = [field for field in _lacking_fields(spec, dataset) if field not in Settings().text_fields]
-    if lacking:
-        logger.info("text_fields: %s skipped, as the catalog of %s lacks them", ", ".join(lacking), dataset.name)
+    lacking = _lacking_fields(spec, dataset)
+    skipped = [field for field in lacking if field not in Settings().text_fields]
+    if skipped:
+        logger.info("text_fields: %s skipped, as the catalog of %s lacks them", ", ".join(skipped), dataset.name)
     there = {} if dataset.catalog is None else {field.lower(): field for field in dataset.catalog.fields}
-    meant = [there[field.lower()] for field in _lacking_fields(spec, dataset) if field.lower() in there]
+    meant = [there[field.lower()] for field in lacking if field.lower() in there]
     if meant:
         fields = ", ".join(there.get(field.lower(), field) for field in spec.settings.text_fields)
         logger.warning(
