@@ -17,14 +17,14 @@ from typing import Any
 
 import platformdirs
 
+from .disk.paths import user_path
 from .typed_json import plain
 
 
 def home() -> Path:
-    """The folder of everything that outlives a run: `MMREC_LMM_HOME`, else the platform's cache folder. A `~` that no
-    shell has read, as of a container's file of variables, is the user's folder."""
+    """The folder of everything that outlives a run: `MMREC_LMM_HOME`, else the platform's cache folder."""
     chosen = os.environ.get("MMREC_LMM_HOME")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("mmrec-lmm"))
+    return user_path(chosen) if chosen else Path(platformdirs.user_cache_dir("mmrec-lmm"))
 
 
 def fingerprint(value: Any) -> str:

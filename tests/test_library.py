@@ -146,7 +146,7 @@ def test_runs_are_a_sequence_with_a_table_and_conditions() -> None:
     assert (len(found), found[-1], found[:1]) == (2, first, [second])
     assert list(found.where(model="vbpr")) == [first]
     assert list(found.where(model="VBPR").where(seed=998)) == []
-    assert list(found.where(modalities=("image", "text"))) == [first]
+    assert list(found.where(modalities=("text", "image"))) == list(found.where(modalities="image,text")) == [first]
     assert list(found.where(modalities=None, control=None)) == [second]
     frame = found.to_frame()
     pd.testing.assert_frame_equal(

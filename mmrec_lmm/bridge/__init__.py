@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..disk.paths import expand_home
+
 if TYPE_CHECKING:
     from .model_file import ModelPlugin
 
@@ -28,6 +30,7 @@ def read_plugin(path: Path) -> "ModelPlugin":
 
 def with_model_file(model: str, plugins: Iterable[str]) -> tuple[str, list[str]]:
     """The name of a model, where the path of a .py file is one, and the plugins with which that name is known."""
+    model = expand_home(model)
     if not model.endswith(".py"):
         return model, list(plugins)
     known, reader = list(plugins), f"{__name__}:"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from ..disk.paths import expand_home
 from ..errors import MMRecError
 from ..formatting import printable
 from .parser import command, configuration_keys, refuse_dashes
@@ -43,6 +45,7 @@ def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Call the verb's handler; an error is printed, and becomes an exit code."""
     try:
         refuse_dashes(arguments)
+        arguments = [_expanded(argument) for argument in arguments]
         options, rest = parser.parse_known_args(arguments)  # reads the file of --users, perhaps a pipe
         options.overrides = configuration_keys(rest, options.parser, allowed=options.takes_keys)
         exit_code: int = options.handler(options)
@@ -72,6 +75,11 @@ def _handle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         refused = of_path(error)
         print(f"error: {refused}", file=sys.stderr)
         return refused.exit_code
+
+
+def _expanded(argument: str) -> str:
+    """An argument with the `~` that a shell leaves there: of `--out=~/runs`, `image=~/image_feat.npy`, `@~/ids`."""
+    return re.sub(r"(^|[=@])(~(?:/.*)?)\Z", lambda found: found[1] + expand_home(found[2]), argument, flags=re.DOTALL)
 
 
 class _Safe:

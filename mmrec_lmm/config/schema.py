@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..disk.paths import expand_home
 from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
 from ..plugin.names import PATH_RULE, is_within
@@ -215,8 +216,13 @@ def _tuple(value: Any, args: tuple[Any, ...]) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Text without the character 0, at which the system would end a path."""
-    return value if isinstance(value, str) and "\0" not in value else _MISFIT
+    """Text without the character 0, at which the system would end a path. A path in the user's folder is whole."""
+    return expand_home(value) if isinstance(value, str) and "\0" not in value else _MISFIT
+
+
+def _path(value: Any) -> Any:
+    text: Any = _text(str(value)) if isinstance(value, str | Path) else _MISFIT
+    return _MISFIT if text is _MISFIT else Path(text)
 
 
 _SCALARS: Mapping[Any, Callable[[Any], Any]] = {
@@ -224,7 +230,7 @@ _SCALARS: Mapping[Any, Callable[[Any], Any]] = {
     float: _float,
     bool: _bool,
     str: _text,
-    Path: lambda value: _MISFIT if _text(str(value)) is _MISFIT or not isinstance(value, str | Path) else Path(value),
+    Path: _path,
     NoneType: lambda value: None if value is None else _MISFIT,
 }
 

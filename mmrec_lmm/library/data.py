@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.resolve import Request, resolve_request
 from ..data.opening import how_to_get
 from ..data.overview import overview
+from ..disk.paths import user_path
 from ..disk.reading import check_readable
 from ..errors import MMRecError
 from ..formatting import first_line
@@ -30,7 +31,7 @@ def datasets(
     """A row for each data set in the folder, with what its files hold, and for each that a plugin brings."""
     import pandas as pd
 
-    return pd.DataFrame(dataset_rows(load_registry([str(plugin) for plugin in plugins]), Path(data_path)))
+    return pd.DataFrame(dataset_rows(load_registry([str(plugin) for plugin in plugins]), user_path(data_path)))
 
 
 def dataset_rows(registry: Registry, data_path: Path) -> list[dict[str, Any]]:

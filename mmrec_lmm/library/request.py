@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from ..config.resolve import Request, Resolved, Value, resolve_request
 from ..config.settings import OF_INPUTS
+from ..disk.paths import user_path
 from ..distributed import processes
 from ..errors import ConfigError
 from ..plugin.registry import Registry
@@ -93,11 +93,11 @@ def request_of(
         encoder=None if encoder is None else EncoderName.typed(encoder),
         paradigm=PRE_TRAINED if paradigm is None else paradigm,
         modalities=None if names is None else tuple(name.strip() for name in names),
-        features={modality: Path(path) for modality, path in (features or {}).items()},
+        features={modality: user_path(path) for modality, path in (features or {}).items()},
         control=control,
         preset=preset,
         grid=grid,
-        configs=None if configs is None else Path(configs),
+        configs=None if configs is None else user_path(configs),
         overrides=keys,
     )
 

@@ -17,6 +17,7 @@ from ..bridge import with_model_file
 from ..config.resolve import Resolved
 from ..data.ids import read_ids
 from ..data.opening import open_dataset
+from ..disk.paths import expand_home, user_path
 from ..errors import ConfigError, DataError
 from ..logs import keep_log, only_errors
 from ..plugin.registry import Registry, load_registry
@@ -82,7 +83,7 @@ def run(
     if len(resolved.runs) > 1:
         axes = ", ".join(f"{name} ({len(values)} values)" for name, values in resolved.axes.items())
         raise ConfigError(f"run: expected one value of each key, got a grid of {axes}; try grid(...), which runs all")
-    made = _made(resolved, registry, out=Path(out), resume=resume, force=force, progress=progress)
+    made = _made(resolved, registry, out=user_path(out), resume=resume, force=force, progress=progress)
     return Run(made.best.path, plugins=plugins)
 
 
@@ -118,7 +119,7 @@ def grid(
         preset=preset, grid=grid, configs=configs, keys=_keys(settings, keys, weights=weights, data_path=data_path),
     )  # fmt: skip
     resolved = resolve_runs(request, registry)
-    made = _made(resolved, registry, out=Path(out), resume=resume, force=force, progress=progress)
+    made = _made(resolved, registry, out=user_path(out), resume=resume, force=force, progress=progress)
     return Grid(made, plugins=plugins)
 
 
@@ -140,7 +141,7 @@ def recommend(
     """The best `k` items of each user, as `Run.recommend`. `run` may be a run's id, the start of one, its folder, or
     MODEL-DATASET, the latest of these."""
     if not isinstance(run, Run):
-        folder, count = run_folder.find_latest(Path(out), str(run))
+        folder, count = run_folder.find_latest(user_path(out), expand_home(str(run)))
         if count > 1:
             logger.warning("%s", latest_note(str(run), folder, count))
         run = Run(folder, plugins=plugins, data_path=data_path)
@@ -157,9 +158,9 @@ class Run:
 
     def __init__(self, folder: StrPath, *, plugins: Iterable[StrPath] = (), data_path: StrPath | None = None) -> None:
         """`data_path` is the folder of data sets where it isn't the run's own any more."""
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self._plugins = [str(plugin) for plugin in plugins]
-        self._data_path = None if data_path is None else str(data_path)
+        self._data_path = None if data_path is None else str(user_path(data_path))
 
     @cached_property
     def result(self) -> RunResult:
@@ -251,12 +252,12 @@ class Run:
     ) -> list[Path]:
         """Write the embeddings of all users and items, or one `of` them, with the shop's own ids: .npy, .safetensors,
         .parquet or .jsonl, by `format` or the suffix. Returns the files written: NAME.npy has its ids beside it."""
-        chosen = exports.format_of(Path(path), exports.EMBEDDINGS, format)
+        chosen = exports.format_of(user_path(path), exports.EMBEDDINGS, format)
         if of not in (None, *KINDS):
             raise ConfigError(f"of: expected {' or '.join(KINDS)}, or None for both, got {of!r}")
         vectors = {name: values for name, values in self._embeddings().items() if of in (None, name)}
         ids = {name: self._trained.ids[name].of for name in vectors}
-        return exports.write_embeddings(Path(path), vectors, ids, chosen, run=self.id)
+        return exports.write_embeddings(user_path(path), vectors, ids, chosen, run=self.id)
 
     def export_recommendations(
         self,
@@ -269,10 +270,10 @@ class Run:
     ) -> Path:
         """Write what `recommend` gives, by default for all users: .parquet, .jsonl, .csv or .tsv, by `format` or the
         suffix. Users are ranked and written in blocks."""
-        chosen = exports.format_of(Path(path), exports.RECOMMENDATIONS, format)
+        chosen = exports.format_of(user_path(path), exports.RECOMMENDATIONS, format)
         with as_a_guest(), only_errors():
             frames = recommendations(self._trained, asked_users(users), k, internal_ids=internal_ids)
-            return exports.write_recommendations(Path(path), frames, chosen)
+            return exports.write_recommendations(user_path(path), frames, chosen)
 
     def to_frame(self) -> pd.DataFrame:
         """One row, with the columns of `Runs.to_frame`."""
@@ -338,7 +339,7 @@ class Runs(Sequence[Run]):
         self, folder: StrPath, *, plugins: Iterable[StrPath] = (), where: Mapping[str, str] | None = None
     ) -> None:
         """`where` selects as the method does, by text."""
-        self.folder, self._plugins, self._where = Path(folder), list(plugins), dict(where or {})
+        self.folder, self._plugins, self._where = user_path(folder), list(plugins), dict(where or {})
         self._rows = find_runs(self.folder, self._where)
 
     def where(self, **values: Any) -> Runs:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import pandas as pd
 
 from ..config.resolve import Value
+from ..disk.paths import expand_home, user_path
 from ..disk.writing import write_output
 from ..distributed import processes
 from ..errors import ConfigError, did_you_mean
@@ -60,8 +61,8 @@ def open_study(
     overrides: dict[str, str | Value] | dict[str, Value],
 ) -> Study:
     """The study of that name or file, with the values that its runs get from flags or arguments."""
-    configs = None if configs is None else Path(configs)
-    file = load_study(find_study(name, configs), configs=configs, overrides={**overrides})
+    configs = None if configs is None else user_path(configs)
+    file = load_study(find_study(expand_home(name), configs), configs=configs, overrides={**overrides})
     return Study(file, out=out, plugins=plugins)
 
 
@@ -69,7 +70,7 @@ class StudySteps:
     """A study with the folder of its runs, and the steps that `Study` and the command line do."""
 
     def __init__(self, study: StudyFile, *, out: StrPath = "runs", plugins: Iterable[StrPath] = ()) -> None:
-        self.call = Call(study, Path.cwd(), Path(out), tuple(str(plugin) for plugin in plugins))
+        self.call = Call(study, Path.cwd(), user_path(out), tuple(str(plugin) for plugin in plugins))
 
     @property
     def name(self) -> str:
@@ -198,7 +199,7 @@ class Study(StudySteps):
     def page(self, path: StrPath = "leaderboard.html") -> Path:
         """Write the results so far as one HTML page, and return its path."""
         with as_a_guest(), only_errors():
-            return write_output(Path(path), page(self.leaderboard()).encode())
+            return write_output(user_path(path), page(self.leaderboard()).encode())
 
     def __repr__(self) -> str:
         return f"<Study {self.name} in {self.call.out}>"

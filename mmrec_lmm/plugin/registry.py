@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import pluggy
 
+from ..disk.paths import expand_home
 from ..errors import ConfigError, PluginError, did_you_mean
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
@@ -286,6 +287,7 @@ def _is_edited(distribution: importlib.metadata.Distribution | None) -> bool:
 
 
 def _extra(value: str) -> _Candidate:
+    value = expand_home(value)
     if reader := _reader(value):
         path = Path(value.removeprefix(f"{reader}:"))
         names, source = frozenset({_plain(value), _plain(path.name)}), f"{reader}:{path.resolve()}"

@@ -167,10 +167,12 @@ def _restrict(connection: sqlite3.Connection) -> int:
 def find_runs(out: Path, where: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """One row per run: the columns of the index, then each metric as "valid/recall@20", "test/recall@20".
 
-    `where` selects the runs whose columns have these values, ignoring case; an empty value means "none". ConfigError
-    names an unknown column.
+    `where` selects the runs whose columns have these values, ignoring case, and of modalities their order; an empty
+    value means "none". ConfigError names an unknown column.
     """
-    where = where or {}
+    where = dict(where or {})
+    if "modalities" in where:
+        where["modalities"] = ",".join(sorted(name.strip() for name in where["modalities"].split(",")))
     for name in where:
         if name not in COLUMNS:
             raise ConfigError(
