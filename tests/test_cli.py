@@ -188,6 +188,15 @@ def test_seed_modalities_features_control_and_data_path_reach_the_run(here: Path
     assert (record["seed"], record["modalities"], record["control"]) == (7, ["audio"], "shuffled")
 
 
+@pytest.mark.parametrize(("name", "meant"), [("imgae", "image"), ("texts", "text"), ("audio", None)])
+def test_a_modality_whose_name_is_nearly_a_known_one_is_pointed_out(name: str, meant: str | None, here: Path) -> None:
+    answer = call(*RUN, "--features", f"{name}={here}/data/toy/image_feat.npy")
+    assert answer.code == 0, answer.err
+    note = f"--features: {name} is read as a modality of its own; did you mean {meant}?"
+    assert answer.err.count(note) == (meant is not None)
+    assert ("did you mean" in answer.err) == (meant is not None)
+
+
 # Grids
 
 

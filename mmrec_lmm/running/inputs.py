@@ -320,6 +320,10 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
             f"--features: expected modalities that the run has ({', '.join(wanted)}), got {', '.join(unused)}; try "
             "--modalities with them, or leaving them out"
         )
+    known = {"image", "text", *_ready_files(spec, dataset, registry), *encodable}
+    for modality in spec.features:
+        if modality not in known and (meant := did_you_mean(modality, known)):
+            logger.warning("--features: %s is read as a modality of its own%s", modality, meant)
     ready = {modality: files[modality] for modality in wanted if modality in files}
     to_encode = tuple(modality for modality in wanted if modality not in files)
     if any(modality != "image" for modality in to_encode):
