@@ -17,8 +17,8 @@ from typing import Any
 
 import platformdirs
 
-from .disk.paths import user_path
 from .typed_json import plain
+from .user_paths import user_path
 
 
 def home() -> Path:

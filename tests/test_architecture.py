@@ -23,7 +23,7 @@ FOLDERS = {"mmrec_lmm": "mmrec_lmm", "mmrec_lmm_plugins": "plugins", "mmrec_lmm_
 #: The host's rooms, from the bottom up. A module imports from its own room and from those on lines above its own here.
 LAYERS = """
     errors
-    typed_json formatting
+    typed_json formatting user_paths
     types
     plugin graph distributed logs
     cache losses

@@ -7,7 +7,7 @@ import pytest
 from helpers import call, plugin
 
 import mmrec_lmm
-from mmrec_lmm.disk.paths import user_path
+from mmrec_lmm.user_paths import user_path
 
 RUN = ("run", "-m", "VBPR", "-d", "toy", "--epochs=1", "--embedding_size=4")
 SMALL = {"epochs": 1, "embedding_size": 4}

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk.paths import expand_home
+from ..user_paths import expand_home
 
 if TYPE_CHECKING:
     from .model_file import ModelPlugin

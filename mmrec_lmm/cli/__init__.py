@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from ..disk.paths import expand_home
 from ..errors import MMRecError
 from ..formatting import printable
+from ..user_paths import expand_home
 from .parser import command, configuration_keys, refuse_dashes
 from .verbs import GROUPS
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..disk.paths import expand_home
 from ..errors import ConfigValueError, PluginError, did_you_mean
 from ..plugin import specs
 from ..plugin.names import PATH_RULE, is_within
 from ..typed_json import INT64
+from ..user_paths import expand_home
 from .settings import Settings
 
 _WORDS: Mapping[str, bool] = {

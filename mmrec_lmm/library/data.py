@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..config.resolve import Request, resolve_request
 from ..data.opening import how_to_get
 from ..data.overview import overview
-from ..disk.paths import user_path
 from ..disk.reading import check_readable
 from ..errors import MMRecError
 from ..formatting import first_line
 from ..plugin.registry import load_registry
+from ..user_paths import user_path
 
 if TYPE_CHECKING:
     import os

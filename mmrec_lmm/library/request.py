@@ -12,11 +12,11 @@ import torch
 
 from ..config.resolve import Request, Resolved, Value, resolve_request
 from ..config.settings import OF_INPUTS
-from ..disk.paths import user_path
 from ..distributed import processes
 from ..errors import ConfigError
 from ..plugin.registry import Registry
 from ..types import PRE_TRAINED, EncoderName, RunSpec
+from ..user_paths import user_path
 
 StrPath = str | os.PathLike[str]
 _Value = TypeVar("_Value")

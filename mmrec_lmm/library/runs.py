@@ -17,7 +17,6 @@ from ..bridge import with_model_file
 from ..config.resolve import Resolved
 from ..data.ids import read_ids
 from ..data.opening import open_dataset
-from ..disk.paths import expand_home, user_path
 from ..errors import ConfigError, DataError
 from ..logs import keep_log, only_errors
 from ..plugin.registry import Registry, load_registry
@@ -29,6 +28,7 @@ from ..running.marks import marks
 from ..running.plugins import plugins_of
 from ..running.recommend import KINDS, Trained, embeddings, open_run, recommendations
 from ..types import RunRecord, RunResult
+from ..user_paths import expand_home, user_path
 from .request import (
     StrPath,
     as_a_guest,

@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import pandas as pd
 
 from ..config.resolve import Value
-from ..disk.paths import expand_home, user_path
 from ..disk.writing import write_output
 from ..distributed import processes
 from ..errors import ConfigError, did_you_mean
@@ -29,6 +28,7 @@ from ..studies.file import Study as StudyFile
 from ..studies.file import find_study, load_study
 from ..studies.findings import find
 from ..studies.leaderboard import FINISHED, NOT_APPLICABLE, Leaderboard
+from ..user_paths import expand_home, user_path
 from .request import StrPath, as_a_guest, values_of
 
 logger = logging.getLogger(__name__)

@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import pluggy
 
-from ..disk.paths import expand_home
 from ..errors import ConfigError, PluginError, did_you_mean
+from ..user_paths import expand_home
 from . import hookspecs
 from .hookspecs import API_VERSION, NAMESPACE
 from .names import LONGEST
