@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import call
 
 from mmrec_lmm.plugin.templates import KINDS
 
@@ -25,12 +26,11 @@ LISTINGS = dict(
 )
 
 
-def build(source: Path, to: Path) -> Path:
-    """The wheel of a folder or an sdist, built without a network."""
+def build(to: Path, *sources: Path) -> list[Path]:
+    """The wheels of folders or an sdist, built without a network."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(to)]
-    subprocess.run([*pip, str(source)], check=True)
-    [wheel] = to.glob("*.whl")
-    return wheel
+    subprocess.run([*pip, *sources], check=True)
+    return sorted(to.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = f"import setuptools.build_meta as backend; print(backend.build_sdist({str(to)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=source, stdout=subprocess.DEVNULL)
     [sdist] = to.glob("*.tar.gz")
-    build(sdist, to)
+    build(to, sdist)
     return to
 
 
@@ -61,10 +61,10 @@ def environment(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def install(environment: Path, wheel: Path) -> None:
+def install(environment: Path, *wheels: Path) -> None:
     python = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--force-reinstall", str(wheel)], check=True)
+    subprocess.run([*pip, "--force-reinstall", *wheels], check=True)
 
 
 @pytest.fixture
@@ -105,39 +105,35 @@ def test_the_sdist_and_the_wheel_have_the_templates_and_keep_twines_rules(ours: 
     assert found.returncode == 0, found.stdout
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_generated_plugin_is_installed_listed_checked_run_tested_and_removed(
-    kind: str, command: Callable[..., str], environment: Path, tmp_path: Path
+def test_generated_plugins_of_each_kind_are_installed_listed_checked_run_tested_and_removed(
+    command: Callable[..., str], environment: Path, tmp_path: Path
 ) -> None:
-    command("plugin", "new", kind, f"Own{kind}")
-    module = f"own{kind}"
-    install(environment, build(tmp_path / module, tmp_path / "dist"))
+    modules = [f"own{kind}" for kind in KINDS]
+    for kind in KINDS:
+        command("plugin", "new", kind, f"Own{kind}")
+    install(environment, *build(tmp_path / "dist", *(tmp_path / module for module in modules)))
     try:
-        assert f"{module}:{module}" in command("list", "plugins")
-        assert "0 failed" in command("plugin", "check", module)
-        readme = (tmp_path / module / "README.md").read_text()
-        for line in re.findall(r"^mmrec-lmm (run .*)$", readme, re.MULTILINE):
-            words = [word.strip("'") for word in line.split()]
-            command(*words, "--epochs=2", "--min_steps=0")
-        tests = [
-            environment / "bin" / "python",
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            tmp_path / module / "tests",
-        ]
-        found = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True)
+        listed = command("list", "plugins")
+        assert [module for module in modules if f"{module}:{module}" not in listed] == []
+        for module in modules:
+            assert "0 failed" in command("plugin", "check", module)
+            readme = (tmp_path / module / "README.md").read_text()
+            for line in re.findall(r"^mmrec-lmm (run .*)$", readme, re.MULTILINE):
+                words = [word.strip("'") for word in line.split()]
+                command(*words, "--epochs=2", "--min_steps=0")
+        python, tests = environment / "bin" / "python", [tmp_path / module / "tests" for module in modules]
+        pytest_of_all = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests]
+        found = subprocess.run(pytest_of_all, cwd=tmp_path, capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
     finally:
-        remove(environment, module)
-    assert f"{module}:{module}" not in command("list", "plugins")
+        remove(environment, *modules)
+    listed = command("list", "plugins")
+    assert [module for module in modules if f"{module}:{module}" in listed] == []
 
 
-def remove(environment: Path, name: str) -> None:
+def remove(environment: Path, *names: str) -> None:
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "uninstall", "--quiet", "-y"]
-    subprocess.run([*pip, name], check=True)
+    subprocess.run([*pip, *names], check=True)
 
 
 #: Each module that the docs print, with the commands that use it.
@@ -158,23 +154,33 @@ def test_each_listing_of_a_plugin_has_its_use() -> None:
     assert set(USES) == set(LISTINGS) - {"pyproject.toml", "test_my_plugins.py"}
 
 
-@pytest.mark.parametrize("listing", USES)
-def test_a_listing_is_installed_as_printed_listed_checked_run_and_removed(
-    listing: str, command: Callable[..., str], environment: Path, tmp_path: Path
+def test_the_listing_of_a_package_is_installed_as_printed_listed_checked_run_and_removed(
+    command: Callable[..., str], environment: Path, tmp_path: Path
 ) -> None:
-    """The package file is printed for one module; another's has its name instead."""
-    module, package = listing.removesuffix(".py"), tmp_path / "package"
+    module, package = "mmrec_lmm_popular", tmp_path / "package"
     package.mkdir()
-    (package / listing).write_text(LISTINGS[listing])
-    text = LISTINGS["pyproject.toml"].replace("mmrec_lmm_popular", module)
-    distribution = re.findall('^name = "(.*)"', text, re.MULTILINE)[0]
-    (package / "pyproject.toml").write_text(text)
-    install(environment, build(package, tmp_path / "dist"))
+    (package / f"{module}.py").write_text(LISTINGS[f"{module}.py"])
+    (package / "pyproject.toml").write_text(LISTINGS["pyproject.toml"])
+    [distribution] = re.findall('^name = "(.*)"', LISTINGS["pyproject.toml"], re.MULTILINE)
+    install(environment, *build(tmp_path / "dist", package))
     try:
         assert f"{distribution}:popular" in command("list", "plugins")
         assert "0 failed" in command("plugin", "check", distribution)
-        for use in USES[listing]:
+        for use in USES[f"{module}.py"]:
             command(*use.split(), "--epochs=2", "--min_steps=0")
     finally:
         remove(environment, distribution)
     assert f"{distribution}:popular" not in command("list", "plugins")
+
+
+@pytest.mark.parametrize("listing", sorted({*USES} - {"mmrec_lmm_popular.py"}))
+def test_each_other_listing_is_checked_and_run_as_a_file(
+    listing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(listing).write_text(LISTINGS[listing])
+    checked = call("plugin", "check", listing)
+    assert (checked.code, "0 failed" in checked.out) == (0, True), checked.err
+    for use in USES[listing]:
+        answer = call(*use.split(), "-p", listing, "--epochs=2", "--min_steps=0")
+        assert answer.code == 0, answer.err
