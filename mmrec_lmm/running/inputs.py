@@ -303,7 +303,8 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
     Raises NotApplicable if one is available from neither, or there are none, and ConfigError for a text field that the
     user gave and the catalog lacks.
     """
-    files = _from_files(spec, dataset, registry)
+    own = _ready_files(spec, dataset, registry)
+    files = {**own, **spec.features}
     encodable = encodable_modalities(spec, dataset, registry) if spec.encoder else ()
     if spec.control == NO_FEATURES and spec.encoder is None and spec.modalities and dataset.catalog is not None:
         of_catalog = {"image": dataset.catalog.has_images, "text": dataset.catalog.has_text}  # for any encoder
@@ -320,7 +321,7 @@ def _wanted(spec: RunSpec, dataset: Dataset, registry: Registry) -> tuple[dict[s
             f"--features: expected modalities that the run has ({', '.join(wanted)}), got {', '.join(unused)}; try "
             "--modalities with them, or leaving them out"
         )
-    known = {"image", "text", *_ready_files(spec, dataset, registry), *encodable}
+    known = {"image", "text", *own, *encodable}
     for modality in spec.features:
         if modality not in known and (meant := did_you_mean(modality, known)):
             logger.warning("--features: %s is read as a modality of its own%s", modality, meant)
@@ -415,7 +416,7 @@ def given_files(spec: RunSpec, dataset: Dataset, registry: Registry) -> dict[str
     """
     if not registry.models.get(spec.model).uses_features or spec.control == NO_FEATURES:
         return {}
-    found = {**_ready_files(spec, dataset, registry), **spec.features}
+    found = _from_files(spec, dataset, registry)
     if "image" in found and (missed := found["image"].with_name(MISSED_IMAGES)).is_file():
         found["missed images"] = missed
     given = Path(getattr(spec.encoder_config, "weights", "") or "")
