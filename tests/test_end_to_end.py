@@ -25,7 +25,7 @@ from mmrec_lmm.config.settings import Settings
 from mmrec_lmm.data.sampling import TrainingRows
 from mmrec_lmm.disk.hashing import hash_file
 from mmrec_lmm.errors import ConfigError, RunError, TrainingDiverged
-from mmrec_lmm.features.files import load_with_header
+from mmrec_lmm.features.files import load_with_header, normalized
 from mmrec_lmm.features.prepared import PreparedItems
 from mmrec_lmm.losses import bpr, symmetric_info_nce
 from mmrec_lmm.plugin.contracts import DotProduct, ItemEncoder
@@ -97,12 +97,16 @@ def zeros(dtype: torch.dtype = F32) -> dict[str, Tensor]:
 class Live(ItemFeatures):
     """Features that a model's loss goes through, back into the encoder: joint training as anybody would write it."""
 
-    def __init__(self, encoder: ItemEncoder, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: ItemEncoder, dtype: torch.dtype, *, unit: bool = False) -> None:
         super().__init__(zeros(dtype), PRESENT, joint=True)
         self.encoder, self.all_items = encoder, prepared(dtype).batch(np.arange(golden.N_ITEMS))
+        self.unit = unit
 
     def __call__(self) -> dict[str, Tensor]:
-        return {name: rows * PRESENT[name].unsqueeze(1) for name, rows in self.encoder(self.all_items).items()}
+        made = self.encoder(self.all_items)
+        if self.unit:
+            made = {name: rows / rows.norm(dim=1, keepdim=True) for name, rows in made.items()}
+        return {name: rows * PRESENT[name].unsqueeze(1) for name, rows in made.items()}
 
     def rows(self, items: Tensor) -> dict[str, Tensor]:
         return {name: table[items] for name, table in self().items()}
@@ -119,6 +123,7 @@ class World:
         model: Callable[[TrainingData, ItemFeatures], DotProduct] = GCN,
         encoder: type[ItemEncoder] = Tiny,
         seed: int = 0,
+        unit: bool = False,
         **settings: Any,
     ) -> None:
         self.encoder = encoder_of(dtype, encoder)
@@ -126,7 +131,7 @@ class World:
         torch.manual_seed(seed)
         self.model = model(DATA, self.features).to(dtype)
         self.callback = JointEncoder(
-            EncoderWorker(self.encoder, prepared(dtype), PRESENT, options),
+            EncoderWorker(self.encoder, prepared(dtype), PRESENT, options, unit=unit),
             self.features,
             options,
             generator=torch.Generator().manual_seed(seed),
@@ -173,14 +178,15 @@ def lattice(registry: Registry) -> Callable[[TrainingData, ItemFeatures], DotPro
 # The same as back-propagation
 
 
+@pytest.mark.parametrize("unit", [False, True], ids=["as they are", "unit"])
 @pytest.mark.parametrize("name", ["gcn", "vbpr", "mmgcn"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F32, 1e-6), (F64, 1e-12)], ids=["float32", "float64"])
 def test_the_two_passes_give_the_encoder_the_gradient_of_joint_back_propagation(
-    name: str, dtype: torch.dtype, tolerance: float, registry: Registry
+    name: str, dtype: torch.dtype, tolerance: float, unit: bool, registry: Registry
 ) -> None:
     model = {"gcn": GCN, "vbpr": vbpr(registry), "mmgcn": mmgcn(registry)}[name]
-    world = World(dtype=dtype, model=model, encoder=Tiny)
-    live = Live(encoder_of(dtype), dtype)
+    world = World(dtype=dtype, model=model, encoder=Tiny, unit=unit)
+    live = Live(encoder_of(dtype), dtype, unit=unit)
     torch.manual_seed(0)
     direct = model(DATA, live).to(dtype)
     torch.stack([*direct.training_loss(golden.BATCH).values()]).sum().backward()
@@ -677,18 +683,30 @@ def test_a_runs_name_depends_on_how_its_encoder_is_trained(run: Callable[..., An
     assert len(names) == 4, "AdamW is the default by its name"
 
 
+@pytest.mark.parametrize("normalize", ["none", "unit"])
 def test_at_a_rate_of_zero_a_run_ends_where_that_on_the_encoders_stored_features_does(
-    run: Callable[..., Answer],
+    normalize: str, run: Callable[..., Answer]
 ) -> None:
-    frozen = result_of(run("-m", "VBPR", "-d", "toy", *SMALL, "--encoder", "TinyEncoder", "--json"))
-    twin = result_of(run("-m", "VBPR", "-d", "toy", *SMALL, *TRAINED, "--ete.learning_rate=0", "--json"))
+    same = ("-m", "VBPR", "-d", "toy", *SMALL, f"--normalize={normalize}", "--json")
+    frozen = result_of(run(*same, "--encoder", "TinyEncoder"))
+    twin = result_of(run(*same, *TRAINED, "--ete.learning_rate=0"))
     assert twin["test"] == frozen["test"]
     ours, theirs = (load_weights(Path("runs", one["run_id"], "best.safetensors")) for one in (twin, frozen))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-6)
     tables = {table.modality: table for table, _ in map(load_with_header, home().glob("features/*.safetensors"))}
     for modality, table in load_weights(Path("runs", twin["run_id"], "features.safetensors")).items():
-        torch.testing.assert_close(table, torch.from_numpy(tables[modality].values), rtol=0, atol=1e-6)
+        stored = normalized(tables[modality], normalize).values
+        torch.testing.assert_close(table, torch.from_numpy(stored), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["VBPR", "LATTICE"])
+def test_normalize_unit_keeps_the_trained_features_at_length_1(model: str, run: Callable[..., Answer]) -> None:
+    result = result_of(run("-m", model, "-d", "toy", *SMALL, *TRAINED, "--normalize=unit", "--json"))
+    assert all(change > 0 for change in result["record"]["ete"]["weight_change"].values())
+    for table in load_weights(Path("runs", result["run_id"], "features.safetensors")).values():
+        lengths = table.norm(dim=1)
+        torch.testing.assert_close(lengths[lengths > 0], torch.ones_like(lengths[lengths > 0]))
 
 
 @pytest.mark.parametrize(

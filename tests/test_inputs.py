@@ -1,5 +1,6 @@
 """What a run trains on: which modalities an encoder makes unasked, and how it is told to work."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_where_a_key_was_set_is_no_part_of_a_run(specs):
     assert typed == default
 
 
-def test_features_of_files_and_encoders_are_scaled_but_for_those_that_are_trained(specs, registry, caplog):
+def test_features_are_scaled_but_those_that_are_trained_only_as_their_paradigm_keeps_them(specs, registry, caplog):
     for encoder in (None, "basic"):
         [plain], [unit] = specs(encoder=encoder), specs(encoder=encoder, normalize="unit")
         raw, made = inputs.gather(plain, registry).tables, inputs.gather(unit, registry).tables
@@ -163,12 +164,13 @@ def test_features_of_files_and_encoders_are_scaled_but_for_those_that_are_traine
             np.testing.assert_array_equal(table.values, expected.values)
             assert (table.seconds, table.parameters) == (raw[modality].seconds, raw[modality].parameters)
     assert "no effect" not in caplog.text
-    [plain], [joint] = specs(encoder="basic", paradigm="ete"), specs(encoder="basic", paradigm="ete", normalize="unit")
-    raw, made = inputs.gather(plain, registry).tables, inputs.gather(joint, registry).tables
-    assert {name: table.fingerprint for name, table in made.items()} == {
-        name: table.fingerprint for name, table in raw.items()
-    }
-    assert "normalize: unit has no effect on image and text, which ete trains" in caplog.text
+    [plain], *joint = (specs(encoder="basic", paradigm="ete", normalize=how) for how in ("none", "unit", "centered"))
+    raw, unit, centered = ({name: table.fingerprint for name, table in inputs.gather(run, registry).tables.items()}
+                           for run in (plain, *itertools.chain(*joint)))  # fmt: skip
+    assert not set(unit.values()) & set(raw.values())  # ete keeps its features at length 1
+    assert centered == raw
+    assert "normalize: unit" not in caplog.text
+    assert "normalize: centered has no effect on image and text, which ete trains" in caplog.text
 
 
 def test_features_of_files_and_encoders_are_whitened_and_a_joint_paradigm_refuses(specs, registry):

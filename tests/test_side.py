@@ -497,6 +497,12 @@ def test_a_run_starts_at_the_scores_of_pt_and_its_control_ends_there(
         assert not torch.equal(moved[modality], features[modality])
 
 
+def test_normalize_unit_keeps_what_a_side_network_makes_at_length_1(run: Callable[..., Answer]) -> None:
+    result = result_of(run("-m", "VBPR", "--encoder", "clip:tiny", *SIDE, "--normalize=unit", "--json"))
+    for table in load_weights(Path("runs", result["run_id"], "features.safetensors")).values():
+        assert sorted(table.norm(dim=1).round(decimals=5).unique().tolist()) == [0, 1]
+
+
 def test_the_record_says_what_was_trained_and_the_weights_of_which_encoder_they_need(
     run: Callable[..., Answer],
 ) -> None:

@@ -127,7 +127,8 @@ class ParadigmSpec:
 
     `config` is the frozen dataclass of its section in configuration (`ft:`, `--ft.epochs=2`); None: it has none.
     `prepares`: it makes an encoder of its own before features are made (`Paradigm.prepare`). `joint`: the model's
-    features collect the gradient of its loss, for `Paradigm.callback` to train on.
+    features collect the gradient of its loss, for `Paradigm.callback` to train on. `normalizes`: the values of the key
+    `normalize` that a joint paradigm applies to the features that it trains; they get others as they are.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ParadigmSpec:
     joint: bool = False
     summary: str = ""
     paper: str = ""
+    normalizes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,8 @@ def feature_tables(
     feature files.
 
     A file given by `--features` takes precedence. `--modalities` selects among what is available; an encoder makes
-    `joint` only if it is named there. Tables are scaled by `normalize` unless the paradigm trains them, and whitened if
-    `whiten` says so; with `force`, those of the encoder are made again.
+    `joint` only if it is named there. Tables are scaled by `normalize`, those that the paradigm trains only if it keeps
+    them so, and whitened if `whiten` says so; with `force`, those of the encoder are made again.
     """
     whiten = whitened if spec.settings.whiten else lambda table: table
     files, to_encode = _wanted(spec, dataset, registry)
@@ -253,7 +253,8 @@ def feature_tables(
         yield from ((modality, absent_table(modality, dataset.n_items)) for modality in (*files, *to_encode))
         return
     how = spec.settings.normalize
-    of_encoder = "none" if registry.paradigms.get(spec.paradigm).joint else how
+    paradigm = registry.paradigms.get(spec.paradigm)
+    of_encoder = how if not paradigm.joint or how in paradigm.normalizes else "none"
     if of_encoder != how and to_encode:
         trained = " and ".join(to_encode)
         logger.warning("normalize: %s has no effect on %s, which %s trains: it is for features that stay as they are",

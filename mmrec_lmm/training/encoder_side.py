@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import all_gather, everywhere, local_slice, processes, rank, sharing, sum_gradients
@@ -33,7 +34,8 @@ class EncoderWorker:
     """`encoder` with its optimizer, and the prepared `items` that it encodes.
 
     `present` (I,) marks by modality the items that have it; its device is the encoder's. `name` is for messages, `seed`
-    for what is drawn. `choice` is that of `choose_trained`, if that was called before.
+    for what is drawn. `choice` is that of `choose_trained`, if that was called before. `unit` divides each vector by
+    its length, also where the gradient comes through.
     `clock`, in the process that starts it, measures the parts of steps and of encoding: "loading" (prepared items are
     read and moved), "forward", "backward" (with the exchange of gradients and the optimizer's step), "refresh".
     """
@@ -48,13 +50,14 @@ class EncoderWorker:
         name: str = "encoder",
         seed: int = 0,
         choice: Choice | None = None,
+        unit: bool = False,
     ) -> None:
         if options.itc and not {"image", "text"} <= {*present}:
             raise ConfigError(
                 f"ete.itc: expected features of image and text, got those of {', '.join(present)}; try --ete.itc=0"
             )
         self.name = name
-        self._present, self._options = present, options
+        self._present, self._options, self._unit = present, options, unit
         self._device = next(iter(present.values())).device
         self._encoder = encoder.eval().to(self._device)
         self.clock = PartClock(self._device)
@@ -109,7 +112,9 @@ class EncoderWorker:
         batch = self._batch(items)
         with precision(self._device, self._options.dtype):
             features = self._encoder(batch)
-            total = torch.stack([(features[name].to(value) * value).sum() for name, value in gradients.items()]).sum()
+            total = torch.stack(
+                [(self._scaled(features[name].to(value)) * value).sum() for name, value in gradients.items()]
+            ).sum()
             if self._options.itc and len(places := self._paired[items].nonzero().squeeze(1)) > 1:
                 paired = to_device(places, self._device)
                 pairs = {key: tensor.index_select(0, paired) for key, tensor in batch.items()}
@@ -124,9 +129,15 @@ class EncoderWorker:
             batch = self._batch(items[local_slice(len(items))])
             with precision(self._device, self._options.dtype), self.part.encoding():
                 features = self._encoder(batch)
-            found = {modality: all_gather(features[modality]) for modality in self._present}
+            found = {modality: all_gather(self._scaled(features[modality])) for modality in self._present}
         self.clock.lap("refresh")
         return found
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        """Feature vectors (B, D) as the recommender gets them."""
+        if not self._unit:
+            return rows
+        return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
 
     def _batch(self, items: Tensor) -> dict[str, Tensor]:
         batch = {key: to_device(tensor, self._device) for key, tensor in self._items.batch(items.numpy()).items()}

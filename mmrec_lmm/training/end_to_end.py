@@ -168,7 +168,10 @@ def _worker(spec: RunSpec, inputs: Inputs, registry: Registry, present: Mapping[
         text_fields=spec.settings.text_fields,
         workers=loader_processes(spec.settings, next(iter(present.values())).device),
     )
-    return EncoderWorker(encoder, items, present, options, name=known.name, seed=spec.settings.seed, choice=choice)
+    return EncoderWorker(
+        encoder, items, present, options,
+        name=known.name, seed=spec.settings.seed, choice=choice, unit=spec.settings.normalize == "unit",
+    )  # fmt: skip
 
 
 def must_learn(options: EndToEnd) -> bool:

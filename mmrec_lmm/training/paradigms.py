@@ -150,6 +150,7 @@ def mmrec_register_paradigms() -> list[ParadigmSpec]:
             "mmrec_lmm.training.end_to_end:TrainedEndToEnd",
             EndToEnd,
             joint=True,
+            normalizes=("unit",),
             summary="the encoder trained end to end with the recommender, on the recommender's loss",
             paper="Yi et al., 2023, arXiv:2310.20343",
         ),
