@@ -12,6 +12,7 @@ their number: whoever picks the largest of many differences reads too much into 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,12 @@ class Values:
 
     def __call__(self, row: Row) -> np.ndarray:
         """Those of a row (S, U)."""
-        return np.stack([load_per_user(self.out / run)[f"test/{self.metric}"] for run in row.runs])
+        return read(self.out, self.metric, row.runs)
+
+
+@cache  # a row is in many pairs
+def read(out: Path, metric: str, runs: tuple[str, ...]) -> np.ndarray:
+    return np.stack([load_per_user(out / run)[f"test/{metric}"] for run in runs])
 
 
 class Pair(NamedTuple):
