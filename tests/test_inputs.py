@@ -1,6 +1,5 @@
 """What a run trains on: which modalities an encoder makes unasked, and how it is told to work."""
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -164,9 +163,11 @@ def test_features_are_scaled_but_those_that_are_trained_only_as_their_paradigm_k
             np.testing.assert_array_equal(table.values, expected.values)
             assert (table.seconds, table.parameters) == (raw[modality].seconds, raw[modality].parameters)
     assert "no effect" not in caplog.text
-    [plain], *joint = (specs(encoder="basic", paradigm="ete", normalize=how) for how in ("none", "unit", "centered"))
-    raw, unit, centered = ({name: table.fingerprint for name, table in inputs.gather(run, registry).tables.items()}
-                           for run in (plain, *itertools.chain(*joint)))  # fmt: skip
+    raw, unit, centered = (
+        {name: table.fingerprint for name, table in inputs.gather(run, registry).tables.items()}
+        for how in ("none", "unit", "centered")
+        for run in specs(encoder="basic", paradigm="ete", normalize=how)
+    )
     assert not set(unit.values()) & set(raw.values())  # ete keeps its features at length 1
     assert centered == raw
     assert "normalize: unit" not in caplog.text
