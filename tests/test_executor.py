@@ -271,6 +271,7 @@ def test_what_another_process_is_at_is_left_for_last(
     registry: Registry,
     holder: Callable[[Path, str], Callable[[], None]],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     jobs = list(plan().jobs.values())
     first = [job for job in jobs if getattr(job, held) == getattr(jobs[0], held)]
@@ -283,8 +284,12 @@ def test_what_another_process_is_at_is_left_for_last(
             free()
 
     monkeypatch.setattr(executor, "PAUSE", 0.01)
-    Worker(plan(), registry, since=0, on_progress=reported).work()
-    assert done == [job.key for job in jobs if job not in first] + [job.key for job in first]
+    with caplog.at_level("INFO", logger="mmrec_lmm"):
+        Worker(plan(), registry, since=0, on_progress=reported).work()
+    in_order = [job for job in jobs if job not in first] + first
+    assert done == [job.key for job in in_order]
+    titles = [line.removeprefix("========= ") for line in caplog.messages if line.startswith("========= ")]
+    assert titles == [job.title for job in in_order]  # each once, when it begins
 
 
 def test_a_mistake_in_a_study_is_told_with_its_line_and_exit_code_2() -> None:

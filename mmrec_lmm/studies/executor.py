@@ -390,6 +390,7 @@ class Worker:
         )
         self._gathered: dict[str, Inputs] = {}  # of the last group only: tables are large
         self._failed: dict[str, Exception] = {}  # group -> why its inputs couldn't be made
+        self._begun: set[str] = set()  # jobs whose title is in the log
 
     def work(self, jobs: Iterable[Job] | None = None) -> None:
         """Return when every job is settled, by this process or another. Raises only Interrupted, no run's error."""
@@ -436,7 +437,6 @@ class Worker:
 
         Raises only Interrupted.
         """
-        logger.info("========= %s", job.title)
         try:
             inputs = self._inputs(job, claims)
             if inputs is None:
@@ -459,11 +459,15 @@ class Worker:
 
     def _inputs(self, job: Job, claims: Claims) -> Inputs | None:
         """The job's inputs; None while another process is encoding them. If they fail, all jobs of the group do."""
+        known = job.group in self._failed or job.group in self._gathered
+        if not known and not claims.claim(_piece(job.encoded)):
+            return None
+        if job.key not in self._begun:
+            self._begun.add(job.key)
+            logger.info("========= %s", job.title)
         if job.group in self._failed:
             raise self._failed[job.group]
-        if job.group not in self._gathered:
-            if not claims.claim(_piece(job.encoded)):
-                return None
+        if not known:
             try:
                 self._gathered = {}  # first free the last group's tables: memory holds one group at a time
                 self._gathered[job.group] = gather(job.spec, self.registry, progress=self.progress)
