@@ -196,6 +196,21 @@ def test_the_latest_run_of_a_model_and_a_data_set_is_taken_and_said(caplog: pyte
     assert call("recommend", "VBPR-toy", "--users", "u-03", "--json").err == ""
 
 
+def test_of_several_runs_a_control_or_a_worse_point_of_a_grid_is_never_taken_for_the_model() -> None:
+    def taken() -> str:
+        return call("recommend", "VBPR-toy", "--users", "u-03", "--json").err.removeprefix("note: VBPR-toy: ")
+
+    control = run("VBPR", "toy", **SMALL, control="shuffled")
+    assert taken() == f"the latest of 1 run, all with a control (shuffled): {control.id}\n"
+    first = run("VBPR", "toy", **SMALL)
+    run("VBPR", "toy", **SMALL, control="none")
+    assert taken() == f"the latest of 1 run without a control: {first.id}\n"
+    for values in ([0.1, 1e-9], [1e-9, 0.1]):
+        found = grid("VBPR", "toy", **SMALL, topk=[2], valid_metric="NDCG@2", learning_rate=values, force=True)
+        assert found.runs[0].valid["ndcg@2"] != found.runs[1].valid["ndcg@2"]
+        assert taken() == f"the best on validation of the latest grid's 2 points: {found.best.id}\n"
+
+
 def test_embeddings_give_the_scores_of_the_best_weights_and_are_copies() -> None:
     found = run("VBPR", "toy", **SMALL)
     users, items = found.user_embeddings(), found.item_embeddings()

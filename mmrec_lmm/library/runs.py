@@ -81,7 +81,8 @@ def run(
     )  # fmt: skip
     resolved = resolve_runs(request, registry)
     if len(resolved.runs) > 1:
-        axes = ", ".join(f"{name} ({len(values)} values)" for name, values in resolved.axes.items())
+        several = {name: values for name, values in resolved.axes.items() if len(values) > 1}
+        axes = ", ".join(f"{name} ({len(values)} values)" for name, values in several.items())
         raise ConfigError(f"run: expected one value of each key, got a grid of {axes}; try grid(...), which runs all")
     made = _made(resolved, registry, out=user_path(out), resume=resume, force=force, progress=progress)
     return Run(made.best.path, plugins=plugins)
@@ -139,18 +140,13 @@ def recommend(
     internal_ids: bool = False,
 ) -> pd.DataFrame:
     """The best `k` items of each user, as `Run.recommend`. `run` may be a run's id, the start of one, its folder, or
-    MODEL-DATASET, the latest of these."""
+    MODEL-DATASET: the latest of these without a control, or the best point of its grid."""
     if not isinstance(run, Run):
-        folder, count = run_folder.find_latest(user_path(out), expand_home(str(run)))
-        if count > 1:
-            logger.warning("%s", latest_note(str(run), folder, count))
+        folder, note = run_folder.find_latest(user_path(out), expand_home(str(run)))
+        if note:
+            logger.warning("%s", note)
         run = Run(folder, plugins=plugins, data_path=data_path)
     return run.recommend(users, k, internal_ids=internal_ids)
-
-
-def latest_note(name: str, folder: Path, count: int) -> str:
-    """The note that of several runs the latest was taken."""
-    return f"{name}: the latest of {count} runs: {folder.name}"
 
 
 class Run:

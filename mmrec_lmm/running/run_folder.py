@@ -44,6 +44,7 @@ from ..disk.temporaries import sweep
 from ..disk.writing import write_atomic, write_bytes, write_json
 from ..errors import ConfigError, DataError, NoAccess, RunBusy, did_you_mean, is_denied
 from ..evaluation.metrics import METRICS
+from ..formatting import counted
 from ..plugin.registry import Registry
 from ..typed_json import check_finite, decode, parse, plain
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
@@ -354,16 +355,41 @@ def find_run(out: Path, name: str) -> Path:
     )
 
 
-def find_latest(out: Path, name: str) -> tuple[Path, int]:
-    """As `find_run`; of several runs that differ only in the hash, which `name` lacks, the latest. Also their number, 1
-    if there was no choice."""
+def find_latest(out: Path, name: str) -> tuple[Path, str | None]:
+    """As `find_run`; of several runs that differ only in the hash, which `name` lacks, the latest without a control. If
+    that is a point of a grid, the grid's best on validation. Also a note that says which of what was taken; None if
+    there was no choice."""
     complete(out)
     same = [folder for folder in finished_runs(out) if folder.name.rpartition("-")[0].lower() == name.lower()]
     results = [result for folder in same if (result := try_result(folder)) is not None]
-    if len(same) < 2 or not results or os.path.lexists(Path(name) / RESULT):
-        return find_run(out, name), 1
-    latest = max(results, key=lambda result: (result.record.finished, (result.path / RESULT).stat().st_mtime_ns))
-    return latest.path, len(same)
+    if not results or os.path.lexists(Path(name) / RESULT):
+        return find_run(out, name), None
+    own = [result for result in results if result.record.axes.control is None]
+    latest = max(own or results, key=lambda result: (result.record.finished, (result.path / RESULT).stat().st_mtime_ns))
+    if not own:
+        which = f"the latest of {counted(len(results), 'run')}, all with a control ({latest.record.axes.control})"
+    elif len(points := [result for result in own if _differs_by_point(result, latest)]) > 1:
+        metric = plain(latest.record.resolved)["settings"]["valid_metric"].lower()
+        latest = max(points, key=lambda result: result.valid[metric])
+        which = f"the best on validation of the latest grid's {len(points)} points"
+    elif len(same) == 1:
+        return latest.path, None
+    else:
+        which = f"the latest of {counted(len(own), 'run')}" + (" without a control" if len(own) < len(results) else "")
+    return latest.path, f"{name}: {which}: {latest.path.name}"
+
+
+def _differs_by_point(result: RunResult, other: RunResult) -> bool:
+    """True if two runs have all in common, the seed too, but the values of a grid that both are points of."""
+    axes = result.parameters.keys() - {"seed"}
+    if not axes or axes != other.parameters.keys() - {"seed"} or result.record.seed != other.record.seed:
+        return False
+
+    def rest(value: Any) -> Any:
+        return {k: rest(v) for k, v in value.items() if k not in axes} if isinstance(value, Mapping) else value
+
+    fixed = [{**rest(plain(one.record.resolved)), "point": None} for one in (result, other)]
+    return fixed[0] == fixed[1]
 
 
 def save_per_user(

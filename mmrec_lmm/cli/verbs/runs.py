@@ -159,13 +159,12 @@ def _trained(options: argparse.Namespace) -> Trained:
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
-    """The folder of the run that the flags name; of several that fit MODEL-DATASET, the latest, which is said."""
-    from ...library.runs import latest_note
+    """The folder of the run that the flags name; of several that fit MODEL-DATASET, the one that is said."""
     from ...running.run_folder import find_latest
 
-    folder, count = find_latest(options.out, options.run)
-    if count > 1:
-        print(f"note: {latest_note(options.run, folder, count)}", file=sys.stderr)
+    folder, note = find_latest(options.out, options.run)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     return folder
 
 
