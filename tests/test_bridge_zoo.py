@@ -4,6 +4,7 @@ The model files are in `mmrec_checkout`, each in the manner of a family there.
 """
 
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mmrec_lmm import machine
 from mmrec_lmm.bridge.data_folder import DataFolder
 from mmrec_lmm.bridge.model_file import loaded_file
 from mmrec_lmm.bridge.scope import process_kept, running
-from mmrec_lmm.errors import MMRecError, NotApplicable, PluginError
+from mmrec_lmm.errors import MMRecError, NotApplicable, PluginError, RunError
 from mmrec_lmm.testing import scores_of
 
 SMALL = {"embedding_size": 4}
@@ -226,7 +227,7 @@ CALLS: dict[str, tuple[str, str, type[MMRecError]]] = {
     ),
     "a key that no flag can have": (
         "self.x = 1 + config['data.own']",
-        r"mine.py:8: expected a value of data.own .* try a file configs/model/mine.yaml",
+        r"mine.py:8: expected a value of data.own, got .* try a file configs/model/mine.yaml",
         PluginError,
     ),
     "what a key decides": (
@@ -263,6 +264,48 @@ def test_what_a_file_lacks_is_one_message_with_its_line(what: str, tmp_path: Pat
     with pytest.raises(kind, match=said) as found:
         bridged(write(tmp_path, model_text(lines)), tables("text"))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "value", "said"),
+    [
+        ("self.x = nn.Embedding(3, config['own_k'])", [8], r"own_k = \[8\] \(.*mine.py:8\), which may be why; a list"),
+        ("self.k = config['own_k']\nself.x = 1 / self.k", "1e-3", r"own_k = '1e-3' \(.*mine.py:8\), which may be why"),
+    ],
+)
+def test_a_value_of_another_type_is_named(line: str, value: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=rf"TypeError: .*; it got {said}"):
+        bridged(write(tmp_path, model_text(line)), {}, own_k=value)
+
+
+def test_an_assertion_without_words_is_its_line(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"mine.py:8: .*got AssertionError: assert self.n_users < 0$"):
+        bridged(write(tmp_path, model_text("assert self.n_users < 0")), {})
+
+
+def test_numbers_that_are_nan_from_the_start_are_said_with_their_line(tmp_path: Path) -> None:
+    root = METHODS.replace("].square().mean()", "].square().neg().log().mean()")
+    model = bridged(write(tmp_path, model_text(methods=root)), {})
+    model.on_epoch_start(0)
+    with pytest.raises(RunError, match=r"mine.py:9: .*got nan \(loss\) in the first batch, before any step; try"):
+        model.training_loss(BATCH)
+    resumed = bridged(tmp_path / "mine.py", {})
+    resumed.on_epoch_start(3)
+    assert resumed.training_loss(BATCH)["loss"].isnan(), "of weights that diverged: the host ends at the best epoch"
+    quotient = METHODS.replace("return self.users[interaction[0]] @", "return 0 / torch.zeros(14, 1) @")
+    with pytest.raises(RunError, match=r"mine.py:11: expected scores that are numbers, got NaN for \d+ of \d+ in the"):
+        scores_of(bridged(write(tmp_path, model_text(methods=quotient)), {}))
+
+
+def test_sparse_tensors_of_a_file_bring_no_warning_of_torchs(tmp_path: Path) -> None:
+    """torch warns once in a process, so another one makes them."""
+    file = write(tmp_path, model_text("self.graph = torch.sparse_coo_tensor([[0], [1]], [1.0], (2, 2))"))
+    code = "from test_bridge import *; bridged(Path(sys.argv[1]), {})"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error:Sparse invariant", "-c", f"import sys; {code}", str(file)],
+        check=False, capture_output=True, text=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_an_attribute_of_the_checkouts_own_base_class_is_named(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ class BridgedModel(Recommender):
         self._device = device or next((table.device for table in tables.values()), torch.device("cpu"))
         self._settings = settings
         self._streams = Streams(settings.seed)
-        self._checked_loss = False
+        self._epoch = 0
+        self._checked_loss = self._checked_numbers = False
         own = vars(config)
         if own.get("use_full_sampling"):
             raise NotApplicable(
@@ -99,6 +100,7 @@ class BridgedModel(Recommender):
         return cls(data, features, run.model_config, run=run, device=device)
 
     def on_epoch_start(self, epoch: int) -> None:
+        self._epoch = epoch
         self._streams.start_epoch(epoch)
         with self._code("pre_epoch_processing"):
             self.model.pre_epoch_processing()
@@ -307,25 +309,27 @@ class BridgedModel(Recommender):
         return terms
 
     def _check_loss(self, terms: Mapping[str, Tensor]) -> None:
-        """Check the first batch's terms: that they are finite where features may be at fault, and reach something that
-        trains."""
+        """Check the first batch's terms: that they are finite before any step, and reach something that trains."""
         self._checked_loss = True
         where = self._place_of_loss
         total = torch.stack([*terms.values()]).sum()
         if not torch.is_grad_enabled():
             return
         if not total.isfinite():
-            if absent := self._absent({m: t for m, t in self.features().items() if m in FEATURE_NAMES}):
+            if self._epoch == 0:
                 wrong = first_few([name for name, term in terms.items() if not term.isfinite()])
+                absent = self._absent({m: t for m, t in self.features().items() if m in FEATURE_NAMES})
+                cure = ", before any step; try its logarithms, roots and quotients, which may be of 0 or less"
+                if absent:
+                    cure = f"; {absent}, and a cosine with those is 0 / 0; try --missing=mean, as MMRec does"
                 raise RunError(
-                    f"{where}: expected a finite loss, got {total.item()} ({wrong}) in the first batch; "
-                    f"{absent}, and a cosine with those is 0 / 0; try --missing=mean, as MMRec does"
+                    f"{where}: expected a finite loss, got {total.item()} ({wrong}) in the first batch{cure}"
                 )
             return
         if not total.requires_grad:
             raise PluginError(
                 f"{where}: expected a loss that depends on a parameter, got {total.item()}, which depends on none; try "
-                "--req_training=false, which evaluates once"
+                "it without detach() and no_grad(), or, for a model that isn't trained, --req_training=false"
             )
         if self.features.joint:
             leaves = {m: table for m, table in self.features().items() if m in FEATURE_NAMES}
@@ -342,12 +346,22 @@ class BridgedModel(Recommender):
         if is_array and n_users == 1 and tuple(scores.shape) == (self.n_items,):  # squeezed
             scores = scores[None]
         if not is_array or tuple(scores.shape) != (n_users, self.n_items):
+            lacks_columns = is_array and len(scores.shape) == 2 and len(scores) == n_users
             raise PluginError(
                 f"{self._place_of('full_sort_predict')}: expected scores ({n_users}, {self.n_items}) of users and all "
                 f"items from full_sort_predict, got {tuple(scores.shape) if is_array else type(scores).__name__}; try "
-                "a row for each user"
+                f"{'a column for each item' if lacks_columns else 'a row for each user'}"
             )
-        return torch.as_tensor(scores, device=self._device)
+        found = torch.as_tensor(scores, device=self._device)
+        if not self._checked_numbers:
+            self._checked_numbers = True
+            if n_wrong := int(found.isnan().sum()):
+                raise RunError(
+                    f"{self._place_of('full_sort_predict')}: expected scores that are numbers, got NaN for {n_wrong:,} "
+                    f"of {found.numel():,} in the first evaluation; try its logarithms, roots and quotients, or a "
+                    "smaller learning_rate if the losses grew"
+                )
+        return found
 
     @property
     def _place_of_loss(self) -> str:

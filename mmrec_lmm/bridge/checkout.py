@@ -67,7 +67,7 @@ def import_checkout(checkout: Path, *, to: Path, data_path: Path, force: bool = 
     with new_folder(to) as building:
         for part, pattern in parts.items():
             place = source / part
-            for file in [place] if place.is_file() else sorted(place.rglob(pattern)):
+            for file in [place] if place.is_file() else sorted(one for one in place.rglob(pattern) if not one.is_dir()):
                 copy = building / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 check_file(file, _CURE)

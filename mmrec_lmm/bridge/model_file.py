@@ -9,6 +9,7 @@ import hashlib
 import keyword
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,14 +25,14 @@ from ..config import yaml_layers
 from ..config.schema import HOST
 from ..config.yaml_layers import ENCODER, GRID
 from ..errors import ConfigError, MMRecError, NotApplicable, PluginError, RunError, did_you_mean
-from ..formatting import first_line
+from ..formatting import first_line, foreign
 from ..plugin.hookspecs import hookimpl
 from ..plugin.registry import FILE_CODE
 from ..plugin.specs import ModelSpec
 from . import model_name
 from .imports import ModelImports, offered_names
 from .interface import AbstractRecommender, set_attribute
-from .run_values import OVERALL
+from .run_values import HOST_KEYS, OVERALL
 from .scope import NEEDS, process_kept, running
 from .stand_ins import STAND_INS
 
@@ -96,7 +97,8 @@ class ModelFile:
         self.cls = self._model_class(module)
         text = ast.get_docstring(self._tree) or ""
         words = [line.strip(" #:\t") for line in text.splitlines()]
-        self.summary = next((line for line in words if re.search(r"\w{3}", line) and "coding:" not in line), "")[:100]
+        found = (line for line in words if re.search(r"\w{3}", line) and "coding:" not in line)
+        self.summary = textwrap.shorten(next(found, ""), 100, placeholder=" ...")
 
     def mentions(self, pattern: str) -> bool:
         """True if the text of the file, or of what it imports from its checkout, has a match."""
@@ -128,8 +130,14 @@ class ModelFile:
             raise PluginError(str(error)) from None
 
     def _parse(self, path: Path) -> ast.Module:
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise PluginError(
+                f"{path}:1: expected Python in UTF-8, got {foreign(content[:8]) or 'bytes of another encoding'}; try "
+                "saving it as UTF-8"
+            )
         with self.blaming("import"):
-            return ast.parse(path.read_bytes(), str(path))
+            return ast.parse(content, str(path))
 
     def _note_keys(self, path: Path, tree: ast.Module) -> None:
         for key, line in _keys_in(tree):
@@ -176,7 +184,7 @@ class ModelFile:
 
     def _fault(self, error: Exception | SystemExit, doing: str, config: Any, missing: tuple[str, ...]) -> MMRecError:
         path, line, text = self._place(error)
-        where, said = f"{path}:{line}", f"{type(error).__name__}: {first_line(error)}"
+        where, said = f"{path}:{line}", _said(error, text)
         if isinstance(error, SyntaxError):
             return PluginError(f"{where}: expected Python, got a syntax error: {error.msg}")
         if isinstance(error, ImportError):
@@ -198,7 +206,8 @@ class ModelFile:
             return PluginError(f"{where}: {self._more_of(library[1], error)}")
         without = tuple(config.without_value) if config is not None else ()
         without = tuple(sorted(without, key=lambda key: not re.search(rf"\b{re.escape(key)}\b", text)))  # stable
-        keys = ", ".join(f"{key} ({self.keys.get(key, 'read there')})" for key in without)
+        places = {key: self.keys.get(key, "read there") for key in without}
+        keys = ", ".join(f"{key} ({place})" if place != where else key for key, place in places.items())
         if "None" in str(error) and without:
             named = next((key for key in without if key in self.keys and key.isidentifier()), None)
             flag = f"--{named}=VALUE, or " if named else ""
@@ -214,9 +223,24 @@ class ModelFile:
             cure = "; try putting it into the data set's folder" if own else "; try the folder that its path starts at"
         elif isinstance(error, AttributeError) and (set_there := self._set_by_own_base(error)):
             cure = f"; {set_there} sets it, which isn't used here: try setting it in the file"
-        elif without and isinstance(error, AttributeError | NameError | KeyError):
-            cure = f"; it got no value of {keys}, which may be why"
+        elif isinstance(error, AttributeError | NameError | KeyError):
+            cure = f"; it got no value of {keys}, which may be why" if without else _meant(error)
+        elif config is not None and isinstance(error, TypeError | ValueError) and (odd := self._odd(config, text)):
+            cure = f"; it got {odd}, which may be why; a list is a grid's where hyper_parameters names its key"
         return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, f'run {doing}')}, got {said}{cure}")
+
+    def _odd(self, config: Any, text: str) -> str:
+        """The values that the file read and that are lists, or numbers in quotation marks, with their places; those of
+        keys in the line `text` alone, if it has such keys."""
+        values = {key: config.final_config_dict.get(key) for key in config.read if key in self.keys}
+        found = {
+            key: value
+            for key, value in values.items()
+            if key not in HOST_KEYS
+            and (isinstance(value, list) or (isinstance(value, str) and _NUMBER.fullmatch(value)))
+        }
+        named = [key for key in found if re.search(rf"\b{re.escape(key)}\b", text)]
+        return ", ".join(f"{key} = {found[key]!r} ({self.keys[key]})" for key in named or found)
 
     def _set_by_own_base(self, error: AttributeError) -> Path | None:
         """The checkout's own base class's file, if it sets the attribute that `error` lacks."""
@@ -288,13 +312,35 @@ def _names_set(statements: Iterable[ast.stmt]) -> Iterator[str]:
                 yield node.id if isinstance(node, ast.Name) else node.attr
 
 
+def _said(error: BaseException, text: str) -> str:
+    """An exception in words; of one without a message, such as an assertion's, the line that raised it."""
+    name, message = type(error).__name__, first_line(error) if str(error).strip() else text
+    return f"{name}: {message}" if message else name
+
+
+def _meant(error: AttributeError | NameError | KeyError) -> str:
+    """A question after the name that is nearest to the one that `error` lacks; empty if none is near."""
+    if isinstance(error, KeyError):
+        return ""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if isinstance(error, AttributeError):
+        known: Iterable[str] = dir(error.obj) if error.name else ()
+    else:
+        known = [*last.tb_frame.f_locals, *last.tb_frame.f_globals] if last is not None else ()
+    return did_you_mean(error.name or "", known)
+
+
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
 _EXPECTED = {"import": "be imported", "__init__": "be constructed"}
 
 
 def load(path: Path) -> ModelPlugin:
     """The plugin of a model file. A second load of an unchanged file gives the same classes."""
     if not path.is_file():
-        raise PluginError(f"{path}: expected a Python file with a model, got no such file; try its path with -m")
+        got = "a folder; try one of its files" if path.is_dir() else "no such file; try the path of a .py file"
+        raise PluginError(f"{path}: expected a Python file with a model, got {got}")
     name = _module_name(path)
     known = sys.modules.get(name)
     if known is not None and _unchanged(loaded_file(path)):

@@ -42,6 +42,7 @@ NEEDS = {
     "cuda": r"\bcuda\b",
     "device": r"\bis_available\b",
     "scipy": r"\b_update\(|\.[AH]\b",
+    "sparse": r"sparse",
 }
 
 
@@ -60,6 +61,8 @@ def running(device: torch.device, streams: Streams | None = None, needs: Collect
             stack.enter_context(having(sparse.dok_matrix, "_update", _update))  # removed in SciPy 1.13
             stack.enter_context(having(sparse.spmatrix, "A", property(lambda self: self.toarray())))  # in 1.14
             stack.enter_context(having(sparse.spmatrix, "H", property(lambda self: self.conj().T)))
+        if "sparse" in needs:  # said outright, as torch else warns of its default
+            stack.enter_context(torch.sparse.check_sparse_tensor_invariants(enable=False))
         yield
 
 
@@ -72,6 +75,7 @@ def process_kept() -> Iterator[None]:
     cudnn, flags = torch.backends.cudnn, ("deterministic", "benchmark", "enabled")
     before = {flag: getattr(cudnn, flag) for flag in flags}
     with warnings.catch_warnings(), np.errstate():
+        warnings.filterwarnings("ignore", r"torch\.sparse\.SparseTensor\(.* is deprecated", UserWarning)  # said once
         try:
             yield
         finally:

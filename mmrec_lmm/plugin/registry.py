@@ -139,9 +139,11 @@ class NamedSpecs(Generic[Spec]):
             if self.kind == "model" and name.endswith(".py"):
                 raise ConfigError(
                     f"unknown model {name}; a model file of MMRec's is known by its path, which executes it: try "
-                    f"-p mmrec_lmm.bridge:PATH/{Path(name).name}"
+                    f"-p mmrec_lmm.bridge:PATH/{Path(name).name}, of that very file name"
                 )
             hint = did_you_mean(name, self.names()) or ";"
+            if self.kind == "model" and (Path(name).suffix or len(Path(name).parts) > 1):
+                hint = "; the path of a model file ends in .py;"
             known = ", ".join(self.names()) or "none"
             raise ConfigError(f"unknown {self.kind} {name}{hint} known: {known}{self._withheld}")
         if len(offers) > 1:
