@@ -252,6 +252,19 @@ def test_yaml_of_the_checkout_is_a_grid_and_lists_stay_lists(data_path: Path) ->
     assert "no such key" not in model._values
 
 
+def test_a_checkouts_data_are_found_from_any_folder(data_path: Path, tmp_path: Path) -> None:
+    """MMRec's programs start in src/, so `data_path: ../data/` is the checkout's own."""
+    shutil.copytree(CHECKOUT, tmp_path / "own")
+    shutil.move(data_path, tmp_path / "own" / "data")
+    configs = tmp_path / "own" / "src" / "configs"
+    (configs / "overall.yaml").write_text("data_path: ../data/\n")
+    shown = call("config", "show", "-m", MODELS / "bpr.py", "-d", "toy", "--configs", configs)
+    assert f" {tmp_path}/own/data " in shown.out, shown
+    (configs / "overall.yaml").write_text(f"data_path: {tmp_path}/other\n")
+    shown = call("config", "show", "-m", MODELS / "bpr.py", "-d", "toy", "--configs", configs)
+    assert f" {tmp_path}/other " in shown.out, shown
+
+
 def test_a_changed_file_trains_again_and_an_unchanged_one_does_not(data_path: Path, tmp_path: Path) -> None:
     shutil.copytree(CHECKOUT, tmp_path / "own")
     file = tmp_path / "own" / "src" / "models" / "offset.py"
@@ -288,7 +301,7 @@ def test_a_study_compares_a_file_with_its_native_twin(data_path: Path, tmp_path:
     assert "bpr.py" in shown.out
     for verb in ("run", "table"):
         without = call("study", verb, file, "--out", tmp_path / "runs")
-        assert without.err.endswith("try -p mmrec_lmm.bridge:PATH/bpr.py\n"), without.err
+        assert without.err.endswith("try -p mmrec_lmm.bridge:PATH/bpr.py, of that very file name\n"), without.err
 
 
 # Saved state
@@ -612,6 +625,8 @@ BAD: dict[str, tuple[str, str]] = {
         "def mmrec_register_models(): ...\n",
         r"mine.py:1: expected a model file .* got a plugin; try -p",
     ),
+    "another encoding": ("\0", r"mine.py:1: expected Python in UTF-8, got bytes of another encoding; try saving"),
+    "a misspelled class": ("Linaer = 1\nx = Linnaer\n", r"mine.py:5: .*NameError: .*; did you mean Linaer\?"),
     "an exit": ("exit(3)\n", r"mine.py:4: expected it to be imported, got SystemExit: 3"),
     "an error": ("1 / 0\n", r"mine.py:4: expected it to be imported, got ZeroDivisionError"),
 }
@@ -636,7 +651,7 @@ CALLS: dict[str, tuple[str, str, type[MMRecError]]] = {
     ),
     "a key": (
         "self.layer = nn.Linear(3, config['width_of_it'])",
-        r"mine.py:8: expected a value of width_of_it \(.*mine.py:8\), got none, .* try --width_of_it=VALUE",
+        r"mine.py:8: expected a value of width_of_it, got none, .* try --width_of_it=VALUE",
         PluginError,
     ),
     "features": (

@@ -624,6 +624,8 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
         ([*RUN, "--jsno"], ", got --jsno; did you mean --json?"),
         ([*RUN, "--epochs", "3"], "expected a flag of mmrec-lmm run, or a configuration key as --epochs=VALUE, "),
         ([*RUN, "stray"], ", or a configuration key as --KEY=VALUE, got stray"),
+        (["run", "-m", "notes/freedom.ipynb", "-d", "toy"], "; the path of a model file ends in .py; known: "),
+        (["study", "run", "x.yaml", "--threads=1"], "--threads=1; try settings: {threads: 1} in the study's file"),
         (["list", "models", "--epochs=3"], "unknown argument: expected a flag of mmrec-lmm list, got --epochs=3"),
         ([*RUN, "--paradigm", "ft"], "--paradigm ft: expected an encoder to tune, got none; try --encoder NAME"),
         ([*RUN, "--paradigm=ete"], "--paradigm ete: expected an encoder to train, got none; try --encoder NAME"),

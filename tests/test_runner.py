@@ -720,6 +720,19 @@ def test_without_resume_an_interrupted_run_starts_anew(
     assert caplog.text.count("epoch 0 training") == 2
 
 
+def test_a_resumed_run_without_a_checkpoint_says_that_it_starts_over(
+    specs: Specs, toys: Registry, tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mmrec_lmm")
+    said = "has no checkpoint yet: it starts over"
+    with pytest.raises(Interrupted):
+        run_grid(specs(), interrupting(tmp_path, 2), out=out, resume=True)
+    assert said not in caplog.text, "it is new"
+    shutil.rmtree(next(out.iterdir()) / "checkpoint")
+    run_grid(specs(), toys, out=out, resume=True)
+    assert said in caplog.text
+
+
 def test_an_interruption_ends_the_whole_grid(specs: Specs, tmp_path: Path, out: Path) -> None:
     with pytest.raises(Interrupted):
         run_grid(specs(seed="[1, 2]"), interrupting(tmp_path, 1), out=out)

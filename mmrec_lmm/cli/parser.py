@@ -79,9 +79,17 @@ def configuration_keys(rest: Sequence[str], parser: argparse.ArgumentParser, *, 
             if allowed:
                 name = CALLED_ELSEWHERE.get(key, key) if argument.startswith("--") and key else "KEY"
                 expected += f", or a configuration key as --{name}=VALUE"
+            elif equals and parser.prog.split()[1:2] == ["study"] and _is_key(key):
+                meant = f"; try settings: {{{key}: {value}}} in the study's file"
             raise ConfigError(f"unknown argument: expected {expected}, got {argument}{meant}")
         overrides[key] = value
     return overrides
+
+
+def _is_key(name: str) -> bool:
+    from ..config.schema import HOST
+
+    return name in HOST.keys
 
 
 def refuse_dashes(arguments: Sequence[str]) -> None:

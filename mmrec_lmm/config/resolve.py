@@ -591,9 +591,11 @@ def _files(
         if path:
             found.add(name)
             try:
-                yield yaml_layers.read(
+                layer = yaml_layers.read(
                     path, name, prefix="encoder." if name == "encoder" else "", sections=merge.sections
                 )
+                chosen = request.configs
+                yield _of_checkout(layer, chosen) if chosen and chosen in path.parents else layer
             except ConfigError as error:
                 problems.append(str(error))
 
@@ -604,6 +606,14 @@ def _files(
     if grid is not None and not found & {*_GRIDS}:
         names = _names_in(places, "grid", own)
         problems.append(f"{asked.origin('grid')}: {_unknown(f'grid of model {request.model}', grid, names)}")
+
+
+def _of_checkout(layer: Layer, configs: Path) -> Layer:
+    """A layer of `configs`; of a checkout of MMRec's, whose programs start in src/, with its data_path from there."""
+    source, given = configs.parent, layer.values.get("data_path")
+    if not isinstance(given, str) or given.startswith("~") or not (source / "models").is_dir():
+        return layer
+    return dataclasses.replace(layer, values={**layer.values, "data_path": os.path.normpath(source / given)})
 
 
 def _idle_axes(stack: Iterable[Layer], merge: _Merge) -> Iterator[str]:

@@ -206,6 +206,8 @@ def run(
         if (finished := _finished(folder, force, spec, registry)) is not None:  # by another process meanwhile
             return as_stored(finished, spec, registry)
         if not (folder / run_folder.RESULT).exists():
+            if resume and (folder / run_folder.CONFIG).is_file() and not (folder / CHECKPOINT / STATE).is_file():
+                logger.info("%s has no checkpoint yet: it starts over", folder.name)
             run_folder.save_config(folder, spec)
         model = build_model(spec, inputs, registry, device)
         measures = measures_of(spec, inputs, registry)
