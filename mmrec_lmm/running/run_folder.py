@@ -381,14 +381,16 @@ def find_latest(out: Path, name: str) -> tuple[Path, str | None]:
 
 def _differs_by_point(result: RunResult, other: RunResult) -> bool:
     """True if two runs have all in common, the seed too, but the values of a grid that both are points of."""
-    axes = result.parameters.keys() - {"seed"}
+    axes, records = result.parameters.keys() - {"seed"}, (result.record, other.record)
     if not axes or axes != other.parameters.keys() - {"seed"} or result.record.seed != other.record.seed:
+        return False
+    if any(record.resolved is None for record in records):  # of an earlier version
         return False
 
     def rest(value: Any) -> Any:
         return {k: rest(v) for k, v in value.items() if k not in axes} if isinstance(value, Mapping) else value
 
-    fixed = [{**rest(plain(one.record.resolved)), "point": None} for one in (result, other)]
+    fixed = [{**rest(plain(record.resolved)), "point": None} for record in records]
     return fixed[0] == fixed[1]
 
 
