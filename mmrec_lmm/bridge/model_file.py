@@ -177,8 +177,11 @@ class ModelFile:
         `missing` the modalities without features."""
         try:
             yield
-        except MMRecError:
-            raise
+        except MMRecError as error:
+            if type(error) is not ConfigError:
+                raise
+            path, line, _ = self._place(error)  # of a tensor that is too large for the memory
+            raise ConfigError(f"{path}:{line}: {error}") from None
         except (Exception, SystemExit) as error:  # a file may call exit()
             raise self._fault(error, doing, config, tuple(missing)) from error
 
