@@ -413,10 +413,15 @@ def test_list_runs_shows_finished_runs_by_id() -> None:
     (row,) = json.loads(call("list", "runs", "--json").out)
     assert row["run"] == run_id
     assert run_id in call("list", "runs").out
-    assert row["parameters"] == ""
+    assert "differs" not in call("list", "runs").out
+    assert row["parameters"] == row["differs"] == ""
     call(*RUN, "--reg_weight=[0.1,1e-5]", "--epochs=1")
     parameters = {row["parameters"] for row in json.loads(call("list", "runs", "--json").out)}
     assert parameters == {"", "reg_weight=0.1", "reg_weight=1.0e-05"}
+    call(*RUN, "--modalities=text", "--epochs=1")
+    rows = {row["run"]: row["differs"] for row in json.loads(call("list", "runs", "--json").out)}
+    assert sorted(rows.values())[-1] == "modalities=[text]", rows
+    assert "  differs" in call("list", "runs").out
     assert call("list", "runs", "--out", "elsewhere").out == "no runs\n"
 
 

@@ -14,7 +14,7 @@ from ..config.resolve import Request, resolve_request
 from ..config.settings import OF_FILES, OF_NO_NUMBER
 from ..errors import ConfigError, did_you_mean
 from ..plugin.registry import Registry
-from ..running.replay import differing
+from ..running.differences import differing
 from ..typed_json import plain
 from ..types import PRE_TRAINED, RunResult
 from .bundle import SubmittedRow, opened

@@ -35,7 +35,7 @@ from ..disk.writing import write_json, write_output_by
 from ..errors import DataError
 from ..plugin.names import NAME_RULE, is_safe_name
 from ..running import run_folder
-from ..running.replay import differing
+from ..running.differences import differing
 from ..studies.leaderboard import Score
 from ..typed_json import FLAT, OPTIONAL, check_finite, decode, plain
 from ..types import Axes, DrawnSplit, RunResult

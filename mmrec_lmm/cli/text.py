@@ -382,6 +382,8 @@ def _minutes(probe: Probe) -> float:
 
 def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     """`list runs`: one row per finished run."""
+    from ..running.differences import set_apart
+
     return [
         {
             "run": result.run_id,
@@ -397,8 +399,9 @@ def run_rows(results: Sequence[RunResult]) -> list[dict[str, Any]]:
                 for split, values in _splits(result)
             },
             "finished": result.record.finished,
+            "differs": _point(apart),
         }
-        for result in results
+        for result, apart in zip(results, set_apart(results), strict=True)
     ]
 
 
@@ -541,6 +544,8 @@ def weights_text(rows: Sequence[Mapping[str, Any]], width: int | None = None) ->
 def listing_text(rows: Sequence[Mapping[str, Any]], kind: str, width: int | None = None) -> str:
     """`list`: the rows as a table, with texts cut to a screen of that `width`, if any."""
     hidden = HIDDEN.get(kind, ())
+    if not any(row.get("differs") for row in rows):
+        hidden = (*hidden, "differs")
     return table(fitted([{name: row[name] for name in row if name not in hidden} for row in rows], width))
 
 

@@ -26,6 +26,7 @@ from ..training.resume import load_weights
 from ..typed_json import plain
 from ..types import EpochReport, Inputs, RunRecord, RunResult, RunSpec
 from . import run_folder
+from .differences import differing
 from .inputs import gather
 from .provenance import NUMERICS_VERSION, code_hashes, device_name, run_id, versions
 from .runner import Interrupted, run
@@ -151,12 +152,6 @@ def changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [_was(f"configuration: {key}", *values) for key, values in differing(then, now).items()]
 
 
-def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The same with the values themselves; None for a key that one of the runs lacks."""
-    before, after = dict(_keys(then)), dict(_keys(now))
-    return {key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
-
-
 def departure(then: Sequence[EpochReport], now: Sequence[EpochReport]) -> str | None:
     """The first epoch and loss term or metric that differs between two histories; None if none does."""
     for one, other in zip(then, now, strict=False):
@@ -222,25 +217,6 @@ def _changed_files(record: RunRecord, inputs: Inputs, part: str) -> str:
     if files:
         return f" ({', '.join(files)})"
     return " (its files are the same: the encoder, its weights or its settings differ)" if now else ""
-
-
-def _keys(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keys of a resolved run in the user's spelling, with values: seed, reg_weight, encoder.variant, ft.epochs. It
-    may be anybody's: what should be a section and isn't is a key."""
-    settings = resolved.get("settings")
-    sampler = settings.get("sampler") if isinstance(settings, Mapping) else None
-    sections = {
-        "settings": "",
-        "model_config": "",
-        "encoder_config": "encoder.",
-        "paradigm_config": f"{resolved.get('paradigm')}.",
-        "sampler_config": f"{sampler}.",
-    }
-    for name, value in resolved.items():
-        if name in sections and isinstance(value, Mapping):
-            yield from ((f"{sections[name]}{key}", held) for key, held in value.items())
-        elif name not in sections or value is not None:
-            yield name, value
 
 
 def _was(what: str, then: Any, now: Any) -> str:

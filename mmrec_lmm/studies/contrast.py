@@ -15,8 +15,8 @@ from ..config.yaml_layers import as_yaml
 from ..errors import DataError
 from ..evaluation.statistics import holm, paired, seed_variance
 from ..running import run_folder
+from ..running.differences import differing
 from ..running.provenance import plugin_code_of
-from ..running.replay import differing
 from ..typed_json import plain
 from ..types import RunRecord, RunResult
 
