@@ -89,6 +89,7 @@ def train(
     size = size.times(factor, size.widths if quick else widths)
     if items is not None:
         size = Size(size.users, items, size.train, size.valid, size.test, size.widths)
+    size = _fitting(size, options)
     rng = np.random.default_rng(0)
     splits = interactions(size, rng)
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +171,7 @@ def epochs(
     With `data_path` on the interactions of the data set `baby` there; features are drawn in any case.
     """
     keep_freed_memory()
-    size, rng = QUICK if quick else replace(BABY, widths=widths), np.random.default_rng(0)
+    size, rng = _fitting(QUICK if quick else replace(BABY, widths=widths), options), np.random.default_rng(0)
     train = interactions(size, rng)["train"]
     if data_path is not None:
         dataset = load_dataset(Path(data_path) / "baby", "baby", SETTINGS)
@@ -181,6 +182,13 @@ def epochs(
     )
     taken = [seconds(partial(trainer.train_epoch, epoch)) for epoch in range(number)]
     return {"seconds": taken, "peak": peak_bytes()}
+
+
+def _fitting(size: Size, options: Mapping[str, Any]) -> Size:
+    """The size with the features that a model takes: UGNN's (`dense: false`) all have `latent_dim` columns."""
+    if options.get("dense", True):
+        return size
+    return replace(size, widths=dict.fromkeys(size.widths, options["latent_dim"]))
 
 
 def at_size(model: str, *, users: int, items: int, rows: int, steps: int, ranked: int, quick: bool) -> dict[str, Any]:

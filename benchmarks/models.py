@@ -36,6 +36,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "SLMRec": ("SLMRec", {}),
     "MMGCL": ("MMGCL", {}),
     "MMGCL, paper": ("MMGCL", {"variant": "paper"}),
+    "UGNN": ("MMGCL", {"dense": False, "latent_dim": 384, "ssl_alpha": 0.4, "dropout_rate": 0.3}),  # of preset ugnn
     "LATTICE": ("LATTICE", {}),
     "FREEDOM": ("FREEDOM", {}),
     "BM3": ("BM3", {}),
