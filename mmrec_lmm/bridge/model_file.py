@@ -226,8 +226,10 @@ class ModelFile:
             cure = "; try putting it into the data set's folder" if own else "; try the folder that its path starts at"
         elif isinstance(error, AttributeError) and (set_there := self._set_by_own_base(error)):
             cure = f"; {set_there} sets it, which isn't used here: try setting it in the file"
-        elif isinstance(error, AttributeError | NameError | KeyError):
-            cure = f"; it got no value of {keys}, which may be why" if without else _meant(error)
+        elif without and isinstance(error, AttributeError | NameError | KeyError):
+            cure = f"; it got no value of {keys}, which may be why"
+        elif isinstance(error, AttributeError | NameError):
+            cure = _meant(error)
         elif config is not None and isinstance(error, TypeError | ValueError) and (odd := self._odd(config, text)):
             cure = f"; it got {odd}, which may be why; a list is a grid's where hyper_parameters names its key"
         return PluginError(f"{where}: expected it to {_EXPECTED.get(doing, f'run {doing}')}, got {said}{cure}")
@@ -321,10 +323,8 @@ def _said(error: BaseException, text: str) -> str:
     return f"{name}: {message}" if message else name
 
 
-def _meant(error: AttributeError | NameError | KeyError) -> str:
+def _meant(error: AttributeError | NameError) -> str:
     """A question after the name that is nearest to the one that `error` lacks; empty if none is near."""
-    if isinstance(error, KeyError):
-        return ""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -40,19 +40,20 @@ def set_apart(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     its own point of a grid; keys of an encoder are compared among the runs that have it."""
     keys = [dict(keys_of(result.record.resolved or {})) for result in results]
     counts: dict[tuple[Any, ...], Counter[str]] = {}
-    for held in keys:
+    for held, result in zip(keys, results, strict=True):
         for name, value in held.items():
-            counts.setdefault(_among(held, name), Counter())[repr(value)] += 1
+            counts.setdefault(_among(result, name), Counter())[repr(value)] += 1
     return [
         {
             name: held[name]
             for name in sorted(held.keys() - _AXES - OF_NO_NUMBER - result.parameters.keys())
-            if counts[_among(held, name)].most_common(1)[0][0] != repr(held[name])
+            if counts[_among(result, name)].most_common(1)[0][0] != repr(held[name])
         }
         for held, result in zip(keys, results, strict=True)
     ]
 
 
-def _among(held: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """A key of the runs that are compared in `name`."""
-    return held["model"], held["dataset"], held["encoder"] if name.startswith("encoder.") else None, name
+def _among(result: RunResult, name: str) -> tuple[Any, ...]:
+    """What the runs have in common that are compared in `name`."""
+    axes = result.record.axes
+    return axes.model, axes.dataset, axes.encoder if name.startswith("encoder.") else None, name

@@ -48,6 +48,7 @@ from ..formatting import counted
 from ..plugin.registry import Registry
 from ..typed_json import check_finite, decode, parse, plain
 from ..types import RECORD_VERSION, Dataset, EpochReport, FeatureTable, RunResult, RunSpec
+from .differences import differing, keys_of
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import Ranking
@@ -369,8 +370,8 @@ def find_latest(out: Path, name: str) -> tuple[Path, str | None]:
     if not own:
         which = f"the latest of {counted(len(results), 'run')}, all with a control ({latest.record.axes.control})"
     elif len(points := [result for result in own if _differs_by_point(result, latest)]) > 1:
-        metric = plain(latest.record.resolved)["settings"]["valid_metric"].lower()
-        latest = max(points, key=lambda result: result.valid[metric])
+        metric = str(dict(keys_of(latest.record.resolved or {})).get("valid_metric")).lower()
+        latest = max(points, key=lambda result: result.valid.get(metric, 0.0))
         which = f"the best on validation of the latest grid's {len(points)} points"
     elif len(same) == 1:
         return latest.path, None
@@ -381,17 +382,10 @@ def find_latest(out: Path, name: str) -> tuple[Path, str | None]:
 
 def _differs_by_point(result: RunResult, other: RunResult) -> bool:
     """True if two runs have all in common, the seed too, but the values of a grid that both are points of."""
-    axes, records = result.parameters.keys() - {"seed"}, (result.record, other.record)
-    if not axes or axes != other.parameters.keys() - {"seed"} or result.record.seed != other.record.seed:
+    axes, then, now = result.parameters.keys() - {"seed"}, result.record.resolved, other.record.resolved
+    if not axes or result.parameters.keys() != other.parameters.keys() or then is None or now is None:
         return False
-    if any(record.resolved is None for record in records):  # of an earlier version
-        return False
-
-    def rest(value: Any) -> Any:
-        return {k: rest(v) for k, v in value.items() if k not in axes} if isinstance(value, Mapping) else value
-
-    fixed = [{**rest(plain(record.resolved)), "point": None} for record in records]
-    return fixed[0] == fixed[1]
+    return differing(then, now).keys() <= {*axes, "point"}
 
 
 def save_per_user(
