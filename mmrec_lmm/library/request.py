@@ -41,10 +41,14 @@ def only_encoding(resolved: Resolved) -> RunSpec:
         for run in resolved.runs
     }
     if len(made) > 1:
-        several = {name: values for name, values in resolved.axes.items() if len(values) > 1}
-        axes = ", ".join(f"{name} ({len(values)} values)" for name, values in several.items())
-        raise ConfigError(f"encode: expected one value of each key, got {axes}; try a command for each value")
+        got = several_values(resolved)
+        raise ConfigError(f"encode: expected one value of each key, got {got}; try a command for each value")
     return resolved.runs[0]
+
+
+def several_values(resolved: Resolved) -> str:
+    """The keys that have several values, in words: reg_weight (2 values), n_layers (3 values)."""
+    return ", ".join(f"{name} ({len(values)} values)" for name, values in resolved.axes.items() if len(values) > 1)
 
 
 def one_of_each(*sources: Mapping[str, _Value]) -> dict[str, _Value]:

@@ -36,6 +36,7 @@ from .request import (
     refuse_torchrun,
     request_of,
     resolve_runs,
+    several_values,
     unread_keys,
     values_of,
 )
@@ -81,9 +82,8 @@ def run(
     )  # fmt: skip
     resolved = resolve_runs(request, registry)
     if len(resolved.runs) > 1:
-        several = {name: values for name, values in resolved.axes.items() if len(values) > 1}
-        axes = ", ".join(f"{name} ({len(values)} values)" for name, values in several.items())
-        raise ConfigError(f"run: expected one value of each key, got a grid of {axes}; try grid(...), which runs all")
+        got = several_values(resolved)
+        raise ConfigError(f"run: expected one value of each key, got a grid of {got}; try grid(...), which runs all")
     made = _made(resolved, registry, out=user_path(out), resume=resume, force=force, progress=progress)
     return Run(made.best.path, plugins=plugins)
 

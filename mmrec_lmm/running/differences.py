@@ -7,7 +7,8 @@ from typing import Any
 from ..config.settings import OF_NO_NUMBER
 from ..types import RunResult
 
-_AXES = frozenset({"model", "dataset", "encoder", "control", "split", "seed", "point", "features"})
+#: What says elsewhere in a list of runs what a run is.
+_COLUMNS = frozenset({"model", "dataset", "encoder", "control", "split", "seed", "point", "features"})
 
 
 def keys_of(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -36,18 +37,19 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
 
 
 def set_apart(results: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """For each run, its values of the keys that most runs of its model and data set have otherwise, beside the axes and
-    its own point of a grid; keys of an encoder are compared among the runs that have it."""
+    """For each run, its values of the keys that most runs of its model and data set have otherwise, beside what a
+    list has columns for and its own point of a grid; keys of an encoder are compared among the runs that have it."""
     keys = [dict(keys_of(result.record.resolved or {})) for result in results]
     counts: dict[tuple[Any, ...], Counter[str]] = {}
     for held, result in zip(keys, results, strict=True):
         for name, value in held.items():
             counts.setdefault(_among(result, name), Counter())[repr(value)] += 1
+    usual = {among: counter.most_common(1)[0][0] for among, counter in counts.items()}
     return [
         {
             name: held[name]
-            for name in sorted(held.keys() - _AXES - OF_NO_NUMBER - result.parameters.keys())
-            if counts[_among(result, name)].most_common(1)[0][0] != repr(held[name])
+            for name in sorted(held.keys() - _COLUMNS - OF_NO_NUMBER - result.parameters.keys())
+            if usual[_among(result, name)] != repr(held[name])
         }
         for held, result in zip(keys, results, strict=True)
     ]
